@@ -1,0 +1,128 @@
+"""The exception tree. Rooms raise these; `app/api/errors.py` alone maps them to HTTP.
+
+PromptplexError
+├── InvalidRequest            the request itself is wrong
+│   └── RequestTooLong        it could never fit, however long it waited
+├── PromptRejected            an upload that must not be served
+│   └── UnsafeFile            not the strict safetensors that we accept
+├── NotFound                  no such task, version or alias
+├── NotServable               the task exists, but not on the loaded base
+├── Conflict                  somebody else moved first
+├── PayloadTooLarge
+├── Unavailable               try again later
+│   ├── Overloaded            the queue is full
+│   └── EngineStopped         draining or dead
+├── DeadlineExceeded
+├── Cancelled                 the caller went away
+├── NonFiniteLogits           the model produced NaN or infinity for this row
+├── CorruptData               stored bytes that no longer hash to their name
+├── StoreFull                 no room to make an upload durable
+└── UnsupportedModel          a base that we can't serve exactly
+
+Messages are for the user: what was wrong, what was expected, what to do next. They never hold
+paths, tracebacks or other internals of the server.
+"""
+
+
+class PromptplexError(Exception):
+    """Root of everything that Promptplex raises on purpose."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class InvalidRequest(PromptplexError):
+    """The request is wrong; `param` names the field at fault."""
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class RequestTooLong(InvalidRequest):
+    """The request exceeds a position or memory limit even when it runs alone."""
+
+
+class PromptRejected(PromptplexError):
+    """An uploaded prompt doesn't fit; says which tensor, what was expected and what came."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        tensor: str | None = None,
+        expected: str | None = None,
+        found: str | None = None,
+    ) -> None:
+        details = [message]
+        if tensor is not None:
+            details.append(f"tensor: {tensor}")
+        if expected is not None:
+            details.append(f"expected: {expected}")
+        if found is not None:
+            details.append(f"found: {found}")
+        super().__init__("; ".join(details))
+        self.tensor = tensor
+        self.expected = expected
+        self.found = found
+
+
+class UnsafeFile(PromptRejected):
+    """The bytes are not a well-formed safetensors file within our limits."""
+
+
+class NotFound(PromptplexError):
+    """No such task, version or alias."""
+
+
+class NotServable(PromptplexError):
+    """The task exists, but its prompt doesn't fit the loaded base model; says why."""
+
+
+class Conflict(PromptplexError):
+    """A compare-and-set lost: somebody else moved first."""
+
+
+class PayloadTooLarge(PromptplexError):
+    """The body exceeds its documented bound."""
+
+
+class Unavailable(PromptplexError):
+    """Nothing is wrong with the request; try again after `retry_after` seconds."""
+
+    def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Overloaded(Unavailable):
+    """The bounded queue is full."""
+
+
+class EngineStopped(Unavailable):
+    """The engine is loading, draining or dead."""
+
+
+class DeadlineExceeded(PromptplexError):
+    """The request's deadline passed before it finished."""
+
+
+class Cancelled(PromptplexError):
+    """The caller went away or asked to stop."""
+
+
+class NonFiniteLogits(PromptplexError):
+    """The model produced NaN or infinite logits for this row; its neighbours are unaffected."""
+
+
+class CorruptData(PromptplexError):
+    """Stored bytes no longer hash to the digest that names them; they are never served."""
+
+
+class StoreFull(PromptplexError):
+    """The store could not make the upload durable; nothing was acknowledged."""
+
+
+class UnsupportedModel(PromptplexError):
+    """The base model can't be served exactly; names the architecture and the measured figure."""

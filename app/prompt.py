@@ -1,0 +1,116 @@
+"""The nouns that the store, the engine and the edge share. No torch, no I/O.
+
+A Prompt is learned tensors, named by the sha256 of its canonical bytes. A TaskVersion is an
+immutable manifest: which prompt (or none), which template, which defaults. What a base model
+offers is a ModelGeometry; whether a prompt fits it is decided in `app/store/validation.py`.
+"""
+
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Protocol
+
+
+class PromptKind(StrEnum):
+    """What a task's learned part is."""
+
+    SOFT = "soft"  # embeddings before the input (prompt tuning, p-tuning)
+    PREFIX = "prefix"  # keys and values per layer (prefix tuning, cartridge)
+    TEXT = "text"  # nothing learned: a template alone
+
+
+@dataclass(frozen=True, slots=True)
+class LayerGeometry:
+    """Keys and values of one decoder self-attention layer."""
+
+    num_kv_heads: int
+    key_dim: int
+    value_dim: int
+    window: int | None = None  # tokens that a query sees, itself included; None: all
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelGeometry:
+    """What a base model expects of a prompt. Sites beside `decoder` come with encoder-decoders."""
+
+    architecture: str  # config.model_type
+    hidden_size: int  # width of one input embedding
+    vocab_size: int
+    max_positions: int  # virtual + prompt + generated tokens
+    decoder: tuple[LayerGeometry, ...]
+    dtype: str  # the dtype that the base runs in: "float32", "bfloat16", "float16"
+    fingerprint: str  # sha256 over weights, config and tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One entry of a safetensors header."""
+
+    dtype: str  # safetensors' names: "F32", "BF16", "F16", ...
+    shape: tuple[int, ...]
+    begin: int  # byte offsets into the data section
+    end: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """Immutable learned tensors in canonical form (see docs/formats.md).
+
+    Tensors: `dec.embeds [p, d]` for a soft prompt; `dec.self.{l}.k [Hk, p, Dk]` and
+    `dec.self.{l}.v [Hk, p, Dv]` for a prefix. `tensor_bytes(name)` is little-endian and contiguous.
+    """
+
+    digest: str  # sha256 (hex) of `data`
+    kind: PromptKind
+    num_virtual_tokens: int  # slots that it takes
+    position_offset: int  # the position of the first token after it; p for PEFT prompts
+    tensors: Mapping[str, TensorInfo]
+    data_start: int  # where the data section begins in `data`
+    data: bytes  # the whole canonical file
+
+    def tensor_bytes(self, name: str) -> memoryview:
+        info = self.tensors[name]
+        return memoryview(self.data)[self.data_start + info.begin : self.data_start + info.end]
+
+
+class PromptSource(Protocol):
+    """Where the engine gets prompts from; wired to the store in `app/main.py`."""
+
+    def load(self, digest: str) -> "Future[Prompt]":
+        """Return at once; the future holds the Prompt or a PromptplexError."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskVersion:
+    """An immutable manifest. Its identity, `digest`, is the sha256 of its canonical JSON."""
+
+    task_id: str
+    version: int
+    digest: str
+    kind: PromptKind
+    prompt_digest: str | None
+    num_virtual_tokens: int
+    position_offset: int
+    template: str | None
+    defaults: Mapping[str, Any]  # generation defaults, the names of API.md's `parameters`
+    choices: tuple[Any, ...]
+    examples: tuple[Mapping[str, Any], ...]  # {"inputs": ..., "expected": ...}
+    notes: str
+    base: Mapping[str, Any]  # {"name", "revision"} that the uploader vouches for
+    provenance: Mapping[str, Any]  # source format and sha256, base fingerprint, uploader, time
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionDraft:
+    """What an upload asks to become a TaskVersion."""
+
+    prompt: Prompt | None
+    template: str | None = None
+    defaults: Mapping[str, Any] | None = None
+    choices: tuple[Any, ...] = ()
+    examples: tuple[Mapping[str, Any], ...] = ()
+    notes: str = ""
+    base: Mapping[str, Any] | None = None
+    provenance: Mapping[str, Any] | None = None

@@ -1,0 +1,90 @@
+"""What is asked of the engine and what it answers: plain, picklable data, token ids only."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from app.errors import PromptplexError
+
+
+class FinishReason(StrEnum):
+    """Why a sequence ended, in the words that TGI's clients know."""
+
+    EOS = "eos_token"
+    LENGTH = "length"
+    STOP = "stop_sequence"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How the next token is chosen from the logits.
+
+    The order is: repetition, frequency and presence penalties, temperature, top-k, top-p, min-p,
+    as in `transformers`. Penalties see the request's own prompt and generated tokens
+    (`repetition_penalty`) or its generated tokens only (the other two), as in vLLM.
+    """
+
+    do_sample: bool = False  # False: greedy, and temperature, top_k, top_p, min_p are ignored
+    temperature: float = 1.0
+    top_k: int = 0  # 0: off
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    seed: int = 0  # the caller draws one where the user gave none, and reports it
+    sample_index: int = 0  # which of the `n` samples this is; hashed with the seed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One frozen ask. A digest stands for the prompt, so that the engine can live elsewhere.
+
+    The model sees `[learned prompt][resident_ids][token_ids]`. The first two are the task's
+    resident prefix, shared by every request of the task; `token_ids` holds at least one id.
+    """
+
+    id: str
+    token_ids: tuple[int, ...]
+    prompt_digest: str | None = None
+    num_virtual_tokens: int = 0  # slots that the learned prompt takes
+    resident_ids: tuple[int, ...] = ()  # BOS and the template's leading text
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    max_new_tokens: int = 128
+    stop_ids: frozenset[int] = frozenset()  # EOS and stop ids; the one that stops is reported
+    tenant: str = ""  # the key that asks; fair share is by tenant, then by task
+    task: str = ""  # for fair share and statistics only, never a cache key
+    deadline: float | None = None  # time.monotonic() seconds
+
+    @property
+    def num_prefix_slots(self) -> int:
+        """Slots of the resident prefix: virtual tokens and resident ids."""
+        return self.num_virtual_tokens + len(self.resident_ids)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestTimings:
+    """Where a finished request's time went, in seconds."""
+
+    queue: float
+    prefill: float
+    decode: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenDelta:
+    """One step's news of one request. The last one carries `finish` or `error`.
+
+    `logprob` is the natural log-probability of the token under the model's own distribution,
+    before temperature, filters and penalties.
+    """
+
+    request_id: str
+    token_id: int | None = None  # None: an end without a token (error, cancellation)
+    logprob: float = 0.0
+    finish: FinishReason | None = None
+    error: PromptplexError | None = None
+    timings: RequestTimings | None = None  # on the last delta
+
+    @property
+    def is_last(self) -> bool:
+        return self.finish is not None or self.error is not None
