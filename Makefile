@@ -1,0 +1,75 @@
+# A fresh machine needs Python 3.11 or newer (with venv) and make; the rest is installed into .venv.
+#
+#   make serve                 install what serving needs, then serve the demo on localhost:8000
+#   make serve ARGS="--port 9000 --model /path/to/model"
+#   make test                  install what developing needs, then run the tests
+#   make check                 format, lint, types, import contracts, then `make test`
+#
+# PYTHON            the interpreter that makes .venv
+# TORCH_INDEX_URL   a package index to take torch from (a CPU-only or another CUDA build);
+#                   empty: pip's own default index
+# ARGS              passed on to the command
+
+PYTHON ?= python3
+TORCH_INDEX_URL ?=
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL := $(PIP) install --quiet --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test check soak bench demo clean format
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+serve: $(VENV)/.serve  ## serve the demo model and its tasks on localhost:8000
+	exec $(BIN)/promptplex serve $(ARGS)
+
+test: $(VENV)/.dev  ## run the tests
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.dev  ## format, lint, types, import contracts, tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(MAKE) test
+
+soak: $(VENV)/.dev  ## the tests that take longer than ten minutes
+	$(BIN)/python -m pytest -m soak $(ARGS)
+
+bench: $(VENV)/.dev  ## throughput beside PEFT, on random weights
+	$(BIN)/python -m benchmarks.throughput $(ARGS)
+
+demo: $(VENV)/.dev  ## make the demo model and its prompts again
+	$(BIN)/python -m models.recipes.build $(ARGS)
+
+format: $(VENV)/.dev  ## format the code and fix what ruff can fix
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:  ## remove everything that make and the tools made
+	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find app benchmarks models tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Torch goes in first, alone: a build chosen by TORCH_INDEX_URL (whose index rarely holds anything
+# else, hence --no-deps) then satisfies the pin for all that follows.
+$(VENV)/.torch: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Promptplex needs Python 3.11 or newer; try make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	@echo "Installing torch (once; this can take some minutes)"
+	$(PIP) install --constraint constraints.txt $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL) --no-deps) torch
+	@touch $@
+
+$(VENV)/.serve: $(VENV)/.torch pyproject.toml
+	@echo "Installing what serving needs"
+	$(INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml
+	@echo "Installing what developing needs"
+	$(INSTALL) --editable '.[dev]'
+	@touch $@ $(VENV)/.serve
