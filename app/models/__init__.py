@@ -1,0 +1,1 @@
+"""Base models: transformers models behind the Backbone protocol, probed before they serve."""

@@ -1,0 +1,84 @@
+"""Where keys and values live on the device: fixed slots, one per token, per layer.
+
+Shapes: S slots, Hk kv heads, Dk key width, Dv value width. A slot's row holds all heads of one
+token, so that a row is contiguous and a gather is one `embedding` call (on CPUs many times
+faster than advanced indexing). Slot 0 is never allocated: it stays zero and padding points to it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from app.prompt import LayerGeometry
+
+
+@dataclass(frozen=True, slots=True)
+class KVGroup:
+    """Layers that share block numbers: same heads, widths and window."""
+
+    geometry: LayerGeometry
+    layers: tuple[int, ...]
+
+    def bytes_per_slot(self, dtype: torch.dtype) -> int:
+        """Bytes that one token takes in all layers of the group."""
+        layer = self.geometry
+        return len(self.layers) * layer.num_kv_heads * (layer.key_dim + layer.value_dim) * dtype.itemsize
+
+
+def group_layers(layers: Sequence[LayerGeometry]) -> tuple[KVGroup, ...]:
+    """Gather layers of equal geometry into groups, in order of first appearance."""
+    members: dict[LayerGeometry, list[int]] = {}
+    for index, layer in enumerate(layers):
+        members.setdefault(layer, []).append(index)
+    return tuple(KVGroup(geometry, tuple(indices)) for geometry, indices in members.items())
+
+
+class KVCache:
+    """Device memory for keys and values of all layers."""
+
+    def __init__(
+        self,
+        groups: Sequence[KVGroup],
+        num_slots: Sequence[int],  # per group
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.groups = tuple(groups)
+        self.dtype = dtype
+        self.device = device
+        self.group_of_layer: dict[int, int] = {}
+        self._geometry: dict[int, LayerGeometry] = {}
+        self._keys: dict[int, Tensor] = {}  # layer -> [S, Hk * Dk]
+        self._values: dict[int, Tensor] = {}  # layer -> [S, Hk * Dv]
+        for number, (group, slots) in enumerate(zip(self.groups, num_slots, strict=True)):
+            for layer in group.layers:
+                self._add_layer(layer, number, group.geometry, slots)
+
+    def _add_layer(self, layer: int, group: int, geometry: LayerGeometry, num_slots: int) -> None:
+        self.group_of_layer[layer] = group
+        self._geometry[layer] = geometry
+        # Zeroed, so that what padding reads is finite (0 x NaN = NaN); pages that are never
+        # touched cost no memory on a CPU.
+        for store, width in ((self._keys, geometry.key_dim), (self._values, geometry.value_dim)):
+            store[layer] = torch.zeros(
+                num_slots, geometry.num_kv_heads * width, dtype=self.dtype, device=self.device
+            )
+
+    def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Store `keys [n, Hk, Dk]` and `values [n, Hk, Dv]` at `slots [n]`."""
+        self._keys[layer].index_copy_(0, slots, keys.reshape(slots.shape[0], -1))
+        self._values[layer].index_copy_(0, slots, values.reshape(slots.shape[0], -1))
+
+    def read(self, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """Gather `slots [..., n]` as keys `[..., Hk, n, Dk]` and values `[..., Hk, n, Dv]`."""
+        heads = self._geometry[layer].num_kv_heads
+        keys = functional.embedding(slots, self._keys[layer])
+        values = functional.embedding(slots, self._values[layer])
+        return (
+            keys.view(*slots.shape, heads, -1).transpose(-3, -2),
+            values.view(*slots.shape, heads, -1).transpose(-3, -2),
+        )

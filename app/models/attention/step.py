@@ -1,0 +1,125 @@
+"""What attention needs to know of one step. It travels as an argument of the forward pass.
+
+All tokens of a step are one packed row of T tokens: first R rows of one token each (decoding
+sequences), then chunks of several tokens (prefill). Legend: C context length in slots, n tokens
+of a chunk, G kv groups.
+
+"Slot index" counts a sequence's own slots from 0 (virtual tokens first), whatever the positions
+are that the model sees: windows and causality are about slots (docs/architecture.md).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from app.models.attention.kv_cache import KVCache, KVGroup
+
+Slots = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class PackedItem:
+    """Tokens of one sequence in a step: `num_tokens` new ones after `num_computed` earlier."""
+
+    num_computed: int
+    num_tokens: int
+    slots: tuple[Slots, ...]  # per group: device slots of slot indices 0 .. num_computed + num_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkContext:
+    """A chunk's place in the packed row and what it attends to."""
+
+    begin: int
+    end: int
+    slots: Tensor | None  # [C]; None: the chunk sees itself only, nothing to gather
+    mask: Tensor | None  # [n, C] bool, True: attend; None: plain causal
+
+
+@dataclass(frozen=True, slots=True)
+class GroupStep:
+    """One KV group's view of the step."""
+
+    write_slots: Tensor  # [T]
+    row_slots: Tensor  # [R, C], padded with slot 0
+    row_mask: Tensor | None  # [R, 1, 1, C], additive; None: no padding
+    chunks: tuple[ChunkContext, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionStep:
+    """The step's K/V cache and every group's view."""
+
+    cache: KVCache
+    num_rows: int
+    groups: tuple[GroupStep, ...]
+
+
+def build_step(cache: KVCache, items: Sequence[PackedItem]) -> AttentionStep:
+    """Lay out a step. Items of one token come first, as they do in the packed row."""
+    num_rows = sum(item.num_tokens == 1 for item in items)
+    assert all(item.num_tokens == 1 for item in items[:num_rows]), "rows come before chunks"
+    groups = tuple(
+        _build_group(cache, group, number, items[:num_rows], items[num_rows:])
+        for number, group in enumerate(cache.groups)
+    )
+    return AttentionStep(cache, num_rows, groups)
+
+
+def _build_group(
+    cache: KVCache, group: KVGroup, number: int, rows: Sequence[PackedItem], chunks: Sequence[PackedItem]
+) -> GroupStep:
+    window = group.geometry.window
+    written = [item.slots[number][item.num_computed :] for item in (*rows, *chunks)]
+    row_slots, row_mask = _pad_rows([_visible(item, number, window) for item in rows], cache)
+    contexts: list[ChunkContext] = []
+    begin = len(rows)
+    for item in chunks:
+        contexts.append(_chunk_context(item, number, window, begin, cache.device))
+        begin += item.num_tokens
+    return GroupStep(
+        torch.from_numpy(np.concatenate(written)).to(cache.device),
+        row_slots,
+        row_mask,
+        tuple(contexts),
+    )
+
+
+def _visible(item: PackedItem, group: int, window: int | None) -> Slots:
+    """The device slots that the item's first token may attend to, or any later one."""
+    first = 0 if window is None else max(0, item.num_computed + 1 - window)
+    return item.slots[group][first:]
+
+
+def _pad_rows(contexts: Sequence[Slots], cache: KVCache) -> tuple[Tensor, Tensor | None]:
+    longest = max((len(slots) for slots in contexts), default=0)
+    padded = np.zeros((len(contexts), longest), dtype=np.int64)
+    for row, slots in zip(padded, contexts, strict=True):
+        row[: len(slots)] = slots
+    mask = None
+    if any(len(slots) != longest for slots in contexts):
+        lengths = np.array([len(slots) for slots in contexts])
+        hidden = torch.from_numpy(np.arange(longest) >= lengths[:, None])
+        mask = torch.zeros(len(contexts), longest, dtype=cache.dtype).masked_fill_(hidden, float("-inf"))
+        mask = mask[:, None, None, :].to(cache.device)
+    return torch.from_numpy(padded).to(cache.device), mask
+
+
+def _chunk_context(
+    item: PackedItem, group: int, window: int | None, begin: int, device: torch.device
+) -> ChunkContext:
+    end = begin + item.num_tokens
+    if item.num_computed == 0 and (window is None or item.num_tokens <= window):
+        return ChunkContext(begin, end, None, None)
+    visible = _visible(item, group, window)
+    last = item.num_computed + item.num_tokens
+    key_index = torch.arange(last - len(visible), last, device=device)
+    query_index = torch.arange(item.num_computed, last, device=device)[:, None]
+    mask = key_index <= query_index
+    if window is not None:
+        mask &= key_index > query_index - window
+    return ChunkContext(begin, end, torch.from_numpy(visible).to(device), mask)

@@ -1,0 +1,57 @@
+"""A causal transformers model as a Backbone."""
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from app.models.attention.kv_cache import KVCache, group_layers
+from app.models.attention.step import AttentionStep
+from app.prompt import ModelGeometry, Prompt
+
+_TORCH_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def tensor_of(prompt: Prompt, name: str) -> Tensor:
+    """A prompt's tensor in its stored dtype, on the CPU."""
+    info = prompt.tensors[name]
+    raw = torch.frombuffer(bytearray(prompt.tensor_bytes(name)), dtype=_TORCH_DTYPES[info.dtype])
+    return raw.view(info.shape)
+
+
+class DecoderOnly:
+    """Runs a model that was loaded with our attention implementation (attention/packed.py)."""
+
+    def __init__(self, model: PreTrainedModel, geometry: ModelGeometry) -> None:
+        self.geometry = geometry
+        self.kv_groups = group_layers(geometry.decoder)
+        self.device = model.device
+        self.dtype = model.dtype
+        self._model = model
+        self._embedding = model.get_input_embeddings()
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        embeds: Tensor = self._embedding(token_ids)
+        return embeds
+
+    @torch.inference_mode()
+    def forward(self, embeds: Tensor, positions: Tensor, step: AttentionStep, logit_rows: Tensor) -> Tensor:
+        outputs = self._model(
+            inputs_embeds=embeds.unsqueeze(0),
+            position_ids=positions.unsqueeze(0),
+            use_cache=False,
+            logits_to_keep=logit_rows,
+            step=step,
+        )
+        logits: Tensor = outputs.logits[0].float()
+        return logits
+
+    def prompt_embeddings(self, prompt: Prompt) -> Tensor:
+        return tensor_of(prompt, "dec.embeds").to(self.device, self.dtype)
+
+    def write_prefix(self, prompt: Prompt, cache: KVCache, slots: tuple[Tensor, ...]) -> None:
+        for layer, group in cache.group_of_layer.items():
+            keys, values = (
+                tensor_of(prompt, f"dec.self.{layer}.{part}").to(self.device, self.dtype).transpose(0, 1)
+                for part in ("k", "v")
+            )
+            cache.write(layer, slots[group], keys, values)

@@ -1,0 +1,104 @@
+"""What a loaded model's attention really asks for, layer by layer: recorded, never inferred.
+
+`hidden_size / num_heads` is wrong for models with explicit head widths, shared heads or K and V
+of different widths, so a two-token forward pass notes what reaches the attention function.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.masking_utils import AttentionMaskInterface
+
+from app.errors import UnsupportedModel
+from app.models.attention.packed import IMPLEMENTATION
+from app.prompt import LayerGeometry, ModelGeometry
+
+_RECORDER = "promptplex_recorder"
+# Frequencies of these follow the longest row of the call, so a long neighbour would change a
+# short row; up to the original length they are the plain ones.
+_LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
+_UNLIMITED_POSITIONS = 1 << 20  # models without a position table or rotary limit
+
+
+def _record(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    recorded: dict[int, LayerGeometry],
+    sliding_window: int | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    layer = int(module.layer_idx)  # type: ignore[arg-type]  # an attribute by transformers' convention
+    recorded[layer] = LayerGeometry(key.shape[1], key.shape[3], value.shape[3], sliding_window)
+    heads, tokens = query.shape[1:3]
+    return value.new_zeros(1, tokens, heads, value.shape[3]), None
+
+
+def record_layers(model: PreTrainedModel) -> tuple[LayerGeometry, ...]:
+    """Geometry of every decoder layer.
+
+    Raises:
+        UnsupportedModel: some layer doesn't attend through transformers' attention interface.
+    """
+    AttentionInterface.register(_RECORDER, _record)
+    AttentionMaskInterface.register(_RECORDER, lambda *_, **__: None)
+    recorded: dict[int, LayerGeometry] = {}
+    model.set_attn_implementation(_RECORDER)
+    try:
+        with torch.inference_mode():
+            ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
+            model(input_ids=ids, use_cache=False, recorded=recorded)
+    except Exception as error:
+        raise UnsupportedModel(
+            f"the architecture '{model.config.model_type}' failed a two-token forward pass through "
+            f"transformers' attention interface: {type(error).__name__}: {error}"
+        ) from error
+    finally:
+        model.set_attn_implementation(IMPLEMENTATION)
+    num_layers = model.config.get_text_config().num_hidden_layers
+    if sorted(recorded) != list(range(num_layers)):
+        raise UnsupportedModel(
+            f"the architecture '{model.config.model_type}' sends {len(recorded)} of its {num_layers} layers "
+            "through transformers' attention interface; the others attend on their own, which prompts can't reach"
+        )
+    return tuple(recorded[layer] for layer in range(num_layers))
+
+
+def max_positions(config: PreTrainedConfig) -> int:
+    """Positions that virtual, prompt and generated tokens may take together."""
+    config = config.get_text_config()
+    limit = getattr(config, "max_position_embeddings", None) or _UNLIMITED_POSITIONS
+    for rope in _rope_settings(config):
+        if rope.get("rope_type") in _LENGTH_DEPENDENT_ROPE:
+            limit = min(limit, int(rope.get("original_max_position_embeddings") or limit))
+    return int(limit)
+
+
+def _rope_settings(config: PreTrainedConfig) -> list[dict[str, Any]]:
+    """Rotary settings: one dictionary, or one for each kind of layer."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    nested = [value for value in rope.values() if isinstance(value, dict)]
+    return nested or [rope]
+
+
+def model_geometry(
+    model: PreTrainedModel, fingerprint: str, max_context: int | None = None
+) -> ModelGeometry:
+    """The geometry of a model that was loaded with our attention implementation."""
+    embedding = model.get_input_embeddings()
+    limit = max_positions(model.config)
+    return ModelGeometry(
+        architecture=model.config.model_type,
+        hidden_size=int(embedding.weight.shape[1]),
+        vocab_size=int(embedding.weight.shape[0]),
+        max_positions=min(limit, max_context) if max_context else limit,
+        decoder=record_layers(model),
+        dtype=str(model.dtype).removeprefix("torch."),
+        fingerprint=fingerprint,
+    )
