@@ -1,0 +1,192 @@
+"""PEFT adapters of causal language models -> canonical bytes; numbers are moved, never converted.
+
+PEFT saves one baked tensor `prompt_embeddings`, whatever network made it in training:
+
+    PROMPT_TUNING, P_TUNING     [p, d]           -> dec.embeds [p, d]
+    PREFIX_TUNING, CARTRIDGE    [p, 2L * Hk * D] -> view [p, 2L, Hk, D]; layer l: K row 2l, V row 2l + 1
+
+In a prefix's config `num_attention_heads` means Hk and `token_dim` means Hk * D (peft >= 0.12 adjusts
+both for grouped-query attention before it saves them). Legend: docs/formats.md.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from app.errors import PromptRejected
+from app.prompt import Prompt, PromptKind, TensorInfo
+from app.store.canonical import ParsedFile, RawTensor, parse_safetensors, read_prompt, write_prompt
+from app.store.safetensors_file import MAX_TENSORS
+from app.store.strict_json import JsonError, excerpt, parse_json
+
+MAX_CONFIG_BYTES = 64 * 1024
+MAX_SIZE = 1 << 20
+MAX_LAYERS = MAX_TENSORS // 2
+TENSOR = "prompt_embeddings"
+SOFT_TYPES = frozenset({"PROMPT_TUNING", "P_TUNING"})
+PREFIX_TYPES = frozenset({"PREFIX_TUNING", "CARTRIDGE"})
+_ACCEPTED = "PROMPT_TUNING, P_TUNING, PREFIX_TUNING or CARTRIDGE"
+_LATER = "is not supported yet"
+_REASONS = {
+    "CPT": _LATER,
+    "MULTITASK_PROMPT_TUNING": _LATER,
+    "ADAPTION_PROMPT": "adds gated attention to the model, which no prompt can express",
+}
+_WORDS = {"F32": "<u4", "F16": "<u2", "BF16": "<u2"}  # integers of the same size: bits are moved as they are
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterConfig:
+    """What matters of adapter_config.json, checked."""
+
+    peft_type: str
+    num_virtual_tokens: int
+    token_dim: int  # soft: the hidden size; prefix: num_kv_heads * head_dim
+    num_layers: int  # 0 for soft prompts
+    num_kv_heads: int  # 0 for soft prompts
+    base_name: str | None
+    revision: str | None
+    peft_version: str | None
+
+
+def import_peft(config_json: bytes, weights: bytes) -> Prompt:
+    """Import adapter_config.json + adapter_model.safetensors. Raises PromptRejected (UnsafeFile)."""
+    config = parse_config(config_json)
+    parsed = parse_safetensors(weights)
+    info = _only_tensor(parsed)
+    _check_shape(config, info)
+    begin = parsed.data_start
+    raw = RawTensor(info.dtype, info.shape, memoryview(weights)[begin + info.begin : begin + info.end])
+    if config.peft_type in SOFT_TYPES:
+        return read_prompt(write_prompt(PromptKind.SOFT, {"dec.embeds": raw}))
+    return read_prompt(write_prompt(PromptKind.PREFIX, _split_layers(config, raw)))
+
+
+def parse_config(config_json: bytes) -> AdapterConfig:
+    """Parse adapter_config.json strictly. Fields that later versions of PEFT add are ignored."""
+    fields = _parse_fields(config_json)
+    peft_type = _check_peft_type(fields)
+    _check_task(fields)
+    is_prefix = peft_type in PREFIX_TYPES
+    config = AdapterConfig(
+        peft_type=peft_type,
+        num_virtual_tokens=_positive(fields, "num_virtual_tokens"),
+        token_dim=_positive(fields, "token_dim"),
+        num_layers=_positive(fields, "num_layers", MAX_LAYERS) if is_prefix else 0,
+        num_kv_heads=_positive(fields, "num_attention_heads") if is_prefix else 0,
+        base_name=_optional_text(fields, "base_model_name_or_path"),
+        revision=_optional_text(fields, "revision"),
+        peft_version=_optional_text(fields, "peft_version"),
+    )
+    if is_prefix and config.token_dim % config.num_kv_heads:
+        expected = f"a multiple of num_attention_heads ({config.num_kv_heads})"
+        raise _wrong("token_dim", expected, config.token_dim)
+    _check_frozen_tokens(fields, config)
+    return config
+
+
+def _parse_fields(config_json: bytes) -> dict[str, Any]:
+    if len(config_json) > MAX_CONFIG_BYTES:
+        found = f"{len(config_json)} bytes"
+        raise PromptRejected("adapter_config.json is too long", expected="at most 64 KiB", found=found)
+    try:
+        fields = parse_json(config_json)
+    except JsonError as error:
+        raise PromptRejected(f"adapter_config.json is refused: {error}") from None
+    if not isinstance(fields, dict):
+        raise PromptRejected("adapter_config.json must be a JSON object")
+    return fields
+
+
+def _check_peft_type(fields: dict[str, Any]) -> str:
+    peft_type = fields.get("peft_type")
+    if not isinstance(peft_type, str):
+        raise _wrong("peft_type", _ACCEPTED, peft_type)
+    if peft_type not in SOFT_TYPES | PREFIX_TYPES:
+        reason = _REASONS.get(peft_type, "is not a prompt-learning kind that this server knows")
+        raise PromptRejected(f"The PEFT kind {excerpt(peft_type)} {reason}", expected=_ACCEPTED)
+    return peft_type
+
+
+def _check_task(fields: dict[str, Any]) -> None:
+    task_type = fields.get("task_type")
+    if task_type == "SEQ_2_SEQ_LM":
+        raise PromptRejected(
+            "The adapter was trained for an encoder-decoder model, which is not supported yet",
+            expected="task_type CAUSAL_LM",
+            found="SEQ_2_SEQ_LM",
+        )
+    if task_type != "CAUSAL_LM":
+        raise _wrong("task_type", "CAUSAL_LM", task_type)
+    if fields.get("num_transformer_submodules") not in (None, 1):
+        raise _wrong("num_transformer_submodules", "1", fields["num_transformer_submodules"])
+    if fields.get("modules_to_save"):
+        raise PromptRejected(
+            "The adapter also trained modules of the base model (modules_to_save); the base stays frozen here"
+        )
+
+
+def _check_frozen_tokens(fields: dict[str, Any], config: AdapterConfig) -> None:
+    """Train-time only, but a config that PEFT itself would refuse is not one we understand."""
+    frozen = fields.get("num_frozen_tokens", 0)
+    if config.peft_type == "CARTRIDGE" and not (
+        type(frozen) is int and 0 <= frozen <= config.num_virtual_tokens
+    ):
+        raise _wrong("num_frozen_tokens", f"0 to {config.num_virtual_tokens}", frozen)
+
+
+def _positive(fields: dict[str, Any], name: str, limit: int = MAX_SIZE) -> int:
+    value = fields.get(name)
+    if type(value) is not int or not 0 < value <= limit:
+        raise _wrong(name, f"a whole number from 1 to {limit}", value)
+    return value
+
+
+def _optional_text(fields: dict[str, Any], name: str) -> str | None:
+    value = fields.get(name)
+    if value is not None and not (isinstance(value, str) and len(value) <= 1024):
+        raise _wrong(name, "null or text of at most 1024 characters", value)
+    return value
+
+
+def _wrong(field: str, expected: str, found: object) -> PromptRejected:
+    shown = "nothing" if found is None else excerpt(str(found))
+    return PromptRejected(f"adapter_config.json: {field} is wrong", expected=expected, found=shown)
+
+
+def _only_tensor(parsed: ParsedFile) -> TensorInfo:
+    extra = sorted(parsed.tensors.keys() - {TENSOR})
+    if extra:
+        raise PromptRejected("Unexpected tensor", tensor=excerpt(extra[0]), expected=f"{TENSOR} alone")
+    if TENSOR not in parsed.tensors:
+        raise PromptRejected("The file holds no tensors", tensor=TENSOR)
+    return parsed.tensors[TENSOR]
+
+
+def _check_shape(config: AdapterConfig, info: TensorInfo) -> None:
+    width = config.token_dim
+    meaning = "token_dim"
+    if config.peft_type in PREFIX_TYPES:
+        width, meaning = 2 * config.num_layers * config.token_dim, "2 * num_layers * token_dim"
+    if info.shape != (config.num_virtual_tokens, width):
+        raise PromptRejected(
+            "The tensor does not match adapter_config.json",
+            tensor=TENSOR,
+            expected=f"[num_virtual_tokens, {meaning}] = {[config.num_virtual_tokens, width]}",
+            found=str(list(info.shape)),
+        )
+
+
+def _split_layers(config: AdapterConfig, raw: RawTensor) -> dict[str, RawTensor]:
+    """[p, 2L * Hk * D] -> per layer k and v [Hk, p, D]."""
+    p, num_heads = config.num_virtual_tokens, config.num_kv_heads
+    head_dim = config.token_dim // num_heads
+    whole = np.frombuffer(raw.data, dtype=_WORDS[raw.dtype])
+    rows = whole.reshape(p, 2 * config.num_layers, num_heads, head_dim).transpose(1, 2, 0, 3)
+    return {
+        f"dec.self.{row // 2}.{'kv'[row % 2]}": RawTensor(
+            raw.dtype, (num_heads, p, head_dim), rows[row].tobytes()
+        )
+        for row in range(2 * config.num_layers)
+    }

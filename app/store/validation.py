@@ -1,0 +1,115 @@
+"""Does a prompt fit the loaded base? Decided before anything is stored, on numbers alone.
+
+A prompt is cast to the base's dtype where it is used, so every value must be finite before and
+after that cast: 3.4e38 is finite as float32 and infinite as bfloat16.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.errors import PromptRejected
+from app.prompt import LayerGeometry, ModelGeometry, Prompt, PromptKind
+
+_ROOM = 2  # one token of the user's and one new one
+_BF16_OVERFLOW = 0x7F7F8000  # the smallest float32 that rounds, to nearest even, to infinity
+
+
+def validate_prompt(prompt: Prompt, geometry: ModelGeometry) -> None:
+    """Raise PromptRejected that names the tensor, what was expected and what came."""
+    _check_room(prompt, geometry)
+    if prompt.kind is PromptKind.SOFT:
+        _check_width(prompt, geometry)
+    else:
+        _check_layers(prompt, geometry)
+    for name in prompt.tensors:
+        _check_finite(prompt, name, geometry.dtype)
+
+
+def _check_room(prompt: Prompt, geometry: ModelGeometry) -> None:
+    needed = max(prompt.num_virtual_tokens, prompt.position_offset) + _ROOM
+    if needed > geometry.max_positions:
+        raise PromptRejected(
+            "The prompt leaves no room for a request",
+            expected=f"at most {geometry.max_positions - _ROOM} virtual tokens, as the base model has "
+            f"{geometry.max_positions} positions",
+            found=f"{prompt.num_virtual_tokens} virtual tokens",
+        )
+
+
+def _check_width(prompt: Prompt, geometry: ModelGeometry) -> None:
+    for name, info in prompt.tensors.items():
+        if info.shape[-1] != geometry.hidden_size:
+            raise PromptRejected(
+                "The prompt's width is not the base model's hidden size",
+                tensor=name,
+                expected=f"[p, {geometry.hidden_size}]",
+                found=str(list(info.shape)),
+            )
+
+
+def _check_layers(prompt: Prompt, geometry: ModelGeometry) -> None:
+    found = {int(name.split(".")[2]) for name in prompt.tensors}
+    expected = range(len(geometry.decoder))
+    if found != set(expected):
+        first = min(found.symmetric_difference(expected))
+        raise PromptRejected(
+            "The prompt's layers are not the base model's",
+            tensor=f"dec.self.{first}.k",
+            expected=f"layers 0 to {len(expected) - 1}",
+            found=f"{len(found)} layers, 0 to {max(found)}" if min(found) == 0 else f"{len(found)} layers",
+        )
+    for index, layer in enumerate(geometry.decoder):
+        _check_layer(prompt, index, layer)
+
+
+def _check_layer(prompt: Prompt, index: int, layer: LayerGeometry) -> None:
+    for side, width in (("k", layer.key_dim), ("v", layer.value_dim)):
+        name = f"dec.self.{index}.{side}"
+        expected = (layer.num_kv_heads, prompt.num_virtual_tokens, width)
+        if prompt.tensors[name].shape != expected:
+            raise PromptRejected(
+                "The prompt's heads are not the base model's",
+                tensor=name,
+                expected=f"[heads, virtual tokens, width] = {list(expected)}",
+                found=str(list(prompt.tensors[name].shape)),
+            )
+
+
+def _check_finite(prompt: Prompt, name: str, dtype: str) -> None:
+    info = prompt.tensors[name]
+    values = _as_float32(prompt.tensor_bytes(name), info.dtype)
+    for what, bad in _non_finite(values, dtype):
+        if bad.any():
+            where = int(bad.argmax())
+            index = [int(i) for i in np.unravel_index(where, info.shape)]
+            raise PromptRejected(
+                what, tensor=name, expected="finite numbers", found=f"{values[where]} at {index}"
+            )
+
+
+def _non_finite(values: NDArray[np.float32], dtype: str) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    yield "The prompt holds NaN or infinity", ~np.isfinite(values)
+    yield f"A number overflows in the base model's {dtype}", _overflows(values, dtype)
+
+
+def _as_float32(data: memoryview, dtype: str) -> NDArray[np.float32]:
+    """Exact: float32 holds every float16 and bfloat16. NumPy has no bfloat16, hence the shift."""
+    if dtype == "BF16":
+        return (np.frombuffer(data, dtype="<u2").astype(np.uint32) << 16).view(np.float32)
+    if dtype == "F32":
+        return np.frombuffer(data, dtype="<f4").astype(np.float32, copy=False)
+    with np.errstate(invalid="ignore"):  # a signalling NaN; it is found afterwards
+        return np.frombuffer(data, dtype="<f2").astype(np.float32)
+
+
+def _overflows(values: NDArray[np.float32], dtype: str) -> NDArray[np.bool_]:
+    """Which finite values round to infinity in `dtype`."""
+    if dtype == "float16":
+        with np.errstate(over="ignore"):
+            return np.isinf(values.astype(np.float16))
+    if dtype == "bfloat16":
+        return (values.view(np.uint32) & np.uint32(0x7FFFFFFF)) >= np.uint32(_BF16_OVERFLOW)
+    assert dtype == "float32", dtype
+    return np.zeros(values.shape, dtype=np.bool_)
