@@ -1,0 +1,95 @@
+"""What `push` and `validate` find on the user's disk: a prompt, its configuration, a task file."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PEFT_WEIGHTS = "adapter_model.safetensors"
+PEFT_CONFIG = "adapter_config.json"
+TASK_FILE = "task.json"
+_PICKLES = (".bin", ".pt", ".pth", ".pkl")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bundle:
+    """The parts of one upload; a text-only task has no `prompt`."""
+
+    name: str  # the directory's or file's own name: the task id where none is given
+    prompt: bytes | None
+    config: bytes | None
+    task: dict[str, Any] | None
+
+
+def read_bundle(path: Path, *, template: str | None = None) -> Bundle:
+    """Read a PEFT directory, a directory with one .safetensors file, or such a file alone.
+
+    Raises ValueError when there is nothing to push, FileNotFoundError when there is no such path.
+    """
+    directory = path if path.is_dir() else path.parent
+    weights = _find_weights(path)
+    config = directory / PEFT_CONFIG
+    task = _read_task(directory / TASK_FILE) if path.is_dir() else {}
+    if template is not None:
+        task["template"] = template
+    if weights is None and not task:
+        raise ValueError(_nothing_found(path))
+    return Bundle(
+        name=_task_name(path),
+        prompt=weights.read_bytes() if weights else None,
+        config=config.read_bytes() if weights and config.is_file() else None,
+        task=task or None,
+    )
+
+
+def text_bundle(template: str) -> Bundle:
+    """A task without anything learned: a template alone."""
+    return Bundle(name="", prompt=None, config=None, task={"template": template})
+
+
+def _find_weights(path: Path) -> Path | None:
+    if not path.exists():
+        raise FileNotFoundError(2, "no such file or directory", str(path))
+    if path.is_file():
+        return path
+    if (path / PEFT_WEIGHTS).is_file():
+        return path / PEFT_WEIGHTS
+    found = sorted(path.glob("*.safetensors"))
+    if len(found) > 1:
+        names = ", ".join(file.name for file in found)
+        raise ValueError(f"{path} holds several .safetensors files ({names}): name the one to push")
+    return found[0] if found else None
+
+
+def _nothing_found(path: Path) -> str:
+    pickles = sorted(file.name for file in path.iterdir() if file.suffix in _PICKLES)
+    if pickles:
+        return (
+            f"{path} holds {', '.join(pickles)}: a pickle can run code when read, so it isn't accepted; "
+            "save it again with a current PEFT, whose save_pretrained writes .safetensors"
+        )
+    return (
+        f"{path} holds no prompt: expected {PEFT_WEIGHTS} with {PEFT_CONFIG} (what PEFT's save_pretrained "
+        f"writes), another .safetensors file, or a {TASK_FILE} for a text-only task"
+    )
+
+
+def _read_task(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        task = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(task, dict):
+        raise ValueError(f'{path} must hold a JSON object, such as {{"template": "Review: {{text}}"}}')
+    return task
+
+
+def _task_name(path: Path) -> str:
+    resolved = path.resolve()
+    name = resolved.name if resolved.is_dir() else resolved.stem
+    if name == PEFT_WEIGHTS.removesuffix(".safetensors"):
+        name = resolved.parent.name
+    return re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("._-")

@@ -1,0 +1,170 @@
+"""`promptplex doctor`: what this machine and, if one is named, this model can do."""
+
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import typer
+
+_LIBRARIES = ("promptplex", "torch", "transformers", "fastapi", "pydantic", "safetensors")
+_BANDWIDTH_BYTES = 256 << 20  # far larger than any cache
+_MATMUL_SIZE = 2048
+_MIN_SECONDS = 0.3  # how long a figure is measured at least
+
+
+def doctor(
+    model: str | None = typer.Option(None, help="Also load and probe this base: a directory or hub id"),
+    dtype: str = typer.Option("auto", help="The dtype to load it in: auto, float32, bfloat16 or float16"),
+    device: str = typer.Option("auto", help="auto, cpu, cuda or cuda:N"),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object"),
+) -> None:
+    """Show what this machine can do: libraries, instructions, memory, measured speed, model probe."""
+    report: dict[str, Any] = {"software": _software(), "machine": _machine(), "choices": _choices(device)}
+    typer.echo("measuring (a few seconds)", err=True)
+    report["measured"] = _measure(report["choices"]["device"])
+    if model is not None:
+        report["model"] = _model(model, dtype, device)
+    if as_json:
+        typer.echo(json.dumps(report, indent=2))
+    else:
+        _print_report(report)
+
+
+def register(cli: typer.Typer) -> None:
+    """Add the command."""
+    cli.command("doctor")(doctor)
+
+
+def _software() -> dict[str, str]:
+    libraries = {name: version(name) for name in _LIBRARIES}
+    return {"python": sys.version.split()[0], **libraries}
+
+
+def _machine() -> dict[str, Any]:
+    import torch
+
+    return {
+        "system": platform.platform(),
+        "cpu": _cpu_name(),
+        "cores_usable": _usable_cores(),
+        "torch_threads": torch.get_num_threads(),
+        "memory_gib": _gib(_physical_memory()),
+        "memory_free_gib": _gib(_free_memory()),
+        "torch_cpu_kernels": torch.backends.cpu.get_cpu_capability(),
+        "cuda": [
+            f"{torch.cuda.get_device_name(i)}, {_gib(torch.cuda.get_device_properties(i).total_memory)} GiB"
+            for i in range(torch.cuda.device_count())
+        ],
+    }
+
+
+def _choices(device: str) -> dict[str, Any]:
+    """What `auto` means here."""
+    from app.models.loading import choose_device, choose_dtype, cpu_has_native_bfloat16
+
+    chosen = choose_device(device)
+    return {
+        "device": str(chosen),
+        "dtype": str(choose_dtype("auto", chosen)).removeprefix("torch."),
+        "cpu_native_bfloat16": cpu_has_native_bfloat16(),
+    }
+
+
+def _measure(device: str) -> dict[str, float]:
+    """Read bandwidth, and matrix products in both dtypes: the two limits of every decode step."""
+    import torch
+
+    source = torch.ones(_BANDWIDTH_BYTES // 4, device=device)
+    figures = {"read_gb_per_s": round(_BANDWIDTH_BYTES / _seconds(source.sum, device) / 1e9, 1)}
+    for dtype in (torch.float32, torch.bfloat16):
+        square = torch.ones(_MATMUL_SIZE, _MATMUL_SIZE, device=device, dtype=dtype)
+        seconds = _seconds(lambda square=square: square @ square, device)  # type: ignore[misc]
+        name = f"matmul_{str(dtype).removeprefix('torch.')}_gflop_per_s"
+        figures[name] = round(2 * _MATMUL_SIZE**3 / seconds / 1e9, 1)
+    return figures
+
+
+def _seconds(work: Callable[[], Any], device: str) -> float:
+    """The best of several runs: what the machine can do when nothing disturbs it."""
+    import torch
+
+    best, started = float("inf"), time.perf_counter()
+    while time.perf_counter() - started < _MIN_SECONDS:
+        begin = time.perf_counter()
+        work()
+        if device.startswith("cuda"):
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - begin)
+    return best
+
+
+def _model(reference: str, dtype: str, device: str) -> dict[str, Any]:
+    from app.models.loading import load_base
+
+    base = load_base(reference, dtype=dtype, device=device, progress=lambda line: typer.echo(line, err=True))
+    geometry = base.report.geometry
+    windows = sorted({layer.window for layer in geometry.decoder if layer.window is not None})
+    return {
+        "name": base.name,
+        "architecture": geometry.architecture,
+        "fingerprint": geometry.fingerprint,
+        "dtype": geometry.dtype,
+        "layers": len(geometry.decoder),
+        "hidden_size": geometry.hidden_size,
+        "vocabulary": geometry.vocab_size,
+        "positions": geometry.max_positions,
+        "sliding_windows": windows,
+        "kv_bytes_per_token": _kv_bytes_per_token(geometry),
+        "probe_twin_error": base.report.twin_error,
+        "probe_weights_error": base.report.weights_error,
+    }
+
+
+def _kv_bytes_per_token(geometry: Any) -> int:
+    size = 4 if geometry.dtype == "float32" else 2
+    return sum(layer.num_kv_heads * (layer.key_dim + layer.value_dim) * size for layer in geometry.decoder)
+
+
+def _print_report(report: dict[str, Any]) -> None:
+    for section, entries in report.items():
+        typer.echo(f"{section}:")
+        for name, value in entries.items():
+            shown = ", ".join(map(str, value)) or "none" if isinstance(value, list) else value
+            typer.echo(f"  {name.replace('_', ' '):<32} {shown}")
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _usable_cores() -> int:
+    """Cores that this process may use, which containers often restrict."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _physical_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _free_memory() -> int:
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return _physical_memory()
+
+
+def _gib(size: int) -> float:
+    return round(size / (1 << 30), 1)

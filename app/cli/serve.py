@@ -1,0 +1,45 @@
+"""`promptplex serve`: one flag for every setting, made from the settings themselves."""
+
+import inspect
+import os
+from typing import Annotated, Any
+
+import typer
+from pydantic.fields import FieldInfo
+
+from app.settings import Settings, load_settings, unknown_variables
+
+
+def serve(**flags: str | None) -> None:
+    """Serve a base model and its tasks until Ctrl-C; running requests finish first.
+
+    Every flag is also an environment variable: --max-rows is PROMPTPLEX_MAX_ROWS.
+    """
+    settings = load_settings({name: value for name, value in flags.items() if value is not None})
+    for warning in unknown_variables(os.environ):
+        typer.echo(f"warning: {warning}", err=True)
+    from app.main import run_server  # torch and transformers take seconds to import
+
+    raise typer.Exit(run_server(settings))
+
+
+def _default(field: FieldInfo) -> str | bool:
+    return False if field.default is None else str(field.default)
+
+
+def _flag(name: str, field: FieldInfo) -> inspect.Parameter:
+    option = typer.Option(
+        f"--{name.replace('_', '-')}", help=field.description, show_default=_default(field), metavar="VALUE"
+    )
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, option]
+    )
+
+
+def register(cli: typer.Typer) -> None:
+    """Add the command; its flags can't drift from the settings, for they are made from them."""
+    parameters = [_flag(name, field) for name, field in Settings.model_fields.items()]
+    command: Any = serve
+    command.__signature__ = inspect.Signature(parameters)
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    cli.command("serve")(command)

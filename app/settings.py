@@ -1,0 +1,159 @@
+"""Every setting of the server, from `PROMPTPLEX_*` variables and the flags of `promptplex serve`.
+
+Nothing else reads the environment. Each component gets its own small frozen configuration, made
+here; what is found out at run time (such as how many K/V blocks fit) is never written back.
+"""
+
+import difflib
+import ipaddress
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+if TYPE_CHECKING:
+    from app.engine.engine import EngineConfig
+
+ENV_PREFIX = "PROMPTPLEX_"
+
+# What Kubernetes puts into every container for a Service named `promptplex`.
+_SERVICE_LINK = re.compile(r"SERVICE_(HOST|PORT)(_.*)?|PORT_.*")
+
+
+def _without_service_link(value: Any) -> Any:
+    """Kubernetes sets PROMPTPLEX_PORT=tcp://... for a Service of that name; that isn't a choice."""
+    return 8000 if isinstance(value, str) and value.startswith("tcp://") else value
+
+
+def _loopback_only(host: str) -> str:
+    """Without keys, anybody who reaches the port may generate and upload: loopback only."""
+    if not is_loopback(host):
+        raise ValueError(
+            f"{host} can be reached from other machines, and this version has no API keys yet, so anybody "
+            "there could generate and upload; use 127.0.0.1, and an authenticating proxy or "
+            "`ssh -L 8000:localhost:8000` to come in from elsewhere"
+        )
+    return host
+
+
+class Settings(BaseSettings):
+    """What an operator may choose. Flags win over variables, variables over these defaults."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="forbid")
+
+    model: str = Field("models/demo-causal", description="Base model: a local directory or a hub id")
+    served_name: str | None = Field(
+        None, description="Name of the base model for clients; default: the last part of MODEL"
+    )
+    store: Path = Field(Path("prompts_store"), description="Directory of the prompt store")
+    host: Annotated[str, AfterValidator(_loopback_only)] = Field(
+        "127.0.0.1", description="Address to listen on; without API keys it must be loopback"
+    )
+    port: Annotated[int, BeforeValidator(_without_service_link)] = Field(
+        8000, ge=0, le=65535, description="Port to listen on; 0 takes any free one"
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Weights and K/V: auto is bfloat16 where the device has it natively, else float32"
+    )
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N; auto takes CUDA where there is one")
+    threads: int | None = Field(
+        None, ge=1, le=1024, description="CPU threads of the engine; default: torch's own choice"
+    )
+    max_rows: int = Field(64, ge=1, le=4096, description="Sequences that run in one step, at most")
+    token_budget: int = Field(
+        2048,
+        ge=16,
+        le=1_048_576,
+        description="Tokens computed in one step, at most; prefill is chunked to it",
+    )
+    block_size: int = Field(16, ge=1, le=512, description="Tokens in one K/V block")
+    kv_cache_bytes: ByteSize | None = Field(
+        None, description="Memory for keys and values, such as 2GiB; default: a share of what is free"
+    )
+    max_context: int | None = Field(
+        None,
+        ge=2,
+        description="Virtual, prompt and new tokens of one request; default: the model's own limit",
+    )
+    max_queue: int = Field(1024, ge=1, le=1_000_000, description="Requests that may wait; beyond it 503")
+    host_cache_bytes: ByteSize = Field(
+        ByteSize(1 << 30), description="Memory for prompts that aren't on the device, such as 1GiB"
+    )
+    max_body_bytes: ByteSize = Field(
+        ByteSize(1 << 29), description="Largest request body, uploads included, such as 512MiB; beyond it 413"
+    )
+    request_timeout: float = Field(
+        600.0, gt=0, le=86_400, description="Seconds that a request may take; beyond it 504"
+    )
+    drain_timeout: float = Field(
+        30.0, ge=0, le=86_400, description="Seconds that running requests get to finish at Ctrl-C or SIGTERM"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="debug, info, warning or error"
+    )
+
+    @property
+    def base_name(self) -> str:
+        """What clients call the base model; no task may take this name."""
+        return self.served_name or Path(self.model).name
+
+    def engine_config(self) -> "EngineConfig":
+        """The engine's share of the settings."""
+        from app.engine.engine import EngineConfig  # brings torch, which most commands don't need
+
+        return EngineConfig(
+            max_rows=self.max_rows,
+            token_budget=self.token_budget,
+            block_size=self.block_size,
+            kv_cache_bytes=self.kv_cache_bytes,
+            max_queue=self.max_queue,
+            max_context=self.max_context,
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a port bound to `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def load_settings(overrides: Mapping[str, Any]) -> Settings:
+    """Read the environment, then apply what was given on the command line.
+
+    Raises ValueError whose message names each setting at fault and what it accepts.
+    """
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        raise ValueError("\n".join(_describe(problem) for problem in error.errors())) from None
+
+
+def _describe(problem: Any) -> str:
+    name = str(problem["loc"][0]) if problem["loc"] else "settings"
+    reason = problem["msg"].removeprefix("Value error, ")
+    return f"{name} (--{name.replace('_', '-')} or {ENV_PREFIX}{name.upper()}): {reason}"
+
+
+def unknown_variables(names: Iterable[str]) -> list[str]:
+    """One line for each `PROMPTPLEX_*` variable that is no setting: most likely a typing mistake."""
+    known = {ENV_PREFIX + field.upper() for field in Settings.model_fields} | {ENV_PREFIX + "SERVER"}
+    strange = sorted(
+        name
+        for name in names
+        if name.startswith(ENV_PREFIX)
+        and name not in known
+        and not _SERVICE_LINK.fullmatch(name.removeprefix(ENV_PREFIX))
+    )
+    return [_suggest(name, known) for name in strange]
+
+
+def _suggest(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, sorted(known), n=1)
+    return f"{name} is not a setting" + (f"; did you mean {close[0]}?" if close else "")
