@@ -1,0 +1,1 @@
+"""Task and text in, text out: everything between the HTTP edge and the engine's token ids."""

@@ -1,0 +1,212 @@
+"""From an ask to a Request: pin the version, check, render, tokenize, bound.
+
+All of it is synchronous and may wait for the store, so it runs on a thread.
+"""
+
+import itertools
+import secrets
+import threading
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+from app.engine.engine import Engine
+from app.errors import DeadlineExceeded, InvalidRequest, NotServable, PromptplexError, RequestTooLong
+from app.prompt import PromptKind, TaskVersion
+from app.request import Request
+from app.serving.answers import GenerationAsk
+from app.serving.parameters import DEFAULT_MAX_NEW_TOKENS, GenerationParameters, parse_parameters
+from app.serving.servability import Servability
+from app.serving.template import PLAIN, Template, bind_inputs, parse_template
+from app.serving.tokenization import PromptTokenizer, Tokenized, check_not_empty
+from app.store.local import LocalStore
+
+MAX_RENDERED_CHARS = 4_000_000
+_MAX_REMEMBERED = 4096  # versions whose template and leading ids are kept
+_SEED_BITS = 53  # a drawn seed survives JSON readers that have doubles only
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedVersion:
+    """What every request of a version needs, worked out once."""
+
+    template: Template
+    leading_ids: tuple[int, ...]
+    defaults: GenerationParameters
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admitted:
+    """A request that the engine may take, with what serving needs to write its answer."""
+
+    request: Request
+    version: TaskVersion | None
+    prompt_text: str
+    stops: tuple[str, ...]
+    return_full_text: bool
+    begin: float  # time.monotonic() at admission
+
+    @property
+    def prompt_ids(self) -> tuple[int, ...]:
+        """All ids of the rendered text."""
+        return self.request.resident_ids + self.request.token_ids
+
+
+class Admission:
+    """Decides what may reach the engine. Used from many threads."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        store: LocalStore,
+        tokenizer: PromptTokenizer,
+        *,
+        eos_ids: frozenset[int],
+        base_name: str,
+        timeout: float,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.base_name = base_name
+        self.eos_ids = eos_ids
+        self.servability = Servability(store, engine.geometry)
+        self._engine = engine
+        self._store = store
+        self._timeout = timeout
+        self._numbers = itertools.count()
+        self._lock = threading.Lock()
+        self._remembered: OrderedDict[str, PreparedVersion] = OrderedDict()
+
+    def admit(self, ask: GenerationAsk) -> Admitted:
+        """Pin the version and make the Request.
+
+        Raises NotFound, NotServable, InvalidRequest (RequestTooLong), DeadlineExceeded.
+        """
+        begin = time.monotonic()
+        version = None if ask.task in (None, self.base_name) else self._resolve(ask.task)
+        admitted = self.admit_version(version, ask)
+        if admitted.request.deadline is not None and admitted.request.deadline <= time.monotonic():
+            raise DeadlineExceeded("The deadline passed before the request could start.")
+        assert admitted.begin >= begin
+        return admitted
+
+    def _resolve(self, reference: str | None) -> TaskVersion:
+        assert reference is not None
+        version = self._store.resolve(reference)
+        reason = self.servability.why_not(version)
+        if reason is not None:
+            raise NotServable(
+                f"Task {version.task_id} version {version.version} can't be served by {self.base_name}: {reason}"
+            )
+        return version
+
+    def admit_version(self, version: TaskVersion | None, ask: GenerationAsk) -> Admitted:
+        """The same for a version at hand, released or not."""
+        begin = time.monotonic()
+        prepared = self._prepared(version)
+        parameters = ask.parameters.over(prepared.defaults)
+        values = bind_inputs(prepared.template, ask.inputs)
+        self._check_size(prepared.template, values, parameters.truncate)
+        tokenized = self.tokenizer.tokenize(prepared.template, values, parameters.truncate)
+        check_not_empty(tokenized)
+        request = self._request(version, prepared, ask, parameters, tokenized, begin)
+        self._engine.check_admissible(request)
+        return Admitted(
+            request=request,
+            version=version,
+            prompt_text=tokenized.text,
+            stops=parameters.stop or (),
+            return_full_text=bool(parameters.return_full_text),
+            begin=begin,
+        )
+
+    def _check_size(self, template: Template, values: dict[str, str], truncate: int | None) -> None:
+        """Refuse what can't fit before the cost of tokenizing it."""
+        characters = template.num_chars(values)
+        limit = self._engine.geometry.max_positions
+        if characters > MAX_RENDERED_CHARS:
+            raise RequestTooLong(
+                f"The rendered text has {characters} characters; at most {MAX_RENDERED_CHARS} are accepted.",
+                param="inputs",
+            )
+        if truncate is None and self.tokenizer.surely_longer(template, values, limit):
+            raise RequestTooLong(
+                f"The rendered text has {characters} characters, which can't fit the base model's {limit} positions; "
+                "shorten inputs, or set parameters.truncate.",
+                param="inputs",
+            )
+
+    def _request(
+        self,
+        version: TaskVersion | None,
+        prepared: PreparedVersion,
+        ask: GenerationAsk,
+        parameters: GenerationParameters,
+        tokenized: Tokenized,
+        now: float,
+    ) -> Request:
+        virtual = 0 if version is None else version.num_virtual_tokens
+        resident = _resident(tokenized.ids, prepared.leading_ids)
+        seed = secrets.randbits(_SEED_BITS) if parameters.seed is None else parameters.seed
+        timeout = now + self._timeout
+        return Request(
+            id=f"{ask.request_id}#{next(self._numbers)}",  # ids that clients choose may repeat
+            token_ids=tokenized.ids[resident:],
+            resident_ids=tokenized.ids[:resident],
+            prompt_digest=None if version is None else version.prompt_digest,
+            num_virtual_tokens=virtual,
+            sampling=parameters.sampling(seed),
+            max_new_tokens=self._max_new_tokens(ask.parameters, parameters, virtual, len(tokenized.ids)),
+            stop_ids=self.eos_ids | self._stop_ids(parameters.stop or ()),
+            tenant=ask.tenant,
+            task="" if version is None else version.task_id,
+            deadline=timeout if ask.deadline is None else min(ask.deadline, timeout),
+        )
+
+    def _max_new_tokens(
+        self, asked: GenerationParameters, parameters: GenerationParameters, virtual: int, prompt: int
+    ) -> int:
+        """What was asked for or, where nothing was, as much of the default as fits."""
+        limit = self._engine.geometry.max_positions
+        left = limit - virtual - prompt
+        wanted = asked.max_new_tokens or 1
+        if wanted > left:
+            raise RequestTooLong(
+                f"{virtual} virtual + {prompt} prompt + {wanted} new tokens are {virtual + prompt + wanted}, but the base "
+                f"model has {limit} positions; shorten inputs, lower max_new_tokens, or set truncate.",
+                param="parameters.max_new_tokens" if left > 0 else "inputs",
+            )
+        return asked.max_new_tokens or min(parameters.max_new_tokens or DEFAULT_MAX_NEW_TOKENS, left)
+
+    def _stop_ids(self, stops: tuple[str, ...]) -> frozenset[int]:
+        """A stop string that is a special token has no text to be found in; its id stops instead."""
+        ids = (self.tokenizer.special_id(stop) for stop in stops)
+        return frozenset(id_ for id_ in ids if id_ is not None)
+
+    def _prepared(self, version: TaskVersion | None) -> PreparedVersion:
+        key = "" if version is None else version.digest
+        with self._lock:
+            if key in self._remembered:
+                self._remembered.move_to_end(key)
+                return self._remembered[key]
+        prepared = self.prepare(version)
+        with self._lock:
+            self._remembered[key] = prepared
+            if len(self._remembered) > _MAX_REMEMBERED:
+                self._remembered.popitem(last=False)
+        return prepared
+
+    def prepare(self, version: TaskVersion | None) -> PreparedVersion:
+        """Parse the template and find the leading ids."""
+        if version is None:
+            return PreparedVersion(PLAIN, (), GenerationParameters())
+        template = PLAIN if version.template is None else parse_template(version.template)
+        # Without a learned prompt, a resident BOS would save nothing.
+        is_useful = version.kind is not PromptKind.TEXT or bool(template.leading)
+        leading = self.tokenizer.leading_ids(template) if is_useful else ()
+        return PreparedVersion(template, leading, parse_parameters(version.defaults, where="defaults"))
+
+
+def _resident(ids: tuple[int, ...], leading: tuple[int, ...]) -> int:
+    """How many of the ids the task's resident prefix holds already; at least one stays the request's own."""
+    return len(leading) if len(ids) > len(leading) and ids[: len(leading)] == leading else 0

@@ -1,0 +1,74 @@
+"""What is asked of the generation service and what it answers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from app.prompt import TaskVersion
+from app.request import FinishReason, RequestTimings
+from app.serving.parameters import GenerationParameters
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationAsk:
+    """One request in words: a task, its inputs, how to generate."""
+
+    inputs: str | Mapping[str, str]
+    request_id: str = ""
+    task: str | None = None  # a task reference (`task`, `task@alias`, `task@3`); None: the base model
+    user: str | None = None
+    parameters: GenerationParameters = field(default_factory=GenerationParameters)
+    deadline: float | None = None  # time.monotonic() seconds
+    tenant: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class OutputToken:
+    """One generated token. Its text is what it completes, so it may be empty."""
+
+    id: int
+    text: str
+    logprob: float
+    special: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationResult:
+    """A finished generation."""
+
+    text: str  # generated, without stop string and special tokens
+    prompt_text: str  # the rendered text that the model saw
+    return_full_text: bool
+    version: TaskVersion | None  # pinned at admission; None: the base model
+    finish: FinishReason
+    tokens: tuple[OutputToken, ...]
+    prompt_tokens: int  # of the rendered text, BOS included
+    virtual_tokens: int
+    seed: int
+    timings: RequestTimings
+
+    @property
+    def generated_text(self) -> str:
+        """What the caller gets: with the prompt's text before it if that was asked for."""
+        return self.prompt_text + self.text if self.return_full_text else self.text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextDelta:
+    """One step's news. `text` may be shown at once: no stop string can begin in it."""
+
+    text: str
+    token: OutputToken | None = None
+    result: GenerationResult | None = None  # on the last one
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How one admitted request ended, for statistics."""
+
+    task: str  # "" is the base model
+    version: int  # 0 is the base model
+    reason: str  # a FinishReason, or "cancelled", "deadline", "error"
+    prompt_tokens: int
+    generated_tokens: int
+    seconds: float  # from admission to the end
+    timings: RequestTimings | None

@@ -1,0 +1,121 @@
+"""Token ids to text, one at a time.
+
+The pieces joined are the text of the whole sequence. A character whose bytes span tokens comes out
+with its last byte; bytes that can never become a character come out as U+FFFD, as in Python's own
+decoder. Special tokens have no text in the output.
+"""
+
+import codecs
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerFast
+
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
+_CONTEXT = 6  # tokens of the prompt that decide how the first token reads (a space, or none)
+
+
+@dataclass(frozen=True, slots=True)
+class DetokenizerTables:
+    """What detokenizing needs of a tokenizer, made once."""
+
+    backend: Any  # tokenizers.Tokenizer
+    special_ids: frozenset[int]
+    bytes_of: dict[int, bytes]  # ids whose text is these bytes, whatever stands around them
+    is_byte_level: bool  # every id is such an id
+
+    def new(self, context: Sequence[int] = ()) -> "Detokenizer":
+        """A detokenizer for ids that follow `context`."""
+        return Detokenizer(self, context)
+
+    def literal(self, token_id: int) -> str:
+        """The token as the vocabulary writes it; empty for an id that has no token."""
+        return self.backend.id_to_token(token_id) or ""
+
+
+def detokenizer_tables(tokenizer: PreTrainedTokenizerFast) -> DetokenizerTables:
+    """Read the tables from a tokenizer of any kind."""
+    backend = tokenizer.backend_tokenizer
+    vocab: dict[str, int] = backend.get_vocab(with_added_tokens=True)
+    special = frozenset(id_ for id_, token in backend.get_added_tokens_decoder().items() if token.special)
+    byte_level = _decoder_types(backend) == ["ByteLevel"]
+    if byte_level:
+        bytes_of = {id_: _byte_level_bytes(token) for token, id_ in vocab.items()}
+    elif "ByteFallback" in _decoder_types(backend):
+        matches = ((id_, _BYTE_TOKEN.fullmatch(token)) for token, id_ in vocab.items())
+        bytes_of = {id_: bytes([int(match[1], 16)]) for id_, match in matches if match}
+    else:
+        bytes_of = {}
+    return DetokenizerTables(backend, special, bytes_of, byte_level)
+
+
+def _decoder_types(backend: Any) -> list[str]:
+    decoder = json.loads(backend.to_str()).get("decoder") or {}
+    parts = decoder.get("decoders", [decoder])
+    return [part.get("type", "") for part in parts]
+
+
+def _byte_level_alphabet() -> dict[str, int]:
+    """GPT-2's map of the 256 bytes to printable characters, reversed."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + index): byte for index, byte in enumerate(others)}
+
+
+_ALPHABET = _byte_level_alphabet()
+
+
+def _byte_level_bytes(token: str) -> bytes:
+    """The bytes of a token; one that isn't written in the alphabet stands for itself."""
+    if all(character in _ALPHABET for character in token):
+        return bytes(_ALPHABET[character] for character in token)
+    return token.encode()
+
+
+class Detokenizer:
+    """Turns the ids of one sequence into text. `push` and `flush` return what has become certain."""
+
+    def __init__(self, tables: DetokenizerTables, context: Sequence[int]) -> None:
+        self._tables = tables
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        ordinary = [id_ for id_ in context if id_ not in tables.special_ids and id_ not in tables.bytes_of]
+        # Ids whose text is settled, then ids whose text is not; the first give the second context.
+        self._settled = [] if tables.is_byte_level else ordinary[-_CONTEXT:]
+        self._pending: list[int] = []
+
+    def push(self, token_id: int) -> str:
+        """Take the next id; return the text that it completes."""
+        if token_id in self._tables.special_ids:
+            return ""
+        data = self._tables.bytes_of.get(token_id)
+        if data is not None:
+            return self._decode_pending() + self._utf8.decode(data)
+        broken = self._utf8.decode(b"", final=True)
+        self._utf8.reset()
+        self._pending.append(token_id)
+        text = self._window()
+        return broken + ("" if text.endswith("\ufffd") else self._settle(text))
+
+    def flush(self) -> str:
+        """The sequence has ended; return what was held back."""
+        return self._decode_pending() + self._utf8.decode(b"", final=True)
+
+    def _decode_pending(self) -> str:
+        return self._settle(self._window()) if self._pending else ""
+
+    def _window(self) -> str:
+        """Text of the pending ids, as it reads after the settled ones."""
+        before = self._decode(self._settled)
+        return self._decode(self._settled + self._pending)[len(before) :]
+
+    def _settle(self, text: str) -> str:
+        self._settled = self._pending if text else (self._settled + self._pending)[-_CONTEXT:]
+        self._pending = []
+        return text
+
+    def _decode(self, ids: list[int]) -> str:
+        text: str = self._tables.backend.decode(ids, skip_special_tokens=True)
+        return text
