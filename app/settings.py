@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 if TYPE_CHECKING:
     from app.engine.engine import EngineConfig
@@ -26,6 +26,10 @@ _SERVICE_LINK = re.compile(r"SERVICE_(HOST|PORT)(_.*)?|PORT_.*")
 def _without_service_link(value: Any) -> Any:
     """Kubernetes sets PROMPTPLEX_PORT=tcp://... for a Service of that name; that isn't a choice."""
     return 8000 if isinstance(value, str) and value.startswith("tcp://") else value
+
+
+def _split(value: Any) -> Any:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
 def _loopback_only(host: str) -> str:
@@ -83,7 +87,17 @@ class Settings(BaseSettings):
         ByteSize(1 << 30), description="Memory for prompts that aren't on the device, such as 1GiB"
     )
     max_body_bytes: ByteSize = Field(
-        ByteSize(1 << 29), description="Largest request body, uploads included, such as 512MiB; beyond it 413"
+        ByteSize(4 << 20), description="Largest request body except uploads, such as 4MiB; beyond it 413"
+    )
+    max_upload_bytes: ByteSize = Field(
+        ByteSize(64 << 20), description="Largest upload, all parts together, such as 64MiB; beyond it 413"
+    )
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
+        ("localhost", "127.0.0.1", "::1"),
+        description="Names that clients may use for this server, with commas between (DNS rebinding)",
+    )
+    allowed_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
+        (), description="Web origins whose pages may call this server, with commas between"
     )
     request_timeout: float = Field(
         600.0, gt=0, le=86_400, description="Seconds that a request may take; beyond it 504"
@@ -110,7 +124,6 @@ class Settings(BaseSettings):
             block_size=self.block_size,
             kv_cache_bytes=self.kv_cache_bytes,
             max_queue=self.max_queue,
-            max_context=self.max_context,
         )
 
 

@@ -27,10 +27,8 @@ def read_bundle(path: Path, *, template: str | None = None) -> Bundle:
 
     Raises ValueError when there is nothing to push, FileNotFoundError when there is no such path.
     """
-    directory = path if path.is_dir() else path.parent
     weights = _find_weights(path)
-    config = directory / PEFT_CONFIG
-    task = _read_task(directory / TASK_FILE) if path.is_dir() else {}
+    task = _read_task(path / TASK_FILE) if path.is_dir() else {}
     if template is not None:
         task["template"] = template
     if weights is None and not task:
@@ -38,7 +36,7 @@ def read_bundle(path: Path, *, template: str | None = None) -> Bundle:
     return Bundle(
         name=_task_name(path),
         prompt=weights.read_bytes() if weights else None,
-        config=config.read_bytes() if weights and config.is_file() else None,
+        config=_read_config(path, weights),
         task=task or None,
     )
 
@@ -60,6 +58,14 @@ def _find_weights(path: Path) -> Path | None:
         names = ", ".join(file.name for file in found)
         raise ValueError(f"{path} holds several .safetensors files ({names}): name the one to push")
     return found[0] if found else None
+
+
+def _read_config(path: Path, weights: Path | None) -> bytes | None:
+    """The configuration beside the weights; a single file of another name speaks for itself."""
+    if weights is None or not (path.is_dir() or weights.name == PEFT_WEIGHTS):
+        return None
+    config = weights.with_name(PEFT_CONFIG)
+    return config.read_bytes() if config.is_file() else None
 
 
 def _nothing_found(path: Path) -> str:

@@ -5,6 +5,7 @@ import os
 from typing import Annotated, Any
 
 import typer
+from pydantic import ByteSize
 from pydantic.fields import FieldInfo
 
 from app.settings import Settings, load_settings, unknown_variables
@@ -23,14 +24,18 @@ def serve(**flags: str | None) -> None:
     raise typer.Exit(run_server(settings))
 
 
-def _default(field: FieldInfo) -> str | bool:
-    return False if field.default is None else str(field.default)
+def _help(field: FieldInfo) -> str:
+    value = field.default
+    if value is None or value == ():
+        return field.description or ""
+    if isinstance(value, ByteSize):
+        value = value.human_readable()
+    shown = ",".join(value) if isinstance(value, tuple) else value
+    return f"{field.description} (default {shown})"
 
 
 def _flag(name: str, field: FieldInfo) -> inspect.Parameter:
-    option = typer.Option(
-        f"--{name.replace('_', '-')}", help=field.description, show_default=_default(field), metavar="VALUE"
-    )
+    option = typer.Option(f"--{name.replace('_', '-')}", help=_help(field), metavar="VALUE")
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, option]
     )

@@ -1,0 +1,172 @@
+"""`promptplex push, list, show, rollback, validate`: tasks on a server or in a store's files."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from app.cli.bundle import Bundle, read_bundle, text_bundle
+from app.cli.targets import Row, ServerTarget, StoreTarget, Target
+
+DEFAULT_SERVER = "http://127.0.0.1:8000"
+
+ServerOption = Annotated[
+    str, typer.Option("--server", envvar="PROMPTPLEX_SERVER", help="URL of the running server")
+]
+StoreOption = Annotated[
+    Path | None, typer.Option("--store", help="Work on this store's files instead, without a server")
+]
+AliasOption = Annotated[str, typer.Option("--alias", help="The alias that is moved")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the answer as JSON")]
+
+
+def _target(server: str, store: Path | None) -> Target:
+    return ServerTarget(server) if store is None else StoreTarget(store)
+
+
+def push(
+    path: Annotated[
+        Path | None,
+        typer.Argument(
+            help="What PEFT's save_pretrained wrote, another .safetensors file, or a task.json's folder"
+        ),
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="Task id; default: the directory's name")] = None,
+    template: Annotated[
+        str | None,
+        typer.Option(help="Template of the input, such as 'Review: {text}'; alone, a text-only task"),
+    ] = None,
+    alias: Annotated[str, typer.Option(help="Alias to point at the new version; none: don't")] = "live",
+    server: ServerOption = DEFAULT_SERVER,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Publish a trained prompt or a text-only task as a new version of a task."""
+    bundle = _bundle(path, template)
+    answer = _target(server, store).push(task or _named(bundle), bundle, alias)
+    if as_json:
+        typer.echo(json.dumps(answer, indent=2))
+        return
+    where = f"{alias} since release {answer['release']}" if answer.get("release") else "no alias moved"
+    learned = f", {answer['virtual_tokens']} virtual tokens" if answer["virtual_tokens"] else ""
+    typer.echo(f"{answer['task_id']}@{answer['version']} ({answer['kind']}{learned}): {where}")
+
+
+def _bundle(path: Path | None, template: str | None) -> Bundle:
+    if path is not None:
+        return read_bundle(path, template=template)
+    if template is None:
+        raise ValueError("name a directory to push, or give --template for a text-only task")
+    return text_bundle(template)
+
+
+def _named(bundle: Bundle) -> str:
+    if not bundle.name:
+        raise ValueError("name the task with --task ID")
+    return bundle.name
+
+
+def list_tasks(
+    server: ServerOption = DEFAULT_SERVER, store: StoreOption = None, as_json: JsonOption = False
+) -> None:
+    """List the tasks: live version, kind, virtual tokens, and whether the server can serve them."""
+    rows = _target(server, store).tasks()
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    _print_table(("task", "version", "kind", "virtual", "servable"), [_list_row(row) for row in rows])
+
+
+def show(
+    task: Annotated[str, typer.Argument(help="Task id")],
+    server: ServerOption = DEFAULT_SERVER,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show one task: aliases, versions, releases, template and defaults."""
+    answer = _target(server, store).task(task)
+    if as_json:
+        typer.echo(json.dumps(answer, indent=2))
+    else:
+        _print_task(answer)
+
+
+def rollback(
+    task: Annotated[str, typer.Argument(help="Task id")],
+    alias: AliasOption = "live",
+    server: ServerOption = DEFAULT_SERVER,
+    store: StoreOption = None,
+) -> None:
+    """Point an alias back at what it meant before its current meaning; again goes one further."""
+    answer = _target(server, store).rollback(task, alias)
+    typer.echo(f"{task}@{alias} is version {answer['version']} since release {answer['release']}")
+
+
+def validate(
+    path: Annotated[Path, typer.Argument(help="What `push` would send")],
+    model: Annotated[
+        str | None,
+        typer.Option(help="Also check it against this base: a directory or hub id, which is loaded"),
+    ] = None,
+) -> None:
+    """Check a prompt without publishing it: the file itself, and with --model whether it fits."""
+    from app.store.importers import import_prompt
+
+    bundle = read_bundle(path)
+    if bundle.prompt is None:
+        typer.echo("a text-only task: no prompt to check")
+        return
+    prompt, _ = import_prompt(bundle.prompt, bundle.config)
+    typer.echo(f"{prompt.kind} of {prompt.num_virtual_tokens} virtual tokens, sha256:{prompt.digest}")
+    if model is None:
+        typer.echo("a well-formed prompt; give --model to check it against a base")
+        return
+    _check_fit(prompt, model)
+
+
+def _check_fit(prompt: Any, model: str) -> None:
+    from app.models.loading import load_base
+    from app.store.validation import validate_prompt
+
+    base = load_base(model, progress=lambda line: typer.echo(line, err=True))
+    validate_prompt(prompt, base.report.geometry)
+    typer.echo(f"fits {base.name}")
+
+
+def _list_row(row: Row) -> tuple[str, ...]:
+    servable = row.get("servable")
+    verdict = "-" if servable is None else "yes" if servable else f"no: {row.get('not_servable_because')}"
+    return (row["id"], str(row["version"]), row["kind"], str(row["virtual_tokens"]), verdict)
+
+
+def _print_task(answer: Row) -> None:
+    typer.echo(f"task     {answer['id']}")
+    for alias, version in answer["aliases"].items():
+        typer.echo(f"alias    {alias} -> {version}")
+    for version in answer["versions"]:
+        template = f", template {version['template']!r}" if version.get("template") else ""
+        typer.echo(
+            f"version  {version['version']}: {version['kind']}, {version['virtual_tokens']} virtual{template}"
+        )
+    for release in answer["releases"]:
+        typer.echo(
+            f"release  {release['number']}: {release['aliases']} by {release['who']} at {release['at']}"
+        )
+
+
+def _print_table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    table = [heads, *rows]
+    widths = [max(len(row[column]) for row in table) for column in range(len(heads))]
+    for row in table:
+        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        typer.echo(line.rstrip())
+
+
+def register(cli: typer.Typer) -> None:
+    """Add the commands."""
+    cli.command("push")(push)
+    cli.command("list")(list_tasks)
+    cli.command("show")(show)
+    cli.command("rollback")(rollback)
+    cli.command("validate")(validate)
