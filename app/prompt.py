@@ -100,6 +100,7 @@ class TaskVersion:
     notes: str
     base: Mapping[str, Any]  # {"name", "revision"} that the uploader vouches for
     provenance: Mapping[str, Any]  # source format and sha256, base fingerprint, uploader, time
+    geometry: Mapping[str, Any] | None = None  # the prompt's shape, as in its metadata; None: text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,115 @@
+"""Version manifests: TaskVersion <-> canonical JSON. A version's identity is the sha256 of it."""
+
+import hashlib
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from app.errors import CorruptData, InvalidRequest
+from app.prompt import PromptKind, TaskVersion, VersionDraft
+from app.store.canonical import prompt_geometry
+from app.store.strict_json import JsonError, canonical_json, parse_json
+
+MAX_MANIFEST_BYTES = 1 << 20
+FORMAT = "promptplex.version/1"
+
+# What makes two uploads the same version. Provenance (who, when, from what file) does not count.
+_SETTINGS = ("prompt_digest", "template", "defaults", "choices", "examples", "notes", "base")
+_LEARNED = ("kind", "num_virtual_tokens", "position_offset", "geometry")  # follows from the prompt
+_FIELDS = frozenset({"format", "task_id", "version", *_SETTINGS, *_LEARNED, "provenance"})
+
+
+def settings_of(draft: VersionDraft) -> dict[str, Any]:
+    """The draft's settings as plain JSON. Raises InvalidRequest where they aren't JSON."""
+    settings = {
+        "prompt_digest": None if draft.prompt is None else draft.prompt.digest,
+        "template": draft.template,
+        "defaults": draft.defaults or {},
+        "choices": draft.choices,
+        "examples": draft.examples,
+        "notes": draft.notes,
+        "base": draft.base or {},
+    }
+    return _plain(settings, "task")
+
+
+def settings_of_version(version: TaskVersion) -> dict[str, Any]:
+    """The same of a stored version: equal settings mean the same version."""
+    return _plain({name: getattr(version, name) for name in _SETTINGS}, "task")
+
+
+def encode_version(task_id: str, number: int, draft: VersionDraft) -> bytes:
+    """The manifest that claims `number`. Raises InvalidRequest where it isn't JSON or too long."""
+    prompt = draft.prompt
+    manifest = settings_of(draft) | {
+        "format": FORMAT,
+        "task_id": task_id,
+        "version": number,
+        "kind": (PromptKind.TEXT if prompt is None else prompt.kind).value,
+        "num_virtual_tokens": 0 if prompt is None else prompt.num_virtual_tokens,
+        "position_offset": 0 if prompt is None else prompt.position_offset,
+        "geometry": None if prompt is None else prompt_geometry(prompt),
+        "provenance": _plain(draft.provenance or {}, "provenance") | {"published_at": now()},
+    }
+    data = canonical_json(manifest)
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise InvalidRequest(f"The task's settings exceed {MAX_MANIFEST_BYTES} bytes as JSON", param="task")
+    return data
+
+
+def decode_version(task_id: str, number: int, data: bytes) -> TaskVersion:
+    """Read a manifest back. Raises CorruptData where it is not what `encode_version` wrote."""
+    what = f"version {number} of task {task_id!r}"
+    fields = decode_record(data, what, FORMAT, _FIELDS)
+    if (fields["task_id"], fields["version"]) != (task_id, number):
+        raise CorruptData(f"The manifest of {what} belongs elsewhere")
+    try:
+        return _version(fields, hashlib.sha256(data).hexdigest())
+    except (TypeError, ValueError):
+        raise CorruptData(f"The manifest of {what} has a field of the wrong type") from None
+
+
+def decode_record(data: bytes, what: str, record_format: str, names: frozenset[str]) -> dict[str, Any]:
+    """Parse a stored JSON object: known format, exact fields, canonical bytes. Raises CorruptData."""
+    try:
+        fields = parse_json(data)
+    except JsonError as error:
+        raise CorruptData(f"The record of {what} is damaged: {error}") from None
+    if not isinstance(fields, dict) or fields.get("format") != record_format:
+        raise CorruptData(f"The record of {what} is damaged, or of a newer format than {record_format}")
+    if fields.keys() != names or canonical_json(fields) != data:
+        raise CorruptData(f"The record of {what} is damaged: it is not in canonical form")
+    return fields
+
+
+def now() -> str:
+    """The time for records, in UTC."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+def _plain(value: Mapping[str, Any], param: str) -> dict[str, Any]:
+    try:
+        plain: dict[str, Any] = parse_json(canonical_json(value))
+    except JsonError as error:
+        raise InvalidRequest(f"The task's settings are not JSON: {error}", param=param) from None
+    return plain
+
+
+def _version(fields: dict[str, Any], digest: str) -> TaskVersion:
+    return TaskVersion(
+        task_id=fields["task_id"],
+        version=fields["version"],
+        digest=digest,
+        kind=PromptKind(fields["kind"]),
+        prompt_digest=fields["prompt_digest"],
+        num_virtual_tokens=int(fields["num_virtual_tokens"]),
+        position_offset=int(fields["position_offset"]),
+        template=fields["template"],
+        defaults=dict(fields["defaults"]),
+        choices=tuple(fields["choices"]),
+        examples=tuple(fields["examples"]),
+        notes=fields["notes"],
+        base=dict(fields["base"]),
+        provenance=dict(fields["provenance"]),
+        geometry=fields["geometry"],
+    )
