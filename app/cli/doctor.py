@@ -12,7 +12,9 @@ from typing import Any
 
 import typer
 
-_LIBRARIES = ("promptplex", "torch", "transformers", "fastapi", "pydantic", "safetensors")
+from app import __version__
+
+_LIBRARIES = ("torch", "transformers", "fastapi", "pydantic", "safetensors")
 _BANDWIDTH_BYTES = 256 << 20  # far larger than any cache
 _MATMUL_SIZE = 2048
 _MIN_SECONDS = 0.3  # how long a figure is measured at least
@@ -43,7 +45,7 @@ def register(cli: typer.Typer) -> None:
 
 def _software() -> dict[str, str]:
     libraries = {name: version(name) for name in _LIBRARIES}
-    return {"python": sys.version.split()[0], **libraries}
+    return {"promptplex": __version__, "python": sys.version.split()[0], **libraries}
 
 
 def _machine() -> dict[str, Any]:

@@ -10,7 +10,7 @@ import httpx2
 
 from app.cli.bundle import Bundle
 from app.errors import PromptplexError
-from app.prompt import TaskVersion, VersionDraft
+from app.prompt import Prompt, TaskVersion, VersionDraft
 from app.settings import is_loopback
 from app.store.importers import import_prompt
 from app.store.local import LocalStore
@@ -169,7 +169,8 @@ def _version_row(version: TaskVersion) -> Row:
 
 
 def _draft(bundle: Bundle) -> VersionDraft:
-    prompt, provenance = None, {}
+    prompt: Prompt | None = None
+    provenance: dict[str, Any] = {}
     if bundle.prompt is not None:
         prompt, provenance = import_prompt(bundle.prompt, bundle.config)
     task = bundle.task or {}

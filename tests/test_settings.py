@@ -1,0 +1,66 @@
+"""Settings: where they come from, what they refuse, and how they say so."""
+
+import pytest
+
+from app.settings import Settings, is_loopback, load_settings, unknown_variables
+
+
+def test_flags_win_over_variables_and_variables_over_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROMPTPLEX_MAX_ROWS", "32")
+    monkeypatch.setenv("PROMPTPLEX_TOKEN_BUDGET", "512")
+    settings = load_settings({"max_rows": "8"})
+    assert (settings.max_rows, settings.token_budget, settings.block_size) == (8, 512, 16)
+    config = settings.engine_config()
+    assert (config.max_rows, config.token_budget, config.block_size) == (8, 512, 16)
+
+
+def test_sizes_take_units_and_lists_take_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROMPTPLEX_ALLOWED_HOSTS", "prompts.example, localhost")
+    settings = load_settings({"host_cache_bytes": "2GiB", "max_body_bytes": "1000"})
+    assert settings.host_cache_bytes == 2 << 30
+    assert settings.max_body_bytes == 1000
+    assert settings.allowed_hosts == ("prompts.example", "localhost")
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Settings().port = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.7", "localhost", "::1"])
+def test_loopback_is_allowed_without_keys(host: str) -> None:
+    assert is_loopback(host)
+    assert load_settings({"host": host}).host == host
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.2", "example.org"])
+def test_other_addresses_are_refused_without_keys(host: str) -> None:
+    with pytest.raises(ValueError, match=r"--host or PROMPTPLEX_HOST.*no API keys.*127\.0\.0\.1"):
+        load_settings({"host": host})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("port", "70000"), ("max_rows", "0"), ("dtype", "int8"), ("kv_cache_bytes", "lots"), ("nonsense", "1")],
+)
+def test_a_bad_value_names_its_flag_and_variable(name: str, value: str) -> None:
+    flag = "--" + name.replace("_", "-")
+    with pytest.raises(ValueError, match=f"{flag} or PROMPTPLEX_{name.upper()}"):
+        load_settings({name: value})
+
+
+def test_kubernetes_service_links_are_not_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROMPTPLEX_PORT", "tcp://10.0.0.1:8000")
+    assert load_settings({}).port == 8000
+    assert not unknown_variables(["PROMPTPLEX_SERVICE_HOST", "PROMPTPLEX_PORT_8000_TCP", "PROMPTPLEX_SERVER"])
+
+
+def test_a_mistyped_variable_is_pointed_out() -> None:
+    assert unknown_variables(["PROMPTPLEX_MAX_ROW", "HOME"]) == [
+        "PROMPTPLEX_MAX_ROW is not a setting; did you mean PROMPTPLEX_MAX_ROWS?"
+    ]
+
+
+def test_the_base_is_called_as_its_directory_unless_named() -> None:
+    assert load_settings({"model": "hub/Some-Model"}).base_name == "Some-Model"
+    assert load_settings({"model": "hub/Some-Model", "served_name": "base"}).base_name == "base"
