@@ -65,7 +65,8 @@ def record_layers(model: PreTrainedModel) -> tuple[LayerGeometry, ...]:
     if sorted(recorded) != list(range(num_layers)):
         raise UnsupportedModel(
             f"the architecture '{model.config.model_type}' sends {len(recorded)} of its {num_layers} layers "
-            "through transformers' attention interface; the others attend on their own, which prompts can't reach"
+            "through transformers' attention interface; the others attend on their own, where no prompt "
+            "reaches them"
         )
     return tuple(recorded[layer] for layer in range(num_layers))
 
@@ -87,16 +88,14 @@ def _rope_settings(config: PreTrainedConfig) -> list[dict[str, Any]]:
     return nested or [rope]
 
 
-def model_geometry(
-    model: PreTrainedModel, fingerprint: str, max_context: int | None = None
-) -> ModelGeometry:
+def model_geometry(model: PreTrainedModel, fingerprint: str, max_context: int | None = None) -> ModelGeometry:
     """The geometry of a model that was loaded with our attention implementation."""
-    embedding = model.get_input_embeddings()
+    vocab_size, hidden_size = model.get_input_embeddings().weight.shape  # type: ignore[misc]  # a Tensor
     limit = max_positions(model.config)
     return ModelGeometry(
         architecture=model.config.model_type,
-        hidden_size=int(embedding.weight.shape[1]),
-        vocab_size=int(embedding.weight.shape[0]),
+        hidden_size=int(hidden_size),
+        vocab_size=int(vocab_size),
         max_positions=min(limit, max_context) if max_context else limit,
         decoder=record_layers(model),
         dtype=str(model.dtype).removeprefix("torch."),

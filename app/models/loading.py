@@ -5,10 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.configuration_utils import PreTrainedConfig
-from transformers.utils import cached_file
-from transformers.utils.hub import get_checkpoint_shard_files
+from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
 from app.errors import UnsupportedModel
 from app.models.attention.packed import IMPLEMENTATION, register
@@ -92,7 +97,7 @@ def load_base(
 
 def _load_config(reference: str) -> PreTrainedConfig:
     try:
-        config = AutoConfig.from_pretrained(reference, trust_remote_code=False)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(reference, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UnsupportedModel(f"cannot read the configuration of '{reference}': {error}") from error
     if config.is_encoder_decoder:
@@ -113,7 +118,10 @@ def _load_model(reference: str, dtype: torch.dtype, device: torch.device) -> Pre
         )
     except (OSError, ValueError) as error:
         raise UnsupportedModel(f"cannot load the weights of '{reference}': {error}") from error
-    return model.to(device).eval().requires_grad_(False)
+    model.to(device)  # type: ignore[arg-type]  # transformers wraps torch's signature away
+    model.eval()
+    model.requires_grad_(False)
+    return model
 
 
 def _weight_files(reference: str) -> list[Path]:

@@ -95,13 +95,14 @@ def probe_weights(model: PreTrainedModel, backbone: DecoderOnly) -> float:
     probe = _Probe(backbone.embed(ids), chunks=[5, 1, 2])
     with torch.inference_mode():
         expected = _own_logits(model, probe)[[4, 5, 7]]
-        found = torch.cat([logits for logits in _packed_logits(backbone, [probe])[0]])
+        found = torch.cat(_packed_logits(backbone, [probe])[0])
     error = float((found - expected).norm() / expected.norm())
     tolerance = WEIGHTS_TOLERANCE[backbone.dtype]
     if not error <= tolerance:
         raise UnsupportedModel(
-            f"the weights of this '{backbone.geometry.architecture}' in {backbone.geometry.dtype} give logits that "
-            f"differ by {error:.2e} from the model's own forward pass (tolerance {tolerance:.0e}); try --dtype float32"
+            f"the weights of this '{backbone.geometry.architecture}' in {backbone.geometry.dtype} give "
+            f"logits that differ by {error:.2e} from the model's own forward pass (tolerance "
+            f"{tolerance:.0e}); try --dtype float32"
         )
     return error
 
@@ -169,7 +170,8 @@ def _build_twin(config: PreTrainedConfig) -> PreTrainedModel:
             parameter.normal_(std=parameter.shape[-1] ** -0.5)
         else:
             parameter.add_(torch.randn_like(parameter) * 0.1)
-    return twin.eval()
+    twin.eval()
+    return twin
 
 
 def _twin_error(twin: PreTrainedModel, backbone: DecoderOnly) -> float:
@@ -244,7 +246,9 @@ def _packed_logits(backbone: DecoderOnly, probes: list[_Probe]) -> list[list[Ten
     for number in range(max(len(probe.chunks) for probe in probes)):
         active = [i for i, probe in enumerate(probes) if number < len(probe.chunks)]
         active.sort(key=_tokens_at(probes, number))
-        for i, logits in zip(active, _packed_step(backbone, cache, probes, slots, active, number), strict=True):
+        for i, logits in zip(
+            active, _packed_step(backbone, cache, probes, slots, active, number), strict=True
+        ):
             collected[i].append(logits.unsqueeze(0))
     return collected
 

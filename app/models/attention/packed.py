@@ -129,9 +129,7 @@ class _Kernel:
         if causal:
             mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
         if mask is not None:
-            scores = (
-                scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
-            )
+            scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
         weights = self._softmax(scores, query_axis_is_heads)
         return weights.to(values.dtype) @ values
 

@@ -1,0 +1,231 @@
+"""The engine's front: submit requests from any thread or event loop, get tokens back."""
+
+import asyncio
+import queue
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from app.engine.blocks import KVBlocks
+from app.engine.loop import Cancel, EngineLoop, Message, Stop, Submit
+from app.engine.memory import num_blocks_for
+from app.engine.plan import StepStats
+from app.engine.router import Completion, FuturePort, LoopPort, OutputRouter, Port
+from app.engine.runner import Runner
+from app.engine.scheduler import Scheduler, SchedulerConfig
+from app.engine.sequence import Sequence
+from app.engine.statistics import EngineStats, StepRecorder
+from app.errors import EngineStopped, InvalidRequest, Overloaded, PromptplexError, RequestTooLong
+from app.models.attention.kv_cache import KVCache
+from app.models.backbone import Backbone
+from app.prompt import ModelGeometry, PromptSource
+from app.request import Request, TokenDelta
+
+_DRAIN_POLL_SECONDS = 0.02
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """Bounds of the engine."""
+
+    max_rows: int = 64  # sequences that run at once
+    token_budget: int = 2048  # tokens of one forward pass
+    block_size: int = 16  # K/V slots of one block
+    kv_cache_bytes: int | None = None  # None: a share of the free memory
+    max_queue: int = 1024  # accepted requests that wait beyond those that run
+
+
+class Engine:
+    """Continuous batching over one base model. Token ids in, token ids out."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        source: PromptSource,
+        config: EngineConfig,
+        *,
+        on_step: Callable[[StepStats], None] | None = None,
+        on_failure: Callable[[BaseException], None] | None = None,
+    ) -> None:
+        """`on_step` runs on the engine's thread and must be cheap; `on_failure` when it dies."""
+        num_blocks = num_blocks_for(backbone, config.block_size, config.kv_cache_bytes, config.max_rows)
+        blocks = KVBlocks(num_blocks, config.block_size)
+        cache = KVCache(
+            backbone.kv_groups,
+            [count * config.block_size for count in num_blocks],
+            dtype=backbone.dtype,
+            device=backbone.device,
+        )
+        self._config = config
+        self._geometry = backbone.geometry
+        self._router = OutputRouter()
+        self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._scheduler = Scheduler(
+            blocks,
+            SchedulerConfig(max_rows=config.max_rows, token_budget=config.token_budget),
+            load=self._load,
+        )
+        bytes_per_slot = sum(group.bytes_per_slot(backbone.dtype) for group in backbone.kv_groups)
+        self._recorder = StepRecorder(self._scheduler, bytes_per_slot, on_step)
+        self._loop = EngineLoop(
+            geometry=backbone.geometry,
+            source=source,
+            scheduler=self._scheduler,
+            runner=Runner(backbone, cache),
+            router=self._router,
+            recorder=self._recorder,
+            inbox=self._inbox,
+        )
+        self._on_failure = on_failure
+        self._failure: BaseException | None = None
+        self._has_ended = False
+        self._accepting = False
+        self._thread = threading.Thread(target=self._run, name="promptplex-engine", daemon=True)
+        self._ports: dict[asyncio.AbstractEventLoop, LoopPort] = {}
+
+    def _load(self, sequence: Sequence) -> None:
+        self._loop.load(sequence)
+
+    # -- life -------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the thread that owns all state."""
+        self._thread.start()
+        self._accepting = True
+
+    def drain(self, timeout: float) -> bool:
+        """Refuse new work and wait for what runs; whether all of it ended in time."""
+        self._accepting = False
+        until = time.monotonic() + timeout
+        while len(self._router) and self.is_alive and time.monotonic() < until:
+            time.sleep(_DRAIN_POLL_SECONDS)
+        return not len(self._router)
+
+    def stop(self) -> None:
+        """End the thread; requests that still run end as cancelled."""
+        self._accepting = False
+        self._inbox.put(Stop())
+        if self._thread.is_alive():
+            self._thread.join()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the loop runs and has not died."""
+        return self._thread.is_alive() and not self._has_ended
+
+    @property
+    def is_accepting(self) -> bool:
+        """Whether new requests are taken: started, neither draining nor dead."""
+        return self._accepting and self.is_alive
+
+    @property
+    def failure(self) -> BaseException | None:
+        """What the loop died of."""
+        return self._failure
+
+    @property
+    def geometry(self) -> ModelGeometry:
+        return self._geometry
+
+    def stats(self) -> EngineStats:
+        """A snapshot; safe from any thread."""
+        return self._recorder.snapshot
+
+    # -- requests ---------------------------------------------------------------------------
+
+    def check_admissible(self, request: Request) -> None:
+        """Refuse what could never run.
+
+        Raises:
+            RequestTooLong: beyond the position limit, or K/V memory even when alone.
+            InvalidRequest: no tokens, ids outside the vocabulary, or nothing to generate.
+        """
+        if not request.token_ids or request.max_new_tokens < 1:
+            raise InvalidRequest("a request needs at least one prompt token and one new token")
+        ids = (*request.resident_ids, *request.token_ids)
+        if min(ids) < 0 or max(ids) >= self._geometry.vocab_size:
+            raise InvalidRequest(f"token ids must be from 0 to {self._geometry.vocab_size - 1}")
+        prompt = len(ids)
+        total = request.num_virtual_tokens + prompt + request.max_new_tokens
+        if total > self._geometry.max_positions:
+            raise RequestTooLong(
+                f"{request.num_virtual_tokens} virtual + {prompt} prompt + {request.max_new_tokens} new tokens "
+                f"= {total}, but the model has {self._geometry.max_positions} positions; shorten the input, "
+                "ask for fewer new tokens, or set 'truncate'",
+                param="max_new_tokens",
+            )
+        self._scheduler.check_fits(request)
+
+    async def generate(self, request: Request) -> AsyncIterator[TokenDelta]:
+        """Yield the request's deltas; the last one carries `finish` or `error`.
+
+        Leaving the iterator early cancels the request.
+
+        Raises:
+            RequestTooLong, InvalidRequest, Overloaded, EngineStopped: before anything is queued.
+        """
+        loop = asyncio.get_running_loop()
+        port = self._ports.setdefault(loop, LoopPort(loop))
+        self._admit(request, port)
+        deltas = port.open(request.id)
+        self._enqueue(request)
+        delta: TokenDelta | None = None
+        try:
+            while delta is None or not delta.is_last:
+                delta = await deltas.get()
+                yield delta
+        finally:
+            port.close(request.id)
+            if port.is_unused:
+                self._ports.pop(loop, None)
+            if delta is None or not delta.is_last:
+                self.cancel(request.id)
+
+    def submit(self, request: Request) -> "Future[Completion]":
+        """For synchronous callers: the future holds the Completion or the typed error."""
+        port = FuturePort()
+        self._admit(request, port)
+        self._enqueue(request)
+        return port.future
+
+    def cancel(self, request_id: str) -> None:
+        """End a request; everything it holds is free within two steps."""
+        self._inbox.put(Cancel(request_id))
+
+    def _admit(self, request: Request, port: Port) -> None:
+        if not self.is_accepting:
+            raise EngineStopped("the server takes no requests now (loading, draining or failed); try later")
+        self.check_admissible(request)
+        bound = self._config.max_rows + self._config.max_queue
+        if len(self._router) >= bound:
+            raise Overloaded(f"{bound} requests are running or waiting already; try again shortly")
+        self._router.open(request.id, port)
+
+    def _enqueue(self, request: Request) -> None:
+        self._inbox.put(Submit(request))
+        if self._has_ended:  # the thread may have told everybody before this one came
+            self._fail_open_requests("the engine was stopped")
+
+    # -- the thread -------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            self._loop.run()
+        except BaseException as failure:  # whatever it is, nobody may wait for ever
+            self._failure = failure
+            self._has_ended = True
+            self._fail_open_requests("the engine failed; its log says why")
+            if self._on_failure is not None:
+                self._on_failure(failure)
+        else:
+            self._has_ended = True
+            self._fail_open_requests("the engine was stopped")
+
+    def _fail_open_requests(self, message: str) -> None:
+        error: PromptplexError = EngineStopped(message)
+        self._accepting = False
+        self._router.deliver(
+            TokenDelta(request_id=request_id, error=error) for request_id in self._router.open_requests()
+        )

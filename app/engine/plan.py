@@ -1,0 +1,107 @@
+"""The frozen decision of one step, and what came of it."""
+
+from dataclasses import dataclass
+
+from app.engine.prefixes import Prefix
+from app.engine.sequence import Sequence
+from app.models.attention.step import PackedItem, Slots
+from app.prompt import Prompt
+from app.request import RequestTimings, SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixWrite:
+    """Keys and values to put at `slots` (per KV group) as they are, before the forward pass."""
+
+    prefix: Prefix
+    prompt: Prompt
+    slots: tuple[Slots, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingInput:
+    """What choosing a row's next token needs. `position` numbers the token within its request."""
+
+    params: SamplingParams
+    position: int
+    prompt_ids: tuple[int, ...]  # the request's own and resident ids, for the repetition penalty
+    generated: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PlanItem:
+    """Consecutive tokens of one owner, taken through the model in this step.
+
+    The owner is a sequence, or a prefix under construction. Inputs are token ids, or rows
+    `num_computed .. num_computed + num_tokens` of a soft prompt's embeddings.
+    """
+
+    owner: Sequence | Prefix
+    kv: PackedItem  # where its keys and values go and what exists already
+    position: int  # of the first token, as the model sees it
+    token_ids: tuple[int, ...] = ()
+    soft_prompt: Prompt | None = None
+    sampling: SamplingInput | None = None  # given: its last token's logits choose the next token
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """One step. Items of one token come first; an owner's items are in order."""
+
+    writes: tuple[PrefixWrite, ...]
+    items: tuple[PlanItem, ...]
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.writes and not self.items
+
+
+@dataclass(frozen=True, slots=True)
+class SampledToken:
+    """The next token of one sampling item; `is_finite` is False where its logits were not."""
+
+    token_id: int
+    logprob: float
+    is_finite: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """Sampled tokens, in the order of the Plan's sampling items."""
+
+    tokens: tuple[SampledToken, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinishedRequest:
+    """How a request ended, for statistics."""
+
+    task: str
+    reason: str  # a FinishReason, or "cancelled", "deadline", "error"
+    prompt_tokens: int
+    generated_tokens: int
+    timings: RequestTimings
+    time_to_first_token: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepStats:
+    """What one step did; handed to the engine's `on_step` on the engine thread."""
+
+    duration: float
+    num_decode_rows: int
+    num_prefill_tokens: int
+    num_prefix_tokens: int
+    num_distinct_tasks: int
+    num_running: int
+    num_waiting: int
+    num_preempted: int
+    kv_usage: float
+    resident_prefixes: int
+    resident_prefix_bytes: int
+    prefix_hits: int
+    prefix_misses: int
+    new_tokens: int
+    finished: tuple[FinishedRequest, ...]
+    first_token_latencies: tuple[float, ...]
+    inter_token_latencies: tuple[float, ...]

@@ -1,0 +1,165 @@
+"""Resident prefixes: a prompt and leading text as keys and values, shared by reference.
+
+A prefix is built inside ordinary Plans (its tokens count against the token budget), pinned while
+a running sequence uses it, and kept afterwards until its blocks are needed, least recently used
+first. Its key never holds a name (invariant 5).
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from app.engine.blocks import KVBlocks, SlotTable
+from app.prompt import ModelGeometry, Prompt, PromptKind
+from app.request import Request
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixKey:
+    """What makes two prefixes the same keys and values."""
+
+    fingerprint: str
+    dtype: str
+    prompt_digest: str | None
+    ids_digest: str
+
+
+def prefix_key(request: Request, geometry: ModelGeometry) -> PrefixKey | None:
+    """The prefix that a request stands on; None where it has none."""
+    if not request.num_prefix_slots:
+        return None
+    ids = np.array(request.resident_ids, dtype=np.int64).tobytes()
+    return PrefixKey(
+        geometry.fingerprint, geometry.dtype, request.prompt_digest, hashlib.sha256(ids).hexdigest()
+    )
+
+
+@dataclass(eq=False)
+class Prefix:
+    """One resident prefix and how far it is built.
+
+    Slots: first the virtual tokens, then the resident ids. Positions differ from slots where the
+    format counts virtual tokens as zero positions (Prompt.position_offset).
+    """
+
+    key: PrefixKey
+    resident_ids: tuple[int, ...]
+    num_virtual_tokens: int
+    table: SlotTable
+    prompt: Prompt | None  # until it is built
+    virtual_positions: int = 0  # positions that the virtual tokens take
+    num_computed: int = 0  # slots whose keys and values exist
+    pins: int = 0
+
+    @property
+    def num_slots(self) -> int:
+        return self.num_virtual_tokens + len(self.resident_ids)
+
+    @property
+    def is_ready(self) -> bool:
+        return self.num_computed == self.num_slots
+
+    @property
+    def needs_write(self) -> bool:
+        """Whether keys and values are to be put in as they are, which costs no forward pass."""
+        return self.num_computed == 0 and self.prompt is not None and self.prompt.kind == PromptKind.PREFIX
+
+    def position_of(self, slot: int) -> int:
+        """The position that the model sees for a token in `slot`."""
+        if slot < self.num_virtual_tokens:
+            return slot
+        return slot - self.num_virtual_tokens + self.virtual_positions
+
+    def advance(self, num_slots: int) -> None:
+        """Note that `num_slots` more exist; the prompt's bytes are dropped with the last."""
+        self.num_computed += num_slots
+        assert self.num_computed <= self.num_slots
+        if self.is_ready:
+            self.prompt = None
+
+
+class PrefixCache:
+    """All resident prefixes, in order of last use."""
+
+    def __init__(self, blocks: KVBlocks) -> None:
+        self._blocks = blocks
+        self._prefixes: dict[PrefixKey, Prefix] = {}  # least recently used first
+
+    def __len__(self) -> int:
+        return len(self._prefixes)
+
+    def __iter__(self) -> Iterator[Prefix]:
+        return iter(self._prefixes.values())
+
+    def get(self, key: PrefixKey) -> Prefix | None:
+        return self._prefixes.get(key)
+
+    def create(self, key: PrefixKey, request: Request, prompt: Prompt | None) -> Prefix | None:
+        """Start a prefix, with blocks for all of it; None when they don't suffice."""
+        table = SlotTable(self._blocks)
+        if not table.grow(request.num_prefix_slots):
+            return None
+        prefix = Prefix(
+            key=key,
+            resident_ids=request.resident_ids,
+            num_virtual_tokens=request.num_virtual_tokens,
+            table=table,
+            prompt=prompt,
+            virtual_positions=prompt.position_offset if prompt is not None else 0,
+        )
+        self._prefixes[key] = prefix
+        return prefix
+
+    def pin(self, prefix: Prefix) -> None:
+        prefix.pins += 1
+        self._prefixes[prefix.key] = self._prefixes.pop(prefix.key)  # most recently used
+
+    def unpin(self, prefix: Prefix) -> None:
+        """Let go; a prefix that nobody waits for is not built further."""
+        assert prefix.pins > 0
+        prefix.pins -= 1
+        if not prefix.pins and not prefix.is_ready:
+            self._evict(prefix)
+
+    def evict_until(self, num_free: int) -> bool:
+        """Evict unpinned prefixes, oldest first, until `num_free` blocks are free; False if in vain.
+
+        Nothing is evicted where it wouldn't be enough.
+        """
+        if self._blocks.num_free + self.num_evictable_blocks < num_free:
+            return False
+        for prefix in [prefix for prefix in self if not prefix.pins]:
+            if self._blocks.num_free >= num_free:
+                break
+            self._evict(prefix)
+        return self._blocks.num_free >= num_free
+
+    @property
+    def num_evictable_blocks(self) -> int:
+        return sum(len(prefix.table.blocks[0]) for prefix in self if not prefix.pins)
+
+    @property
+    def num_slots(self) -> int:
+        return sum(prefix.num_slots for prefix in self)
+
+    def resident_digests(self) -> frozenset[str]:
+        """Digests of the prompts that are ready on the device."""
+        return frozenset(
+            prefix.key.prompt_digest for prefix in self if prefix.is_ready and prefix.key.prompt_digest
+        )
+
+    def _evict(self, prefix: Prefix) -> None:
+        assert not prefix.pins
+        prefix.table.release()
+        del self._prefixes[prefix.key]
+
+    def check_integrity(self, pins: dict[PrefixKey, int]) -> None:
+        """`pins`: how many sequences hold each prefix."""
+        for key, prefix in self._prefixes.items():
+            assert prefix.key == key
+            assert prefix.pins == pins.get(key, 0), "pins and their holders differ"
+            assert prefix.pins or prefix.is_ready, "an unfinished prefix that nobody waits for"
+            assert prefix.table.num_slots >= prefix.num_slots
+        assert not pins.keys() - self._prefixes.keys(), "a pinned prefix is gone"

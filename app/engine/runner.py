@@ -1,0 +1,64 @@
+"""Executes a Plan; the only code that touches the device.
+
+T tokens of a step, d embedding width.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from app.engine.plan import Plan, PlanItem, StepResult
+from app.engine.sampling import choose_tokens
+from app.models.attention.kv_cache import KVCache
+from app.models.attention.step import build_step
+from app.models.backbone import Backbone
+
+
+class Runner:
+    """One base model and its K/V memory."""
+
+    def __init__(self, backbone: Backbone, cache: KVCache) -> None:
+        self._backbone = backbone
+        self._cache = cache
+
+    @torch.inference_mode()
+    def run(self, plan: Plan) -> StepResult:
+        """Write given prefixes, run all items as one packed row, choose the next tokens."""
+        for write in plan.writes:
+            slots = tuple(self._to_device(group) for group in write.slots)
+            self._backbone.write_prefix(write.prompt, self._cache, slots)
+        if not plan.items:
+            return StepResult(())
+        ends = np.cumsum([item.kv.num_tokens for item in plan.items])
+        sampled = [i for i, item in enumerate(plan.items) if item.sampling is not None]
+        # Some architectures take an empty selection for "all rows", so one row is always asked for.
+        logit_rows = self._to_device(ends[sampled or [0]] - 1)
+        logits = self._backbone.forward(
+            self._embeds(plan.items, ends),
+            self._positions(plan.items),
+            build_step(self._cache, [item.kv for item in plan.items]),
+            logit_rows,
+        )
+        inputs = [item.sampling for item in plan.items if item.sampling is not None]
+        return StepResult(choose_tokens(logits, inputs) if inputs else ())
+
+    def _embeds(self, items: Sequence[PlanItem], ends: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Tensor:
+        """Input embeddings `[T, d]`: of token ids, or a soft prompt's own rows."""
+        ids = [token for item in items for token in item.token_ids or (0,) * item.kv.num_tokens]
+        embeds = self._backbone.embed(torch.tensor(ids, device=self._backbone.device))
+        for item, end in zip(items, ends.tolist(), strict=True):
+            if item.soft_prompt is not None:
+                rows = self._backbone.prompt_embeddings(item.soft_prompt)
+                first = item.kv.num_computed
+                embeds[end - item.kv.num_tokens : end] = rows[first : first + item.kv.num_tokens]
+        return embeds
+
+    def _positions(self, items: Sequence[PlanItem]) -> Tensor:
+        return self._to_device(
+            np.concatenate([np.arange(item.position, item.position + item.kv.num_tokens) for item in items])
+        )
+
+    def _to_device(self, values: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Tensor:
+        return torch.from_numpy(values).to(self._backbone.device)

@@ -1,0 +1,358 @@
+"""What runs next. Two verbs: `schedule() -> Plan` and `update(plan, result)`.
+
+The order of a step: decoding rows first (they were promised), then prefill of what was admitted,
+then admission by fair share, all under one token budget. A prefix that is missing is built in
+the same step as the prefill that needs it, where the budget allows.
+
+`schedule` counts a Plan's tokens as computed at once, since a Plan always runs (a failing device
+ends the engine); so the next Plan could be made before the last one's tokens are known.
+
+Nothing can deadlock: a sequence that waits holds no pin and no block, so the oldest running one
+can always have everything else's (docs/architecture.md, "Preempted rows hold nothing").
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from app.engine.blocks import KVBlocks, SlotTable
+from app.engine.fair_queue import FairQueue
+from app.engine.plan import Plan, PlanItem, PrefixWrite, SampledToken, SamplingInput, StepResult
+from app.engine.prefixes import Prefix, PrefixCache, PrefixKey
+from app.engine.sequence import Phase, Sequence
+from app.errors import NonFiniteLogits, PromptplexError, RequestTooLong
+from app.models.attention.step import PackedItem
+from app.prompt import Prompt
+from app.request import FinishReason, Request, TokenDelta
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerConfig:
+    """Bounds of a step."""
+
+    max_rows: int  # sequences that run at once
+    token_budget: int  # tokens of one forward pass
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.max_rows <= self.token_budget:
+            raise ValueError(
+                f"token_budget ({self.token_budget}) must be at least max_rows ({self.max_rows}), "
+                "since every running row takes a token a step"
+            )
+
+
+@dataclass(slots=True)
+class StepCounts:
+    """What one call of `schedule` decided, for statistics."""
+
+    decode_rows: int = 0
+    prefill_tokens: int = 0
+    prefix_tokens: int = 0
+    preempted: int = 0
+    prefix_hits: int = 0
+    prefix_misses: int = 0
+
+
+@dataclass(slots=True)
+class _Draft:
+    """A Plan in the making."""
+
+    budget: int
+    writes: list[PrefixWrite] = field(default_factory=list)
+    items: list[PlanItem] = field(default_factory=list)
+
+    def add(self, item: PlanItem) -> None:
+        self.items.append(item)
+        self.budget -= item.kv.num_tokens
+
+    def plan(self) -> Plan:
+        rows_first = sorted(self.items, key=lambda item: item.kv.num_tokens > 1)
+        return Plan(writes=tuple(self.writes), items=tuple(rows_first))
+
+
+class Scheduler:
+    """Owns every sequence, block and prefix. Called by one thread only."""
+
+    def __init__(
+        self, blocks: KVBlocks, config: SchedulerConfig, *, load: Callable[[Sequence], None]
+    ) -> None:
+        """`load` starts fetching a sequence's prompt; `loaded` is called when it is here."""
+        self.blocks = blocks
+        self.prefixes = PrefixCache(blocks)
+        self.running: list[Sequence] = []  # in order of admission
+        self.waiting = FairQueue()
+        self.loading: set[Sequence] = set()
+        self.counts = StepCounts()
+        self._config = config
+        self._load = load
+
+    @property
+    def num_open(self) -> int:
+        return len(self.running) + len(self.waiting) + len(self.loading)
+
+    def check_fits(self, request: Request) -> None:
+        """Refuse what could not run even alone.
+
+        Raises:
+            RequestTooLong: its keys and values exceed all blocks there are.
+        """
+        own = len(request.token_ids) + request.max_new_tokens
+        needed = self.blocks.blocks_for(request.num_prefix_slots) + self.blocks.blocks_for(own)
+        if needed > self.blocks.capacity:
+            size = self.blocks.block_size
+            raise RequestTooLong(
+                f"the request needs {needed * size} K/V slots (prefix {request.num_prefix_slots}, prompt "
+                f"{len(request.token_ids)}, new {request.max_new_tokens}), but the server has "
+                f"{self.blocks.capacity * size}; ask for fewer new tokens or give the server more K/V memory",
+                param="max_new_tokens",
+            )
+
+    def add(self, sequence: Sequence) -> None:
+        """Take in a new sequence; one whose prompt is neither resident nor here is parked."""
+        if self._needs_prompt(sequence):
+            self._park(sequence)
+        else:
+            self.waiting.push(sequence)
+
+    def loaded(self, sequence: Sequence, prompt: Prompt) -> None:
+        """A parked sequence's prompt has arrived."""
+        self.loading.discard(sequence)
+        sequence.prompt = prompt
+        sequence.phase = Phase.WAITING
+        self.waiting.push(sequence)
+
+    def finish(self, sequence: Sequence) -> None:
+        """Free everything that a sequence holds, in whatever phase it is."""
+        if sequence.phase is Phase.RUNNING:
+            self.running.remove(sequence)
+            self._vacate(sequence)
+        elif sequence.phase is Phase.WAITING:
+            self.waiting.remove(sequence)
+        self.loading.discard(sequence)
+        sequence.phase = Phase.FINISHED
+
+    # -- schedule ---------------------------------------------------------------------------
+
+    def schedule(self) -> Plan:
+        """Decide one step."""
+        self.counts = StepCounts()
+        draft = _Draft(self._config.token_budget)
+        for sequence in [sequence for sequence in self.running if sequence.is_decoding]:
+            if sequence.phase is Phase.RUNNING and self._grow(sequence):
+                self._take_tokens(sequence, draft)
+                self.counts.decode_rows += 1
+        for sequence in [sequence for sequence in self.running if sequence.num_pending]:
+            self._prefill(sequence, draft)
+        if not self.counts.preempted:
+            self._admit(draft)
+        return draft.plan()
+
+    def _grow(self, sequence: Sequence) -> bool:
+        """Room for one more slot, at the cost of idle prefixes, then of the youngest sequence."""
+        assert sequence.table is not None
+        num_slots = sequence.num_prefix_slots + len(sequence.tokens)
+        while not sequence.table.grow(num_slots):
+            if self.prefixes.evict_until(sequence.table.missing_blocks(num_slots)):
+                continue
+            youngest = self.running[-1]
+            self._preempt(youngest)
+            if youngest is sequence:
+                return False
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Take everything back; the sequence recomputes its keys and values when it is readmitted."""
+        self.running.remove(sequence)
+        self._vacate(sequence)
+        sequence.num_computed = 0
+        sequence.phase = Phase.WAITING
+        self.waiting.push(sequence, front=True)
+        self.counts.preempted += 1
+
+    def _vacate(self, sequence: Sequence) -> None:
+        assert sequence.table is not None
+        sequence.table.release()
+        sequence.table = None
+        if sequence.prefix is not None:
+            self.prefixes.unpin(sequence.prefix)
+            sequence.prefix = None
+
+    def _prefill(self, sequence: Sequence, draft: _Draft) -> None:
+        if sequence.prefix is not None and not sequence.prefix.is_ready:
+            self._build_prefix(sequence.prefix, draft)
+        if draft.budget and (sequence.prefix is None or sequence.prefix.is_ready):
+            self.counts.prefill_tokens += self._take_tokens(sequence, draft)
+
+    def _take_tokens(self, sequence: Sequence, draft: _Draft) -> int:
+        """Plan as many pending tokens as the budget allows; the last of them samples."""
+        assert sequence.table is not None
+        count = min(sequence.num_pending, draft.budget)
+        start = sequence.num_computed
+        before = sequence.num_prefix_slots + start
+        draft.add(
+            PlanItem(
+                owner=sequence,
+                kv=PackedItem(before, count, sequence.table.slots(before + count)),
+                position=sequence.first_position + start,
+                token_ids=tuple(sequence.tokens[start : start + count]),
+                sampling=_sampling_input(sequence) if count == sequence.num_pending else None,
+            )
+        )
+        sequence.num_computed += count
+        return count
+
+    def _build_prefix(self, prefix: Prefix, draft: _Draft) -> None:
+        """Plan the next part of a prefix: written as it is, or run through the model."""
+        if prefix.needs_write:
+            assert prefix.prompt is not None
+            slots = prefix.table.slots(prefix.num_virtual_tokens)
+            draft.writes.append(PrefixWrite(prefix, prefix.prompt, slots))
+            prefix.advance(prefix.num_virtual_tokens)
+        while draft.budget and not prefix.is_ready:
+            item = _prefix_item(prefix, draft.budget)
+            draft.add(item)
+            prefix.advance(item.kv.num_tokens)
+            self.counts.prefix_tokens += item.kv.num_tokens
+
+    # -- admission --------------------------------------------------------------------------
+
+    def _admit(self, draft: _Draft) -> None:
+        while draft.budget and len(self.running) < self._config.max_rows:
+            sequence = self.waiting.peek()
+            if sequence is None:
+                return
+            if self._needs_prompt(sequence):  # its prefix was evicted while it waited
+                self.waiting.remove(sequence)
+                self._park(sequence)
+            elif self._place(sequence):
+                self._prefill(sequence, draft)
+            else:
+                return
+
+    def _needs_prompt(self, sequence: Sequence) -> bool:
+        return (
+            sequence.request.prompt_digest is not None
+            and sequence.prompt is None
+            and sequence.prefix_key is not None
+            and self.prefixes.get(sequence.prefix_key) is None
+        )
+
+    def _park(self, sequence: Sequence) -> None:
+        sequence.phase = Phase.LOADING
+        self.loading.add(sequence)
+        self._load(sequence)
+
+    def _place(self, sequence: Sequence) -> bool:
+        """Give a sequence its prefix and blocks for all its tokens; False when they don't suffice.
+
+        While others run, a block for each of them stays free, so that admission doesn't preempt.
+        """
+        key = sequence.prefix_key
+        prefix = self.prefixes.get(key) if key is not None else None
+        if prefix is not None:
+            self.prefixes.pin(prefix)  # before anything is evicted
+        own = self.blocks.blocks_for(len(sequence.tokens))
+        missing = self.blocks.blocks_for(sequence.num_prefix_slots) if key is not None and not prefix else 0
+        if not self.prefixes.evict_until(own + missing + len(self.running)):
+            if prefix is not None:
+                self.prefixes.unpin(prefix)
+            return False
+        if prefix is not None:
+            self.counts.prefix_hits += 1
+        elif key is not None:
+            prefix = self._create_prefix(key, sequence)
+        self._start(sequence, prefix)
+        return True
+
+    def _create_prefix(self, key: PrefixKey, sequence: Sequence) -> Prefix:
+        prefix = self.prefixes.create(key, sequence.request, sequence.prompt)
+        assert prefix is not None, "blocks were counted before"
+        self.prefixes.pin(prefix)
+        self.counts.prefix_misses += 1
+        return prefix
+
+    def _start(self, sequence: Sequence, prefix: Prefix | None) -> None:
+        self.waiting.remove(sequence)
+        head_slots = prefix.num_slots if prefix is not None else 0
+        sequence.prefix = prefix
+        sequence.table = SlotTable(self.blocks, prefix.table if prefix is not None else None, head_slots)
+        grown = sequence.table.grow(head_slots + len(sequence.tokens))
+        assert grown, "blocks were counted before"
+        sequence.phase = Phase.RUNNING
+        self.running.append(sequence)
+        if sequence.admitted is None:  # recomputing after a preemption is not charged
+            self.waiting.charge(sequence, len(sequence.tokens))
+
+    # -- update -----------------------------------------------------------------------------
+
+    def update(self, plan: Plan, result: StepResult, now: float) -> list[tuple[Sequence, TokenDelta]]:
+        """Apply sampled tokens; sequences that end free what they hold."""
+        news: list[tuple[Sequence, TokenDelta]] = []
+        sampling = (item.owner for item in plan.items if item.sampling is not None)
+        for sequence, token in zip(sampling, result.tokens, strict=True):
+            assert isinstance(sequence, Sequence)
+            news.append((sequence, self._accept(sequence, token, now)))
+        return news
+
+    def _accept(self, sequence: Sequence, token: SampledToken, now: float) -> TokenDelta:
+        reason: FinishReason | None = None
+        error: PromptplexError | None = None
+        if token.is_finite:
+            reason = sequence.accept(token.token_id, now)
+            self.waiting.charge(sequence, 1)
+        else:
+            error = NonFiniteLogits(
+                "the model produced NaN or infinite logits for this request; if it names a task, the task's "
+                "prompt is the likely cause: check its values, or roll the task back"
+            )
+        if reason is not None or error is not None:
+            self.finish(sequence)
+        return TokenDelta(
+            request_id=sequence.request.id,
+            token_id=token.token_id if error is None else None,
+            logprob=token.logprob if error is None else 0.0,
+            finish=reason,
+            error=error,
+            timings=sequence.timings(now) if reason is not None or error is not None else None,
+        )
+
+    def check_integrity(self) -> None:
+        """Blocks, slots, pins and phases are conserved; run at idle and between test steps."""
+        tables = [prefix.table for prefix in self.prefixes]
+        tables += [sequence.table for sequence in self.running if sequence.table is not None]
+        self.blocks.check_integrity(tables)
+        pins: dict[PrefixKey, int] = {}
+        for sequence in self.running:
+            if sequence.prefix is not None:
+                pins[sequence.prefix.key] = pins.get(sequence.prefix.key, 0) + 1
+        self.prefixes.check_integrity(pins)
+        for sequence in self.waiting:
+            assert sequence.phase is Phase.WAITING
+            assert sequence.table is None
+            assert sequence.prefix is None
+        assert all(sequence.phase is Phase.RUNNING for sequence in self.running)
+        assert all(sequence.phase is Phase.LOADING for sequence in self.loading)
+
+
+def _sampling_input(sequence: Sequence) -> SamplingInput:
+    request = sequence.request
+    return SamplingInput(
+        request.sampling,
+        position=sequence.num_generated,
+        prompt_ids=request.resident_ids + request.token_ids,
+        generated=tuple(sequence.tokens[len(request.token_ids) :]),
+    )
+
+
+def _prefix_item(prefix: Prefix, budget: int) -> PlanItem:
+    """The next tokens of a prefix: soft prompt rows first, then the resident ids."""
+    start, virtual = prefix.num_computed, prefix.num_virtual_tokens
+    end = virtual if start < virtual else prefix.num_slots
+    count = min(end - start, budget)
+    is_soft = start < virtual
+    return PlanItem(
+        owner=prefix,
+        kv=PackedItem(start, count, prefix.table.slots(start + count)),
+        position=prefix.position_of(start),
+        token_ids=() if is_soft else prefix.resident_ids[start - virtual : start - virtual + count],
+        soft_prompt=prefix.prompt if is_soft else None,
+    )

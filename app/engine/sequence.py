@@ -1,0 +1,80 @@
+"""A request's progress: mutable, owned by the engine's one thread."""
+
+import enum
+import time
+from dataclasses import dataclass, field
+
+from app.engine.blocks import SlotTable
+from app.engine.prefixes import Prefix, PrefixKey
+from app.prompt import Prompt
+from app.request import FinishReason, Request, RequestTimings
+
+
+class Phase(enum.Enum):
+    """LOADING -> WAITING -> RUNNING -> FINISHED; preemption goes back to WAITING."""
+
+    LOADING = enum.auto()  # parked until its prompt's bytes are here
+    WAITING = enum.auto()  # in the fair queue; holds nothing on the device
+    RUNNING = enum.auto()  # holds a pin and blocks
+    FINISHED = enum.auto()
+
+
+@dataclass(eq=False)
+class Sequence:
+    """One request on its way. `tokens` are its own: the prompt's, then the generated ones."""
+
+    request: Request
+    prefix_key: PrefixKey | None
+    tokens: list[int] = field(init=False)
+    phase: Phase = Phase.WAITING
+    prompt: Prompt | None = None  # the loaded bytes, while the prefix may have to be built
+    prefix: Prefix | None = None  # pinned while running
+    table: SlotTable | None = None
+    num_computed: int = 0  # own tokens whose keys and values exist
+    arrived: float = field(default_factory=time.monotonic)
+    admitted: float | None = None
+    first_token: float | None = None
+    last_token: float | None = None
+
+    def __post_init__(self) -> None:
+        self.tokens = list(self.request.token_ids)
+
+    @property
+    def num_generated(self) -> int:
+        return len(self.tokens) - len(self.request.token_ids)
+
+    @property
+    def num_pending(self) -> int:
+        """Own tokens that the next forward passes have to take; 1 for a decoding sequence."""
+        return len(self.tokens) - self.num_computed
+
+    @property
+    def is_decoding(self) -> bool:
+        return self.num_generated > 0 and self.num_pending == 1
+
+    @property
+    def num_prefix_slots(self) -> int:
+        return self.request.num_prefix_slots
+
+    @property
+    def first_position(self) -> int:
+        """The position that the model sees for the first own token."""
+        return self.prefix.position_of(self.prefix.num_slots) if self.prefix is not None else 0
+
+    def accept(self, token_id: int, now: float) -> FinishReason | None:
+        """Append a sampled token; why the sequence ends with it, if it does."""
+        self.tokens.append(token_id)
+        self.first_token = self.first_token or now
+        self.last_token = now
+        if token_id in self.request.stop_ids:
+            return FinishReason.EOS
+        if self.num_generated >= self.request.max_new_tokens:
+            return FinishReason.LENGTH
+        return None
+
+    def timings(self, now: float) -> RequestTimings:
+        admitted = self.admitted or now
+        first_token = self.first_token or now
+        return RequestTimings(
+            queue=admitted - self.arrived, prefill=first_token - admitted, decode=now - first_token
+        )
