@@ -1,0 +1,102 @@
+"""Prompts, files and geometries for the tests of the store."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from app.prompt import LayerGeometry, ModelGeometry, Prompt, PromptKind, TaskVersion, VersionDraft
+from app.store.canonical import RawTensor, read_prompt, write_prompt
+from app.store.importers import import_prompt
+from app.store.local import LocalStore
+from app.store.validation import validate_prompt
+
+HIDDEN, LAYERS, HEADS, HEAD_DIM = 16, 2, 2, 4
+
+
+def geometry(**changes: Any) -> ModelGeometry:
+    fields: dict[str, Any] = {
+        "architecture": "llama",
+        "hidden_size": HIDDEN,
+        "vocab_size": 100,
+        "max_positions": 64,
+        "decoder": (LayerGeometry(HEADS, HEAD_DIM, HEAD_DIM),) * LAYERS,
+        "dtype": "float32",
+        "fingerprint": "0" * 64,
+    }
+    return ModelGeometry(**{**fields, **changes})
+
+
+def raw(shape: tuple[int, ...], seed: int = 0, dtype: str = "F32") -> RawTensor:
+    numbers = np.random.default_rng(seed).standard_normal(shape).astype("<f4")
+    if dtype == "BF16":
+        return RawTensor(dtype, shape, (numbers.view("<u4") >> 16).astype("<u2").tobytes())
+    return RawTensor(dtype, shape, numbers.astype({"F32": "<f4", "F16": "<f2"}[dtype]).tobytes())
+
+
+def soft(p: int = 3, hidden: int = HIDDEN, seed: int = 0, dtype: str = "F32") -> Prompt:
+    return read_prompt(write_prompt(PromptKind.SOFT, {"dec.embeds": raw((p, hidden), seed, dtype)}))
+
+
+def prefix_tensors(
+    p: int = 3, layers: int = LAYERS, seed: int = 0, dtype: str = "F32"
+) -> dict[str, RawTensor]:
+    return {
+        f"dec.self.{layer}.{side}": raw((HEADS, p, HEAD_DIM), seed + 2 * layer + (side == "v"), dtype)
+        for layer in range(layers)
+        for side in "kv"
+    }
+
+
+def prefix(p: int = 3, layers: int = LAYERS, seed: int = 0, dtype: str = "F32") -> Prompt:
+    return read_prompt(write_prompt(PromptKind.PREFIX, prefix_tensors(p, layers, seed, dtype)))
+
+
+def file_bytes(header: Mapping[str, Any] | bytes, data: bytes = b"") -> bytes:
+    """A safetensors file with any header at all."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def entry(shape: list[Any], begin: int, end: int, dtype: str = "F32") -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+def peft_files(
+    values: np.ndarray | None = None, name: str = "prompt_embeddings", **changes: Any
+) -> tuple[bytes, bytes]:
+    """(weights, config) of a hand-made PROMPT_TUNING adapter that fits `geometry()`."""
+    values = np.ones((3, HIDDEN), dtype="<f4") if values is None else values
+    header = {name: entry(list(values.shape), 0, values.nbytes), "__metadata__": {"format": "pt"}}
+    config = {
+        "peft_type": "PROMPT_TUNING",
+        "task_type": "CAUSAL_LM",
+        "num_virtual_tokens": 3,
+        "token_dim": HIDDEN,
+        "num_transformer_submodules": 1,
+        "num_attention_heads": 4,
+        "num_layers": LAYERS,
+        "base_model_name_or_path": None,
+        "inference_mode": True,
+    }
+    return file_bytes(header, values.tobytes()), json.dumps(config | changes).encode()
+
+
+def upload(
+    store: LocalStore,
+    task_id: str,
+    weights: bytes | None,
+    config: bytes | None,
+    base: ModelGeometry | None = None,
+) -> TaskVersion:
+    """What the server does with an upload, without the server."""
+    prompt, provenance = import_prompt(weights, config)
+    validate_prompt(prompt, base or geometry())
+    return store.publish(task_id, VersionDraft(prompt=prompt, provenance=provenance))[0]
+
+
+def tree(root: Path) -> dict[str, bytes]:
+    """Every file below a directory."""
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
