@@ -151,8 +151,8 @@ class Engine:
         total = request.num_virtual_tokens + prompt + request.max_new_tokens
         if total > self._geometry.max_positions:
             raise RequestTooLong(
-                f"{request.num_virtual_tokens} virtual + {prompt} prompt + {request.max_new_tokens} new tokens "
-                f"= {total}, but the model has {self._geometry.max_positions} positions; shorten the input, "
+                f"{request.num_virtual_tokens} virtual + {prompt} prompt + {request.max_new_tokens} new "
+                f"tokens = {total}, but the model has {self._geometry.max_positions} positions; shorten the input, "
                 "ask for fewer new tokens, or set 'truncate'",
                 param="max_new_tokens",
             )

@@ -1,0 +1,193 @@
+"""The promise: a mixed, crowded, preempted batch gives what each request gives alone.
+
+Per architecture 64 requests over 12 tasks go in at random times, some are cancelled, and blocks
+are so scarce that preemption happens. Greedy tokens equal PEFT's at batch size 1 and every
+step's log-probability is within 1e-4.
+"""
+
+import random
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.engine.engine import Engine, EngineConfig
+from app.engine.plan import StepStats
+from app.engine.router import Completion
+from app.errors import Cancelled
+from app.models.decoder_only import DecoderOnly
+from app.prompt import Prompt, VersionDraft
+from app.request import Request
+from app.store.local import LocalStore
+from app.store.sources import TieredPromptSource
+from tests import oracle
+from tests.oracle import Expected
+from tests.tiny_models import ARCHITECTURES, VOCABULARY, packed_backbone, tiny_model
+
+LOGPROB_TOLERANCE = 1e-4
+NUM_REQUESTS = 64
+NEW_TOKENS = 12
+
+
+@dataclass(frozen=True)
+class TinyTask:
+    """A task and the model that is its oracle."""
+
+    name: str
+    model: Any
+    prompt: Prompt | None = None
+    resident_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class World:
+    tasks: list[TinyTask]
+    backbone: DecoderOnly
+    source: TieredPromptSource
+
+
+def build_world(architecture: str, root: Path) -> World:
+    base = tiny_model(architecture)
+    configs = {f"soft-{p}": oracle.soft_config(p) for p in (1, 7, 20, 50)}
+    configs["p-tuning"] = oracle.p_tuning_config(9)
+    configs |= {f"prefix-{p}": oracle.prefix_config(p) for p in (1, 13, 30)}
+    store = LocalStore(root / "store")
+    tasks = [TinyTask("none", base), TinyTask("text", base, resident_ids=tuple(range(3, 40)))]
+    tasks.append(TinyTask("short-text", base, resident_ids=(5, 6, 7)))
+    for seed, (name, config) in enumerate(configs.items()):
+        model = oracle.tuned(base, config, seed=seed)
+        prompt = oracle.as_prompt(model, root / name)
+        store.publish(name, VersionDraft(prompt=prompt))
+        tasks.append(TinyTask(name, model, prompt))
+    learned = tasks[-1]  # a template's leading text after a prefix
+    tasks.append(replace(learned, name="prefix-and-text", resident_ids=(11, 12, 13, 14, 15)))
+    assert len(tasks) == 12
+    return World(tasks, packed_backbone(base), TieredPromptSource(store, host_bytes=1 << 20))
+
+
+@contextmanager
+def crowded_engine(world: World, steps: list[StepStats]) -> Iterator[Engine]:
+    """Few rows, a small budget, and blocks for hardly three requests."""
+    block_size = 4
+    slot_bytes = sum(group.bytes_per_slot(world.backbone.dtype) for group in world.backbone.kv_groups)
+    config = EngineConfig(
+        max_rows=12, token_budget=48, block_size=block_size, kv_cache_bytes=slot_bytes * block_size * 80
+    )
+    engine = Engine(world.backbone, world.source, config, on_step=steps.append)
+    engine.start()
+    try:
+        yield engine
+    finally:
+        engine.stop()
+        world.source.close()
+
+
+def random_request(number: int, task: TinyTask, rng: random.Random) -> Request:
+    return Request(
+        id=f"{number}-{task.name}",
+        token_ids=tuple(rng.randrange(VOCABULARY) for _ in range(rng.choice([1, 2, 5, 17, 40, 90]))),
+        prompt_digest=task.prompt.digest if task.prompt else None,
+        num_virtual_tokens=task.prompt.num_virtual_tokens if task.prompt else 0,
+        resident_ids=task.resident_ids,
+        max_new_tokens=NEW_TOKENS,
+        task=task.name,
+    )
+
+
+def expected_of(task: TinyTask, request: Request) -> Expected:
+    return oracle.greedy(task.model, [*request.resident_ids, *request.token_ids], request.max_new_tokens)
+
+
+def difference(found: Completion, expected: Expected) -> str | None:
+    """What is wrong with a completion, if anything."""
+    if list(found.token_ids) != expected.tokens:
+        return f"tokens {found.token_ids} instead of {expected.tokens}"
+    worst = max(abs(a - b) for a, b in zip(found.logprobs, expected.logprobs, strict=True))
+    return f"log-probability off by {worst:.1e}" if worst > LOGPROB_TOLERANCE else None
+
+
+def submit_at_random_times(
+    engine: Engine, requests: list[Request], rng: random.Random
+) -> list[tuple[Request, "Future[Completion]"]]:
+    """Submit all; some that nobody compares are cancelled at random moments."""
+    submitted = []
+    doomed: list[str] = []
+    for request in requests:
+        submitted.append((request, engine.submit(request)))
+        if rng.random() < 0.25:
+            stranger = replace(request, id=f"{request.id}-doomed", max_new_tokens=100)
+            submitted.append((stranger, engine.submit(stranger)))
+            doomed.append(stranger.id)
+        if doomed and rng.random() < 0.5:
+            engine.cancel(doomed.pop(0))
+        time.sleep(rng.choice([0, 0, 0.002, 0.01]))
+    for request_id in doomed:
+        engine.cancel(request_id)
+    return submitted
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_crowded_mixed_batch_equals_each_request_alone(architecture: str, tmp_path: Path) -> None:
+    rng = random.Random(architecture)
+    world = build_world(architecture, tmp_path)
+    tasks = [world.tasks[i % len(world.tasks)] for i in range(NUM_REQUESTS)]
+    rng.shuffle(tasks)
+    requests = [random_request(number, task, rng) for number, task in enumerate(tasks)]
+    steps: list[StepStats] = []
+    with crowded_engine(world, steps) as engine:
+        submitted = submit_at_random_times(engine, requests, rng)
+        futures = {request.id: future for request, future in submitted}
+        found = [futures[request.id].result(timeout=120) for request in requests]
+        cancelled = [future.exception(timeout=120) for key, future in futures.items() if "doomed" in key]
+    wrong = {}
+    seen: set[tuple[int, ...]] = set()
+    for task, request, completion in zip(tasks, requests, found, strict=True):
+        expected = expected_of(task, request)
+        seen.add(tuple(expected.tokens))
+        problem = difference(completion, expected)
+        if problem:
+            wrong[request.id] = problem
+    assert not wrong
+    assert len(seen) > NUM_REQUESTS * 3 / 4, "outputs must vary, or the comparison proves little"
+    assert sum(step.num_preempted for step in steps), "blocks were scarce enough to preempt"
+    assert max(step.num_distinct_tasks for step in steps) >= 3, "tasks were mixed within a step"
+    assert any(isinstance(error, Cancelled) for error in cancelled), "some requests were cancelled"
+
+
+def test_swapping_two_prompts_is_noticed(tmp_path: Path) -> None:
+    """The comparison has teeth: with two prompts of equal length exchanged, every request differs."""
+    base = tiny_model("llama")
+    models = [oracle.tuned(base, oracle.soft_config(8), seed=seed) for seed in (1, 2)]
+    prompts = [oracle.as_prompt(model, tmp_path / str(i)) for i, model in enumerate(models)]
+    store = LocalStore(tmp_path / "store")
+    for name, prompt in zip("ab", prompts, strict=True):
+        store.publish(name, VersionDraft(prompt=prompt))
+    tasks = [TinyTask("a", models[0], prompts[0]), TinyTask("b", models[1], prompts[1])]
+    swapped = [replace(task, prompt=other.prompt) for task, other in zip(tasks, tasks[::-1], strict=True)]
+    world = World(tasks, packed_backbone(base), TieredPromptSource(store, host_bytes=1 << 20))
+    rng = random.Random(5)
+    with crowded_engine(world, []) as engine:
+        for right, wrong in zip(tasks, swapped, strict=True):
+            for number in range(4):
+                request = random_request(number, right, rng)
+                expected = expected_of(right, request)
+                assert difference(engine.submit(request).result(60), expected) is None
+                stray = replace(request, prompt_digest=wrong.prompt.digest if wrong.prompt else None)
+                assert difference(engine.submit(stray).result(60), expected) is not None
+
+
+def test_a_cartridge_equals_peft(tmp_path: Path) -> None:
+    base = tiny_model("llama")
+    model = oracle.tuned(base, oracle.cartridge_config(24), seed=3)
+    task = TinyTask("cartridge", model, oracle.as_prompt(model, tmp_path / "cartridge"))
+    store = LocalStore(tmp_path / "store")
+    store.publish("cartridge", VersionDraft(prompt=task.prompt))
+    world = World([task], packed_backbone(base), TieredPromptSource(store, host_bytes=1 << 20))
+    request = random_request(0, task, random.Random(1))
+    with crowded_engine(world, []) as engine:
+        assert difference(engine.submit(request).result(60), expected_of(task, request)) is None
