@@ -9,10 +9,9 @@ import threading
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any
 
 from app.engine.engine import Engine
-from app.errors import DeadlineExceeded, InvalidRequest, NotServable, PromptplexError, RequestTooLong
+from app.errors import DeadlineExceeded, NotServable, RequestTooLong
 from app.prompt import PromptKind, TaskVersion
 from app.request import Request
 from app.serving.answers import GenerationAsk
@@ -82,21 +81,19 @@ class Admission:
 
         Raises NotFound, NotServable, InvalidRequest (RequestTooLong), DeadlineExceeded.
         """
-        begin = time.monotonic()
-        version = None if ask.task in (None, self.base_name) else self._resolve(ask.task)
+        version = None if ask.task is None or ask.task == self.base_name else self._resolve(ask.task)
         admitted = self.admit_version(version, ask)
         if admitted.request.deadline is not None and admitted.request.deadline <= time.monotonic():
             raise DeadlineExceeded("The deadline passed before the request could start.")
-        assert admitted.begin >= begin
         return admitted
 
-    def _resolve(self, reference: str | None) -> TaskVersion:
-        assert reference is not None
+    def _resolve(self, reference: str) -> TaskVersion:
         version = self._store.resolve(reference)
         reason = self.servability.why_not(version)
         if reason is not None:
             raise NotServable(
-                f"Task {version.task_id} version {version.version} can't be served by {self.base_name}: {reason}"
+                f"Task {version.task_id} version {version.version} can't be served by {self.base_name}: "
+                f"{reason}"
             )
         return version
 
@@ -131,8 +128,8 @@ class Admission:
             )
         if truncate is None and self.tokenizer.surely_longer(template, values, limit):
             raise RequestTooLong(
-                f"The rendered text has {characters} characters, which can't fit the base model's {limit} positions; "
-                "shorten inputs, or set parameters.truncate.",
+                f"The rendered text has {characters} characters, which can't fit the base model's {limit} "
+                "positions; shorten inputs, or set parameters.truncate.",
                 param="inputs",
             )
 
@@ -172,8 +169,8 @@ class Admission:
         wanted = asked.max_new_tokens or 1
         if wanted > left:
             raise RequestTooLong(
-                f"{virtual} virtual + {prompt} prompt + {wanted} new tokens are {virtual + prompt + wanted}, but the base "
-                f"model has {limit} positions; shorten inputs, lower max_new_tokens, or set truncate.",
+                f"{virtual} virtual + {prompt} prompt + {wanted} new tokens are {virtual + prompt + wanted}, "
+                f"but the base has {limit} positions; shorten inputs, lower max_new_tokens, or set truncate.",
                 param="parameters.max_new_tokens" if left > 0 else "inputs",
             )
         return asked.max_new_tokens or min(parameters.max_new_tokens or DEFAULT_MAX_NEW_TOKENS, left)

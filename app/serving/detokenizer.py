@@ -62,7 +62,9 @@ def _byte_level_alphabet() -> dict[str, int]:
     """GPT-2's map of the 256 bytes to printable characters, reversed."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + index): byte for index, byte in enumerate(others)}
+    return {chr(byte): byte for byte in printable} | {
+        chr(256 + index): byte for index, byte in enumerate(others)
+    }
 
 
 _ALPHABET = _byte_level_alphabet()

@@ -77,10 +77,13 @@ def parse_parameters(values: Mapping[str, Any], *, where: str = "parameters") ->
     unknown = sorted(str(name)[:64] for name in values if name not in _NAMES)
     if unknown:
         raise InvalidRequest(
-            f"{where} has no field {', '.join(unknown[:16])}; it knows {', '.join(_NAMES)}.", param=f"{where}.{unknown[0]}"
+            f"{where} has no field {', '.join(unknown[:16])}; it knows {', '.join(_NAMES)}.",
+            param=f"{where}.{unknown[0]}",
         )
     given = {name: value for name, value in values.items() if value is not None}
-    return GenerationParameters(**{name: _check(name, value, f"{where}.{name}") for name, value in given.items()})
+    return GenerationParameters(
+        **{name: _check(name, value, f"{where}.{name}") for name, value in given.items()}
+    )
 
 
 def _check(name: str, value: Any, param: str) -> Any:
@@ -114,5 +117,7 @@ def _stops(value: Any, param: str) -> tuple[str, ...]:
     if not isinstance(value, list | tuple) or len(value) > MAX_STOPS:
         raise InvalidRequest(f"{param} must be a list of at most {MAX_STOPS} strings.", param=param)
     if not all(isinstance(stop, str) and 1 <= len(stop) <= MAX_STOP_CHARS for stop in value):
-        raise InvalidRequest(f"{param}: each must be a string of 1 to {MAX_STOP_CHARS} characters.", param=param)
+        raise InvalidRequest(
+            f"{param}: each must be a string of 1 to {MAX_STOP_CHARS} characters.", param=param
+        )
     return tuple(dict.fromkeys(value))

@@ -42,11 +42,15 @@ class Template:
 
     def num_chars(self, values: Mapping[str, str]) -> int:
         """Length of the rendered text, without rendering it."""
-        return sum(len(piece.text) if piece.field is None else len(values[piece.field]) for piece in self.pieces)
+        return sum(
+            len(piece.text) if piece.field is None else len(values[piece.field]) for piece in self.pieces
+        )
 
     def render(self, values: Mapping[str, str]) -> tuple[Piece, ...]:
         """Put `values`, one for each field, where the fields stand."""
-        return tuple(piece if piece.field is None else Piece(values[piece.field], piece.field) for piece in self.pieces)
+        return tuple(
+            piece if piece.field is None else Piece(values[piece.field], piece.field) for piece in self.pieces
+        )
 
 
 # What stands in for a template where a task has none, and for the base model itself.
@@ -60,7 +64,9 @@ def parse_template(source: str) -> Template:
     pieces = tuple(_merge(_scan(source)))
     fields = tuple(dict.fromkeys(piece.field for piece in pieces if piece.field is not None))
     if not fields:
-        raise _bad("it has no field, so a request's inputs would go nowhere; write {inputs} where they belong")
+        raise _bad(
+            "it has no field, so a request's inputs would go nowhere; write {inputs} where they belong"
+        )
     if len(fields) > MAX_FIELDS:
         raise _bad(f"it has {len(fields)} fields, more than {MAX_FIELDS}")
     if len(pieces) > 2 * MAX_PLACES:
@@ -77,7 +83,9 @@ def _scan(source: str) -> Iterator[Piece]:
         if token in ("{{", "}}"):
             yield Piece(token[0])
         elif match.group(1) is None:
-            raise _bad(f"a lone {token} at character {match.start()}; write {token * 2} for the character itself")
+            raise _bad(
+                f"a lone {token} at character {match.start()}; write {token * 2} for the character itself"
+            )
         else:
             yield Piece("", _field_name(match.group(1), match.start()))
     yield Piece(source[position:])
@@ -86,8 +94,8 @@ def _scan(source: str) -> Iterator[Piece]:
 def _field_name(name: str, position: int) -> str:
     if not FIELD_NAME.fullmatch(name):
         raise _bad(
-            f"the field {{{name[:64]}}} at character {position} is no plain name (letters, digits and _, at most 64); "
-            "attributes, indexes, conversions and formats are not supported"
+            f"the field {{{name[:64]}}} at character {position} is no plain name (letters, digits, _; at most "
+            "64); attributes, indexes, conversions and formats are not supported"
         )
     return name
 
@@ -115,8 +123,8 @@ def bind_inputs(template: Template, inputs: str | Mapping[str, str]) -> dict[str
     if isinstance(inputs, str):
         if len(template.fields) > 1:
             raise InvalidRequest(
-                f"This task's template has {len(template.fields)} fields, so inputs must be an object with exactly: "
-                f"{', '.join(template.fields)}.",
+                f"This task's template has {len(template.fields)} fields, so inputs must be an object with "
+                f"exactly: {', '.join(template.fields)}.",
                 param="inputs",
             )
         return {template.fields[0]: _text(inputs, "inputs")}

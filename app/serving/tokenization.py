@@ -56,6 +56,7 @@ class PromptTokenizer:
         self._continued.encode_special_tokens = True
         added = self._plain.get_added_tokens_decoder()
         self._special_tokens = {token.content: token for token in added.values() if token.special}
+        self._id_of = {token.content: id_ for id_, token in added.items() if token.special}
         self.special_ids = frozenset(id_ for id_, token in added.items() if token.special)
         self._bos_id: int | None = tokenizer.bos_token_id
         self._unknown_id: int | None = tokenizer.unk_token_id
@@ -65,13 +66,15 @@ class PromptTokenizer:
 
     def special_id(self, text: str) -> int | None:
         """The id of the special token written `text`, if there is one."""
-        return self._plain.token_to_id(text) if text in self._special_tokens else None
+        return self._id_of.get(text)
 
     def surely_longer(self, template: Template, values: Mapping[str, str], limit: int) -> bool:
         """Whether the text is far too long for `limit` tokens, told from its length alone."""
         return template.num_chars(values) > limit * self._longest_token * _SLACK
 
-    def tokenize(self, template: Template, values: Mapping[str, str], truncate: int | None = None) -> Tokenized:
+    def tokenize(
+        self, template: Template, values: Mapping[str, str], truncate: int | None = None
+    ) -> Tokenized:
         """Render and tokenize; `truncate` keeps the last so many tokens of the fields' values.
 
         Truncation cuts the values' text at a token's border and tokenizes again, so that the model
@@ -147,7 +150,7 @@ class PromptTokenizer:
             if piece.field is None and self._pattern is not None:
                 for match in self._pattern.finditer(piece.text):
                     first, last = self._stripped(match, piece.text)
-                    yield position + first, position + last, self._plain.token_to_id(match.group())
+                    yield position + first, position + last, self._id_of[match.group()]
             position += len(piece.text)
 
     def _stripped(self, match: re.Match[str], text: str) -> tuple[int, int]:
@@ -174,7 +177,9 @@ class PromptTokenizer:
         if not middles:
             return [_Token(token.id, token.begin + offset, token.end + offset) for token in tokens]
         borders = pairwise([0, *middles, len(text)])
-        return [token for first, last in borders for token in self._plain_text(text[first:last], offset + first)]
+        return [
+            token for first, last in borders for token in self._plain_text(text[first:last], offset + first)
+        ]
 
     def _is_spelled_special(self, token: _Token, text: str) -> bool:
         if token.id not in self.special_ids:
@@ -185,8 +190,8 @@ class PromptTokenizer:
         """Where to split the text so that this special token can't be found in it."""
         if token.end - token.begin < 2:
             raise InvalidRequest(
-                f"inputs holds {text[token.begin : token.end]!r}, which this tokenizer can only write as a special "
-                "token; leave it out.",
+                f"inputs holds {text[token.begin : token.end]!r}, which this tokenizer can only write as a "
+                "special token; leave it out.",
                 param="inputs",
             )
         return token.end - 1
@@ -246,7 +251,9 @@ def _value_spans(pieces: tuple[Piece, ...]) -> list[tuple[int, int]]:
 
 def _tokens_of_values(tokens: list[_Token], pieces: tuple[Piece, ...]) -> list[_Token]:
     spans = _value_spans(pieces)
-    return [token for token in tokens if any(first < token.end and token.begin < last for first, last in spans)]
+    return [
+        token for token in tokens if any(first < token.end and token.begin < last for first, last in spans)
+    ]
 
 
 def _cut(own: list[_Token], pieces: tuple[Piece, ...], keep: int) -> int:

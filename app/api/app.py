@@ -1,0 +1,38 @@
+"""The HTTP application: routes, errors, edge."""
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+from fastapi import FastAPI
+
+from app import __version__
+from app.api import errors, generate, ops, tasks
+from app.api.edge import Edge
+from app.api.state import ApiConfig, ServerState
+
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[Any]]
+
+
+def create_app(
+    state: ServerState, config: ApiConfig | None = None, *, lifespan: Lifespan | None = None
+) -> FastAPI:
+    """The app over `state`, whose services may come later, when the base model is loaded."""
+    config = config or ApiConfig()
+    app = FastAPI(
+        title="Promptplex",
+        version=__version__,
+        summary="One frozen language model, thousands of tasks, each a small trained prompt.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.server = state
+    app.state.config = config
+    errors.install(app)
+    app.include_router(generate.router)
+    app.include_router(tasks.router)
+    app.include_router(ops.router)
+    app.add_middleware(Edge, config=config)
+    return app

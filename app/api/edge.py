@@ -1,0 +1,182 @@
+"""What every request passes: its id, who may ask from where, and how large a body may be.
+
+Pure ASGI, so that nothing is buffered and a client's leaving reaches the route.
+"""
+
+import asyncio
+import logging
+import re
+import uuid
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.api.errors import envelope, error_response
+from app.api.state import ApiConfig
+from app.errors import PayloadTooLarge
+
+log = logging.getLogger("promptplex.api")
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+_UPLOAD_PATH = re.compile(r"/tasks/.+/versions/?")
+_DRAIN_SECONDS = 2.0
+_DRAIN_BYTES = 64 << 20
+
+
+class Edge:
+    """The outermost layer of the app; it also answers what nobody foresaw."""
+
+    def __init__(self, app: ASGIApp, config: ApiConfig) -> None:
+        self._app = app
+        self._config = config
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection's request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = _Exchange(scope, receive, send, self._body_limit(scope))
+        refusal = self._refusal(scope, Headers(scope=scope))
+        if refusal is not None:
+            await refusal(scope, receive, exchange.send)
+        elif exchange.declares_too_much():
+            await exchange.refuse_body()
+        else:
+            await self._serve(exchange)
+
+    async def _serve(self, exchange: "_Exchange") -> None:
+        try:
+            await self._app(exchange.scope, exchange.receive, exchange.send)
+        except Exception as error:
+            if exchange.is_refused:
+                return  # the route noticed that its body ended early
+            log.exception("request %s: unforeseen error", exchange.request_id)
+            if not exchange.is_answered:
+                await error_response(error)(exchange.scope, exchange.receive, exchange.send)
+
+    def _body_limit(self, scope: Scope) -> int:
+        is_upload = _UPLOAD_PATH.fullmatch(scope["path"]) is not None
+        return self._config.max_upload_bytes if is_upload else self._config.max_body_bytes
+
+    def _refusal(self, scope: Scope, headers: Headers) -> JSONResponse | None:
+        """A page of another site must not reach a server that trusts everybody on this machine."""
+        hosts = headers.getlist("host")
+        if self._config.allowed_hosts is not None and (
+            len(hosts) != 1 or _host_name(hosts[0]) not in self._config.allowed_hosts
+        ):
+            return _forbidden("The Host header names no address of this server; use http://localhost.")
+        if scope["method"] in _SAFE_METHODS:
+            return None
+        if headers.get("sec-fetch-site") == "cross-site":
+            return _forbidden("Requests from other sites' pages are refused (Sec-Fetch-Site).")
+        if any(not self._is_own(origin, headers) for origin in headers.getlist("origin")):
+            return _forbidden("Requests from other origins' pages are refused (Origin).")
+        return None
+
+    def _is_own(self, origin: str, headers: Headers) -> bool:
+        if origin in self._config.allowed_origins:
+            return True
+        parts = _split(origin)
+        return parts is not None and parts == _split(
+            f"{origin.partition('://')[0]}://{headers.get('host', '')}"
+        )
+
+
+class _Exchange:
+    """One request and its response: counts the body, adds the id to the answer."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, limit: int) -> None:
+        self.scope = scope
+        self.request_id = _request_id(Headers(scope=scope))
+        scope.setdefault("state", {})["request_id"] = self.request_id
+        self.is_answered = False
+        self.is_refused = False
+        self._receive = receive
+        self._send = send
+        self._limit = limit
+        self._received = 0
+
+    def declares_too_much(self) -> bool:
+        """Whether Content-Length alone says that the body is too large."""
+        declared = Headers(scope=self.scope).get("content-length", "0")
+        return (
+            declared.isascii() and declared.isdigit() and (len(declared) > 18 or int(declared) > self._limit)
+        )
+
+    async def receive(self) -> Message:
+        """Pass on the body until it exceeds its limit; then answer and end it."""
+        if self.is_refused:
+            return {"type": "http.disconnect"}
+        message = await self._receive()
+        self._received += len(message.get("body", b""))
+        if self._received <= self._limit:
+            return message
+        await self.refuse_body()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        """Pass on the response with the request's id, unless it was answered already."""
+        if self.is_refused:
+            return
+        if message["type"] == "http.response.start":
+            self.is_answered = True
+            MutableHeaders(scope=message)["x-request-id"] = self.request_id
+        await self._send(message)
+
+    async def refuse_body(self) -> None:
+        """413, then a little patience: a client that still sends would lose the answer to a reset."""
+        error = PayloadTooLarge(f"The body exceeds {self._limit} bytes.")
+        response = error_response(error)
+        response.headers["connection"] = "close"
+        response.headers["x-request-id"] = self.request_id
+        if self.is_answered:
+            self.is_refused = True
+            return
+        self.is_answered = self.is_refused = True
+        await self._send({"type": "http.response.start", "status": 413, "headers": response.raw_headers})
+        await self._send({"type": "http.response.body", "body": bytes(response.body), "more_body": True})
+        await self._discard_body()
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _discard_body(self) -> None:
+        left = _DRAIN_BYTES
+        try:
+            async with asyncio.timeout(_DRAIN_SECONDS):
+                while left > 0:
+                    message = await self._receive()
+                    left -= len(message.get("body", b""))
+                    if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                        return
+        except TimeoutError:
+            return
+
+
+def _forbidden(message: str) -> JSONResponse:
+    return JSONResponse(envelope(message, kind="invalid_request_error", code="forbidden"), 403)
+
+
+def _request_id(headers: Headers) -> str:
+    """The client's own id where it is harmless in a header and a log, else a new one."""
+    given = headers.get("x-request-id", "")
+    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+def _host_name(host: str) -> str | None:
+    parts = _split(f"http://{host}")
+    return parts[1] if parts is not None else None
+
+
+def _split(url: str) -> tuple[str, str, int | None] | None:
+    """Scheme, host and port of an origin; None for anything else."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return None
+    is_origin = not (parts.path or parts.query or parts.fragment or parts.username or parts.password)
+    if parts.scheme not in ("http", "https") or not parts.hostname or not is_origin:
+        return None
+    return parts.scheme, parts.hostname, port

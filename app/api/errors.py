@@ -1,0 +1,141 @@
+"""The only place where exceptions become HTTP: one envelope, OpenAI's, for every error there is."""
+
+import logging
+import math
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from app import errors
+
+_Text = TypeVar("_Text", str, str | None)
+
+log = logging.getLogger("promptplex.api")
+
+# status, type, code. The first entry that matches the exception's class or one of its bases counts.
+_MAPPING: Mapping[type[errors.PromptplexError], tuple[int, str, str]] = {
+    errors.RequestTooLong: (422, "invalid_request_error", "request_too_long"),
+    errors.InvalidRequest: (422, "invalid_request_error", "invalid_request"),
+    errors.UnsafeFile: (415, "invalid_request_error", "unsafe_file"),
+    errors.PromptRejected: (422, "invalid_request_error", "prompt_rejected"),
+    errors.NotFound: (404, "invalid_request_error", "not_found"),
+    errors.NotServable: (422, "invalid_request_error", "not_servable"),
+    errors.Conflict: (409, "invalid_request_error", "conflict"),
+    errors.PayloadTooLarge: (413, "invalid_request_error", "payload_too_large"),
+    errors.Overloaded: (503, "server_error", "overloaded"),
+    errors.EngineStopped: (503, "server_error", "not_ready"),
+    errors.Unavailable: (503, "server_error", "unavailable"),
+    errors.DeadlineExceeded: (504, "server_error", "deadline_exceeded"),
+    errors.Cancelled: (503, "server_error", "cancelled"),
+    errors.NonFiniteLogits: (500, "server_error", "non_finite_logits"),
+    errors.CorruptData: (500, "server_error", "corrupt_data"),
+    errors.StoreFull: (507, "server_error", "store_full"),
+    errors.UnsupportedModel: (500, "server_error", "unsupported_model"),
+}
+
+_ROUTING = {
+    401: "unauthorized",
+    403: "forbidden",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "payload_too_large",
+    415: "unsupported_media_type",
+}
+_INTERNAL = "Something went wrong inside the server; its log has the details under this X-Request-Id."
+
+
+def envelope(message: str, *, kind: str, code: str, param: str | None = None) -> dict[str, Any]:
+    """The body of every error. What it quotes may hold halves of surrogate pairs, which JSON can't carry."""
+    return {"error": {"message": _printable(message), "type": kind, "param": _printable(param), "code": code}}
+
+
+def _printable(text: _Text) -> _Text:
+    return text if text is None else text.encode("utf-8", "replace").decode()
+
+
+def error_response(error: BaseException) -> JSONResponse:
+    """The response to any exception; what we did not foresee says nothing of its inside."""
+    if isinstance(error, errors.PromptplexError):
+        return _ours(error)
+    return JSONResponse(envelope(_INTERNAL, kind="server_error", code="internal"), 500)
+
+
+def _ours(error: errors.PromptplexError) -> JSONResponse:
+    known = next((kind for kind in type(error).__mro__ if kind in _MAPPING), None)
+    status, kind, code = (500, "server_error", "internal") if known is None else _MAPPING[known]
+    param = error.param if isinstance(error, errors.InvalidRequest) else None
+    headers = {}
+    if isinstance(error, errors.Unavailable):
+        headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
+    return JSONResponse(envelope(error.message, kind=kind, code=code, param=param), status, headers)
+
+
+def install(app: FastAPI) -> None:
+    """Answer every exception that a route or the routing raises."""
+    app.add_exception_handler(errors.PromptplexError, _on_ours)
+    app.add_exception_handler(RequestValidationError, _on_validation)
+    app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(ClientDisconnect, _on_disconnect)
+
+
+async def _on_ours(request: Request, error: Exception) -> JSONResponse:
+    response = error_response(error)
+    if response.status_code == 500:
+        log.error("%s %s: %s", request.method, request.url.path, error, exc_info=error)
+    return response
+
+
+async def _on_http(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    code = _ROUTING.get(error.status_code, "invalid_request")
+    kind = "server_error" if error.status_code >= 500 else "invalid_request_error"
+    message = _routing_message(request, error)
+    return JSONResponse(envelope(message, kind=kind, code=code), error.status_code, error.headers)
+
+
+def _routing_message(request: Request, error: HTTPException) -> str:
+    where = f"{request.method} {request.url.path[:256]}"
+    if error.status_code == 404:
+        return f"There is no route {where}; GET /openapi.json lists all."
+    if error.status_code == 405:
+        return f"The route does not take {where}; GET /openapi.json lists what it takes."
+    return str(error.detail)
+
+
+async def _on_disconnect(request: Request, error: Exception) -> JSONResponse:
+    return _ours(errors.Cancelled("The client went away."))
+
+
+async def _on_validation(request: Request, error: Exception) -> JSONResponse:
+    """The first problem in full, the others by name; never the values, which may be private."""
+    assert isinstance(error, RequestValidationError)
+    problems = error.errors()
+    param = _path(problems[0]) if problems else None
+    message = "; ".join(_describe(problem) for problem in problems[:8]) or "The request is malformed"
+    return JSONResponse(
+        envelope(message + ".", kind="invalid_request_error", code="invalid_request", param=param), 422
+    )
+
+
+def _describe(problem: Mapping[str, Any]) -> str:
+    path = _path(problem)
+    kind = problem.get("type")
+    if kind == "json_invalid":
+        return f"The body is not JSON: {problem.get('ctx', {}).get('error', 'malformed')}"
+    if kind == "extra_forbidden":
+        return f"There is no field {path}; look at GET /openapi.json for its spelling"
+    if kind == "model_attributes_type" and path is None:
+        return "The body must be a JSON object, with the header content-type: application/json"
+    message = str(problem.get("msg", "is not valid")).removeprefix("Value error, ").rstrip(".")
+    return f"{path}: {message}" if path else message
+
+
+def _path(problem: Mapping[str, Any]) -> str | None:
+    """`parameters.top_p`: where in the body (or query) the problem is."""
+    parts = [str(part)[:64] for part in problem.get("loc", ())]
+    return ".".join(part for part in parts[1:] if not part.startswith(("function-", "dict[", "str"))) or None

@@ -1,0 +1,100 @@
+"""What operators and orchestrators ask: health, information, metrics."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse
+
+from app import __version__
+from app.api.schemas import ErrorEnvelope
+from app.api.state import ApiConfig, Phase, ServerState, Services, api_config, server_state, services
+from app.metrics import CONTENT_TYPE
+from app.serving import parameters as bounds
+from app.serving.catalog import Catalog
+
+router = APIRouter(tags=["operations"])
+
+State = Annotated[ServerState, Depends(server_state)]
+Behind = Annotated[Services, Depends(services)]
+_NOT_READY: dict[int | str, dict[str, Any]] = {503: {"description": "Loading, draining or dead"}}
+_ERRORS: dict[int | str, dict[str, Any]] = {503: {"model": ErrorEnvelope}}
+
+
+@router.get("/health", summary="Summary")
+async def health(state: State) -> JSONResponse:
+    """Status, model, device, tasks, queue, store, redis."""
+    summary: dict[str, Any] = {"status": str(state.phase), "version": __version__}
+    behind = state.services
+    if behind is None:
+        return JSONResponse(summary | {"progress": state.progress})
+    engine = behind.engine.stats()
+    return JSONResponse(
+        summary
+        | {
+            "model": behind.generation.base_name,
+            "device": behind.device,
+            **await run_in_threadpool(_store_health, behind),
+            "queue": {"running": engine.num_running, "waiting": engine.num_waiting},
+            "redis": behind.redis(),
+        }
+    )
+
+
+def _store_health(behind: Services) -> dict[str, Any]:
+    try:
+        return {"store": "up", "tasks": Catalog(behind.store, behind.generation).count()}
+    except Exception:  # whatever is wrong with the disk, this route tells
+        return {"store": "down", "tasks": None}
+
+
+@router.get("/health/live", summary="Is the process alive?")
+async def live() -> JSONResponse:
+    """200 as long as the event loop turns."""
+    return JSONResponse({"status": "alive"})
+
+
+@router.get("/health/ready", responses=_NOT_READY, summary="May it get requests?")
+async def ready(state: State) -> JSONResponse:
+    """503 while loading, draining or dead."""
+    phase = state.phase
+    if phase is Phase.READY:
+        return JSONResponse({"status": str(phase)})
+    return JSONResponse({"status": str(phase)}, 503, {"retry-after": "5"})
+
+
+@router.get("/info", responses=_ERRORS, summary="What is served")
+async def info(behind: Behind, config: Annotated[ApiConfig, Depends(api_config)]) -> JSONResponse:
+    """The base model, and the bounds of requests."""
+    geometry = behind.engine.geometry
+    return JSONResponse(
+        {
+            "version": __version__,
+            "model_id": behind.generation.base_name,
+            "model_architecture": geometry.architecture,
+            "model_dtype": geometry.dtype,
+            "model_device": behind.device,
+            "model_fingerprint": geometry.fingerprint,
+            "probe": behind.probe,
+            "num_layers": len(geometry.decoder),
+            "hidden_size": geometry.hidden_size,
+            "vocab_size": geometry.vocab_size,
+            "max_total_tokens": geometry.max_positions,
+            "default_max_new_tokens": bounds.DEFAULT_MAX_NEW_TOKENS,
+            "max_stop_sequences": bounds.MAX_STOPS,
+            "max_body_bytes": config.max_body_bytes,
+            "max_upload_bytes": config.max_upload_bytes,
+        }
+    )
+
+
+@router.get("/version", summary="Version of the server")
+async def version() -> JSONResponse:
+    """The version of this package."""
+    return JSONResponse({"version": __version__})
+
+
+@router.get("/metrics", responses=_ERRORS, summary="Prometheus metrics")
+async def metrics(behind: Behind) -> Response:
+    """Exposition format 0.0.4."""
+    return Response(await run_in_threadpool(behind.metrics.render), media_type=CONTENT_TYPE)

@@ -1,0 +1,172 @@
+"""Bodies of requests and responses. Bounds are `app/serving/parameters.py`'s own.
+
+Unknown fields are refused, so that a mistyped name never silently changes the answer. Fields that
+clients send out of habit are known, and must have their neutral value.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from app.serving import parameters as bounds
+from app.serving.parameters import GenerationParameters, parse_parameters
+
+MAX_REFERENCE_CHARS = 512
+_LATER = "is not supported yet"
+
+Stop = Annotated[str, Field(min_length=1, max_length=bounds.MAX_STOP_CHARS)]
+Reference = Annotated[str, Field(min_length=1, max_length=MAX_REFERENCE_CHARS)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Parameters(_Strict):
+    """How to generate. What is not given, or null, comes from the task, then from the defaults."""
+
+    max_new_tokens: int | None = Field(
+        None,
+        ge=1,
+        le=bounds.MAX_NEW_TOKENS,
+        description="Default: the task's, else 128, as far as positions last",
+    )
+    do_sample: bool | None = Field(None, description="Default: false, which is greedy")
+    temperature: float | None = Field(None, gt=0, le=bounds.MAX_TEMPERATURE)
+    top_k: int | None = Field(None, ge=0, le=bounds.MAX_TOP_K, description="0: off")
+    top_p: float | None = Field(None, gt=0, le=1)
+    min_p: float | None = Field(None, ge=0, le=1)
+    repetition_penalty: float | None = Field(None, gt=0, le=bounds.MAX_REPETITION_PENALTY)
+    frequency_penalty: float | None = Field(None, ge=-bounds.MAX_PENALTY, le=bounds.MAX_PENALTY)
+    presence_penalty: float | None = Field(None, ge=-bounds.MAX_PENALTY, le=bounds.MAX_PENALTY)
+    seed: int | None = Field(None, ge=0, le=bounds.MAX_SEED, description="Default: drawn, and reported")
+    stop: list[Stop] | None = Field(None, max_length=bounds.MAX_STOPS)
+    truncate: int | None = Field(
+        None, ge=1, le=bounds.MAX_TRUNCATE, description="Keep the last so many tokens of the inputs"
+    )
+    return_full_text: bool | None = Field(None, description="Put the rendered prompt before the answer")
+    details: bool = Field(True, description="Report tokens and counts")
+    adapter_id: Reference | None = Field(None, description="Another name of task_id")
+
+    # Known, but only at the value that changes nothing.
+    n: Literal[1] | None = None
+    best_of: Literal[1] | None = None
+    top_n_tokens: Literal[0] | None = None
+    typical_p: float | None = None
+    watermark: Literal[False] | None = None
+    decoder_input_details: Literal[False] | None = None
+    grammar: None = None
+    choices: None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_neutral(cls, data: Any) -> Any:
+        """Say plainly what is not supported, rather than that it must be 1."""
+        if isinstance(data, dict):
+            for name, neutral in _NEUTRAL.items():
+                if data.get(name) not in (None, neutral):
+                    raise ValueError(f"{name} {_LATER}; leave it out")
+        return data
+
+    def generation(self) -> GenerationParameters:
+        """What the generation service is told."""
+        return parse_parameters({name: getattr(self, name) for name in _PASSED_ON})
+
+
+_PASSED_ON = tuple(GenerationParameters.__dataclass_fields__)
+_NEUTRAL: dict[str, Any] = {
+    "n": 1,
+    "best_of": 1,
+    "top_n_tokens": 0,
+    "typical_p": 1.0,
+    "watermark": False,
+    "decoder_input_details": False,
+    "grammar": None,
+    "choices": None,
+}
+
+
+class GenerateRequest(_Strict):
+    """A task, its inputs, how to generate."""
+
+    task_id: Reference | None = Field(
+        None, description="task, task@alias, task@3 or task@sha256:<digest>; absent: the base model itself"
+    )
+    inputs: str | dict[str, str] = Field(
+        description="A text, or an object with exactly the fields of the task's template"
+    )
+    user: Annotated[str, Field(max_length=256)] | None = None
+    parameters: Parameters | None = None
+    stream: Literal[False] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_stream(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("stream") not in (None, False):
+            raise ValueError(f"stream {_LATER}; leave it out")
+        return data
+
+    @model_validator(mode="after")
+    def _one_name(self) -> Self:
+        adapter = self.parameters.adapter_id if self.parameters else None
+        if adapter is not None and self.task_id not in (None, adapter):
+            raise ValueError("task_id and parameters.adapter_id name different tasks; send one of them")
+        return self
+
+    @property
+    def reference(self) -> str | None:
+        """The task that is asked for, by either name."""
+        return self.task_id or (self.parameters.adapter_id if self.parameters else None)
+
+
+class Token(BaseModel):
+    """One generated token."""
+
+    id: int
+    text: str
+    logprob: float
+    special: bool
+
+
+class Details(BaseModel):
+    """How an answer came about."""
+
+    finish_reason: Literal["eos_token", "length", "stop_sequence"]
+    generated_tokens: int
+    prompt_tokens: int
+    virtual_tokens: int
+    seed: int
+    prefill: list[Token] = []
+    tokens: list[Token]
+
+
+class GenerateResponse(BaseModel):
+    """A finished generation."""
+
+    generated_text: str
+    task_id: str | None = Field(description="null: the base model")
+    task_version: int | None
+    version_digest: str | None
+    details: Details | None = None
+
+
+class RollbackRequest(_Strict):
+    """Which alias goes back, and why, for the record."""
+
+    alias: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    why: Annotated[str, Field(max_length=1000)] = ""
+
+
+class ErrorBody(BaseModel):
+    """What went wrong and what to do next."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorEnvelope(BaseModel):
+    """Every error's body."""
+
+    error: ErrorBody

@@ -1,0 +1,201 @@
+"""Tasks: list, show, publish a version, roll an alias back."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse
+
+from app.api.schemas import ErrorEnvelope, RollbackRequest
+from app.api.state import Services, services
+from app.api.uploads import read_parts, upload_form
+from app.errors import InvalidRequest
+from app.prompt import TaskVersion
+from app.serving.catalog import Catalog, TaskDetail, TaskSummary, VersionState
+from app.serving.publishing import UploadResult
+from app.store.local import Release
+from app.store.references import DEFAULT_ALIAS
+
+router = APIRouter(prefix="/tasks", tags=["tasks"])
+
+MAX_PAGE = 1000
+NO_ALIAS = "none"
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorEnvelope} for status in (400, 403, 404, 409, 413, 415, 422, 500, 503, 507)
+}
+_MULTIPART = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "additionalProperties": False,
+                    "properties": {
+                        "prompt": {"type": "string", "format": "binary", "description": "safetensors"},
+                        "config": {
+                            "type": "string",
+                            "format": "binary",
+                            "description": "adapter_config.json",
+                        },
+                        "task": {
+                            "type": "string",
+                            "description": "JSON: template, defaults, choices, examples, notes, base",
+                        },
+                    },
+                }
+            }
+        },
+    }
+}
+
+Behind = Annotated[Services, Depends(services)]
+WHO = "http"  # keys, and with them names, come with a later version
+
+
+@router.get("", responses=ERRORS, summary="List tasks")
+async def list_tasks(
+    behind: Behind,
+    after: Annotated[str | None, Query(max_length=128, description="`next` of the page before")] = None,
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100,
+) -> JSONResponse:
+    """Tasks in order of their ids, a page at a time."""
+    catalog = Catalog(behind.store, behind.generation)
+    rows, following = await run_in_threadpool(catalog.page, after, limit)
+    return JSONResponse({"tasks": [_summary(row) for row in rows], "next": following})
+
+
+@router.post("/{task_id:path}/versions", status_code=201, responses=ERRORS, openapi_extra=_MULTIPART)
+async def publish(
+    task_id: str,
+    request: Request,
+    behind: Behind,
+    alias: Annotated[
+        str | None, Query(max_length=64, description="Default: live; none: move no alias")
+    ] = None,
+) -> JSONResponse:
+    """Validate, store, try and release a new version of a task."""
+    async with upload_form(request) as form, behind.publishing.slot():
+        parts = await read_parts(form)
+        result = await behind.publishing.upload(
+            task_id,
+            prompt=parts.prompt,
+            config=parts.config,
+            task=parts.task,
+            alias=None if alias == NO_ALIAS else alias or DEFAULT_ALIAS,
+            alias_given=alias is not None,
+            who=WHO,
+        )
+    return JSONResponse(_uploaded(result), 201 if result.created else 200)
+
+
+@router.post("/{task_id:path}/rollback", responses=ERRORS, summary="Roll an alias back")
+async def rollback(
+    task_id: str,
+    behind: Behind,
+    body: RollbackRequest | None = None,
+    alias: Annotated[str | None, Query(max_length=64)] = None,
+) -> JSONResponse:
+    """The alias goes back to what it meant before its current meaning; again goes one further back."""
+    named = (body.alias if body else None) or alias or DEFAULT_ALIAS
+    if body and body.alias and alias not in (None, body.alias):
+        raise InvalidRequest(
+            "The query and the body name different aliases; send one of them.", param="alias"
+        )
+    release = await behind.publishing.rollback(task_id, named, who=WHO, why=body.why if body else "")
+    return JSONResponse(
+        {
+            "task_id": task_id,
+            "alias": named,
+            "version": release.aliases[named],
+            "release": release.number,
+        }
+    )
+
+
+@router.get("/{task_id:path}", responses=ERRORS, summary="Show a task")
+async def show_task(task_id: str, behind: Behind) -> JSONResponse:
+    """Versions, aliases, releases, templates, defaults, provenance."""
+    catalog = Catalog(behind.store, behind.generation)
+    return JSONResponse(_detail(await run_in_threadpool(catalog.detail, task_id)))
+
+
+def _summary(row: TaskSummary) -> dict[str, Any]:
+    live = None if row.live is None else row.live.version
+    return {
+        "id": row.task_id,
+        "version": None if live is None else live.version,
+        "version_digest": None if live is None else f"sha256:{live.digest}",
+        "kind": "unknown" if live is None else str(live.kind),
+        "virtual_tokens": 0 if live is None else live.num_virtual_tokens,
+        "servable": row.why_not is None,
+        "not_servable_because": row.why_not,
+        "resident": row.live is not None and row.live.resident,
+        "requests_served": row.requests_served,
+    }
+
+
+def _detail(detail: TaskDetail) -> dict[str, Any]:
+    history = detail.history
+    return {
+        "id": history.task_id,
+        "aliases": dict(history.aliases),
+        "versions": [_version(state) for state in detail.versions],
+        "releases": [_release(release) for release in history.releases],
+        "requests_served": detail.requests_served,
+    }
+
+
+def _identity(version: TaskVersion) -> dict[str, Any]:
+    return {
+        "version": version.version,
+        "version_digest": f"sha256:{version.digest}",
+        "prompt_digest": version.prompt_digest,
+        "kind": str(version.kind),
+        "virtual_tokens": version.num_virtual_tokens,
+    }
+
+
+def _version(state: VersionState) -> dict[str, Any]:
+    version = state.version
+    return _identity(version) | {
+        "template": version.template,
+        "defaults": dict(version.defaults),
+        "choices": list(version.choices),
+        "examples": [dict(example) for example in version.examples],
+        "notes": version.notes,
+        "base": dict(version.base),
+        "provenance": dict(version.provenance),
+        "servable": state.why_not is None,
+        "not_servable_because": state.why_not,
+        "resident": state.resident,
+    }
+
+
+def _release(release: Release) -> dict[str, Any]:
+    return {
+        "number": release.number,
+        "action": release.action,
+        "alias": release.alias,
+        "aliases": dict(release.aliases),
+        "who": release.who,
+        "why": release.why,
+        "at": release.at,
+    }
+
+
+def _uploaded(result: UploadResult) -> dict[str, Any]:
+    return {
+        "task_id": result.version.task_id,
+        **_identity(result.version),
+        "release": None if result.release is None else result.release.number,
+        "examples": [
+            {
+                "inputs": report.inputs,
+                "expected": report.expected,
+                "generated": report.generated,
+                "matches": report.matches,
+            }
+            for report in result.examples
+        ],
+    }

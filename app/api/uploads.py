@@ -1,0 +1,74 @@
+"""Reading an upload's multipart body: which parts there may be, and how they are read."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import Request
+from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
+
+from app.errors import InvalidRequest, PayloadTooLarge
+from app.store.strict_json import JsonError, parse_json
+
+PARTS = ("prompt", "config", "task")
+MAX_JSON_PART_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadParts:
+    """The parts of one upload, read and, where they are JSON, parsed."""
+
+    prompt: bytes | None
+    config: bytes | None
+    task: dict[str, Any] | None
+
+
+@contextlib.asynccontextmanager
+async def upload_form(request: Request) -> AsyncIterator[FormData]:
+    """Stream the body to temporary files, which are gone afterwards. Raises InvalidRequest."""
+    content_type = request.headers.get("content-type", "")
+    if not content_type.lower().startswith("multipart/form-data"):
+        raise HTTPException(
+            415,
+            "Send multipart/form-data with the parts prompt (safetensors), config (adapter_config.json) and "
+            "task (JSON): curl -F prompt=@adapter_model.safetensors -F config=@adapter_config.json",
+        )
+    async with request.form(max_files=8, max_fields=8, max_part_size=MAX_JSON_PART_BYTES) as form:
+        names = [name for name, _ in form.multi_items()]
+        unknown = sorted({name[:64] for name in names if name not in PARTS})
+        if unknown:
+            raise InvalidRequest(f"There is no part {', '.join(unknown)}; the parts are {', '.join(PARTS)}.")
+        if len(set(names)) < len(names):
+            raise InvalidRequest("A part is there twice; send each once.")
+        yield form
+
+
+async def read_parts(form: FormData) -> UploadParts:
+    """Read the parts into memory."""
+    task = await _read(form, "task", MAX_JSON_PART_BYTES)
+    return UploadParts(
+        prompt=await _read(form, "prompt", None),
+        config=await _read(form, "config", MAX_JSON_PART_BYTES),
+        task=None if task is None else _parse_task(task),
+    )
+
+
+async def _read(form: FormData, name: str, limit: int | None) -> bytes | None:
+    part = form.get(name)
+    if part is None:
+        return None
+    if limit is not None and isinstance(part, UploadFile) and (part.size or 0) > limit:
+        raise PayloadTooLarge(f"The part {name} exceeds {limit} bytes.")
+    return await part.read() if isinstance(part, UploadFile) else part.encode()
+
+
+def _parse_task(data: bytes) -> dict[str, Any]:
+    try:
+        task = parse_json(data)
+    except JsonError as error:
+        raise InvalidRequest(f"The part task can't be read: {error}.", param="task") from None
+    if not isinstance(task, dict):
+        raise InvalidRequest("The part task must be a JSON object.", param="task")
+    return task

@@ -1,0 +1,254 @@
+"""Statistics of engine, requests and prompt caches as Prometheus metrics, in a registry of their own.
+
+`on_step` runs on the engine's thread, so histograms here count in plain lists under one lock;
+gauges and cache counters are read when somebody scrapes.
+"""
+
+import threading
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from app.engine.plan import StepStats
+from app.engine.statistics import EngineStats
+from app.request import FinishReason, RequestTimings
+from app.store.sources import SourceStats
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+MAX_TASK_LABELS = 200
+OTHER = "_other"
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+_SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
+
+
+class RequestOutcome(Protocol):
+    """How a request ended, as the generation service tells it."""
+
+    @property
+    def task(self) -> str:
+        """Its task, which exists; "" is the base model."""
+
+    @property
+    def version(self) -> int:
+        """0 is the base model."""
+
+    @property
+    def reason(self) -> str:
+        """A FinishReason, or "cancelled", "deadline", "error"."""
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the rendered text."""
+
+    @property
+    def seconds(self) -> float:
+        """From admission to the end."""
+
+    @property
+    def timings(self) -> RequestTimings | None:
+        """The engine's times, for what finished."""
+
+
+class _Histogram:
+    """Counts by bucket; the caller locks."""
+
+    def __init__(self, name: str, documentation: str, bounds: tuple[float, ...]) -> None:
+        self._name = name
+        self._documentation = documentation
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, values: Iterable[float]) -> None:
+        for value in values:
+            self._counts[bisect_left(self._bounds, value)] += 1
+            self._sum += value
+
+    def family(self) -> Metric:
+        total = 0
+        buckets: list[tuple[str, float]] = []
+        for bound, count in zip([*map(str, self._bounds), "+Inf"], self._counts, strict=True):
+            total += count
+            buckets.append((bound, total))
+        return HistogramMetricFamily(self._name, self._documentation, buckets=buckets, sum_value=self._sum)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sources:
+    """What is read at a scrape."""
+
+    engine: Callable[[], EngineStats]
+    prompts: Callable[[], SourceStats]
+
+
+class Metrics(Collector):
+    """All metrics of one server."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._sources: _Sources | None = None
+        self._labels: set[tuple[str, str]] = set()
+        self._requests: Counter[tuple[str, str]] = Counter()
+        self._reasons: Counter[str] = Counter()
+        self._failures: Counter[str] = Counter()
+        self._totals: Counter[str] = Counter()
+        self._step_seconds = _Histogram(
+            "promptplex_step_duration_seconds", "Duration of an engine step", _SECONDS
+        )
+        self._batch_size = _Histogram("promptplex_batch_size", "Sequences that decode in a step", _SIZES)
+        self._distinct_tasks = _Histogram("promptplex_distinct_tasks", "Distinct tasks in a step", _SIZES)
+        self._first_token = _Histogram(
+            "promptplex_time_to_first_token_seconds",
+            "From arrival in the engine to the first token",
+            _SECONDS,
+        )
+        self._inter_token = _Histogram(
+            "promptplex_inter_token_latency_seconds", "Between tokens of a request", _SECONDS
+        )
+        self._end_to_end = _Histogram(
+            "promptplex_e2e_request_latency_seconds", "From admission to the end of a request", _SECONDS
+        )
+        self._queue = _Histogram(
+            "promptplex_request_queue_time_seconds", "Waiting for a place in the batch", _SECONDS
+        )
+        self._prefill = _Histogram(
+            "promptplex_request_prefill_time_seconds", "From the batch to the first token", _SECONDS
+        )
+        self._decode = _Histogram(
+            "promptplex_request_decode_time_seconds", "From the first token to the last", _SECONDS
+        )
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(self)
+
+    def watch(self, engine: Callable[[], EngineStats], prompts: Callable[[], SourceStats]) -> None:
+        """Read `engine.stats` and `source.stats` at every scrape from now on."""
+        self._sources = _Sources(engine, prompts)
+
+    def on_step(self, step: StepStats) -> None:
+        """The engine's callback, on its thread."""
+        with self._lock:
+            self._step_seconds.observe((step.duration,))
+            self._batch_size.observe((step.num_decode_rows,))
+            self._distinct_tasks.observe((step.num_distinct_tasks,))
+            self._first_token.observe(step.first_token_latencies)
+            self._inter_token.observe(step.inter_token_latencies)
+            self._totals["generation_tokens"] += step.new_tokens
+            self._totals["preemptions"] += step.num_preempted
+            self._totals["prefix_tokens"] += step.num_prefix_tokens
+            self._totals["device_hits"] += step.prefix_hits
+            self._totals["device_misses"] += step.prefix_misses
+
+    def on_outcome(self, outcome: RequestOutcome) -> None:
+        """The generation service's callback: a request that a task or the base was found for has ended."""
+        with self._lock:
+            if outcome.reason not in tuple(FinishReason):
+                self._failures[outcome.reason] += 1
+                return
+            self._reasons[outcome.reason] += 1
+            self._requests[self._label(outcome.task, outcome.version)] += 1
+            self._totals["prompt_tokens"] += outcome.prompt_tokens
+            self._end_to_end.observe((outcome.seconds,))
+            if outcome.timings is not None:
+                self._queue.observe((outcome.timings.queue,))
+                self._prefill.observe((outcome.timings.prefill,))
+                self._decode.observe((outcome.timings.decode,))
+
+    def render(self) -> bytes:
+        """The exposition text."""
+        return generate_latest(self._registry)
+
+    def collect(self) -> Iterator[Metric]:
+        """Prometheus' own entry; consistent within the lock."""
+        with self._lock:
+            families = [*self._histograms(), *self._counters()]
+        yield from families
+        if self._sources is not None:
+            yield from _engine_gauges(self._sources.engine())
+            yield from self._caches(self._sources.prompts())
+
+    def _label(self, task: str, version: int) -> tuple[str, str]:
+        label = (task or "_base", str(version) if version else "")
+        if label in self._labels or len(self._labels) < MAX_TASK_LABELS:
+            self._labels.add(label)
+            return label
+        return (OTHER, "")
+
+    def _histograms(self) -> list[Metric]:
+        return [
+            histogram.family()
+            for histogram in (
+                self._step_seconds,
+                self._batch_size,
+                self._distinct_tasks,
+                self._first_token,
+                self._inter_token,
+                self._end_to_end,
+                self._queue,
+                self._prefill,
+                self._decode,
+            )
+        ]
+
+    def _counters(self) -> Iterator[Metric]:
+        totals = self._totals
+        yield _counter("prompt_tokens", "Tokens of finished requests' prompts", totals["prompt_tokens"])
+        yield _counter("generation_tokens", "Tokens generated", totals["generation_tokens"])
+        yield _counter(
+            "prefix_tokens", "Tokens run through the model to make prefixes", totals["prefix_tokens"]
+        )
+        yield _counter("num_preemptions", "Requests preempted", totals["preemptions"])
+        yield _labelled("request_success", "Finished requests", ["finish_reason"], _by_one(self._reasons))
+        yield _labelled(
+            "request_failure", "Requests that ended otherwise", ["reason"], _by_one(self._failures)
+        )
+        yield _labelled("requests", "Finished requests by task", ["task", "version"], self._requests.items())
+
+    def _caches(self, prompts: SourceStats) -> Iterator[Metric]:
+        with self._lock:
+            hits = {"device": self._totals["device_hits"], **_tiers(prompts.hits)}
+            misses = {"device": self._totals["device_misses"], **_tiers(prompts.misses)}
+        yield _labelled("prompt_cache_hits", "Prompts found, by tier", ["tier"], _by_one(hits))
+        yield _labelled("prompt_cache_misses", "Prompts not found, by tier", ["tier"], _by_one(misses))
+        yield _counter("prompt_load_failures", "Prompt loads that failed", prompts.load_failures)
+        yield _counter("prompt_load_seconds", "Time spent on loading prompts", prompts.load_seconds)
+        yield _gauge("prompt_cache_host_bytes", "Bytes of prompts in host memory", prompts.host_bytes)
+
+
+def _engine_gauges(engine: EngineStats) -> Iterator[Metric]:
+    yield _gauge("num_requests_running", "Requests in the batch", engine.num_running)
+    yield _gauge("num_requests_waiting", "Requests in the queue", engine.num_waiting)
+    yield _gauge("kv_cache_usage_ratio", "Share of K/V blocks in use", engine.kv_usage)
+    yield _gauge("resident_prefixes", "Prefixes on the device", engine.resident_prefixes)
+    yield _gauge("resident_prefix_bytes", "Their bytes", engine.resident_prefix_bytes)
+
+
+def _tiers(counts: Mapping[str, int]) -> dict[str, int]:
+    return {"redis" if tier == "remote" else tier: count for tier, count in counts.items()}
+
+
+def _by_one(counts: Mapping[str, int]) -> Iterator[tuple[tuple[str, ...], int]]:
+    return (((name,), count) for name, count in counts.items())
+
+
+def _counter(name: str, documentation: str, value: float) -> Metric:
+    return CounterMetricFamily(f"promptplex_{name}", documentation, value=value)
+
+
+def _gauge(name: str, documentation: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"promptplex_{name}", documentation, value=value)
+
+
+def _labelled(
+    name: str, documentation: str, labels: list[str], rows: Iterable[tuple[tuple[str, ...], int]]
+) -> Metric:
+    family = CounterMetricFamily(f"promptplex_{name}", documentation, labels=labels)
+    for values, count in rows:
+        family.add_metric(list(values), count)
+    return family

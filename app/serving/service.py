@@ -1,0 +1,181 @@
+"""The generation service: a task and text in, text out, over one shared engine."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from typing import cast
+
+from transformers import PreTrainedTokenizerFast
+
+from app.engine.engine import Engine
+from app.errors import Cancelled, DeadlineExceeded, Overloaded, PromptplexError
+from app.prompt import TaskVersion
+from app.request import FinishReason, RequestTimings, TokenDelta
+from app.serving.admission import Admission, Admitted
+from app.serving.answers import GenerationAsk, GenerationResult, Outcome, TextDelta
+from app.serving.detokenizer import detokenizer_tables
+from app.serving.tokenization import PromptTokenizer
+from app.serving.writer import AnswerWriter
+from app.store.local import LocalStore
+
+_ADMISSION_THREADS = 4
+_MAX_ADMITTING = 1024  # asks that may wait for an admission thread
+
+
+class GenerationService:
+    """Answers asks. One event loop uses it; `servability` may be called from any thread."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        store: LocalStore,
+        tokenizer: PreTrainedTokenizerFast,
+        *,
+        eos_ids: frozenset[int],
+        base_name: str,
+        timeout: float = 600.0,
+        on_outcome: Callable[[Outcome], None] = lambda outcome: None,
+    ) -> None:
+        """`timeout` bounds every request, in seconds; `on_outcome` hears how each one ended."""
+        self.engine = engine
+        self.admission = Admission(
+            engine, store, PromptTokenizer(tokenizer), eos_ids=eos_ids, base_name=base_name, timeout=timeout
+        )
+        self.base_name = base_name
+        self._tables = detokenizer_tables(tokenizer)
+        self._eos_ids = eos_ids
+        self._on_outcome = on_outcome
+        self._served: Counter[str] = Counter()
+        self._threads = ThreadPoolExecutor(_ADMISSION_THREADS, thread_name_prefix="admission")
+        self._num_admitting = 0
+
+    @property
+    def requests_served(self) -> Mapping[str, int]:
+        """Finished requests by task id, since the start."""
+        return self._served
+
+    def servability(self, version: TaskVersion) -> str | None:
+        """Why the loaded base can't serve the version; None: it can."""
+        return self.admission.servability.why_not(version)
+
+    async def generate(self, ask: GenerationAsk) -> GenerationResult:
+        """Run one ask to its end. Cancelling this frees its row.
+
+        Raises NotFound, NotServable, InvalidRequest, Unavailable, DeadlineExceeded, NonFiniteLogits.
+        """
+        async with aclosing(self.stream(ask)) as deltas:
+            async for delta in deltas:
+                if delta.result is not None:
+                    return delta.result
+        raise AssertionError("a stream ends with a result or an error")
+
+    async def stream(self, ask: GenerationAsk) -> AsyncGenerator[TextDelta, None]:
+        """The same, piece by piece; the pieces' texts joined are the result's text."""
+        admitted = await self._admit(lambda: self.admission.admit(ask))
+        async with aclosing(self.run(admitted)) as deltas:
+            async for delta in deltas:
+                yield delta
+
+    async def generate_with(self, version: TaskVersion, ask: GenerationAsk) -> GenerationResult:
+        """Run an ask on a version at hand, released or not, outside all statistics."""
+        admitted = await self._admit(lambda: self.admission.admit_version(version, ask))
+        async with aclosing(self._write(admitted)) as deltas:
+            async for delta in deltas:
+                if delta.result is not None:
+                    return delta.result
+        raise AssertionError("a stream ends with a result or an error")
+
+    async def _admit(self, admit: Callable[[], Admitted]) -> Admitted:
+        """On a thread: it may wait for the store, and tokenizing a long text takes long."""
+        if self._num_admitting >= _MAX_ADMITTING:
+            raise Overloaded("Too many requests are waiting to be admitted; try again shortly.")
+        self._num_admitting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, admit)
+        finally:
+            self._num_admitting -= 1
+
+    async def run(self, admitted: Admitted) -> AsyncGenerator[TextDelta, None]:
+        """Run what was admitted, and tell the statistics how it ended."""
+        last: TextDelta | None = None
+        num_tokens = 0
+        reason = "cancelled"
+        try:
+            async with aclosing(self._write(admitted)) as deltas:
+                async for last in deltas:
+                    num_tokens += last.token is not None
+                    if last.result is not None:
+                        reason = str(last.result.finish)
+                    yield last
+        except PromptplexError as error:
+            reason = _failure(error)
+            raise
+        except Exception:
+            reason = "error"
+            raise
+        finally:
+            self._tell(admitted, reason, num_tokens, last.result if last is not None else None)
+
+    async def _write(self, admitted: Admitted) -> AsyncGenerator[TextDelta, None]:
+        writer = AnswerWriter(self._tables, admitted.prompt_ids, admitted.stops)
+        first = 0.0
+        source = cast(AsyncGenerator[TokenDelta, None], self.engine.generate(admitted.request))
+        async with aclosing(source) as deltas:
+            async for delta in deltas:
+                if delta.error is not None:
+                    raise delta.error
+                first = first or time.monotonic()
+                written = writer.take(delta)
+                if delta.is_last or writer.is_stopped:
+                    break
+                yield written
+        yield TextDelta(
+            text=written.text, token=written.token, result=self._result(admitted, writer, delta, first)
+        )
+
+    def _result(
+        self, admitted: Admitted, writer: AnswerWriter, last: TokenDelta, first: float
+    ) -> GenerationResult:
+        # A row that a stop string cancelled never hears the engine's own times.
+        timings = last.timings or RequestTimings(
+            queue=0.0, prefill=first - admitted.begin, decode=time.monotonic() - first
+        )
+        return GenerationResult(
+            text=writer.text,
+            prompt_text=admitted.prompt_text,
+            return_full_text=admitted.return_full_text,
+            version=admitted.version,
+            finish=writer.finish(last.finish, self._eos_ids),
+            tokens=tuple(writer.tokens),
+            prompt_tokens=len(admitted.prompt_ids),
+            virtual_tokens=admitted.request.num_virtual_tokens,
+            seed=admitted.request.sampling.seed,
+            timings=timings,
+        )
+
+    def _tell(
+        self, admitted: Admitted, reason: str, num_tokens: int, result: GenerationResult | None
+    ) -> None:
+        version = admitted.version
+        if version is not None and reason in tuple(FinishReason):
+            self._served[version.task_id] += 1
+        self._on_outcome(
+            Outcome(
+                task="" if version is None else version.task_id,
+                version=0 if version is None else version.version,
+                reason=reason,
+                prompt_tokens=len(admitted.prompt_ids),
+                generated_tokens=num_tokens,
+                seconds=time.monotonic() - admitted.begin,
+                timings=None if result is None else result.timings,
+            )
+        )
+
+
+def _failure(error: PromptplexError) -> str:
+    if isinstance(error, DeadlineExceeded):
+        return "deadline"
+    return "cancelled" if isinstance(error, Cancelled) else "error"

@@ -1,0 +1,124 @@
+"""The trial run of a new version, on that very version, before it is released."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+from app.errors import PromptplexError, PromptRejected
+from app.prompt import TaskVersion
+from app.request import Request, SamplingParams, TokenDelta
+from app.serving.answers import GenerationAsk
+from app.serving.parameters import GenerationParameters
+from app.serving.service import GenerationService
+from app.serving.template import PLAIN, parse_template
+
+FIXED_TEXT = "The quick brown fox jumps over the lazy dog."
+_OTHER_TEXTS = ("Once upon a time", "1 2 3", "?")
+_NUM_NEW_TOKENS = 8
+_MAX_EXAMPLES_RUN = 16
+_SECONDS = 120.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExampleReport:
+    """What a version said to one example of its manifest."""
+
+    inputs: str | Mapping[str, str]
+    expected: str
+    generated: str
+    matches: bool
+
+
+def fixed_inputs(version: TaskVersion, text: str = FIXED_TEXT) -> str | Mapping[str, str]:
+    """Inputs for any template."""
+    template = PLAIN if version.template is None else parse_template(version.template)
+    return text if len(template.fields) == 1 else dict.fromkeys(template.fields, text)
+
+
+def trial_ask(inputs: str | Mapping[str, str]) -> GenerationAsk:
+    """An ask that fits wherever anything fits."""
+    parameters = GenerationParameters(max_new_tokens=1)
+    return GenerationAsk(inputs=inputs, request_id="trial", parameters=parameters)
+
+
+class SmokeTest:
+    """Runs a version before its release. Raises where it can't generate or its prompt does nothing."""
+
+    def __init__(self, service: GenerationService) -> None:
+        self._service = service
+        self._engine = service.engine
+        # Rows differ in their last bits with what runs beside them; a prompt that counts does more.
+        self._noise = 1e-4 if self._engine.geometry.dtype == "float32" else 1e-2
+
+    async def run(self, version: TaskVersion) -> tuple[ExampleReport, ...]:
+        """A short generation, the comparison with the bare base, the manifest's examples."""
+        texts = [version.examples[0]["inputs"]] if version.examples else []
+        texts += [fixed_inputs(version, text) for text in (FIXED_TEXT, *_OTHER_TEXTS)]
+        await self._check_effect(version, texts)
+        examples = version.examples[:_MAX_EXAMPLES_RUN]
+        return tuple(await asyncio.gather(*(self._run_example(version, example) for example in examples)))
+
+    async def _check_effect(self, version: TaskVersion, texts: list[Any]) -> None:
+        """Some input must be answered otherwise than without the prompt, if only in its log-probabilities."""
+        for text in texts:
+            request = await self._request(version, text)
+            with_prompt = await self._tokens(request)
+            if version.prompt_digest is None or self._differ(with_prompt, await self._tokens(_bare(request))):
+                return
+        raise PromptRejected("The prompt has no effect: the base model answers the same without it")
+
+    async def _request(self, version: TaskVersion, inputs: str | Mapping[str, str]) -> Request:
+        admitted = await asyncio.to_thread(self._service.admission.admit_version, version, trial_ask(inputs))
+        used = admitted.request.num_virtual_tokens + len(admitted.prompt_ids)
+        return replace(
+            admitted.request,
+            max_new_tokens=min(_NUM_NEW_TOKENS, self._engine.geometry.max_positions - used),
+            sampling=SamplingParams(),  # the manifest's penalties would hide what the prompt does
+            stop_ids=frozenset(),  # an early EOS would leave little to compare
+            deadline=time.monotonic() + _SECONDS,
+        )
+
+    async def _tokens(self, request: Request) -> list[tuple[int, float]]:
+        tokens: list[tuple[int, float]] = []
+        source = cast(AsyncGenerator[TokenDelta, None], self._engine.generate(request))
+        async with aclosing(source) as deltas:
+            async for delta in deltas:
+                if delta.error is not None:
+                    raise delta.error
+                assert delta.token_id is not None
+                tokens.append((delta.token_id, delta.logprob))
+        return tokens
+
+    def _differ(self, one: list[tuple[int, float]], other: list[tuple[int, float]]) -> bool:
+        return any(a[0] != b[0] or abs(a[1] - b[1]) > self._noise for a, b in zip(one, other, strict=True))
+
+    async def _run_example(self, version: TaskVersion, example: Mapping[str, Any]) -> ExampleReport:
+        ask = GenerationAsk(
+            inputs=example["inputs"], request_id="example", deadline=time.monotonic() + _SECONDS
+        )
+        try:
+            generated = (await self._service.generate_with(version, ask)).text
+        except PromptplexError as error:
+            generated = f"({error.message})"
+        expected = str(example["expected"])
+        return ExampleReport(
+            inputs=example["inputs"],
+            expected=expected,
+            generated=generated,
+            matches=generated.strip() == expected.strip(),
+        )
+
+
+def _bare(request: Request) -> Request:
+    """The same ids without the learned prompt."""
+    return replace(
+        request,
+        id=f"{request.id}-bare",
+        prompt_digest=None,
+        num_virtual_tokens=0,
+        resident_ids=(),
+        token_ids=request.resident_ids + request.token_ids,
+    )
