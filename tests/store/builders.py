@@ -1,12 +1,13 @@
 """Prompts, files and geometries for the tests of the store."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from app.errors import PromptRejected
 from app.prompt import LayerGeometry, ModelGeometry, Prompt, PromptKind, TaskVersion, VersionDraft
 from app.store.canonical import RawTensor, read_prompt, write_prompt
 from app.store.importers import import_prompt
@@ -100,3 +101,12 @@ def upload(
 def tree(root: Path) -> dict[str, bytes]:
     """Every file below a directory."""
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def refusal_of(function: Callable[..., Any], *arguments: Any) -> PromptRejected | None:
+    """The refusal, or None; any other exception passes."""
+    try:
+        function(*arguments)
+    except PromptRejected as refused:
+        return refused
+    return None
