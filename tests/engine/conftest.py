@@ -1,0 +1,69 @@
+"""A tiny llama behind an engine, shared by the tests of this folder."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from transformers import PreTrainedModel
+
+from app.engine.engine import Engine, EngineConfig
+from app.engine.plan import StepStats
+from app.models.decoder_only import DecoderOnly
+from app.prompt import Prompt, VersionDraft
+from app.request import Request
+from app.store.local import LocalStore
+from app.store.sources import TieredPromptSource
+from tests import oracle
+from tests.tiny_models import packed_backbone, tiny_model
+
+
+@dataclass
+class Bench:
+    """A base, its oracle, a store, and a running engine."""
+
+    base: PreTrainedModel
+    backbone: DecoderOnly
+    store: LocalStore
+    source: TieredPromptSource
+    engine: Engine
+    steps: list[StepStats] = field(default_factory=list)
+
+    def request(self, name: str, prompt: Prompt | None = None, **settings: object) -> Request:
+        defaults: dict[str, object] = {"token_ids": (5, 6, 7), "max_new_tokens": 8, "task": name}
+        if prompt is not None:
+            defaults |= {
+                "prompt_digest": prompt.digest,
+                "num_virtual_tokens": prompt.num_virtual_tokens,
+            }
+        return Request(id=name, **defaults | settings)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session")
+def tiny_llama() -> PreTrainedModel:
+    return tiny_model("llama")
+
+
+@pytest.fixture(scope="session")
+def llama_backbone(tiny_llama: PreTrainedModel) -> DecoderOnly:
+    return packed_backbone(tiny_llama)
+
+
+@pytest.fixture
+def bench(tiny_llama: PreTrainedModel, llama_backbone: DecoderOnly, tmp_path: Path) -> Iterator[Bench]:
+    store = LocalStore(tmp_path / "store")
+    source = TieredPromptSource(store, host_bytes=1 << 20)
+    steps: list[StepStats] = []
+    config = EngineConfig(max_rows=48, token_budget=256, kv_cache_bytes=8 << 20)
+    engine = Engine(llama_backbone, source, config, on_step=steps.append)
+    engine.start()
+    yield Bench(tiny_llama, llama_backbone, store, source, engine, steps)
+    engine.stop()
+    source.close()
+
+
+@pytest.fixture
+def soft_prompt(bench: Bench, tmp_path: Path) -> Prompt:
+    prompt = oracle.as_prompt(oracle.tuned(bench.base, oracle.soft_config(6), seed=1), tmp_path / "soft")
+    bench.store.publish("soft", VersionDraft(prompt=prompt))
+    return prompt

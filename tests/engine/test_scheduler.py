@@ -1,0 +1,252 @@
+"""Thousands of random steps: blocks and pins are conserved, and every token attends to its own past.
+
+Beside the scheduler runs a model of the device's memory that remembers who wrote what into each
+slot. Every planned token must find, in the slots that it attends to, its prefix and its own
+earlier tokens in order, and nothing of anybody else.
+"""
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from app.engine.blocks import KVBlocks
+from app.engine.plan import Plan, PlanItem, SampledToken, StepResult
+from app.engine.prefixes import Prefix, prefix_key
+from app.engine.scheduler import Scheduler, SchedulerConfig
+from app.engine.sequence import Phase, Sequence
+from app.errors import RequestTooLong
+from app.prompt import LayerGeometry, ModelGeometry, Prompt, PromptKind
+from app.request import Request
+
+GEOMETRY = ModelGeometry(
+    architecture="test",
+    hidden_size=4,
+    vocab_size=100,
+    max_positions=1000,
+    decoder=(LayerGeometry(1, 4, 4), LayerGeometry(1, 4, 4, window=8)),
+    dtype="float32",
+    fingerprint="test",
+)
+BLOCK_SIZE = 4
+NUM_BLOCKS = 24
+MAX_ROWS = 6
+TOKEN_BUDGET = 13
+STOP_ID = 99
+
+
+def prompt(name: str, kind: PromptKind, length: int, offset: int) -> Prompt:
+    return Prompt(
+        digest=name,
+        kind=kind,
+        num_virtual_tokens=length,
+        position_offset=offset,
+        tensors={},
+        data_start=0,
+        data=b"",
+    )
+
+
+PROMPTS = [
+    prompt("soft", PromptKind.SOFT, 7, 7),
+    prompt("one", PromptKind.SOFT, 1, 1),
+    prompt("long", PromptKind.SOFT, 30, 30),
+    prompt("prefix", PromptKind.PREFIX, 9, 9),
+    prompt("unshifted", PromptKind.PREFIX, 5, 0),
+]
+
+
+def new_scheduler(load: object) -> Scheduler:
+    blocks = KVBlocks((NUM_BLOCKS + 1, NUM_BLOCKS + 1), BLOCK_SIZE)
+    config = SchedulerConfig(max_rows=MAX_ROWS, token_budget=TOKEN_BUDGET)
+    return Scheduler(blocks, config, load=load)  # type: ignore[arg-type]
+
+
+def expected_content(owner: Sequence | Prefix, num_slots: int) -> list[object]:
+    """What the first `num_slots` slots of an owner must hold."""
+    if isinstance(owner, Prefix):
+        return [(owner.key, i) for i in range(num_slots)]
+    head = owner.num_prefix_slots
+    return [
+        (owner.prefix_key, i) if i < head else (owner.request.id, owner.tokens[i - head]) for i in range(num_slots)
+    ]
+
+
+class Device:
+    """Remembers what was written to each slot of each KV group."""
+
+    def __init__(self, num_groups: int) -> None:
+        self.memory: list[dict[int, object]] = [{} for _ in range(num_groups)]
+
+    def run(self, plan: Plan) -> None:
+        for write in plan.writes:
+            for group, slots in enumerate(write.slots):
+                content = expected_content(write.prefix, len(slots))
+                self.memory[group].update(zip(slots.tolist(), content, strict=True))
+        for item in plan.items:  # all writes of a step come before all reads
+            for group, slots in enumerate(item.kv.slots):
+                content = expected_content(item.owner, len(slots))
+                start = item.kv.num_computed
+                self.memory[group].update(zip(slots.tolist()[start:], content[start:], strict=True))
+        for item in plan.items:
+            self.check(item)
+
+    def check(self, item: PlanItem) -> None:
+        assert len(item.kv.slots[0]) == item.kv.num_computed + item.kv.num_tokens
+        for memory, slots in zip(self.memory, item.kv.slots, strict=True):
+            assert 0 not in slots, "the padding block is nobody's"
+            found = [memory.get(slot) for slot in slots.tolist()]
+            assert found == expected_content(item.owner, len(slots))
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.parked: list[Sequence] = []
+        self.scheduler = new_scheduler(self.parked.append)
+        self.device = Device(2)
+        self.sequences: dict[str, Sequence] = {}
+        self.ended: set[str] = set()
+        self.number = 0
+
+    @rule(
+        prompt=st.sampled_from([None, *PROMPTS]),
+        num_resident=st.sampled_from([0, 0, 1, 6]),
+        num_tokens=st.integers(1, 30),
+        max_new_tokens=st.integers(1, 20),
+        tenant=st.sampled_from(["a", "b"]),
+    )
+    def submit(
+        self, prompt: Prompt | None, num_resident: int, num_tokens: int, max_new_tokens: int, tenant: str
+    ) -> None:
+        self.number += 1
+        request = Request(
+            id=str(self.number),
+            # Ids that are unique to the request, so that a stranger's token is recognised.
+            token_ids=tuple(1000 * self.number + i for i in range(num_tokens)),
+            prompt_digest=prompt.digest if prompt else None,
+            num_virtual_tokens=prompt.num_virtual_tokens if prompt else 0,
+            resident_ids=tuple(range(num_resident)),
+            max_new_tokens=max_new_tokens,
+            stop_ids=frozenset({STOP_ID}),
+            tenant=tenant,
+            task=prompt.digest if prompt else "",
+        )
+        try:
+            self.scheduler.check_fits(request)
+        except RequestTooLong:
+            return
+        sequence = Sequence(request, prefix_key(request, GEOMETRY))
+        self.sequences[request.id] = sequence
+        self.scheduler.add(sequence)
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.parked)
+    def a_prompt_arrives(self, data: st.DataObject) -> None:
+        sequence = self.parked.pop(data.draw(st.integers(0, len(self.parked) - 1)))
+        if sequence.phase is Phase.LOADING:
+            digest = sequence.request.prompt_digest
+            self.scheduler.loaded(sequence, next(each for each in PROMPTS if each.digest == digest))
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.sequences)
+    def cancel(self, data: st.DataObject) -> None:
+        self.end(data.draw(st.sampled_from(sorted(self.sequences))), by_caller=True)
+
+    @rule(fate=st.sampled_from(["go on", "go on", "go on", "stop", "nan"]), pick=st.integers(0, 5))
+    def step(self, fate: str, pick: int) -> None:
+        plan = self.scheduler.schedule()
+        self.check_plan(plan)
+        self.device.run(plan)
+        sampling = [item for item in plan.items if item.sampling is not None]
+        tokens = [SampledToken(50 + i, -1.0, True) for i in range(len(sampling))]
+        if sampling and fate != "go on":
+            tokens[pick % len(tokens)] = SampledToken(STOP_ID, -1.0, fate == "stop")
+        for sequence, delta in self.scheduler.update(plan, StepResult(tuple(tokens)), 0.0):
+            if delta.is_last:
+                self.end(sequence.request.id, by_caller=False)
+
+    def check_plan(self, plan: Plan) -> None:
+        sizes = [item.kv.num_tokens for item in plan.items]
+        assert sum(sizes) <= TOKEN_BUDGET
+        assert len(self.scheduler.running) <= MAX_ROWS
+        assert sizes == sorted(sizes, key=lambda size: size > 1), "rows of one token come first"
+        for item in plan.items:
+            sequence = item.owner
+            if isinstance(sequence, Sequence):
+                prefix = sequence.prefix
+                assert prefix is None or prefix.is_ready, "nobody runs on a prefix that isn't there"
+                offset = prefix.position_of(prefix.num_slots) if prefix else 0
+                assert item.position == offset + item.kv.num_computed - sequence.num_prefix_slots
+                assert len(item.token_ids) == item.kv.num_tokens
+
+    def end(self, request_id: str, *, by_caller: bool) -> None:
+        sequence = self.sequences.pop(request_id)
+        assert request_id not in self.ended, "a request ends once"
+        self.ended.add(request_id)
+        if by_caller:
+            self.scheduler.finish(sequence)
+        assert sequence.phase is Phase.FINISHED
+        assert sequence.table is None
+
+    @invariant()
+    def nothing_is_lost(self) -> None:
+        self.scheduler.check_integrity()
+        assert self.scheduler.num_open == len(self.sequences)
+
+    def teardown(self) -> None:
+        """Whatever the state, everything ends when prompts arrive and steps go on."""
+        for _ in range(5000):
+            if not self.sequences:
+                break
+            while self.parked:
+                sequence = self.parked.pop()
+                if sequence.phase is Phase.LOADING:
+                    digest = sequence.request.prompt_digest
+                    self.scheduler.loaded(sequence, next(each for each in PROMPTS if each.digest == digest))
+            self.step("go on", 0)
+            self.scheduler.check_integrity()
+        assert not self.sequences, "every accepted request ends"
+
+
+TestScheduler = SchedulerMachine.TestCase
+TestScheduler.settings = settings(
+    max_examples=100, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
+)
+
+
+def test_what_can_never_fit_is_refused_and_what_just_fits_is_not() -> None:
+    scheduler = new_scheduler(lambda _: None)
+    capacity = NUM_BLOCKS * BLOCK_SIZE
+    just_fits = Request(id="a", token_ids=(1,) * (capacity - 10), max_new_tokens=10)
+    scheduler.check_fits(just_fits)
+    too_long = Request(id="b", token_ids=(1,) * (capacity - 10), max_new_tokens=11)
+    with pytest.raises(RequestTooLong, match=f"the server has {capacity}"):
+        scheduler.check_fits(too_long)
+
+
+def test_a_request_that_fills_the_memory_runs_when_idle_prefixes_must_go() -> None:
+    parked: list[Sequence] = []
+    scheduler = new_scheduler(parked.append)
+    soft = PROMPTS[2]
+    first = Request(id="1", token_ids=(1, 2), max_new_tokens=1, prompt_digest="long", num_virtual_tokens=30)
+    sequence = Sequence(first, prefix_key(first, GEOMETRY))
+    scheduler.add(sequence)
+    scheduler.loaded(parked.pop(), soft)
+    while sequence.phase is not Phase.FINISHED:
+        plan = scheduler.schedule()
+        tokens = [SampledToken(5, 0.0, True) for item in plan.items if item.sampling is not None]
+        scheduler.update(plan, StepResult(tuple(tokens)), 0.0)
+    assert [prefix.is_ready for prefix in scheduler.prefixes] == [True], "it stays for the next request"
+    huge = Request(id="2", token_ids=(1,) * (NUM_BLOCKS * BLOCK_SIZE - 1), max_new_tokens=1)
+    giant = Sequence(huge, None)
+    scheduler.add(giant)
+    scheduler.schedule()
+    assert giant.phase is Phase.RUNNING
+    assert len(scheduler.prefixes) == 0
+    scheduler.check_integrity()
+
+
+def test_config_refuses_a_budget_below_the_rows() -> None:
+    with pytest.raises(ValueError, match="token_budget"):
+        SchedulerConfig(max_rows=8, token_budget=7)
