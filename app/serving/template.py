@@ -94,7 +94,7 @@ def _scan(source: str) -> Iterator[Piece]:
 def _field_name(name: str, position: int) -> str:
     if not FIELD_NAME.fullmatch(name):
         raise _bad(
-            f"the field {{{name[:64]}}} at character {position} is no plain name (letters, digits, _; at most "
+            f"field {{{name[:64]}}} at character {position} is no plain name (letters, digits, _, at most "
             "64); attributes, indexes, conversions and formats are not supported"
         )
     return name
