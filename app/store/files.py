@@ -29,7 +29,8 @@ _WRITE_ERRORS = {
     errno.EDQUOT: "the disk quota is used up",
     errno.EROFS: "it is read-only",
     errno.EACCES: "it is read-only for this server",
-    errno.EPERM: "it does not allow hard links or writing",
+    errno.EPERM: "its file system does not allow writing or hard links",
+    errno.ENOTSUP: "its file system has no hard links",
 }
 
 

@@ -1,5 +1,6 @@
 """Prompts, files and geometries for the tests of the store."""
 
+import functools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -59,6 +60,13 @@ def file_bytes(header: Mapping[str, Any] | bytes, data: bytes = b"") -> bytes:
     """A safetensors file with any header at all."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return len(text).to_bytes(8, "little") + text + data
+
+
+@functools.cache
+def many_tensors(count: int = 300_000) -> bytes:
+    """A file of empty tensors: all header, no data."""
+    template = json.dumps(entry([0], 0, 0)).encode()
+    return file_bytes(b"{" + b",".join(b'"t%d":%s' % (n, template) for n in range(count)) + b"}")
 
 
 def entry(shape: list[Any], begin: int, end: int, dtype: str = "F32") -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pytest
 from app.errors import InvalidRequest, PromptplexError, PromptRejected, UnsafeFile
 from app.prompt import ModelGeometry
 from app.store.local import LocalStore
-from tests.store.builders import HIDDEN, entry, file_bytes, geometry, peft_files, tree, upload
+from tests.store.builders import HIDDEN, entry, file_bytes, geometry, many_tensors, peft_files, tree, upload
 
 WEIGHTS, CONFIG = peft_files()
 BF16 = geometry(dtype="bfloat16")
@@ -40,7 +40,6 @@ def with_header(**tensors: object) -> bytes:
 DUPLICATE = b'{"prompt_embeddings":%s,"prompt_embeddings":%s}' % (
     (json.dumps(entry([3, HIDDEN], 0, 3 * HIDDEN * 4)).encode(),) * 2
 )
-MANY = file_bytes(json.dumps({f"t{n}": entry([0], 0, 0) for n in range(300_000)}).encode())
 
 ATTACKS: dict[str, tuple[bytes | None, bytes | None, ModelGeometry, type[PromptplexError], str]] = {
     "wrong width": (*peft_files(values(width=8), token_dim=8), geometry(), PromptRejected, "[p, 16]"),
@@ -57,7 +56,7 @@ ATTACKS: dict[str, tuple[bytes | None, bytes | None, ModelGeometry, type[Promptp
         UnsafeFile,
         "appears twice",
     ),
-    "300k tensors": (MANY, CONFIG, geometry(), UnsafeFile, "at most 65536 bytes"),
+    "300k tensors": (many_tensors(), CONFIG, geometry(), UnsafeFile, "at most 65536 bytes"),
     "pickle": (pickle.dumps(values(), protocol=2), CONFIG, geometry(), UnsafeFile, "safe_serialization=True"),
     "zip": (b"PK\x03\x04" + WEIGHTS, CONFIG, geometry(), UnsafeFile, "adapter_model.safetensors"),
     "file without config": (WEIGHTS, None, geometry(), PromptRejected, "send its adapter_config.json"),
