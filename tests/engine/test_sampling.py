@@ -125,7 +125,9 @@ def test_a_seed_gives_the_same_tokens_among_32_strangers(
 
 
 def test_different_seeds_and_sample_indices_differ() -> None:
-    values = {uniform(seed, index, position) for seed in range(5) for index in range(5) for position in range(5)}
+    values = {
+        uniform(seed, index, position) for seed in range(5) for index in range(5) for position in range(5)
+    }
     assert len(values) == 125
     assert uniform(7, 1, 2) == uniform(7, 1, 2)
 

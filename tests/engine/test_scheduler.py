@@ -68,7 +68,8 @@ def expected_content(owner: Sequence | Prefix, num_slots: int) -> list[object]:
         return [(owner.key, i) for i in range(num_slots)]
     head = owner.num_prefix_slots
     return [
-        (owner.prefix_key, i) if i < head else (owner.request.id, owner.tokens[i - head]) for i in range(num_slots)
+        (owner.prefix_key, i) if i < head else (owner.request.id, owner.tokens[i - head])
+        for i in range(num_slots)
     ]
 
 
