@@ -1,0 +1,91 @@
+"""From a directory to a probed base: dtype, identity, end-of-sequence ids, and refusals."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from app.errors import UnsupportedModel
+from app.models.loading import choose_dtype, load_base
+from tests.models.conftest import save
+from tests.tiny_models import VOCABULARY, tiny_model
+
+
+def load(directory: Path, **settings: str) -> object:
+    return load_base(str(directory), device="cpu", progress=lambda _: None, **settings)  # type: ignore[arg-type]
+
+
+def test_a_saved_model_loads_with_visible_progress(saved_llama: Path) -> None:
+    lines: list[str] = []
+    base = load_base(str(saved_llama), dtype="float32", device="cpu", progress=lines.append)
+    assert base.name == "llama"
+    assert base.eos_ids == {VOCABULARY - 1}
+    assert base.backbone.dtype == torch.float32
+    assert base.report.twin_error < 1e-4
+    assert base.report.weights_error < 1e-4
+    assert any("probing" in line for line in lines)
+    assert any("loading" in line for line in lines)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_other_dtypes_pass_the_check_of_the_real_weights(saved_llama: Path, dtype: str) -> None:
+    base = load_base(str(saved_llama), dtype=dtype, device="cpu", progress=lambda _: None)
+    assert base.backbone.geometry.dtype == dtype
+    assert 0 < base.report.weights_error < 0.08
+
+
+def test_the_fingerprint_names_weights_config_and_tokenizer(saved_llama: Path, tmp_path: Path) -> None:
+    def fingerprint(directory: Path, dtype: str = "float32") -> str:
+        base = load_base(str(directory), dtype=dtype, device="cpu", progress=lambda _: None)
+        return base.backbone.geometry.fingerprint
+
+    first = fingerprint(saved_llama)
+    moved = shutil.copytree(saved_llama, tmp_path / "elsewhere" / "renamed")
+    sharded = save(tiny_model("llama"), tmp_path / "sharded", max_shard_size="40KB")
+    assert len(list(sharded.glob("*.safetensors"))) > 1
+    assert fingerprint(saved_llama) == fingerprint(moved) == fingerprint(sharded) == first
+    assert fingerprint(saved_llama, "bfloat16") == first, "it names the stored base, not the load dtype"
+    other_weights = save(tiny_model("llama", seed=1), tmp_path / "other")
+    other_config = save(tiny_model("llama", rms_norm_eps=1e-3), tmp_path / "config")
+    (moved / "tokenizer.json").write_text((moved / "tokenizer.json").read_text().replace('"t5"', '"changed"'))
+    names = {first, *map(fingerprint, (other_weights, other_config, moved))}
+    assert len(names) == 4
+
+
+def test_the_context_can_be_capped(saved_llama: Path) -> None:
+    base = load_base(
+        str(saved_llama), dtype="float32", device="cpu", max_context=100, progress=lambda _: None
+    )
+    assert base.backbone.geometry.max_positions == 100
+
+
+def test_refusals_say_what_is_wrong(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModel, match="configuration"):
+        load(tmp_path)
+    no_weights = save(tiny_model("llama"), tmp_path / "no-weights")
+    (no_weights / "model.safetensors").unlink()
+    with pytest.raises(UnsupportedModel, match="weights"):
+        load(no_weights)
+    encoder_decoder = tmp_path / "t5"
+    encoder_decoder.mkdir()
+    (encoder_decoder / "config.json").write_text('{"model_type": "t5", "is_encoder_decoder": true}')
+    with pytest.raises(UnsupportedModel, match="encoder-decoder"):
+        load(encoder_decoder)
+    with pytest.raises(ValueError, match="unknown dtype 'int4'"):
+        choose_dtype("int4", torch.device("cpu"))
+
+
+def test_remote_code_is_never_run(saved_llama: Path) -> None:
+    config = saved_llama / "config.json"
+    config.write_text(
+        config.read_text().replace(
+            '"model_type": "llama"',
+            '"model_type": "custom", "auto_map": {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"}',
+        )
+    )
+    witness = saved_llama / "was_here"
+    (saved_llama / "evil.py").write_text(f"open({str(witness)!r}, 'w').close()\n")
+    with pytest.raises(UnsupportedModel):
+        load(saved_llama)
+    assert not witness.exists()

@@ -1,0 +1,82 @@
+"""The probe passes what is exact, refuses what isn't, and its comparisons have teeth."""
+
+import pytest
+import torch
+from torch import Tensor
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from app.errors import UnsupportedModel
+from app.models import probe
+from app.models.attention import packed
+from app.models.attention.packed import register
+from app.models.probe import TWIN_TOLERANCE, probe_architecture, probe_weights, twin_config
+from tests.tiny_models import ARCHITECTURES, packed_backbone, tiny_model
+
+# With their default shapes, as big as their first releases: the twin makes them small.
+DEFAULTS = (*ARCHITECTURES, "gemma", "gemma3_text", "qwen3", "phi", "phi3", "cohere2", "olmo2", "granite")
+DEFAULTS += ("gpt_oss", "qwen3_moe", "starcoder2", "smollm3", "glm4", "ernie4_5", "gpt_bigcode", "persimmon")
+
+
+@pytest.fixture(autouse=True)
+def _registered() -> None:
+    register()
+
+
+@pytest.mark.parametrize("architecture", DEFAULTS)
+def test_supported_architectures_pass(architecture: str) -> None:
+    assert probe_architecture(CONFIG_MAPPING[architecture]()) <= TWIN_TOLERANCE
+
+
+@pytest.mark.parametrize("architecture", ["falcon", "bloom", "mpt", "gptj", "codegen", "mamba"])
+def test_architectures_with_their_own_attention_are_refused_by_name(architecture: str) -> None:
+    with pytest.raises(UnsupportedModel, match=f"the architecture '{architecture}'"):
+        probe_architecture(CONFIG_MAPPING[architecture]())
+
+
+def test_wrong_attention_is_refused_with_its_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel that is off by little is still refused, and the message names the figure."""
+    kernel = packed._Kernel.__call__
+
+    def slightly_wrong(self: packed._Kernel, *inputs: Tensor, **settings: bool) -> Tensor:
+        return kernel(self, *inputs, **settings) * 1.002  # type: ignore[arg-type]
+
+    monkeypatch.setattr(packed._Kernel, "__call__", slightly_wrong)
+    with pytest.raises(UnsupportedModel, match=r"'llama' differs .* by \d\.\d+e-\d\d .* \(tolerance 1e-04\)"):
+        probe_architecture(CONFIG_MAPPING["llama"]())
+
+
+def test_a_window_that_is_off_by_one_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = probe.model_geometry
+
+    def wider(*arguments: object) -> object:
+        geometry = real(*arguments)  # type: ignore[arg-type]
+        layers = tuple(
+            type(layer)(layer.num_kv_heads, layer.key_dim, layer.value_dim, layer.window and layer.window + 1)
+            for layer in geometry.decoder
+        )
+        return type(geometry)(
+            **{field: getattr(geometry, field) for field in geometry.__slots__} | {"decoder": layers}
+        )
+
+    monkeypatch.setattr(probe, "model_geometry", wider)
+    with pytest.raises(UnsupportedModel, match="'mistral' differs"):
+        probe_architecture(CONFIG_MAPPING["mistral"]())
+
+
+def test_the_real_weights_are_checked_too() -> None:
+    model = tiny_model("llama")
+    backbone = packed_backbone(model)
+    assert probe_weights(backbone._model, backbone) < 1e-5
+    with torch.no_grad():
+        backbone._model.get_input_embeddings().weight.fill_(float("nan"))
+    with pytest.raises(UnsupportedModel, match="try --dtype float32"):
+        probe_weights(backbone._model, backbone)
+
+
+def test_the_twin_keeps_every_kind_of_layer() -> None:
+    config = CONFIG_MAPPING["gemma3_text"]()
+    small = twin_config(config)
+    assert set(small.layer_types) == set(config.layer_types)
+    assert small.num_hidden_layers < config.num_hidden_layers
+    assert small.sliding_window < config.sliding_window
+    assert config.hidden_size != small.hidden_size, "the original is left alone"
