@@ -11,6 +11,7 @@ import httpx2
 from app.cli.bundle import Bundle
 from app.errors import PromptplexError
 from app.prompt import Prompt, TaskVersion, VersionDraft
+from app.serving.manifest import parse_task
 from app.settings import is_loopback
 from app.store.importers import import_prompt
 from app.store.local import LocalStore
@@ -50,8 +51,7 @@ class ServerTarget:
     def __init__(self, url: str) -> None:
         self._url = url.rstrip("/")
         # A proxy of the environment must not stand between this machine and itself.
-        trust_env = not is_loopback(urlsplit(self._url).hostname or "")
-        self._client = httpx2.Client(base_url=self._url, timeout=_TIMEOUT, trust_env=trust_env)
+        self._trust_env = not is_loopback(urlsplit(self._url).hostname or "")
 
     def tasks(self) -> list[Row]:
         """One row for each task, over all pages."""
@@ -85,7 +85,9 @@ class ServerTarget:
 
     def _call(self, method: str, path: str, **options: Any) -> Row:
         try:
-            response = self._client.request(method, path, **options)
+            response = httpx2.request(
+                method, self._url + path, timeout=_TIMEOUT, trust_env=self._trust_env, **options
+            )
         except httpx2.TransportError as error:
             raise CommandFailed(
                 f"no answer from {self._url} ({error}); start a server with `promptplex serve`, name another "
@@ -108,11 +110,14 @@ class StoreTarget:
     """A store's files, without a server: nothing is tried on a model."""
 
     def __init__(self, root: Path) -> None:
+        self._root = root
         self._store = LocalStore(root)
         self._who = f"cli:{getpass.getuser()}"
 
     def tasks(self) -> list[Row]:
         """One row for each task; without a model nothing is known of servability."""
+        if not self._root.is_dir():
+            raise CommandFailed(f"there is no store at {self._root}")
         return [self._row(task_id) for task_id in self._store.list_tasks()]
 
     def task(self, task_id: str) -> Row:
@@ -169,9 +174,21 @@ def _version_row(version: TaskVersion) -> Row:
 
 
 def _draft(bundle: Bundle) -> VersionDraft:
+    """Import and check as the server would, short of what needs the base."""
     prompt: Prompt | None = None
     provenance: dict[str, Any] = {}
     if bundle.prompt is not None:
         prompt, provenance = import_prompt(bundle.prompt, bundle.config)
-    task = bundle.task or {}
-    return VersionDraft(prompt=prompt, provenance=provenance, **task)
+    task = parse_task(bundle.task)
+    if prompt is None and task.template is None:
+        raise CommandFailed("a task needs a prompt, a template, or both")
+    return VersionDraft(
+        prompt=prompt,
+        template=task.template,
+        defaults=task.defaults,
+        choices=task.choices,
+        examples=task.examples,
+        notes=task.notes,
+        base=task.base,
+        provenance=provenance,
+    )

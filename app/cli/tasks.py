@@ -2,12 +2,16 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from app.cli.bundle import Bundle, read_bundle, text_bundle
 from app.cli.targets import Row, ServerTarget, StoreTarget, Target
+from app.prompt import Prompt
+from app.serving.manifest import parse_task
+from app.store.importers import import_prompt
+from app.store.validation import validate_prompt
 
 DEFAULT_SERVER = "http://127.0.0.1:8000"
 
@@ -111,9 +115,8 @@ def validate(
     ] = None,
 ) -> None:
     """Check a prompt without publishing it: the file itself, and with --model whether it fits."""
-    from app.store.importers import import_prompt
-
     bundle = read_bundle(path)
+    parse_task(bundle.task)
     if bundle.prompt is None:
         typer.echo("a text-only task: no prompt to check")
         return
@@ -125,9 +128,8 @@ def validate(
     _check_fit(prompt, model)
 
 
-def _check_fit(prompt: Any, model: str) -> None:
-    from app.models.loading import load_base
-    from app.store.validation import validate_prompt
+def _check_fit(prompt: Prompt, model: str) -> None:
+    from app.models.loading import load_base  # brings torch, which takes seconds
 
     base = load_base(model, progress=lambda line: typer.echo(line, err=True))
     validate_prompt(prompt, base.report.geometry)

@@ -1,0 +1,263 @@
+"""The composition root: settings -> store, base, engine, services, HTTP app; then one process.
+
+The port opens at once: `/health/live` answers, and `/health/ready` says 503 while the base model
+loads on a thread. Ctrl-C or SIGTERM drains: not ready, no new work, running requests finish, exit
+status 0. A base that can't be served, or an engine that dies, ends the process with status 1.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from types import FrameType
+from typing import TypeVar
+
+import torch
+import uvicorn
+from fastapi import FastAPI
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from app.api.app import create_app
+from app.api.state import ApiConfig, ServerState, Services
+from app.engine.engine import Engine
+from app.errors import PromptplexError, UnsupportedModel
+from app.metrics import Metrics
+from app.models.loading import load_base
+from app.models.probe import ProbeReport
+from app.serving.publishing import PublishingService
+from app.serving.service import GenerationService
+from app.settings import Settings
+from app.store.local import LocalStore
+from app.store.sources import TieredPromptSource
+
+_T = TypeVar("_T")
+
+log = logging.getLogger("promptplex")
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_CONNECTION_SECONDS = 10  # for answers still on their way to slow clients when everything else is done
+
+
+def run_server(settings: Settings) -> int:
+    """Serve until a signal or a failure; the exit status for the process."""
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(levelname)s %(message)s", stream=sys.stderr
+    )
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # the model hub's client
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    log.warning("no API keys: only this machine can connect, but any program on it may generate and upload")
+    server = PromptplexServer(settings)
+    try:
+        server.run()
+    except SystemExit:  # uvicorn's way out when it can't have the port; it has logged why
+        server.failed = True
+    status = 1 if server.failed else 0
+    if server.is_busy:
+        # A thread deep in torch can't be stopped, and the interpreter would abort when it tears
+        # down under it. Nothing is lost: what is acknowledged is on disk already.
+        logging.shutdown()
+        os._exit(status)
+    return status
+
+
+def assemble(
+    settings: Settings, *, progress: Callable[[str], None], on_failure: Callable[[BaseException], None]
+) -> Services:
+    """Load and wire everything below the HTTP edge; the engine runs when this returns.
+
+    `progress` gets a line for each stage; `on_failure` is called, on the engine's thread, when the
+    engine dies. Raises UnsupportedModel when the base can't be served.
+    """
+    store, metrics = LocalStore(settings.store), Metrics()
+    base = load_base(
+        settings.model,
+        dtype=settings.dtype,
+        device=settings.device,
+        max_context=settings.max_context,
+        progress=progress,
+    )
+    source = TieredPromptSource(store, host_bytes=settings.host_cache_bytes)
+    engine = Engine(
+        base.backbone, source, settings.engine_config(), on_step=metrics.on_step, on_failure=on_failure
+    )
+    metrics.watch(engine.stats, source.stats)
+    generation = GenerationService(
+        engine,
+        store,
+        _fast(base.tokenizer),
+        eos_ids=base.eos_ids,
+        base_name=settings.base_name,
+        timeout=settings.request_timeout,
+        on_outcome=metrics.on_outcome,
+    )
+    services = Services(
+        engine=engine,
+        store=store,
+        source=source,
+        generation=generation,
+        publishing=PublishingService(store, generation),
+        metrics=metrics,
+        device=str(base.backbone.device),
+        probe=_probe_in_words(base.report),
+    )
+    engine.start()
+    _report_tasks(store, generation)
+    return services
+
+
+def _fast(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise UnsupportedModel("this base has no fast tokenizer (tokenizer.json), which serving needs")
+    return tokenizer
+
+
+def _probe_in_words(report: ProbeReport) -> str:
+    return (
+        "packed attention against the model's own forward pass: log-probabilities within "
+        f"{report.twin_error:.1e} on a float32 twin, logits within {report.weights_error:.1e} (relative) on "
+        "the weights as loaded"
+    )
+
+
+def _report_tasks(store: LocalStore, generation: GenerationService) -> None:
+    """Say which tasks can't be served and why; the server starts all the same."""
+    num_servable = 0
+    for task_id in store.list_tasks():
+        try:
+            reason = generation.servability(store.resolve(task_id))
+        except PromptplexError as error:
+            reason = error.message
+        if reason is None:
+            num_servable += 1
+        else:
+            log.warning("task %s can't be served: %s", task_id, reason)
+    log.info("%d tasks can be served", num_servable)
+
+
+class PromptplexServer(uvicorn.Server):
+    """uvicorn, which here drains before it stops listening, and knows whether it failed."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.state = ServerState()
+        self.failed = False
+        self._loader: threading.Thread | None = None
+        api = ApiConfig(
+            max_body_bytes=settings.max_body_bytes,
+            max_upload_bytes=settings.max_upload_bytes,
+            allowed_hosts=settings.allowed_hosts,
+            allowed_origins=settings.allowed_origins,
+        )
+        super().__init__(
+            uvicorn.Config(
+                create_app(self.state, api, lifespan=self._lifespan),
+                host=settings.host,
+                port=settings.port,
+                log_config=None,
+                log_level=settings.log_level,
+                access_log=settings.log_level == "debug",
+                server_header=False,
+                timeout_graceful_shutdown=_CONNECTION_SECONDS,
+                lifespan="on",
+            )
+        )
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether the base still loads, or the engine still runs."""
+        loading = self._loader is not None and self._loader.is_alive()
+        return loading or (self.state.services is not None and self.state.services.engine.is_alive)
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+        supervisor = asyncio.create_task(self._supervise())
+        yield
+        supervisor.cancel()
+        if self.state.services is not None:
+            await asyncio.to_thread(self.state.services.engine.stop)
+
+    async def _supervise(self) -> None:
+        """Load, then wait for the engine's death: what ends either of them ends the process."""
+        loop = asyncio.get_running_loop()
+        death: asyncio.Future[BaseException] = loop.create_future()
+        try:
+            self.state.services = await self._load(lambda error: _settle(loop, death, error))
+            log.info("ready: serving base model %s", self.settings.base_name)
+            log.critical("the engine died", exc_info=await death)
+        except PromptplexError as error:
+            log.critical("can't serve %s: %s", self.settings.model, error.message)
+        except Exception:
+            log.critical("can't serve %s", self.settings.model, exc_info=True)
+        self.failed = self.should_exit = True
+
+    async def _load(self, on_failure: Callable[[BaseException], None]) -> Services:
+        """Assemble on a daemon thread, so that Ctrl-C needn't wait for a large model."""
+        loop = asyncio.get_running_loop()
+        loaded: asyncio.Future[Services | BaseException] = loop.create_future()
+
+        def work() -> None:
+            try:
+                outcome: Services | BaseException = assemble(
+                    self.settings, progress=self._progress, on_failure=on_failure
+                )
+            except BaseException as error:
+                outcome = error
+            _settle(loop, loaded, outcome)
+
+        self._loader = threading.Thread(target=work, name="load", daemon=True)
+        self._loader.start()
+        outcome = await loaded
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    def _progress(self, line: str) -> None:
+        log.info("%s", line)
+        self.state.progress = line
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """As uvicorn's, but a drained server ends with status 0 instead of by the signal."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self.handle_exit) for number in _SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal drains; a second one ends at once what still runs."""
+        if self.state.draining:
+            self.failed = self.force_exit = self.should_exit = True
+            return
+        self.state.draining = True
+        threading.Thread(target=self._drain, name="drain", daemon=True).start()
+
+    def _drain(self) -> None:
+        services = self.state.services
+        if services is not None:
+            seconds = self.settings.drain_timeout
+            log.info("draining: running requests get %g seconds; signal again to end at once", seconds)
+            if not services.engine.drain(seconds):
+                log.warning("some requests didn't finish in time and were ended")
+        self.should_exit = True
+
+
+def _settle(loop: asyncio.AbstractEventLoop, future: "asyncio.Future[_T]", outcome: _T) -> None:
+    """Set a future's result from another thread."""
+
+    def settle() -> None:
+        if not future.done():
+            future.set_result(outcome)
+
+    # The loop is closed already when the server was stopped while it loaded.
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(settle)

@@ -1,0 +1,32 @@
+"""`promptplex doctor` reports, in words and as JSON."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def test_the_report_of_a_machine_and_a_model(promptplex: Run, base: Path) -> None:
+    status, out, _ = promptplex("doctor", "--model", str(base), "--dtype", "float32", "--json")
+    report = json.loads(out)
+    assert status == 0
+    assert report["measured"]["read_gb_per_s"] > 0
+    assert report["measured"]["matmul_float32_gflop_per_s"] > 0
+    assert report["model"]["name"] == "tiny"
+    assert report["model"]["layers"] == 2
+    assert report["model"]["kv_bytes_per_token"] == 2 * 2 * 2 * 8 * 4
+    assert report["model"]["probe_twin_error"] < 1e-4
+
+
+def test_the_report_in_words(promptplex: Run) -> None:
+    status, out, _ = promptplex("doctor")
+    assert status == 0
+    assert "matmul bfloat16 gflop per s" in out
+    assert "model:" not in out
+
+
+def test_version(promptplex: Run) -> None:
+    from app import __version__
+
+    assert promptplex("--version")[:2] == (0, f"promptplex {__version__}\n")

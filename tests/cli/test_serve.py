@@ -1,0 +1,137 @@
+"""`promptplex serve` as an operator sees it: start, refuse, drain, exit status."""
+
+import contextlib
+import os
+import signal
+import socket
+import stat
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from tests.cli.conftest import Server, wait_for_status
+
+Serve = Callable[..., Server]
+
+
+def _flags(base: Path, store: Path) -> tuple[str, ...]:
+    return ("--model", str(base), "--store", str(store), "--dtype", "float32")
+
+
+def _get(url: str) -> httpx2.Response:
+    return httpx2.get(url, trust_env=False, timeout=30)
+
+
+def _post(url: str, body: dict[str, object]) -> httpx2.Response:
+    return httpx2.post(f"{url}/generate", json=body, trust_env=False, timeout=60)
+
+
+def test_the_port_answers_while_the_model_loads(serve: Serve, base: Path, tmp_path: Path) -> None:
+    server = serve(*_flags(base, tmp_path))
+    url = server.wait_for_port()
+    assert _get(f"{url}/health/live").status_code == 200
+    assert _get(f"{url}/health/ready").status_code == 503
+    early = _post(url, {"inputs": "the film"})
+    assert early.status_code == 503
+    assert "retry-after" in early.headers
+    server.wait_for("0 tasks can be served")
+    wait_for_status(f"{url}/health/ready", 200)
+    assert _post(url, {"inputs": "the film", "parameters": {"max_new_tokens": 3}}).status_code == 200
+    assert "loopback" in server.log or "only this machine" in server.log
+    assert "loading" in server.log  # progress is visible
+    assert server.end() == 0
+
+
+def test_ctrl_c_lets_running_requests_finish(serve: Serve, base: Path, tmp_path: Path) -> None:
+    server = serve(*_flags(base, tmp_path))
+    url = server.wait_until_ready()
+    answers: list[httpx2.Response] = []
+    body: dict[str, object] = {"inputs": "the film", "parameters": {"max_new_tokens": 1500}}
+    client = threading.Thread(target=lambda: answers.append(_post(url, body)))
+    client.start()
+    _wait_until_running(url)
+    server.process.send_signal(signal.SIGINT)
+    wait_for_status(f"{url}/health/ready", 503)
+    refused = _post(url, {"inputs": "more"})
+    assert refused.status_code == 503
+    client.join(60)
+    assert answers[0].status_code == 200, answers[0].text
+    assert server.wait() == 0
+
+
+def _wait_until_running(url: str) -> None:
+    for _ in range(500):
+        for line in _get(f"{url}/metrics").text.splitlines():
+            if line.startswith("promptplex_num_requests_running") and float(line.split()[-1]) > 0:
+                return
+    raise AssertionError("the request never ran")
+
+
+def test_a_signal_while_loading_ends_at_once(serve: Serve, base: Path, tmp_path: Path) -> None:
+    server = serve(*_flags(base, tmp_path))
+    server.wait_for_port()
+    assert server.end(signal.SIGTERM) == 0
+
+
+def test_a_dead_engine_ends_the_process(serve: Serve, base: Path, tmp_path: Path) -> None:
+    fault = "from app.engine.runner import Runner\nRunner.run = lambda *_: 1 / 0"
+    server = serve(*_flags(base, tmp_path), fault=fault)
+    url = server.wait_until_ready()
+    answer = _post(url, {"inputs": "the film"})
+    assert answer.status_code == 503, answer.text
+    assert "ZeroDivisionError" not in answer.text
+    assert server.wait() == 1
+    assert "the engine died" in server.log
+    assert "ZeroDivisionError" in server.log
+
+
+def test_a_second_signal_cuts_the_drain_short(serve: Serve, base: Path, tmp_path: Path) -> None:
+    server = serve(*_flags(base, tmp_path))
+    url = server.wait_until_ready()
+    body: dict[str, object] = {"inputs": "the film", "parameters": {"max_new_tokens": 2000}}
+
+    def ask() -> None:
+        with contextlib.suppress(httpx2.TransportError):
+            _post(url, body)
+
+    client = threading.Thread(target=ask)
+    client.start()
+    _wait_until_running(url)
+    server.process.send_signal(signal.SIGINT)
+    wait_for_status(f"{url}/health/ready", 503)
+    assert server.end() == 1
+    client.join(30)
+
+
+def test_other_addresses_are_refused(serve: Serve, base: Path, tmp_path: Path) -> None:
+    server = serve(*_flags(base, tmp_path), "--host", "0.0.0.0")
+    assert server.wait() == 1
+    assert "error: host (--host or PROMPTPLEX_HOST): 0.0.0.0 can be reached" in server.log
+
+
+def test_a_port_in_use(serve: Serve, base: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        server = serve(*_flags(base, tmp_path), "--port", str(taken.getsockname()[1]))
+        assert server.wait() == 1
+    assert "address already in use" in server.log
+
+
+def test_a_base_that_is_not_there(serve: Serve, tmp_path: Path) -> None:
+    server = serve(*_flags(tmp_path / "nothing", tmp_path))
+    assert server.wait() == 1
+    assert "can't serve" in server.log
+    assert "Traceback" not in server.log
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_store_that_can_not_be_written(serve: Serve, base: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    store.mkdir()
+    store.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    server = serve(*_flags(base, store))
+    url = server.wait_until_ready()
+    assert _post(url, {"inputs": "x", "parameters": {"max_new_tokens": 1}}).status_code == 200
+    assert server.end() == 0

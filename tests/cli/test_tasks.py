@@ -1,0 +1,165 @@
+"""push, list, show, rollback, validate: against a running server, and on a store's files."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from tests.bases import save_tiny_llama
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def _generate(url: str, **body: object) -> dict[str, object]:
+    answer = httpx2.post(f"{url}/generate", json=body, trust_env=False, timeout=60)
+    assert answer.status_code == 200, answer.text
+    result: dict[str, object] = answer.json()
+    return result
+
+
+def test_a_just_saved_peft_directory_serves_the_next_request(
+    promptplex: Run, save_peft: Callable[..., Path], server_url: str, tmp_path: Path
+) -> None:
+    directory = save_peft(tmp_path / "film-mood", tokens=7)
+    status, out, err = promptplex("push", str(directory), "--server", server_url)
+    assert (status, err) == (0, "")
+    assert out == "film-mood@1 (soft, 7 virtual tokens): live since release 1\n"
+    answer = _generate(server_url, task_id="film-mood", inputs="the film", parameters={"max_new_tokens": 4})
+    assert answer["task_version"] == 1
+
+    status, out, _ = promptplex("list", "--server", server_url)
+    assert status == 0
+    assert [line.split() for line in out.splitlines() if "film-mood" in line] == [
+        ["film-mood", "1", "soft", "7", "yes"]
+    ]
+
+
+def test_versions_and_rollback_over_http(
+    promptplex: Run, save_peft: Callable[..., Path], server_url: str, tmp_path: Path
+) -> None:
+    server = ("--server", server_url)
+    for seed, kind in enumerate(("soft", "prefix")):
+        directory = save_peft(tmp_path / kind, kind=kind, seed=seed)
+        status, out, _ = promptplex("push", str(directory), "--task", "twice", "--json", *server)
+        assert (status, json.loads(out)["version"]) == (0, seed + 1)
+    _, out, _ = promptplex("show", "twice", *server)
+    assert "alias    live -> 2" in out
+    assert "version  2: prefix, 5 virtual" in out
+    status, out, _ = promptplex("rollback", "twice", *server)
+    assert (status, out) == (0, "twice@live is version 1 since release 3\n")
+    _, out, _ = promptplex("show", "twice", "--json", *server)
+    assert json.loads(out)["aliases"] == {"live": 1}
+    status, _, err = promptplex("rollback", "twice", *server)
+    assert status == 1
+    assert err.startswith("error: ")
+
+
+def test_a_text_only_task_without_a_directory(promptplex: Run, server_url: str) -> None:
+    template = "name: {name} | food: {food}"
+    status, out, _ = promptplex("push", "--task", "menu", "--template", template, "--server", server_url)
+    assert (status, out) == (0, "menu@1 (text): live since release 1\n")
+    inputs = {"name": "Blue Door", "food": "Thai"}
+    assert _generate(server_url, task_id="menu", inputs=inputs, parameters={"max_new_tokens": 2})
+
+
+def test_another_alias_or_none(promptplex: Run, server_url: str) -> None:
+    push = ("push", "--task", "aliased", "--server", server_url)
+    assert promptplex(*push, "--template", "a {x}", "--alias", "none")[1].endswith(": no alias moved\n")
+    assert promptplex(*push, "--template", "b {x}", "--alias", "beta")[1].endswith("beta since release 1\n")
+
+
+def test_the_servers_reason_is_shown(
+    promptplex: Run, save_peft: Callable[..., Path], server_url: str, tmp_path: Path
+) -> None:
+    other = save_tiny_llama(tmp_path / "three", layers=3)
+    directory = _save_for(other, tmp_path / "wrong")
+    status, out, err = promptplex("push", str(directory), "--server", server_url)
+    assert (status, out) == (1, "")
+    assert err.startswith("error: ")
+    assert "layers" in err
+    assert "Traceback" not in err
+    status, _, err = promptplex("show", "wrong", "--server", server_url)
+    assert (status, "wrong" in err) == (1, True)
+    status, _, err = promptplex("push", str(directory), "--task", "../up", "--server", server_url)
+    assert (status, err.startswith("error: ")) == (1, True)
+
+
+def _save_for(base: Path, directory: Path) -> Path:
+    from peft import PrefixTuningConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(base)
+    config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5)
+    get_peft_model(model, config).save_pretrained(directory)
+    return directory
+
+
+def test_no_server_says_what_to_do(promptplex: Run, unused_port: int) -> None:
+    status, _, err = promptplex("list", "--server", f"http://127.0.0.1:{unused_port}")
+    assert status == 1
+    assert "start a server with `promptplex serve`" in err
+
+
+def test_something_else_on_the_port(promptplex: Run, server_url: str) -> None:
+    status, _, err = promptplex("list", "--server", f"{server_url}/elsewhere")
+    assert status == 1
+    assert err.startswith("error: ")
+
+
+def test_the_same_on_a_stores_files(promptplex: Run, save_peft: Callable[..., Path], tmp_path: Path) -> None:
+    store = ("--store", str(tmp_path / "store"))
+    status, _, err = promptplex("list", *store)
+    assert (status, "no store" in err) == (1, True)
+    first, second = (save_peft(tmp_path / f"p{seed}", seed=seed) for seed in (0, 1))
+    assert promptplex("push", str(first), "--task", "mood", *store)[1] == (
+        "mood@1 (soft, 5 virtual tokens): live since release 1\n"
+    )
+    assert promptplex("push", str(first), "--task", "mood", *store)[1].startswith("mood@1 ")
+    assert promptplex("push", str(second), "--task", "mood", *store)[1].startswith("mood@2 ")
+    assert promptplex("rollback", "mood", *store)[1] == "mood@live is version 1 since release 3\n"
+    _, out, _ = promptplex("list", "--json", *store)
+    assert [(row["id"], row["version"], row["kind"]) for row in json.loads(out)] == [("mood", 1, "soft")]
+    _, out, _ = promptplex("show", "mood", "--json", *store)
+    shown = json.loads(out)
+    assert [release["aliases"]["live"] for release in shown["releases"]] == [1, 2, 1]
+
+
+def test_validate_alone_and_against_a_base(
+    promptplex: Run, save_peft: Callable[..., Path], base: Path, tmp_path: Path
+) -> None:
+    directory = save_peft(tmp_path / "good", kind="prefix")
+    status, out, _ = promptplex("validate", str(directory))
+    assert status == 0
+    assert out.startswith("prefix of 5 virtual tokens, sha256:")
+    status, out, _ = promptplex("validate", str(directory), "--model", str(base))
+    assert (status, out.splitlines()[-1]) == (0, "fits tiny")
+    wrong = _save_for(save_tiny_llama(tmp_path / "three", layers=3), tmp_path / "wrong")
+    status, _, err = promptplex("validate", str(wrong), "--model", str(base))
+    assert status == 1
+    assert "expected: " in err
+    assert "found: " in err
+
+
+@pytest.mark.parametrize("damage", ["truncated", "trailing"])
+def test_validate_refuses_damaged_files(
+    promptplex: Run, save_peft: Callable[..., Path], tmp_path: Path, damage: str
+) -> None:
+    directory = save_peft(tmp_path / "bad")
+    weights = directory / "adapter_model.safetensors"
+    data = weights.read_bytes()
+    weights.write_bytes(data[:-4] if damage == "truncated" else data + b"more")
+    status, _, err = promptplex("validate", str(directory))
+    assert status == 1
+    assert err.startswith("error: ")
+
+
+def test_a_path_that_does_not_exist(promptplex: Run, tmp_path: Path) -> None:
+    status, _, err = promptplex("validate", str(tmp_path / "nowhere"))
+    assert (status, "no such file" in err) == (1, True)
+
+
+def test_push_needs_something_to_push(promptplex: Run) -> None:
+    status, _, err = promptplex("push")
+    assert (status, "--template" in err) == (1, True)
