@@ -83,9 +83,9 @@ class Detokenizer:
     def __init__(self, tables: DetokenizerTables, context: Sequence[int]) -> None:
         self._tables = tables
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-        ordinary = [id_ for id_ in context if id_ not in tables.special_ids and id_ not in tables.bytes_of]
         # Ids whose text is settled, then ids whose text is not; the first give the second context.
-        self._settled = [] if tables.is_byte_level else ordinary[-_CONTEXT:]
+        visible = () if tables.is_byte_level else context
+        self._settled = [id_ for id_ in visible if id_ not in tables.special_ids][-_CONTEXT:]
         self._pending: list[int] = []
 
     def push(self, token_id: int) -> str:
@@ -94,12 +94,21 @@ class Detokenizer:
             return ""
         data = self._tables.bytes_of.get(token_id)
         if data is not None:
-            return self._decode_pending() + self._utf8.decode(data)
+            text = self._decode_pending()
+            return text + self._utf8.decode(self._seen_first(token_id, data))
         broken = self._utf8.decode(b"", final=True)
         self._utf8.reset()
         self._pending.append(token_id)
         text = self._window()
         return broken + ("" if text.endswith("\ufffd") else self._settle(text))
+
+    def _seen_first(self, token_id: int, data: bytes) -> bytes:
+        """The bytes, unless they are a space that the decoder takes away from the start of a text."""
+        if self._tables.is_byte_level:
+            return data
+        is_lost = not self._settled and not self._decode([token_id])
+        self._settled = [*self._settled, token_id][-_CONTEXT:]
+        return b"" if is_lost else data
 
     def flush(self) -> str:
         """The sequence has ended; return what was held back."""

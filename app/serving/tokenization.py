@@ -251,9 +251,14 @@ def _value_spans(pieces: tuple[Piece, ...]) -> list[tuple[int, int]]:
 
 def _tokens_of_values(tokens: list[_Token], pieces: tuple[Piece, ...]) -> list[_Token]:
     spans = _value_spans(pieces)
-    return [
-        token for token in tokens if any(first < token.end and token.begin < last for first, last in spans)
-    ]
+    own = []
+    covered = 0
+    for token in tokens:
+        # Some tokenizers leave white space out of a span; it belongs to the token after it.
+        begin, covered = min(token.begin, covered), max(token.end, covered)
+        if any(first < token.end and begin < last for first, last in spans):
+            own.append(token)
+    return own
 
 
 def _cut(own: list[_Token], pieces: tuple[Piece, ...], keep: int) -> int:

@@ -1,0 +1,109 @@
+"""A tiny llama behind the real store, engine and services, and prompts that PEFT itself saved."""
+
+import asyncio
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from peft import PeftConfig, PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from app.engine.engine import Engine, EngineConfig
+from app.metrics import Metrics
+from app.serving.answers import GenerationAsk, Outcome
+from app.serving.parameters import DEFAULT_MAX_NEW_TOKENS
+from app.serving.publishing import PublishingService
+from app.serving.service import GenerationService
+from app.store.local import LocalStore
+from app.store.sources import TieredPromptSource
+from tests.oracle import saved, tuned
+from tests.serving.tokenizer_zoo import tokenizer_of
+from tests.tiny_models import packed_backbone, tiny_model
+
+BASE_NAME = "tiny-base"
+POSITIONS = 256
+_T = TypeVar("_T")
+
+
+@dataclass
+class Stack:
+    """Everything below the HTTP edge."""
+
+    base: PreTrainedModel
+    tokenizer: PreTrainedTokenizerFast
+    root: Path
+    store: LocalStore
+    source: TieredPromptSource
+    engine: Engine
+    generation: GenerationService
+    publishing: PublishingService
+    metrics: Metrics
+    outcomes: list[Outcome]
+
+    def adapter(self, config: PeftConfig, directory: Path, seed: int = 1) -> tuple[PeftModel, bytes, bytes]:
+        """A PEFT model with a strong random prompt, and the two files that it saves."""
+        model = tuned(self.base, config, seed=seed)
+        return model, *saved(model, directory)
+
+    def talkative(self) -> str:
+        """A text that the base goes on about for long."""
+        for word in ("film", "food", "name", "Thai", "what", "area", "cold", "Door"):
+            result = asyncio.run(self.generation.generate(GenerationAsk(inputs=word)))
+            if len(result.tokens) == DEFAULT_MAX_NEW_TOKENS:
+                return word
+        raise AssertionError("the base is too terse")
+
+    def files(self) -> dict[str, bytes]:
+        """Every file of the store."""
+        return {
+            str(path.relative_to(self.root)): path.read_bytes()
+            for path in self.root.rglob("*")
+            if path.is_file()
+        }
+
+
+@contextmanager
+def running_stack(root: Path, kind: str = "byte_level_bos", **config: Any) -> Iterator[Stack]:
+    tokenizer = tokenizer_of(kind)
+    base = tiny_model("llama", vocab_size=len(tokenizer), max_position_embeddings=POSITIONS)
+    store, metrics, outcomes = LocalStore(root), Metrics(), list[Outcome]()
+    source = TieredPromptSource(store, host_bytes=1 << 24)
+    settings = EngineConfig(**{"max_rows": 16, "token_budget": 256, "kv_cache_bytes": 1 << 22} | config)
+    engine = Engine(packed_backbone(base), source, settings, on_step=metrics.on_step)
+
+    def on_outcome(outcome: Outcome) -> None:
+        outcomes.append(outcome)
+        metrics.on_outcome(outcome)
+
+    generation = GenerationService(
+        engine,
+        store,
+        tokenizer,
+        eos_ids=frozenset({tokenizer.eos_token_id}),
+        base_name=BASE_NAME,
+        on_outcome=on_outcome,
+    )
+    metrics.watch(engine.stats, source.stats)
+    engine.start()
+    try:
+        yield Stack(
+            base,
+            tokenizer,
+            root,
+            store,
+            source,
+            engine,
+            generation,
+            PublishingService(store, generation),
+            metrics,
+            outcomes,
+        )
+    finally:
+        engine.stop()
+        source.close()
+
+
+def run(work: Coroutine[Any, Any, _T]) -> _T:
+    return asyncio.run(work)
