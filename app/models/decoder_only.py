@@ -26,7 +26,7 @@ class DecoderOnly:
         self.kv_groups = group_layers(geometry.decoder)
         self.device = model.device
         self.dtype = model.dtype
-        self._model = model
+        self.model = model
         self._embedding = model.get_input_embeddings()
 
     def embed(self, token_ids: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ class DecoderOnly:
 
     @torch.inference_mode()
     def forward(self, embeds: Tensor, positions: Tensor, step: AttentionStep, logit_rows: Tensor) -> Tensor:
-        outputs = self._model(
+        outputs = self.model(
             inputs_embeds=embeds.unsqueeze(0),
             position_ids=positions.unsqueeze(0),
             use_cache=False,

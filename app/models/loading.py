@@ -20,7 +20,8 @@ from app.models.attention.packed import IMPLEMENTATION, register
 from app.models.decoder_only import DecoderOnly
 from app.models.fingerprint import fingerprint
 from app.models.geometry import model_geometry
-from app.models.probe import ProbeReport, probe_architecture, probe_weights
+from app.models.packed_linear import pack_linears
+from app.models.probe import ProbeReport, own_logits, probe_architecture, probe_weights
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -83,9 +84,11 @@ def load_base(
     model = _load_model(reference, choose_dtype(dtype, target), target)
     tokenizer = AutoTokenizer.from_pretrained(reference, trust_remote_code=False)
     identity = fingerprint(_weight_files(reference), config, tokenizer, progress)
-    backbone = DecoderOnly(model, model_geometry(model, identity, max_context))
     progress("checking the real weights against the model's own forward pass")
-    weights_figure = probe_weights(model, backbone)
+    backbone = DecoderOnly(model, model_geometry(model, identity, max_context))
+    own = own_logits(model)
+    pack_linears(model)
+    weights_figure = probe_weights(backbone, own)
     return LoadedBase(
         name=Path(reference).name,
         backbone=backbone,

@@ -84,18 +84,22 @@ def probe_architecture(config: PreTrainedConfig) -> float:
     return error
 
 
-def probe_weights(model: PreTrainedModel, backbone: DecoderOnly) -> float:
-    """Compare eight tokens on the real weights; the relative error of the logits.
+def own_logits(model: PreTrainedModel) -> Tensor:
+    """What the real weights say of eight tokens, alone, before anything is accelerated."""
+    with torch.inference_mode():
+        return _own_logits(model, _weights_probe(model))
+
+
+def probe_weights(backbone: DecoderOnly, own: Tensor) -> float:
+    """Compare packed logits with the model's `own_logits`; their relative error.
 
     Raises:
         UnsupportedModel: the error is out of tolerance for the load dtype.
     """
-    vocabulary = backbone.geometry.vocab_size
-    ids = torch.tensor([(7919 * i) % vocabulary for i in range(1, 9)], device=model.device)
-    probe = _Probe(backbone.embed(ids), chunks=[5, 1, 2])
+    probe = _weights_probe(backbone.model)
     with torch.inference_mode():
-        expected = _own_logits(model, probe)[[4, 5, 7]]
         found = torch.cat(_packed_logits(backbone, [probe])[0])
+    expected = own[np.cumsum(probe.chunks) - 1]
     error = float((found - expected).norm() / expected.norm())
     tolerance = WEIGHTS_TOLERANCE[backbone.dtype]
     if not error <= tolerance:
@@ -105,6 +109,12 @@ def probe_weights(model: PreTrainedModel, backbone: DecoderOnly) -> float:
             f"{tolerance:.0e}); try --dtype float32"
         )
     return error
+
+
+def _weights_probe(model: PreTrainedModel) -> _Probe:
+    embedding = model.get_input_embeddings()
+    ids = torch.tensor([(7919 * i) % model.config.get_text_config().vocab_size for i in range(1, 9)])
+    return _Probe(embedding(ids.to(model.device)), chunks=[5, 1, 2])
 
 
 def twin_config(config: PreTrainedConfig) -> PreTrainedConfig:

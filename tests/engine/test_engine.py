@@ -327,7 +327,7 @@ class FailingBackbone(DecoderOnly):
 
 
 def test_a_dead_engine_answers_everybody_and_says_so(bench: Bench, llama_backbone: DecoderOnly) -> None:
-    failing = FailingBackbone(llama_backbone._model, llama_backbone.geometry)
+    failing = FailingBackbone(llama_backbone.model, llama_backbone.geometry)
     told: list[BaseException] = []
     engine = Engine(
         failing, bench.source, EngineConfig(max_rows=2, kv_cache_bytes=1 << 20), on_failure=told.append

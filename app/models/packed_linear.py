@@ -1,0 +1,62 @@
+"""Linear layers of a frozen model whose weights lie in memory as oneDNN wants them.
+
+`F.linear` reorders a weight at every call. A frozen weight can be reordered once, which makes
+products of few rows (decoding) up to about twice as fast on CPUs with native bf16. The layer it
+replaces stays the reference: each replacement is compared with it before it is used.
+"""
+
+import torch
+from torch import Tensor, nn
+
+# Rows that the blocked layout is chosen for; decoding steps have about as many.
+_TYPICAL_ROWS = 32
+_ROWS_COMPARED = 3
+
+
+class PackedLinear(nn.Module):
+    """A drop-in for a frozen `nn.Linear` in bf16 on a CPU."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), _TYPICAL_ROWS)
+        self._bias = linear.bias
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """`inputs [..., in]` -> `[..., out]`."""
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, self._weight, self._bias, "none", [], "")
+        return product
+
+
+def pack_linears(model: nn.Module) -> int:
+    """Replace every bf16 linear layer that lies on a CPU; how many were.
+
+    Nothing is replaced where this build of torch lacks the operators, or where a replacement's
+    products differ from the original's beyond rounding.
+    """
+    if not _has_operators():
+        return 0
+    num_packed = 0
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.Linear and child.weight.dtype == torch.bfloat16 and child.weight.is_cpu:
+                packed = PackedLinear(child)
+                if _agrees(packed, child):
+                    setattr(parent, name, packed)
+                    num_packed += 1
+    return num_packed
+
+
+def _has_operators() -> bool:
+    operators = torch.ops.mkldnn
+    return (
+        hasattr(operators, "_linear_pointwise")
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        and bool(operators._is_mkldnn_bf16_supported())
+    )
+
+
+@torch.inference_mode()
+def _agrees(packed: PackedLinear, linear: nn.Linear) -> bool:
+    rows = torch.linspace(-1, 1, _ROWS_COMPARED * linear.in_features).view(_ROWS_COMPARED, -1)
+    inputs = rows.to(linear.weight.dtype)
+    return torch.allclose(packed(inputs), linear(inputs), rtol=2e-2, atol=1e-2)

@@ -1,0 +1,33 @@
+"""Reordered weights give the products that plain ones give."""
+
+import pytest
+import torch
+from torch import nn
+
+from app.models.packed_linear import PackedLinear, pack_linears
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(1, 48), (2, 5, 48), (1, 300, 48)])
+def test_products_are_the_same(bias: bool, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(48, 33, bias=bias, dtype=torch.bfloat16).requires_grad_(False)
+    holder = nn.Sequential(linear)
+    assert pack_linears(holder) in (0, 1)
+    inputs = torch.randn(shape, dtype=torch.bfloat16)
+    with torch.inference_mode():
+        torch.testing.assert_close(holder(inputs), linear(inputs), rtol=2e-2, atol=2e-2)
+
+
+def test_float32_and_layers_of_other_kinds_are_left_alone() -> None:
+    class Special(nn.Linear):
+        pass
+
+    holder = nn.Sequential(nn.Linear(8, 8), Special(8, 8, dtype=torch.bfloat16), nn.LayerNorm(8))
+    assert pack_linears(holder) == 0
+    assert not any(isinstance(module, PackedLinear) for module in holder.modules())
+
+
+def test_a_replacement_that_differs_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PackedLinear, "forward", lambda _, inputs: inputs * 0)
+    assert pack_linears(nn.Sequential(nn.Linear(8, 8, dtype=torch.bfloat16))) == 0
