@@ -1,5 +1,6 @@
 """From a directory to a probed base: dtype, identity, end-of-sequence ids, and refusals."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -77,13 +78,10 @@ def test_refusals_say_what_is_wrong(tmp_path: Path) -> None:
 
 
 def test_remote_code_is_never_run(saved_llama: Path) -> None:
-    config = saved_llama / "config.json"
-    config.write_text(
-        config.read_text().replace(
-            '"model_type": "llama"',
-            '"model_type": "custom", "auto_map": {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"}',
-        )
-    )
+    file = saved_llama / "config.json"
+    config = json.loads(file.read_text())
+    code = {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"}
+    file.write_text(json.dumps(config | {"model_type": "custom", "auto_map": code}))
     witness = saved_llama / "was_here"
     (saved_llama / "evil.py").write_text(f"open({str(witness)!r}, 'w').close()\n")
     with pytest.raises(UnsupportedModel):
