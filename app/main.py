@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from types import FrameType
 from typing import TypeVar
 
@@ -44,10 +45,8 @@ _CONNECTION_SECONDS = 10  # for answers still on their way to slow clients when 
 
 def run_server(settings: Settings) -> int:
     """Serve until a signal or a failure; the exit status for the process."""
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(levelname)s %(message)s", stream=sys.stderr
-    )
-    logging.getLogger("httpx2").setLevel(logging.WARNING)  # the model hub's client
+    _check_demo(settings)
+    _configure_logging(settings)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     log.warning("no API keys: only this machine can connect, but any program on it may generate and upload")
@@ -63,6 +62,23 @@ def run_server(settings: Settings) -> int:
         logging.shutdown()
         os._exit(status)
     return status
+
+
+def _check_demo(settings: Settings) -> None:
+    """The demo is a directory of the checkout; its name must never be asked of a model hub."""
+    if settings.model == Settings.model_fields["model"].default and not Path(settings.model).is_dir():
+        raise ValueError(
+            f"there is no {settings.model} here; start in a Promptplex checkout, or name a base with --model"
+        )
+
+
+def _configure_logging(settings: Settings) -> None:
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(levelname)s %(message)s", stream=sys.stderr
+    )
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # the model hub's client, request by request
+    for library in ("huggingface_hub", "transformers"):
+        logging.getLogger(library).propagate = False  # they print their own lines already
 
 
 def assemble(
@@ -180,6 +196,7 @@ class PromptplexServer(uvicorn.Server):
         supervisor.cancel()
         if self.state.services is not None:
             await asyncio.to_thread(self.state.services.engine.stop)
+            self.state.services.source.close()
 
     async def _supervise(self) -> None:
         """Load, then wait for the engine's death: what ends either of them ends the process."""

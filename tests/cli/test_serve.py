@@ -126,6 +126,15 @@ def test_a_base_that_is_not_there(serve: Serve, tmp_path: Path) -> None:
     assert "Traceback" not in server.log
 
 
+def test_the_demo_is_never_asked_of_a_hub(
+    promptplex: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, _, err = promptplex("serve", "--port", "0")
+    assert status == 1
+    assert "no models/demo-causal here" in err
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_store_that_can_not_be_written(serve: Serve, base: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
