@@ -3,7 +3,6 @@
 import asyncio
 import queue
 import threading
-import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -22,8 +21,6 @@ from app.models.attention.kv_cache import KVCache
 from app.models.backbone import Backbone
 from app.prompt import ModelGeometry, PromptSource
 from app.request import Request, TokenDelta
-
-_DRAIN_POLL_SECONDS = 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,10 +95,7 @@ class Engine:
     def drain(self, timeout: float) -> bool:
         """Refuse new work and wait for what runs; whether all of it ended in time."""
         self._accepting = False
-        until = time.monotonic() + timeout
-        while len(self._router) and self.is_alive and time.monotonic() < until:
-            time.sleep(_DRAIN_POLL_SECONDS)
-        return not len(self._router)
+        return self._router.wait_until_empty(timeout)
 
     def stop(self) -> None:
         """End the thread; requests that still run end as cancelled."""

@@ -91,11 +91,16 @@ class OutputRouter:
     """Knows the port of every open request. Thread-safe."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._ports: dict[str, Port] = {}
+        self._lock = threading.Condition()  # notified when the last open request ends
 
     def __len__(self) -> int:
         return len(self._ports)
+
+    def wait_until_empty(self, timeout: float) -> bool:
+        """Whether all open requests ended within `timeout` seconds."""
+        with self._lock:
+            return self._lock.wait_for(lambda: not self._ports, timeout)
 
     def open(self, request_id: str, port: Port) -> None:
         with self._lock:
@@ -104,10 +109,6 @@ class OutputRouter:
                     f"a request with the id '{request_id}' is already running; use a fresh id"
                 )
             self._ports[request_id] = port
-
-    def close(self, request_id: str) -> None:
-        with self._lock:
-            self._ports.pop(request_id, None)
 
     def open_requests(self) -> list[str]:
         with self._lock:
@@ -124,5 +125,7 @@ class OutputRouter:
                 by_port.setdefault(id(port), (port, []))[1].append(delta)
                 if delta.is_last:
                     del self._ports[delta.request_id]
+            if not self._ports:
+                self._lock.notify_all()
         for port, batch in by_port.values():
             port.deliver(batch)

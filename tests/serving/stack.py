@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from peft import PeftConfig, PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from app.engine.engine import Engine, EngineConfig
 from app.metrics import Metrics
+from app.models.decoder_only import DecoderOnly
+from app.models.geometry import model_geometry
 from app.serving.answers import GenerationAsk, Outcome
 from app.serving.parameters import DEFAULT_MAX_NEW_TOKENS
 from app.serving.publishing import PublishingService
@@ -65,13 +68,17 @@ class Stack:
 
 
 @contextmanager
-def running_stack(root: Path, kind: str = "byte_level_bos", **config: Any) -> Iterator[Stack]:
+def running_stack(
+    root: Path, kind: str = "byte_level_bos", dtype: torch.dtype = torch.float32, **config: Any
+) -> Iterator[Stack]:
     tokenizer = tokenizer_of(kind)
     base = tiny_model("llama", vocab_size=len(tokenizer), max_position_embeddings=POSITIONS)
     store, metrics, outcomes = LocalStore(root), Metrics(), list[Outcome]()
     source = TieredPromptSource(store, host_bytes=1 << 24)
     settings = EngineConfig(**{"max_rows": 16, "token_budget": 256, "kv_cache_bytes": 1 << 22} | config)
-    engine = Engine(packed_backbone(base), source, settings, on_step=metrics.on_step)
+    packed = packed_backbone(base).model.to(dtype)
+    backbone = DecoderOnly(packed, model_geometry(packed, "tiny"))
+    engine = Engine(backbone, source, settings, on_step=metrics.on_step)
 
     def on_outcome(outcome: Outcome) -> None:
         outcomes.append(outcome)

@@ -1,0 +1,68 @@
+"""The app on a real socket, in a thread."""
+
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+import httpx
+import uvicorn
+
+from app.api.app import create_app
+from app.api.state import ApiConfig, ServerState, Services
+from tests.serving.stack import Stack
+
+
+def services_of(stack: Stack) -> Services:
+    return Services(
+        engine=stack.engine,
+        store=stack.store,
+        source=stack.source,
+        generation=stack.generation,
+        publishing=stack.publishing,
+        metrics=stack.metrics,
+    )
+
+
+@contextmanager
+def serving(state: ServerState, config: ApiConfig | None = None) -> Iterator[str]:
+    """Serve until the block ends; yields the URL."""
+    settings = uvicorn.Config(create_app(state, config), port=0, log_config=None, lifespan="off")
+    server = uvicorn.Server(settings)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.005)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@contextmanager
+def client_of(url: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=url, timeout=30, trust_env=False) as client:
+        yield client
+
+
+def raw_exchange(url: str, head: str, *chunks: bytes, wait: float = 10.0) -> bytes:
+    """Send bytes as they are, then read until the server closes or is silent for long."""
+    with socket.create_connection(("127.0.0.1", urlsplit(url).port or 0), timeout=wait) as connection:
+        connection.sendall(head.replace("\n", "\r\n").encode())
+        for chunk in chunks:
+            connection.sendall(chunk)
+        answer = b""
+        while not _is_whole(answer) and (more := connection.recv(65536)):
+            answer += more
+        return answer
+
+
+def _is_whole(answer: bytes) -> bool:
+    head, found, body = answer.partition(b"\r\n\r\n")
+    length = re.search(rb"content-length: (\d+)", head)
+    return bool(found and length and len(body) >= int(length[1]))

@@ -1,0 +1,132 @@
+import json
+import time
+
+import httpx
+import pytest
+
+from app.api.state import ApiConfig, ServerState
+from tests.api.server import client_of, raw_exchange, services_of, serving
+from tests.api.test_generate import error_of
+from tests.serving.stack import Stack
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost", 200),
+        ("localhost:8000", 200),
+        ("LocalHost:1", 200),
+        ("127.0.0.1:8000", 200),
+        ("[::1]:8000", 200),
+        ("evil.example", 403),
+        ("localhost.evil.example", 403),
+        ("evil.example:8000", 403),
+        ("localhost@evil.example", 403),
+        ("localhost/x", 403),
+        ("127.0.0.1.evil.example", 403),
+        ("localhost:x", 403),
+        ("", 403),
+    ],
+)
+def test_only_loopback_names_are_hosts(client: httpx.Client, host: str, status: int) -> None:
+    response = client.get("/version", headers={"host": host})
+    assert response.status_code == status, response.text
+    if status == 403:
+        assert "Host" in error_of(response, 403)["message"]
+
+
+def test_a_host_is_named_once(url: str) -> None:
+    for hosts in ("Host: localhost\nHost: evil.example\n", ""):
+        answer = raw_exchange(url, f"GET /version HTTP/1.0\n{hosts}\n")
+        assert answer.split()[1] in (b"400", b"403")
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"origin": "{own}"}, 200),
+        ({"origin": "{own}", "sec-fetch-site": "same-origin"}, 200),
+        ({"sec-fetch-site": "none"}, 200),
+        ({"origin": "http://evil.example"}, 403),
+        ({"origin": "null"}, 403),
+        ({"origin": "http://127.0.0.1:1"}, 403),
+        ({"origin": "https://allowed.example"}, 200),
+        ({"origin": "http://allowed.example"}, 403),
+        ({"sec-fetch-site": "cross-site"}, 403),
+        ({"origin": "{own}", "sec-fetch-site": "cross-site"}, 403),
+        ({"origin": ""}, 403),
+    ],
+)
+def test_pages_of_other_sites_are_refused(stack: Stack, headers: dict[str, str], status: int) -> None:
+    config = ApiConfig(allowed_origins=("https://allowed.example",))
+    with serving(ServerState(services=services_of(stack)), config) as url, client_of(url) as client:
+        sent = {name: value.replace("{own}", url) for name, value in headers.items()}
+        body = {"inputs": "a", "parameters": {"max_new_tokens": 1}}
+        response = client.post("/generate", json=body, headers=sent)
+        assert response.status_code == status, response.text
+        assert client.get("/version", headers=sent).status_code == 200
+
+
+def test_an_open_allow_list(stack: Stack) -> None:
+    config = ApiConfig(allowed_hosts=None)
+    with serving(ServerState(services=services_of(stack)), config) as url, client_of(url) as client:
+        assert client.get("/version", headers={"host": "model.example"}).status_code == 200
+
+
+SMALL = ApiConfig(max_body_bytes=1000, max_upload_bytes=5000)
+
+
+def test_bodies_are_capped_by_their_declared_length(stack: Stack) -> None:
+    with serving(ServerState(services=services_of(stack)), SMALL) as url, client_of(url) as client:
+        assert client.post("/generate", json={"inputs": "a" * 700}).status_code == 422
+        response = client.post("/generate", json={"inputs": "a" * 1000})
+        assert "1000 bytes" in error_of(response, 413)["message"]
+        assert response.headers["x-request-id"]
+        answer = raw_exchange(
+            url, "POST /generate HTTP/1.1\nHost: localhost\nContent-Length: 999999999999\n\n"
+        )
+        assert b"413" in answer.split(b"\r\n")[0]
+
+
+def chunks(size: int, count: int) -> list[bytes]:
+    return [b"%x\r\n%s\r\n" % (size, b"x" * size)] * count + [b"0\r\n\r\n"]
+
+
+@pytest.mark.parametrize("path", ["/generate", "/tasks/big/versions", "/tasks/a/rollback"])
+def test_bodies_are_capped_while_they_stream(stack: Stack, path: str) -> None:
+    before = stack.files()
+    with serving(ServerState(services=services_of(stack)), SMALL) as url:
+        kind = "multipart/form-data; boundary=b" if "versions" in path else "application/json"
+        head = f"POST {path} HTTP/1.1\nHost: localhost\nContent-Type: {kind}\nTransfer-Encoding: chunked\n\n"
+        part = b'--b\r\nContent-Disposition: form-data; name="prompt"; filename="p"\r\n\r\n'
+        start = [b"%x\r\n%s\r\n" % (len(part), part)] if "versions" in path else []
+        answer = raw_exchange(url, head, *start, *chunks(1000, 20))
+        assert b"413" in answer.split(b"\r\n")[0]
+        assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "payload_too_large"
+        assert b"x-request-id" in answer
+    assert stack.files() == before
+
+
+def test_an_endless_body_is_cut(stack: Stack) -> None:
+    with serving(ServerState(services=services_of(stack)), SMALL) as url:
+        head = "POST /generate HTTP/1.1\nHost: localhost\nContent-Type: application/json\n"
+        began = time.monotonic()
+        # It never ends its body; the server answers at once and waits only so long for the rest.
+        answer = raw_exchange(url, head + "Transfer-Encoding: chunked\n\n", *chunks(2000, 2)[:-1])
+        assert b"413" in answer.split(b"\r\n")[0]
+        assert time.monotonic() - began < 10
+
+
+def test_what_nobody_foresaw_says_nothing_of_the_inside(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: object) -> None:
+        raise RuntimeError("secret /etc/passwd")
+
+    monkeypatch.setattr(stack.generation, "generate", broken)
+    with serving(ServerState(services=services_of(stack))) as url, client_of(url) as client:
+        response = client.post("/generate", json={"inputs": "a"}, headers={"x-request-id": "find-me"})
+        assert error_of(response, 500)["code"] == "internal"
+        assert "secret" not in response.text
+        assert response.headers["x-request-id"] == "find-me"

@@ -1,0 +1,230 @@
+import json
+import socket
+import time
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from tests.serving.stack import BASE_NAME, POSITIONS, Stack
+
+
+def publish_text(client: httpx.Client, task_id: str, template: str, **more: Any) -> dict[str, Any]:
+    task = json.dumps({"template": template, **more})
+    response = client.post(f"/tasks/{task_id}/versions", files={"task": (None, task)})
+    assert response.status_code in (200, 201), response.text
+    return dict(response.json())
+
+
+def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
+    assert response.status_code == status, response.text
+    assert set(response.json()) == {"error"}
+    error = dict(response.json()["error"])
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["message"]
+    return error
+
+
+def test_the_base_model(client: httpx.Client, stack: Stack) -> None:
+    response = client.post("/generate", json={"inputs": "what a film", "parameters": {"max_new_tokens": 4}})
+    assert response.status_code == 200
+    body = response.json()
+    assert {name: body[name] for name in ("task_id", "task_version", "version_digest")} == {
+        "task_id": None,
+        "task_version": None,
+        "version_digest": None,
+    }
+    details = body["details"]
+    assert details["finish_reason"] == "length"
+    assert details["generated_tokens"] == len(details["tokens"]) == 4
+    assert details["prompt_tokens"] == len(stack.tokenizer("what a film")["input_ids"])
+    assert details["virtual_tokens"] == 0
+    assert details["prefill"] == []
+    assert "".join(token["text"] for token in details["tokens"]) == body["generated_text"]
+    assert set(details["tokens"][0]) == {"id", "text", "logprob", "special"}
+    for name in ("x-queue-time", "x-prefill-time", "x-decode-time", "x-total-time"):
+        assert response.headers[name].isdigit()
+    assert response.headers["x-generated-tokens"] == "4"
+    assert response.headers["x-prompt-tokens"] == str(details["prompt_tokens"])
+
+
+def test_a_task_by_every_name(client: httpx.Client) -> None:
+    published = publish_text(client, "names", "Task: {x}")
+    digest = published["version_digest"]
+    for reference in ("names", "names@live", "names@1", f"names@{digest}"):
+        body = client.post("/", json={"task_id": reference, "inputs": "a"}).json()
+        assert (body["task_id"], body["task_version"], body["version_digest"]) == ("names", 1, digest)
+    by_adapter = client.post("/generate", json={"inputs": "a", "parameters": {"adapter_id": "names"}}).json()
+    assert by_adapter["task_id"] == "names"
+    error = error_of(
+        client.post(
+            "/generate", json={"task_id": "names", "inputs": "a", "parameters": {"adapter_id": "other"}}
+        ),
+        422,
+    )
+    assert "different tasks" in error["message"]
+    assert client.post("/generate", json={"task_id": BASE_NAME, "inputs": "a"}).json()["task_id"] is None
+
+
+def test_fields_of_a_template(client: httpx.Client) -> None:
+    publish_text(client, "fields", "{name} eats {food}.")
+    whole = client.post(
+        "/generate",
+        json={
+            "task_id": "fields",
+            "inputs": {"name": "{food}", "food": "<turn>"},
+            "parameters": {"return_full_text": True, "details": False},
+        },
+    ).json()
+    assert whole["generated_text"].startswith("{food} eats <turn>.")
+    assert "details" not in whole
+    error = error_of(client.post("/generate", json={"task_id": "fields", "inputs": "x"}), 422)
+    assert error["param"] == "inputs"
+    assert "name, food" in error["message"]
+
+
+HABITS = {
+    "n": 1,
+    "best_of": 1,
+    "typical_p": 1.0,
+    "watermark": False,
+    "grammar": None,
+    "top_n_tokens": 0,
+    "decoder_input_details": False,
+    "choices": None,
+}
+
+
+def test_habits_are_fine_at_their_neutral_value(client: httpx.Client) -> None:
+    body = {"inputs": "a", "stream": False, "user": "u-17", "parameters": HABITS}
+    assert client.post("/generate", json=body).status_code == 200
+    nulls = {
+        "inputs": "a",
+        "stream": None,
+        "user": None,
+        "task_id": None,
+        "parameters": dict.fromkeys(HABITS),
+    }
+    assert client.post("/generate", json=nulls).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("n", 2),
+        ("best_of", 2),
+        ("typical_p", 0.5),
+        ("watermark", True),
+        ("grammar", {"type": "regex", "value": "a"}),
+        ("top_n_tokens", 3),
+        ("decoder_input_details", True),
+        ("choices", ["a", "b"]),
+    ],
+)
+def test_habits_are_refused_otherwise(client: httpx.Client, name: str, value: Any) -> None:
+    error = error_of(client.post("/generate", json={"inputs": "a", "parameters": {name: value}}), 422)
+    assert f"{name} is not supported yet" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "reason"),
+    [
+        ({}, "inputs", "required"),
+        ({"inputs": 3}, "inputs", "string"),
+        ({"inputs": "a", "taskid": "x"}, "taskid", "There is no field taskid"),
+        ({"inputs": "a", "parameters": {"max_tokens": 3}}, "parameters.max_tokens", "There is no field"),
+        ({"inputs": "a", "parameters": {"top_p": 1.5}}, "parameters.top_p", "less than or equal to 1"),
+        ({"inputs": "a", "parameters": {"temperature": 0}}, "parameters.temperature", "greater than 0"),
+        ({"inputs": "a", "parameters": {"max_new_tokens": 0}}, "parameters.max_new_tokens", "greater"),
+        ({"inputs": "a", "parameters": {"seed": 2**63}}, "parameters.seed", "less than"),
+        ({"inputs": "a", "parameters": {"stop": ["a"] * 17}}, "parameters.stop", "at most 16"),
+        ({"inputs": "a", "parameters": {"stop": ["a" * 257]}}, "parameters.stop.0", "at most 256"),
+        ({"inputs": "a", "user": "u" * 257}, "user", "at most 256"),
+        ({"inputs": "a", "task_id": "UP"}, "task_id", "lower-case"),
+        ({"inputs": "a", "task_id": "../x"}, "task_id", "lower-case"),
+        ({"inputs": "a", "stream": True}, None, "stream is not supported yet"),
+        ({"inputs": "film " * 400}, "inputs", "positions"),
+        ([], None, "JSON object"),
+        (3, None, "JSON object"),
+    ],
+)
+def test_bad_bodies(client: httpx.Client, body: Any, param: str | None, reason: str) -> None:
+    error = error_of(client.post("/generate", json=body), 422)
+    assert error["param"] == param
+    assert reason in error["message"]
+    assert error["type"] == "invalid_request_error"
+
+
+def test_too_many_new_tokens_says_the_numbers(client: httpx.Client) -> None:
+    body = {"inputs": "a", "parameters": {"max_new_tokens": POSITIONS}}
+    error = error_of(client.post("/generate", json=body), 422)
+    assert error["code"] == "request_too_long"
+    assert f"0 virtual + 2 prompt + {POSITIONS} new tokens" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "status"),
+    [
+        (b'{"inputs": "a"', "application/json", 422),
+        (b'{"inputs": "\xff"}', "application/json", 400),
+        (b'{"inputs": "\\ud800"}', "application/json", 422),
+        (b'{"\\ud800": "a"}', "application/json", 422),
+        (b"[" * 100_000, "application/json", 400),
+        (b'{"inputs": "a"}', "text/plain", 422),
+        (b"", "application/json", 422),
+    ],
+)
+def test_bodies_that_are_no_json(client: httpx.Client, content: bytes, kind: str, status: int) -> None:
+    response = client.post("/generate", content=content, headers={"content-type": kind})
+    error_of(response, status)
+
+
+def test_unknown_tasks_and_routes(client: httpx.Client) -> None:
+    error = error_of(client.post("/generate", json={"task_id": "nobody", "inputs": "a"}), 404)
+    assert "'nobody'" in error["message"]
+    assert "GET /openapi.json" in error_of(client.get("/nowhere"), 404)["message"]
+    assert error_of(client.get("/generate"), 405)["code"] == "method_not_allowed"
+    assert error_of(client.delete("/tasks"), 405)["code"] == "method_not_allowed"
+
+
+def test_request_ids(client: httpx.Client) -> None:
+    for given, echoed in (("abc-1.2_3:4", True), ("a b", False), ("x" * 129, False), ("é".encode(), False)):
+        answered = client.get(
+            "/version", headers=[(b"x-request-id", given if isinstance(given, bytes) else given.encode())]
+        )
+        made = answered.headers["x-request-id"]
+        assert (made == given) is echoed
+        assert made
+    assert len(client.get("/nowhere").headers["x-request-id"]) == 32
+    same = {"x-request-id": "twice"}
+    for _ in range(2):
+        assert client.post("/generate", json={"inputs": "a"}, headers=same).headers["x-request-id"] == "twice"
+
+
+def test_deadlines(client: httpx.Client, stack: Stack) -> None:
+    late = client.post(
+        "/generate", json={"inputs": stack.talkative()}, headers={"x-request-deadline-ms": "20"}
+    )
+    assert error_of(late, 504)["code"] == "deadline_exceeded"
+    for bad in ("0", "-1", "soon", "86400001"):
+        refused = client.post("/generate", json={"inputs": "a"}, headers={"x-request-deadline-ms": bad})
+        assert "X-Request-Deadline-Ms" in str(error_of(refused, 422)["param"])
+
+
+def test_a_client_that_leaves_frees_its_row(url: str, stack: Stack) -> None:
+    body = json.dumps({"inputs": stack.talkative()}).encode()
+    kind = "Content-Type: application/json"
+    head = f"POST /generate HTTP/1.1\r\nHost: localhost\r\n{kind}\r\nContent-Length: {len(body)}\r\n\r\n"
+    before = len(stack.outcomes)
+    with socket.create_connection(("127.0.0.1", urlsplit(url).port or 0)) as connection:
+        connection.sendall(head.encode() + body)
+        until = time.monotonic() + 5
+        while not stack.engine.stats().num_running and len(stack.outcomes) == before:
+            assert time.monotonic() < until
+    while len(stack.outcomes) == before:
+        assert time.monotonic() < until
+        time.sleep(0.005)
+    assert stack.outcomes[-1].reason == "cancelled"
+    while stack.engine.stats().num_running:
+        assert time.monotonic() < until

@@ -1,0 +1,91 @@
+import httpx
+import pytest
+
+from app import __version__
+from app.api.app import create_app
+from app.api.state import ServerState
+from tests.api.server import client_of, services_of, serving
+from tests.api.test_generate import error_of, publish_text
+from tests.serving.stack import BASE_NAME, POSITIONS, Stack
+
+
+def test_health_of_a_ready_server(client: httpx.Client) -> None:
+    body = client.get("/health").json()
+    assert body["status"] == "ready"
+    assert (body["model"], body["device"], body["store"], body["redis"]) == (BASE_NAME, "cpu", "up", "off")
+    assert body["queue"].keys() == {"running", "waiting"}
+    assert isinstance(body["tasks"], int)
+    assert client.get("/health/live").status_code == 200
+    assert client.get("/health/ready").json() == {"status": "ready"}
+
+
+@pytest.mark.parametrize("draining", [False, True])
+def test_before_and_after_only_health_answers(draining: bool) -> None:
+    state = ServerState(draining=draining, progress="loading weights")
+    with serving(state) as url, client_of(url) as client:
+        phase = "draining" if draining else "loading"
+        assert client.get("/health").json() == {
+            "status": phase,
+            "version": __version__,
+            "progress": "loading weights",
+        }
+        assert client.get("/health/live").status_code == 200
+        ready = client.get("/health/ready")
+        assert (ready.status_code, ready.json()) == (503, {"status": phase})
+        for response in (
+            client.post("/generate", json={"inputs": "a"}),
+            client.get("/tasks"),
+            client.get("/info"),
+            client.get("/metrics"),
+        ):
+            assert error_of(response, 503)["code"] == "not_ready"
+            assert int(response.headers["retry-after"]) >= 1
+        assert client.get("/version").json() == {"version": __version__}
+
+
+def test_info(client: httpx.Client) -> None:
+    body = client.get("/info").json()
+    assert body["model_id"] == BASE_NAME
+    assert body["max_total_tokens"] == POSITIONS
+    assert body["model_architecture"] == "llama"
+
+
+def test_metrics(client: httpx.Client) -> None:
+    publish_text(client, "measured", "M: {x}")
+    for _ in range(2):
+        client.post(
+            "/generate", json={"task_id": "measured", "inputs": "a", "parameters": {"max_new_tokens": 2}}
+        )
+    client.post("/generate", json={"task_id": "unheard-of", "inputs": "a"})
+    response = client.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
+    lines = response.text.splitlines()
+    assert 'promptplex_requests_total{task="measured",version="1"} 2.0' in lines
+    assert "unheard-of" not in response.text
+    families = {line.split()[2] for line in lines if line.startswith("# TYPE")}
+    expected = """
+        num_requests_running num_requests_waiting time_to_first_token_seconds inter_token_latency_seconds
+        e2e_request_latency_seconds request_queue_time_seconds request_prefill_time_seconds
+        request_decode_time_seconds prompt_tokens_total generation_tokens_total request_success_total
+        kv_cache_usage_ratio batch_size distinct_tasks prompt_load_seconds_total prompt_load_failures_total
+        prompt_cache_hits_total prompt_cache_misses_total resident_prefixes resident_prefix_bytes
+    """.split()
+    assert {f"promptplex_{name}" for name in expected} <= families
+
+
+def test_every_route_is_documented(stack: Stack) -> None:
+    document = create_app(ServerState(services=services_of(stack))).openapi()
+    assert set(document["paths"]) == {
+        "/",
+        "/generate",
+        "/tasks",
+        "/tasks/{task_id}",
+        "/tasks/{task_id}/versions",
+        "/tasks/{task_id}/rollback",
+        "/health",
+        "/health/live",
+        "/health/ready",
+        "/info",
+        "/version",
+        "/metrics",
+    }

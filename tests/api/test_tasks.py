@@ -1,0 +1,267 @@
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+
+from app.api.state import ServerState
+from tests.api.server import client_of, services_of, serving
+from tests.api.test_generate import error_of, publish_text
+from tests.oracle import cartridge_config, greedy, p_tuning_config, prefix_config, soft_config
+from tests.serving.stack import BASE_NAME, Stack, running_stack
+from tests.store.builders import entry, file_bytes, many_tensors
+
+HIDDEN, LAYERS = 48, 3
+ROWS = np.random.default_rng(0).standard_normal((3, HIDDEN)).astype("<f4")
+CONFIG: dict[str, Any] = {
+    "peft_type": "PROMPT_TUNING",
+    "task_type": "CAUSAL_LM",
+    "num_virtual_tokens": 3,
+    "token_dim": HIDDEN,
+    "num_transformer_submodules": 1,
+    "num_attention_heads": 4,
+    "num_layers": LAYERS,
+    "base_model_name_or_path": None,
+    "inference_mode": True,
+}
+
+
+def weights(rows: np.ndarray = ROWS) -> bytes:
+    return file_bytes({"prompt_embeddings": entry(list(rows.shape), 0, rows.nbytes)}, rows.tobytes())
+
+
+def config(**changes: Any) -> bytes:
+    return json.dumps(CONFIG | changes).encode()
+
+
+def spoiled(value: float) -> bytes:
+    rows = ROWS.copy()
+    rows[1, 2] = value
+    return weights(rows)
+
+
+def parts(prompt: bytes | None, settings: bytes | None, task: bytes | None = None) -> dict[str, Any]:
+    given = {"prompt": prompt, "config": settings, "task": task}
+    return {name: (f"{name}.bin", data) for name, data in given.items() if data is not None}
+
+
+@pytest.mark.parametrize("make", [soft_config, p_tuning_config, prefix_config, cartridge_config])
+def test_what_peft_saved_is_served_at_once(
+    client: httpx.Client, stack: Stack, tmp_path: Path, make: Any
+) -> None:
+    model, prompt, settings = stack.adapter(make(6), tmp_path)
+    task_id = make.__name__.replace("_", "-")
+    response = client.post(f"/tasks/{task_id}/versions", files=parts(prompt, settings))
+    assert response.status_code == 201, response.text
+    body = response.json()
+    assert (body["task_id"], body["version"], body["virtual_tokens"], body["release"]) == (task_id, 1, 6, 1)
+    assert body["kind"] == ("soft" if make in (soft_config, p_tuning_config) else "prefix")
+    expected = greedy(model, stack.tokenizer("the film")["input_ids"], 6)
+    answer = client.post(
+        "/generate", json={"task_id": task_id, "inputs": "the film", "parameters": {"max_new_tokens": 6}}
+    ).json()
+    assert [token["id"] for token in answer["details"]["tokens"]] == expected.tokens
+    assert answer["version_digest"] == body["version_digest"]
+    assert answer["details"]["virtual_tokens"] == 6
+
+
+REFUSED: dict[str, tuple[dict[str, Any], int, str]] = {
+    "wrong width": (
+        parts(weights(ROWS[:, :40].copy()), config(token_dim=40)),
+        422,
+        "tensor: dec.embeds; expected: [p, 48]; found: [3, 40]",
+    ),
+    "wrong layer count": (
+        parts(
+            weights(np.ones((3, 2 * 5 * 24), dtype="<f4")),
+            config(peft_type="PREFIX_TUNING", token_dim=24, num_attention_heads=2, num_layers=5),
+        ),
+        422,
+        "expected: layers 0 to 2; found: 5 layers",
+    ),
+    "NaN": (parts(spoiled(np.nan), config()), 422, "found: nan at [1, 2]"),
+    "truncated file": (parts(weights()[:-1], config()), 415, "truncated"),
+    "trailing bytes": (parts(weights() + b"\0", config()), 415, "trailing bytes"),
+    "duplicate key in the header": (
+        parts(
+            file_bytes(
+                b'{"prompt_embeddings":%s,"prompt_embeddings":%s}'
+                % ((json.dumps(entry([3, HIDDEN], 0, ROWS.nbytes)).encode(),) * 2),
+                ROWS.tobytes(),
+            ),
+            config(),
+        ),
+        415,
+        "appears twice",
+    ),
+    "300k-tensor header": (parts(many_tensors(), config()), 415, "at most 65536 bytes"),
+    "pickle": (parts(b"\x80\x02}q\x00X\x04\x00\x00\x00rows", config()), 415, "safe_serialization=True"),
+    "config without file": (parts(None, config()), 422, "adapter_model.safetensors"),
+    "file without config": (parts(weights(), None), 422, "send its adapter_config.json"),
+    "unknown kind": (parts(weights(), config(peft_type="MAGIC")), 422, "PROMPT_TUNING"),
+    "2 GB declared shape": (
+        parts(
+            file_bytes({"prompt_embeddings": entry([1 << 20, 512], 0, 1 << 31)}, ROWS.tobytes()),
+            config(num_virtual_tokens=1 << 20, token_dim=512),
+        ),
+        415,
+        "truncated",
+    ),
+}
+
+
+@pytest.mark.parametrize("attack", REFUSED)
+def test_refused_uploads_leave_nothing_behind(client: httpx.Client, stack: Stack, attack: str) -> None:
+    files, status, reason = REFUSED[attack]
+    before = stack.files()
+    error = error_of(client.post("/tasks/attacked/versions", files=files), status)
+    assert reason in error["message"]
+    assert stack.files() == before
+    assert client.get("/tasks/attacked").status_code == 404
+
+
+@pytest.mark.parametrize(
+    "path", ["/tasks/..%2Fevil/versions", "/tasks/%2e%2e/versions", "/tasks/a%2F..%2Fb/versions"]
+)
+def test_an_id_with_dots_and_slashes(client: httpx.Client, stack: Stack, path: str) -> None:
+    before = stack.files()
+    error = error_of(client.post(path, files=parts(weights(), config())), 422)
+    assert error["param"] == "task_id"
+    assert "A task id is lower-case letters and digits" in error["message"]
+    assert stack.files() == before
+    assert not (stack.root.parent / "evil").exists()
+
+
+@pytest.fixture(scope="module")
+def bf16(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Stack, httpx.Client]]:
+    with running_stack(tmp_path_factory.mktemp("bf16"), dtype=torch.bfloat16) as stack:
+        with serving(ServerState(services=services_of(stack))) as url, client_of(url) as client:
+            yield stack, client
+
+
+def test_overflow_on_cast(bf16: tuple[Stack, httpx.Client]) -> None:
+    stack, client = bf16
+    before = stack.files()
+    error = error_of(client.post("/tasks/attacked/versions", files=parts(spoiled(3.4e38), config())), 422)
+    assert "overflows in the base model's bfloat16" in error["message"]
+    assert stack.files() == before
+    fine = client.post("/tasks/fine/versions", files=parts(weights(), config()))
+    assert fine.status_code == 201, fine.text
+
+
+@pytest.mark.parametrize(
+    ("task", "param", "reason"),
+    [
+        (b'{"template": "{x}", "template": "{y}"}', "task", "appears twice"),
+        (b'{"template": "{x}", "defaults": {"top_p": NaN}}', "task", "NaN"),
+        (b"[1]", "task", "must be a JSON object"),
+        (b"{", "task", "not JSON"),
+        (b'{"template": "{x.y}"}', "template", "no plain name"),
+        (b'{"template": "{x}", "defaults": {"top_k": -1}}', "task.defaults.top_k", "whole number"),
+        (b'{"tmplate": "{x}"}', "task.tmplate", "it knows template"),
+    ],
+)
+def test_bad_task_parts(client: httpx.Client, stack: Stack, task: bytes, param: str, reason: str) -> None:
+    before = stack.files()
+    error = error_of(client.post("/tasks/attacked/versions", files=parts(None, None, task)), 422)
+    assert error["param"] == param
+    assert reason in error["message"]
+    assert stack.files() == before
+
+
+def test_bodies_that_are_no_upload(client: httpx.Client) -> None:
+    error = error_of(client.post("/tasks/a/versions", json={"template": "{x}"}), 415)
+    assert "multipart/form-data" in error["message"]
+    broken = client.post("/tasks/a/versions", content=b"x", headers={"content-type": "multipart/form-data"})
+    error_of(broken, 400)
+    unknown = client.post("/tasks/a/versions", files={"weights": b"x"})
+    assert "There is no part weights" in error_of(unknown, 422)["message"]
+    twice = [("task", ("t", b'{"template": "{x}"}'))] * 2
+    assert "twice" in error_of(client.post("/tasks/a/versions", files=twice), 422)["message"]
+    many = [(f"p{n}", ("p", b"")) for n in range(20)]
+    error_of(client.post("/tasks/a/versions", files=many), 400)
+    error_of(client.post("/tasks/a/versions", files={"task": ("t", b" " * (1 << 20) + b"{}")}), 413)
+    nothing = client.post("/tasks/a/versions", files={"task": ("t", b"{}")})
+    assert "nothing to publish" in error_of(nothing, 422)["message"]
+
+
+def test_the_base_models_name_is_reserved(client: httpx.Client) -> None:
+    response = client.post(f"/tasks/{BASE_NAME}/versions", files=parts(None, None, b'{"template": "{x}"}'))
+    assert "name of the base model" in error_of(response, 422)["message"]
+
+
+def test_the_life_of_a_task(client: httpx.Client) -> None:
+    one = publish_text(client, "life", "1 {x}", notes="first", examples=[{"inputs": "a", "expected": "?"}])
+    assert one["examples"][0]["matches"] is False
+    two = publish_text(client, "life", "2 {x}")
+    again = client.post("/tasks/life/versions", files=parts(None, None, b'{"template": "2 {x}"}'))
+    assert again.status_code == 200
+    assert again.json()["version_digest"] == two["version_digest"]
+    assert again.json()["release"] is None
+
+    def live() -> int:
+        return int(client.post("/generate", json={"task_id": "life", "inputs": "a"}).json()["task_version"])
+
+    assert live() == 2
+    back = client.post("/tasks/life/rollback", json={"why": "worse"})
+    assert back.json() == {"task_id": "life", "alias": "live", "version": 1, "release": 3}
+    assert live() == 1
+    error_of(client.post("/tasks/life/rollback"), 409)
+    hidden = client.post("/tasks/life/versions?alias=none", files=parts(None, None, b'{"template": "3 {x}"}'))
+    assert (hidden.status_code, hidden.json()["release"]) == (201, None)
+    canary = client.post(
+        "/tasks/life/versions?alias=canary", files=parts(None, None, b'{"template": "3 {x}"}')
+    )
+    assert (canary.status_code, canary.json()["release"]) == (200, 4)
+    error_of(client.post("/tasks/life/rollback?alias=canary"), 409)
+    error_of(client.post("/tasks/life/rollback?alias=canary", json={"alias": "live"}), 422)
+    error_of(client.post("/tasks/life/rollback", json={"version": 1}), 422)
+    error_of(client.post("/tasks/nobody/rollback"), 404)
+
+    shown = client.get("/tasks/life").json()
+    assert shown["aliases"] == {"live": 1, "canary": 3}
+    assert [version["template"] for version in shown["versions"]] == ["1 {x}", "2 {x}", "3 {x}"]
+    assert shown["versions"][0]["notes"] == "first"
+    assert shown["versions"][0]["servable"] is True
+    assert [release["why"] for release in shown["releases"]] == ["upload", "upload", "worse", "upload"]
+    assert shown["requests_served"] == 2
+
+
+def test_the_list_is_paged(client: httpx.Client) -> None:
+    for number in range(5):
+        publish_text(client, f"page-{number}", "{x}")
+    ids, following = [], None
+    while True:
+        page = client.get("/tasks", params={"limit": 2} | ({"after": following} if following else {})).json()
+        assert len(page["tasks"]) <= 2
+        ids += [row["id"] for row in page["tasks"]]
+        following = page["next"]
+        if following is None:
+            break
+    assert ids == sorted(ids)
+    assert {f"page-{number}" for number in range(5)} <= set(ids)
+    row = next(row for row in client.get("/tasks?limit=1000").json()["tasks"] if row["id"] == "page-0")
+    assert row | {"version_digest": ""} == {
+        "id": "page-0",
+        "version": 1,
+        "version_digest": "",
+        "kind": "text",
+        "virtual_tokens": 0,
+        "servable": True,
+        "not_servable_because": None,
+        "resident": False,
+        "requests_served": 0,
+    }
+    error_of(client.get("/tasks?limit=0"), 422)
+    error_of(client.get("/tasks/nobody"), 404)
+    error_of(client.get("/tasks/UP"), 422)
+
+
+def test_a_resident_task_says_so(client: httpx.Client) -> None:
+    assert client.post("/tasks/warm/versions", files=parts(weights(), config())).status_code == 201
+    client.post("/generate", json={"task_id": "warm", "inputs": "a"})
+    assert client.get("/tasks/warm").json()["versions"][0]["resident"] is True
