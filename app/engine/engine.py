@@ -146,8 +146,8 @@ class Engine:
         if total > self._geometry.max_positions:
             raise RequestTooLong(
                 f"{request.num_virtual_tokens} virtual + {prompt} prompt + {request.max_new_tokens} new "
-                f"tokens = {total}, but the model has {self._geometry.max_positions} positions; shorten the input, "
-                "ask for fewer new tokens, or set 'truncate'",
+                f"tokens = {total}, but the model has {self._geometry.max_positions} positions; shorten the "
+                "input, ask for fewer new tokens, or set 'truncate'",
                 param="max_new_tokens",
             )
         self._scheduler.check_fits(request)

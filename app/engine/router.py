@@ -92,7 +92,8 @@ class OutputRouter:
 
     def __init__(self) -> None:
         self._ports: dict[str, Port] = {}
-        self._lock = threading.Condition()  # notified when the last open request ends
+        self._is_delivering = False
+        self._lock = threading.Condition()  # notified when the last open request has its end
 
     def __len__(self) -> int:
         return len(self._ports)
@@ -100,7 +101,7 @@ class OutputRouter:
     def wait_until_empty(self, timeout: float) -> bool:
         """Whether all open requests ended within `timeout` seconds."""
         with self._lock:
-            return self._lock.wait_for(lambda: not self._ports, timeout)
+            return self._lock.wait_for(lambda: not (self._ports or self._is_delivering), timeout)
 
     def open(self, request_id: str, port: Port) -> None:
         with self._lock:
@@ -118,6 +119,7 @@ class OutputRouter:
         """Hand a step's deltas over; requests that ended are forgotten."""
         by_port: dict[int, tuple[Port, list[TokenDelta]]] = {}
         with self._lock:
+            self._is_delivering = True
             for delta in deltas:
                 port = self._ports.get(delta.request_id)
                 if port is None:
@@ -125,7 +127,9 @@ class OutputRouter:
                 by_port.setdefault(id(port), (port, []))[1].append(delta)
                 if delta.is_last:
                     del self._ports[delta.request_id]
-            if not self._ports:
-                self._lock.notify_all()
         for port, batch in by_port.values():
             port.deliver(batch)
+        with self._lock:
+            self._is_delivering = False
+            if not self._ports:
+                self._lock.notify_all()

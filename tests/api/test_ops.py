@@ -1,3 +1,6 @@
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
 import httpx
 import pytest
 
@@ -6,7 +9,7 @@ from app.api.app import create_app
 from app.api.state import ServerState
 from tests.api.server import client_of, services_of, serving
 from tests.api.test_generate import error_of, publish_text
-from tests.serving.stack import BASE_NAME, POSITIONS, Stack
+from tests.serving.stack import BASE_NAME, POSITIONS, Stack, running_stack
 
 
 def test_health_of_a_ready_server(client: httpx.Client) -> None:
@@ -43,6 +46,36 @@ def test_before_and_after_only_health_answers(draining: bool) -> None:
         assert client.get("/version").json() == {"version": __version__}
 
 
+def test_metrics_last_until_the_end(stack: Stack) -> None:
+    with serving(ServerState(services=services_of(stack), draining=True)) as url, client_of(url) as client:
+        assert client.get("/metrics").status_code == 200
+        assert client.get("/health").json()["status"] == "draining"
+        error_of(client.post("/generate", json={"inputs": "a"}), 503)
+
+
+def test_a_dead_engine_is_not_ready(tmp_path: Path) -> None:
+    with running_stack(tmp_path / "store") as stack:
+        with serving(ServerState(services=services_of(stack))) as url, client_of(url) as client:
+            stack.engine.stop()
+            assert client.get("/health/ready").json() == {"status": "dead"}
+            error_of(client.post("/generate", json={"inputs": "a"}), 503)
+
+
+def test_a_full_queue_says_when_to_come_back(tmp_path: Path) -> None:
+    with running_stack(tmp_path / "store", max_rows=1, max_queue=1) as stack:
+        text = stack.talkative()
+        with (
+            serving(ServerState(services=services_of(stack))) as url,
+            client_of(url) as client,
+            ThreadPoolExecutor(8) as pool,
+        ):
+            answers = list(pool.map(lambda _: client.post("/generate", json={"inputs": text}), range(8)))
+    assert {answer.status_code for answer in answers} == {200, 503}
+    full = next(answer for answer in answers if answer.status_code == 503)
+    assert error_of(full, 503)["code"] == "overloaded"
+    assert int(full.headers["retry-after"]) >= 1
+
+
 def test_info(client: httpx.Client) -> None:
     body = client.get("/info").json()
     assert body["model_id"] == BASE_NAME
@@ -63,14 +96,14 @@ def test_metrics(client: httpx.Client) -> None:
     assert 'promptplex_requests_total{task="measured",version="1"} 2.0' in lines
     assert "unheard-of" not in response.text
     families = {line.split()[2] for line in lines if line.startswith("# TYPE")}
-    expected = """
+    stems = """
         num_requests_running num_requests_waiting time_to_first_token_seconds inter_token_latency_seconds
         e2e_request_latency_seconds request_queue_time_seconds request_prefill_time_seconds
         request_decode_time_seconds prompt_tokens_total generation_tokens_total request_success_total
         kv_cache_usage_ratio batch_size distinct_tasks prompt_load_seconds_total prompt_load_failures_total
         prompt_cache_hits_total prompt_cache_misses_total resident_prefixes resident_prefix_bytes
-    """.split()
-    assert {f"promptplex_{name}" for name in expected} <= families
+    """
+    assert {f"promptplex_{name}" for name in stems.split()} <= families
 
 
 def test_every_route_is_documented(stack: Stack) -> None:

@@ -138,9 +138,12 @@ def test_an_id_with_dots_and_slashes(client: httpx.Client, stack: Stack, path: s
 
 @pytest.fixture(scope="module")
 def bf16(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Stack, httpx.Client]]:
-    with running_stack(tmp_path_factory.mktemp("bf16"), dtype=torch.bfloat16) as stack:
-        with serving(ServerState(services=services_of(stack))) as url, client_of(url) as client:
-            yield stack, client
+    with (
+        running_stack(tmp_path_factory.mktemp("bf16"), dtype=torch.bfloat16) as stack,
+        serving(ServerState(services=services_of(stack))) as url,
+        client_of(url) as client,
+    ):
+        yield stack, client
 
 
 def test_overflow_on_cast(bf16: tuple[Stack, httpx.Client]) -> None:

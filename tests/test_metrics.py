@@ -1,0 +1,111 @@
+import threading
+
+from app.engine.plan import StepStats
+from app.engine.statistics import EngineStats
+from app.metrics import MAX_TASK_LABELS, Metrics
+from app.request import RequestTimings
+from app.serving.answers import Outcome
+from app.store.sources import SourceStats
+
+
+def step(**changes: object) -> StepStats:
+    numbers = dict.fromkeys(
+        (
+            "duration num_decode_rows num_prefill_tokens num_prefix_tokens num_distinct_tasks num_running num_waiting "
+            "num_preempted kv_usage resident_prefixes resident_prefix_bytes prefix_hits prefix_misses new_tokens"
+        ).split(),
+        0,
+    )
+    empty = dict.fromkeys(("finished", "first_token_latencies", "inter_token_latencies"), ())
+    return StepStats(**{**numbers, **empty, **changes})  # type: ignore[arg-type]
+
+
+def outcome(task: str = "t", version: int = 1, reason: str = "length") -> Outcome:
+    return Outcome(
+        task=task,
+        version=version,
+        reason=reason,
+        prompt_tokens=3,
+        generated_tokens=2,
+        seconds=0.2,
+        timings=RequestTimings(queue=0.001, prefill=0.01, decode=0.1),
+    )
+
+
+def lines(metrics: Metrics) -> list[str]:
+    return metrics.render().decode().splitlines()
+
+
+def test_histograms_count_like_prometheus() -> None:
+    metrics = Metrics()
+    metrics.on_step(step(num_decode_rows=3, first_token_latencies=(0.004, 0.005, 500.0), new_tokens=3))
+    text = lines(metrics)
+    name = "promptplex_time_to_first_token_seconds"
+    assert f'{name}_bucket{{le="0.0025"}} 0.0' in text
+    assert f'{name}_bucket{{le="0.005"}} 2.0' in text  # a bound belongs to its bucket
+    assert f'{name}_bucket{{le="120.0"}} 2.0' in text
+    assert f'{name}_bucket{{le="+Inf"}} 3.0' in text
+    assert f"{name}_count 3.0" in text
+    assert f"{name}_sum 500.009" in text
+    assert "promptplex_generation_tokens_total 3.0" in text
+
+
+def test_labels_are_capped() -> None:
+    metrics = Metrics()
+    for number in range(MAX_TASK_LABELS + 50):
+        metrics.on_outcome(outcome(task=f"task-{number}"))
+    metrics.on_outcome(outcome(task="task-0"))
+    text = lines(metrics)
+    assert sum(line.startswith("promptplex_requests_total{") for line in text) == MAX_TASK_LABELS + 1
+    assert 'promptplex_requests_total{task="_other",version=""} 50.0' in text
+    assert 'promptplex_requests_total{task="task-0",version="1"} 2.0' in text
+
+
+def test_failures_are_apart_from_successes() -> None:
+    metrics = Metrics()
+    metrics.on_outcome(outcome(reason="stop_sequence"))
+    metrics.on_outcome(outcome(task="", version=0, reason="eos_token"))
+    metrics.on_outcome(outcome(reason="deadline"))
+    text = lines(metrics)
+    assert 'promptplex_request_success_total{finish_reason="stop_sequence"} 1.0' in text
+    assert 'promptplex_request_failure_total{reason="deadline"} 1.0' in text
+    assert 'promptplex_requests_total{task="_base",version=""} 1.0' in text
+    assert "promptplex_prompt_tokens_total 6.0" in text
+    assert "promptplex_e2e_request_latency_seconds_count 2.0" in text
+
+
+def test_gauges_and_caches_are_read_at_the_scrape() -> None:
+    metrics = Metrics()
+    metrics.on_step(step(prefix_hits=4, prefix_misses=1))
+    source = SourceStats(
+        hits={"host": 2, "remote": 1},
+        misses={"host": 3},
+        load_failures=1,
+        remote_failures=0,
+        load_seconds=0.5,
+        num_loading=0,
+        host_prompts=1,
+        host_bytes=10,
+        host_capacity=100,
+    )
+    metrics.watch(lambda: EngineStats(num_running=5, kv_usage=0.25), lambda: source)
+    text = lines(metrics)
+    assert "promptplex_num_requests_running 5.0" in text
+    assert "promptplex_kv_cache_usage_ratio 0.25" in text
+    assert 'promptplex_prompt_cache_hits_total{tier="device"} 4.0' in text
+    assert 'promptplex_prompt_cache_hits_total{tier="redis"} 1.0' in text
+    assert 'promptplex_prompt_cache_misses_total{tier="host"} 3.0' in text
+    assert "promptplex_prompt_load_failures_total 1.0" in text
+
+
+def test_scrapes_beside_steps() -> None:
+    metrics = Metrics()
+    writers = [
+        threading.Thread(target=lambda: [metrics.on_step(step(new_tokens=1)) for _ in range(500)])
+        for _ in range(2)
+    ]
+    for writer in writers:
+        writer.start()
+    while any(writer.is_alive() for writer in writers):
+        metrics.render()
+    assert "promptplex_generation_tokens_total 1000.0" in lines(metrics)
