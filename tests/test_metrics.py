@@ -1,4 +1,6 @@
 import threading
+from dataclasses import fields
+from typing import Any
 
 from app.engine.plan import StepStats
 from app.engine.statistics import EngineStats
@@ -8,16 +10,10 @@ from app.serving.answers import Outcome
 from app.store.sources import SourceStats
 
 
-def step(**changes: object) -> StepStats:
-    numbers = dict.fromkeys(
-        (
-            "duration num_decode_rows num_prefill_tokens num_prefix_tokens num_distinct_tasks num_running num_waiting "
-            "num_preempted kv_usage resident_prefixes resident_prefix_bytes prefix_hits prefix_misses new_tokens"
-        ).split(),
-        0,
-    )
-    empty = dict.fromkeys(("finished", "first_token_latencies", "inter_token_latencies"), ())
-    return StepStats(**{**numbers, **empty, **changes})  # type: ignore[arg-type]
+def step(**changes: Any) -> StepStats:
+    tuples = {"finished", "first_token_latencies", "inter_token_latencies"}
+    nothing = {field.name: () if field.name in tuples else 0 for field in fields(StepStats)}
+    return StepStats(**{**nothing, **changes})
 
 
 def outcome(task: str = "t", version: int = 1, reason: str = "length") -> Outcome:

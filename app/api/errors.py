@@ -70,8 +70,9 @@ def _ours(error: errors.PromptplexError) -> JSONResponse:
     status, kind, code = (500, "server_error", "internal") if known is None else _MAPPING[known]
     param = error.param if isinstance(error, errors.InvalidRequest) else None
     headers = {}
-    if isinstance(error, errors.Unavailable):
-        headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
+    if status == 503:
+        seconds = error.retry_after if isinstance(error, errors.Unavailable) else 1.0
+        headers["retry-after"] = str(max(1, math.ceil(seconds)))
     return JSONResponse(envelope(error.message, kind=kind, code=code, param=param), status, headers)
 
 

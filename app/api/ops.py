@@ -95,6 +95,7 @@ async def version() -> JSONResponse:
 
 
 @router.get("/metrics", responses=_ERRORS, summary="Prometheus metrics")
-async def metrics(behind: Behind) -> Response:
-    """Exposition format 0.0.4."""
+async def metrics(state: State) -> Response:
+    """Exposition format 0.0.4; while draining too."""
+    behind = state.services or state.ready_services()
     return Response(await run_in_threadpool(behind.metrics.render), media_type=CONTENT_TYPE)

@@ -66,11 +66,7 @@ class GenerationService:
 
         Raises NotFound, NotServable, InvalidRequest, Unavailable, DeadlineExceeded, NonFiniteLogits.
         """
-        async with aclosing(self.stream(ask)) as deltas:
-            async for delta in deltas:
-                if delta.result is not None:
-                    return delta.result
-        raise AssertionError("a stream ends with a result or an error")
+        return await _result_of(self.stream(ask))
 
     async def stream(self, ask: GenerationAsk) -> AsyncGenerator[TextDelta, None]:
         """The same, piece by piece; the pieces' texts joined are the result's text."""
@@ -82,11 +78,7 @@ class GenerationService:
     async def generate_with(self, version: TaskVersion, ask: GenerationAsk) -> GenerationResult:
         """Run an ask on a version at hand, released or not, outside all statistics."""
         admitted = await self._admit(lambda: self.admission.admit_version(version, ask))
-        async with aclosing(self._write(admitted)) as deltas:
-            async for delta in deltas:
-                if delta.result is not None:
-                    return delta.result
-        raise AssertionError("a stream ends with a result or an error")
+        return await _result_of(self._write(admitted))
 
     async def _admit(self, admit: Callable[[], Admitted]) -> Admitted:
         """On a thread: it may wait for the store, and tokenizing a long text takes long."""
@@ -173,6 +165,14 @@ class GenerationService:
                 timings=None if result is None else result.timings,
             )
         )
+
+
+async def _result_of(deltas: AsyncGenerator[TextDelta, None]) -> GenerationResult:
+    async with aclosing(deltas):
+        async for delta in deltas:
+            if delta.result is not None:
+                return delta.result
+    raise AssertionError("a stream ends with a result or an error")
 
 
 def _failure(error: PromptplexError) -> str:

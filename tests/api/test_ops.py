@@ -54,11 +54,14 @@ def test_metrics_last_until_the_end(stack: Stack) -> None:
 
 
 def test_a_dead_engine_is_not_ready(tmp_path: Path) -> None:
-    with running_stack(tmp_path / "store") as stack:
-        with serving(ServerState(services=services_of(stack))) as url, client_of(url) as client:
-            stack.engine.stop()
-            assert client.get("/health/ready").json() == {"status": "dead"}
-            error_of(client.post("/generate", json={"inputs": "a"}), 503)
+    with (
+        running_stack(tmp_path / "store") as stack,
+        serving(ServerState(services=services_of(stack))) as url,
+        client_of(url) as client,
+    ):
+        stack.engine.stop()
+        assert client.get("/health/ready").json() == {"status": "dead"}
+        error_of(client.post("/generate", json={"inputs": "a"}), 503)
 
 
 def test_a_full_queue_says_when_to_come_back(tmp_path: Path) -> None:
