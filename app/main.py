@@ -196,7 +196,7 @@ class PromptplexServer(uvicorn.Server):
         supervisor.cancel()
         if self.state.services is not None:
             await asyncio.to_thread(self.state.services.engine.stop)
-            self.state.services.source.close()
+            await asyncio.to_thread(self.state.services.source.close)
 
     async def _supervise(self) -> None:
         """Load, then wait for the engine's death: what ends either of them ends the process."""
