@@ -84,19 +84,22 @@ class ServerState:
         raise EngineStopped(_WHY_NOT[phase], retry_after=5.0)
 
 
-def server_state(request: Request) -> ServerState:
+# Dependencies of the routes. They are coroutines, for FastAPI would run plain functions on a thread.
+
+
+async def server_state(request: Request) -> ServerState:
     """The state that `create_app` was given."""
     state = request.app.state.server
     assert isinstance(state, ServerState)
     return state
 
 
-def services(request: Request) -> Services:
+async def services(request: Request) -> Services:
     """The services behind a route; EngineStopped (503) while there are none."""
-    return server_state(request).ready_services()
+    return (await server_state(request)).ready_services()
 
 
-def api_config(request: Request) -> ApiConfig:
+async def api_config(request: Request) -> ApiConfig:
     """The configuration that `create_app` was given."""
     config = request.app.state.config
     assert isinstance(config, ApiConfig)
