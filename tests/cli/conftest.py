@@ -38,6 +38,18 @@ class Server:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
+    @classmethod
+    @contextlib.contextmanager
+    def running(cls, *flags: str, fault: str = "") -> "Iterator[Server]":
+        """A server that ends with the block."""
+        server = cls(*flags, fault=fault)
+        try:
+            yield server
+        finally:
+            if server.process.poll() is None:
+                server.process.kill()
+            server.wait()
+
     def _read(self) -> None:
         assert self.process.stderr is not None
         with self.process.stderr:
@@ -92,19 +104,7 @@ class Server:
 def serve() -> Iterator[Callable[..., Server]]:
     """Start servers that end with the test."""
     with contextlib.ExitStack() as stack:
-
-        def start(*flags: str, fault: str = "") -> Server:
-            server = Server(*flags, fault=fault)
-            stack.callback(_kill, server)
-            return server
-
-        yield start
-
-
-def _kill(server: Server) -> None:
-    if server.process.poll() is None:
-        server.process.kill()
-    server.wait()
+        yield lambda *flags, fault="": stack.enter_context(Server.running(*flags, fault=fault))
 
 
 @pytest.fixture(scope="session")
@@ -117,11 +117,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server_url(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """One server for the module, on an empty store."""
     store = tmp_path_factory.mktemp("store")
-    server = Server("--model", str(base), "--store", str(store), "--dtype", "float32")
-    try:
+    with Server.running("--model", str(base), "--store", str(store), "--dtype", "float32") as server:
         yield server.wait_until_ready()
-    finally:
-        _kill(server)
 
 
 @pytest.fixture(scope="session")

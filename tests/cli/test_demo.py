@@ -1,0 +1,50 @@
+"""The README's requests, as they stand there, against the demo that ships."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from tests.cli.conftest import Server
+
+ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.skipif(
+    not (ROOT / "models" / "demo-causal" / "config.json").is_file(), reason="`make demo` hasn't made it yet"
+)
+
+
+@pytest.fixture(scope="module")
+def demo_url() -> Iterator[str]:
+    """The demo as `make serve` starts it, but for the port and a dtype that is alike everywhere."""
+    with Server.running("--dtype", "float32") as server:
+        yield server.wait_until_ready()
+
+
+def _readme_bodies() -> list[dict[str, str]]:
+    bodies = re.findall(r"-d '(\{.*?\})'", (ROOT / "README.md").read_text())
+    return [json.loads(body) for body in bodies]
+
+
+def _answer(url: str, body: dict[str, str]) -> str:
+    answer = httpx2.post(f"{url}/generate", json=body, trust_env=False, timeout=60)
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["generated_text"])
+
+
+def test_the_readmes_requests(demo_url: str) -> None:
+    answers = {body["task_id"]: _answer(demo_url, body) for body in _readme_bodies()}
+    assert answers["sentiment"].strip() == "positive"
+    assert "The Eagle" in answers["table-to-text"]
+    assert "Italian" in answers["table-to-text"]
+
+
+def test_its_tasks_are_servable(demo_url: str, promptplex: Callable[..., tuple[int, str, str]]) -> None:
+    status, out, _ = promptplex("list", "--server", demo_url, "--json")
+    assert status == 0
+    servable = {row["id"]: row["servable"] for row in json.loads(out)}
+    assert {"sentiment", "table-to-text"} <= set(servable)
+    assert all(servable.values())
