@@ -39,7 +39,7 @@ check: $(VENV)/.dev  ## format, lint, types, import contracts, tests
 	$(MAKE) test
 
 soak: $(VENV)/.dev  ## the tests that take longer than ten minutes
-	$(BIN)/python -m pytest -m soak $(ARGS)
+	$(BIN)/python -m pytest -m soak $(ARGS) || test $$? -eq 5  # 5: there are none
 
 bench: $(VENV)/.dev  ## throughput beside PEFT, on random weights
 	$(BIN)/python -m benchmarks.throughput $(ARGS)
