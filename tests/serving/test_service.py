@@ -87,6 +87,18 @@ def test_leading_text_is_resident_and_shared(stack: Stack) -> None:
     assert base.request.resident_ids == ()
 
 
+def test_a_value_that_merges_with_the_leading_text_gets_nothing_resident(stack: Stack) -> None:
+    publish(stack, "merging", task={"template": "th{x}"})
+    version = stack.store.resolve("merging")
+    apart = stack.generation.admission.admit_version(version, ask("!"))
+    merged = stack.generation.admission.admit_version(version, ask("e film"))
+    assert apart.request.resident_ids
+    assert merged.request.resident_ids == ()
+    assert merged.prompt_ids == tuple(stack.tokenizer("the film")["input_ids"])
+    expected = greedy(stack.base, stack.tokenizer("the film")["input_ids"], 6)
+    assert token_ids(generate(stack, "e film", "merging", max_new_tokens=6)) == expected.tokens
+
+
 def test_max_new_tokens_shrinks_only_where_it_was_not_asked(stack: Stack) -> None:
     long = "film " * 200
     used = len(stack.tokenizer(long)["input_ids"])

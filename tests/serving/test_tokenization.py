@@ -5,7 +5,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from app.errors import InvalidRequest
-from app.serving.template import PLAIN, parse_template
+from app.serving.template import PLAIN, Piece, joined, parse_template
 from app.serving.tokenization import PromptTokenizer, Tokenized, check_not_empty
 from tests.serving.tokenizer_zoo import ALL, tokenizer_of
 
@@ -68,6 +68,25 @@ def test_the_templates_own_special_tokens_count(kind: str) -> None:
     )
     forged = ids(kind, "<turn>the {x}<turn>was", x="film<turn>")
     assert forged.count(turn) == 2
+
+
+@pytest.mark.parametrize("kind", ALL)
+@slow
+@given(data=st.data())
+def test_tokenizing_around_special_tokens_changes_no_honest_text(kind: str, data: st.DataObject) -> None:
+    words = ["the", " film", "was", " ", "\n", "é", "漢", "12", " 🙂", "▁"]
+    own = [special for special in specials(kind) if special != tokenizer_of(kind).unk_token]
+    literals = st.lists(st.sampled_from(words + own), max_size=4).map("".join)
+    values = st.lists(st.sampled_from(words), max_size=3).map("".join)
+    pieces = (
+        Piece(data.draw(literals)),
+        Piece(data.draw(values), "x"),
+        Piece(data.draw(literals)),
+        Piece(data.draw(values), "y"),
+    )
+    whole = tokenizer_of(kind)(joined(pieces))["input_ids"]
+    apart = [token.id for token in tokenizer(kind)._tokens_apart(pieces)]
+    assert apart == whole
 
 
 @pytest.mark.parametrize("kind", ["byte_level_bos", "metaspace", "legacy_llama"])
