@@ -23,6 +23,9 @@ NO_ALIAS = "none"
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorEnvelope} for status in (400, 403, 404, 409, 413, 415, 422, 500, 503, 507)
 }
+_SAME: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The same bytes and settings were a version already"}
+}
 _MULTIPART = {
     "requestBody": {
         "required": True,
@@ -65,7 +68,13 @@ async def list_tasks(
     return JSONResponse({"tasks": [_summary(row) for row in rows], "next": following})
 
 
-@router.post("/{task_id:path}/versions", status_code=201, responses=ERRORS, openapi_extra=_MULTIPART)
+@router.post(
+    "/{task_id:path}/versions",
+    status_code=201,
+    responses=ERRORS | _SAME,
+    openapi_extra=_MULTIPART,
+    summary="Publish a version",
+)
 async def publish(
     task_id: str,
     request: Request,

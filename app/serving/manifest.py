@@ -42,8 +42,8 @@ def parse_task(task: Mapping[str, Any] | None) -> TaskSettings:
             f"it knows {', '.join(_KNOWN)}.",
             param=f"task.{unknown[0][:64]}",
         )
-    template = _optional_string(given, "template")
-    parsed = PLAIN if template is None else parse_template(template)
+    template = given.get("template")
+    parsed = PLAIN if template is None else _template(template)
     return TaskSettings(
         template=template,
         defaults=_defaults(given.get("defaults", {})),
@@ -55,11 +55,13 @@ def parse_task(task: Mapping[str, Any] | None) -> TaskSettings:
     )
 
 
-def _optional_string(given: Mapping[str, Any], name: str) -> str | None:
-    value = given.get(name)
-    if value is not None and not isinstance(value, str):
-        raise InvalidRequest(f"task.{name} must be a string.", param=f"task.{name}")
-    return value
+def _template(source: Any) -> Template:
+    if not isinstance(source, str):
+        raise InvalidRequest("task.template must be a string.", param="task.template")
+    try:
+        return parse_template(source)
+    except InvalidRequest as error:
+        raise InvalidRequest(error.message, param="task.template") from None
 
 
 def _string(value: Any, param: str, limit: int) -> str:

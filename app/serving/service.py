@@ -22,6 +22,7 @@ from app.serving.writer import AnswerWriter
 from app.store.local import LocalStore
 
 _ADMISSION_THREADS = 4
+_GRACE_SECONDS = 0.25
 _MAX_ADMITTING = 1024  # asks that may wait for an admission thread
 
 
@@ -45,6 +46,7 @@ class GenerationService:
             engine, store, PromptTokenizer(tokenizer), eos_ids=eos_ids, base_name=base_name, timeout=timeout
         )
         self.base_name = base_name
+        self.timeout = timeout
         self._tables = detokenizer_tables(tokenizer)
         self._eos_ids = eos_ids
         self._on_outcome = on_outcome
@@ -66,7 +68,15 @@ class GenerationService:
 
         Raises NotFound, NotServable, InvalidRequest, Unavailable, DeadlineExceeded, NonFiniteLogits.
         """
-        return await _result_of(self.stream(ask))
+        seconds = self.timeout if ask.deadline is None else ask.deadline - time.monotonic()
+        try:
+            # The engine ends what is late; this is for what never reaches it, or finds it stuck.
+            async with asyncio.timeout(seconds + _GRACE_SECONDS) as limit:
+                return await _result_of(self.stream(ask))
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise DeadlineExceeded("The deadline passed while the request waited; allow more time.") from None
 
     async def stream(self, ask: GenerationAsk) -> AsyncGenerator[TextDelta, None]:
         """The same, piece by piece; the pieces' texts joined are the result's text."""

@@ -163,7 +163,7 @@ def test_overflow_on_cast(bf16: tuple[Stack, httpx.Client]) -> None:
         (b'{"template": "{x}", "defaults": {"top_p": NaN}}', "task", "NaN"),
         (b"[1]", "task", "must be a JSON object"),
         (b"{", "task", "not JSON"),
-        (b'{"template": "{x.y}"}', "template", "no plain name"),
+        (b'{"template": "{x.y}"}', "task.template", "no plain name"),
         (b'{"template": "{x}", "defaults": {"top_k": -1}}', "task.defaults.top_k", "whole number"),
         (b'{"tmplate": "{x}"}', "task.tmplate", "it knows template"),
     ],

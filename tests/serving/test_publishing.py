@@ -91,7 +91,7 @@ def test_rollback(stack: Stack) -> None:
     [
         ({"templte": "{x}"}, "task.templte"),
         ({"template": 3}, "task.template"),
-        ({"template": "{x.y}"}, "template"),
+        ({"template": "{x.y}"}, "task.template"),
         ({"template": "{x}", "defaults": {"top_p": 2}}, "task.defaults.top_p"),
         ({"template": "{x}", "defaults": {"details": True}}, "task.defaults.details"),
         ({"template": "{x}", "defaults": []}, "task.defaults"),

@@ -201,6 +201,20 @@ def test_deadlines(stack: Stack) -> None:
     assert stack.outcomes[-1].reason == "deadline"
 
 
+def test_a_deadline_holds_while_the_store_is_slow(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(stack, "slow", task={"template": "{x}"})
+    resolve = stack.store.resolve
+    monkeypatch.setattr(stack.store, "resolve", lambda reference: (time.sleep(2), resolve(reference))[1])
+
+    async def impatient() -> float:
+        begin = time.monotonic()
+        with pytest.raises(DeadlineExceeded):
+            await stack.generation.generate(GenerationAsk(inputs="a", task="slow", deadline=begin + 0.1))
+        return time.monotonic() - begin
+
+    assert run(impatient()) < 1.5
+
+
 def test_whoever_stops_listening_frees_the_row(stack: Stack) -> None:
     text = stack.talkative()
 
