@@ -39,6 +39,7 @@ from app.engine.engine import Engine, EngineConfig
 from app.models.attention.packed import IMPLEMENTATION, register
 from app.models.decoder_only import DecoderOnly
 from app.models.geometry import model_geometry
+from app.models.packed_linear import pack_linears
 from app.prompt import Prompt, PromptKind
 from app.request import Request
 from app.store.canonical import RawTensor, read_prompt, write_prompt
@@ -96,6 +97,7 @@ class EngineSide:
         self._prompts = [canonical_prompt(rows) for rows in embeddings]
         config = EngineConfig(max_rows=work.requests, kv_cache_bytes=kv_bytes(work))
         backbone = DecoderOnly(model, model_geometry(model, "benchmark"))
+        pack_linears(model)  # as load_base does
         self.engine = Engine(backbone, MemorySource(self._prompts), config)
         self.engine.start()
 
