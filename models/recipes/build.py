@@ -1,6 +1,7 @@
 """Make the demo from nothing: ``python -m models.recipes.build``, 30 to 40 minutes on two quiet cores.
 
-It writes ``models/demo-causal`` and ``models/demo-prompts/<task>``, then measures them on held-out inputs.
+It writes ``models/demo-causal`` and ``models/demo-prompts/<task>``, measures them on
+held-out inputs, and publishes the prompts in ``prompts_store``.
 Work files and checkpoints stay in ``build/demo``: a build that was stopped goes on where it was. The seed
 is fixed, but the bytes differ from processor to processor: floating-point sums are taken in other orders.
 """
@@ -19,10 +20,10 @@ from pathlib import Path
 from models.recipes.evaluate import Score, greedy, report, report_text_task, show
 from models.recipes.pretrain import PretrainConfig, export
 from models.recipes.prompts import load_base, save, train
+from models.recipes.publish import PROMPTS, STORE, publish_all
 from models.recipes.tasks import BASE_NAME, LEARNED, TEXT_ONLY, TaskRecipe, manifest
 
 SIZE_LIMIT = 12_000_000  # bytes of the base in the tree
-PROMPTS = Path("models/demo-prompts")
 # Keep freed pages instead of returning them to the system after each step: 15% more tokens per second.
 _ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": str(2**32),
@@ -104,6 +105,7 @@ def main() -> None:
         task: {label: asdict(value) for label, value in scores.items()} for task, scores in results.items()
     }
     (arguments.work / "results.json").write_text(json.dumps(shown, indent=2) + "\n")
+    publish_all(arguments.base, PROMPTS, STORE)
     print(f"{time.monotonic() - began:.0f} s in all", flush=True)
 
 

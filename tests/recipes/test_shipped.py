@@ -10,6 +10,8 @@ from peft import PeftModel
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from app.store.importers import import_prompt
+from app.store.local import LocalStore
 from models.recipes.build import SIZE_LIMIT
 from models.recipes.evaluate import greedy
 from models.recipes.tasks import BASE_NAME, LEARNED, manifest
@@ -58,6 +60,16 @@ def test_a_prompt_does_not_name_the_machine_it_was_trained_on():
     assert len(files) >= 4 + 2 * len(SHIPPED)
     for file in files:
         assert not re.search(r'"(/|[A-Z]:\\)[\w./\\-]+', file.read_text()), file
+
+
+@pytest.mark.parametrize("recipe", SHIPPED, ids=lambda recipe: recipe.name)
+def test_the_store_serves_what_was_trained(recipe):
+    directory = PROMPTS / recipe.name
+    files = [(directory / name).read_bytes() for name in ("adapter_model.safetensors", "adapter_config.json")]
+    trained, _ = import_prompt(*files)
+    live = LocalStore(ROOT / "prompts_store").resolve(recipe.name)
+    assert live.prompt_digest == trained.digest
+    assert live.template == manifest(recipe)["template"]
 
 
 def test_every_shipped_prompt_is_a_task_and_the_other_way_round():
