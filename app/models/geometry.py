@@ -17,6 +17,7 @@ from app.models.attention.packed import IMPLEMENTATION
 from app.prompt import LayerGeometry, ModelGeometry
 
 _RECORDER = "promptplex_recorder"
+_LAYER_KINDS = frozenset({"full_attention", "sliding_attention"})
 # Frequencies of these follow the longest row of the call, so a long neighbour would change a
 # short row; up to the original length they are the plain ones.
 _LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
@@ -38,6 +39,23 @@ def _record(
     recorded[layer] = LayerGeometry(key.shape[1], key.shape[3], value.shape[3], sliding_window)
     heads, tokens = query.shape[1:3]
     return value.new_zeros(1, tokens, heads, value.shape[3]), None
+
+
+def check_layer_kinds(config: PreTrainedConfig) -> None:
+    """Refuse layers whose mask is neither causal nor a sliding window.
+
+    Chunked attention (Llama 4) tells the attention function nothing of its chunks.
+
+    Raises:
+        UnsupportedModel: names the kind.
+    """
+    kinds = getattr(config.get_text_config(), "layer_types", None) or []
+    unknown = sorted(set(kinds) - _LAYER_KINDS)
+    if unknown:
+        raise UnsupportedModel(
+            f"the architecture '{config.model_type}' has layers of kind {', '.join(unknown)}; only "
+            f"{' and '.join(sorted(_LAYER_KINDS))} can be served exactly"
+        )
 
 
 def record_layers(model: PreTrainedModel) -> tuple[LayerGeometry, ...]:

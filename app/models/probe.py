@@ -20,7 +20,7 @@ from app.models.attention.kv_cache import KVCache
 from app.models.attention.packed import IMPLEMENTATION
 from app.models.attention.step import PackedItem, build_step
 from app.models.decoder_only import DecoderOnly
-from app.models.geometry import model_geometry
+from app.models.geometry import check_layer_kinds, model_geometry
 from app.prompt import ModelGeometry
 
 # Largest difference of a log-probability between packed and own forward in float32.
@@ -64,6 +64,7 @@ def probe_architecture(config: PreTrainedConfig) -> float:
         UnsupportedModel: the twin can't be built or run, or its error is out of tolerance.
     """
     name = config.model_type
+    check_layer_kinds(config)
     with torch.random.fork_rng(devices=[]), torch.inference_mode():
         torch.manual_seed(0)
         try:
@@ -97,9 +98,10 @@ def probe_weights(backbone: DecoderOnly, own: Tensor) -> float:
         UnsupportedModel: the error is out of tolerance for the load dtype.
     """
     probe = _weights_probe(backbone.model)
+    beside = _Probe(probe.embeds[:3], chunks=[1, 1, 1])  # a shorter row, so that there is padding
     with torch.inference_mode():
-        found = torch.cat(_packed_logits(backbone, [probe])[0])
-    expected = own[np.cumsum(probe.chunks) - 1]
+        found = torch.cat([logits for rows in _packed_logits(backbone, [probe, beside]) for logits in rows])
+    expected = own[[*(np.cumsum(probe.chunks) - 1), *(np.cumsum(beside.chunks) - 1)]]
     error = float((found - expected).norm() / expected.norm())
     tolerance = WEIGHTS_TOLERANCE[backbone.dtype]
     if not error <= tolerance:
@@ -114,7 +116,7 @@ def probe_weights(backbone: DecoderOnly, own: Tensor) -> float:
 def _weights_probe(model: PreTrainedModel) -> _Probe:
     embedding = model.get_input_embeddings()
     ids = torch.tensor([(7919 * i) % model.config.get_text_config().vocab_size for i in range(1, 9)])
-    return _Probe(embedding(ids.to(model.device)), chunks=[5, 1, 2])
+    return _Probe(embedding(ids.to(model.device)), chunks=[5, 1, 1, 1])
 
 
 def twin_config(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -149,6 +151,8 @@ def twin_config(config: PreTrainedConfig) -> PreTrainedConfig:
         "n_group": 1,
         "topk_group": 1,
         "sliding_window": _TWIN_WINDOW,
+        "attention_chunk_size": _TWIN_WINDOW,
+        "floor_scale": _TWIN_WINDOW,  # positions from which Llama 4 scales its queries
     }
     for name, value in wanted.items():
         if getattr(text, name, None) is not None:

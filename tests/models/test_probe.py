@@ -27,7 +27,9 @@ def test_supported_architectures_pass(architecture: str) -> None:
     assert probe_architecture(CONFIG_MAPPING[architecture]()) <= TWIN_TOLERANCE
 
 
-@pytest.mark.parametrize("architecture", ["falcon", "bloom", "mpt", "gptj", "codegen", "mamba"])
+@pytest.mark.parametrize(
+    "architecture", ["falcon", "bloom", "mpt", "gptj", "codegen", "mamba", "llama4_text"]
+)
 def test_architectures_with_their_own_attention_are_refused_by_name(architecture: str) -> None:
     with pytest.raises(UnsupportedModel, match=f"the architecture '{architecture}'"):
         probe_architecture(CONFIG_MAPPING[architecture]())

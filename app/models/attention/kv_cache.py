@@ -14,6 +14,8 @@ from torch.nn import functional
 
 from app.prompt import LayerGeometry
 
+PADDING_SLOT = 0
+
 
 @dataclass(frozen=True, slots=True)
 class KVGroup:
@@ -61,12 +63,13 @@ class KVCache:
     def _add_layer(self, layer: int, group: int, geometry: LayerGeometry, num_slots: int) -> None:
         self.group_of_layer[layer] = group
         self._geometry[layer] = geometry
-        # Zeroed, so that what padding reads is finite (0 x NaN = NaN); pages that are never
-        # touched cost no memory on a CPU.
         for store, width in ((self._keys, geometry.key_dim), (self._values, geometry.value_dim)):
-            store[layer] = torch.zeros(
+            store[layer] = torch.empty(
                 num_slots, geometry.num_kv_heads * width, dtype=self.dtype, device=self.device
             )
+            # What padding reads must be finite (0 x NaN = NaN). All other slots are written before
+            # they are read, and memory that is never touched costs nothing on a CPU.
+            store[layer][PADDING_SLOT].zero_()
 
     def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
         """Store `keys [n, Hk, Dk]` and `values [n, Hk, Dv]` at `slots [n]`."""

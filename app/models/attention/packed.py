@@ -1,9 +1,10 @@
 """The attention function that transformers models call: packed tokens over resident K/V.
 
-Shapes: T packed tokens, H query heads, Hk kv heads, Q = H / Hk query heads per kv head, R rows
-of one token, C context slots, D head width.
+Shapes: B batch, T packed tokens, H query heads, Hk kv heads, Q = H / Hk query heads per kv head,
+R rows of one token, n tokens of a chunk, C context slots, D head width (Dv of values).
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,9 +13,12 @@ from torch.nn import functional
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
-from app.models.attention.step import AttentionStep, ChunkContext, GroupStep
+from app.models.attention.step import AttentionStep, ChunkContext, RowBucket
 
 IMPLEMENTATION = "promptplex"
+
+# Attention scores that are held at once where they are computed by hand (float32: 64 MiB).
+_MAX_SCORES = 1 << 24
 
 
 def register() -> None:
@@ -46,23 +50,17 @@ def packed_attention(
     group = step.groups[cache.group_of_layer[layer]]
     cache.write(layer, group.write_slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
     kernel = _Kernel(scaling, softcap, s_aux)
-    outputs: list[Tensor] = []
-    if step.num_rows:
-        outputs.append(_attend_rows(kernel, step, group, layer, query))
-    for chunk in group.chunks:
-        outputs.append(_attend_chunk(kernel, step, chunk, layer, query, key, value))
+    outputs = [_attend_rows(kernel, step, bucket, layer, query) for bucket in group.rows]
+    outputs += [_attend_chunk(kernel, step, chunk, layer, query, key, value) for chunk in group.chunks]
     return torch.cat(outputs).unsqueeze(0), None
 
 
 def _attend_rows(
-    kernel: "_Kernel", step: AttentionStep, group: GroupStep, layer: int, query: Tensor
+    kernel: "_Kernel", step: AttentionStep, bucket: RowBucket, layer: int, query: Tensor
 ) -> Tensor:
-    """Rows of one token: query heads fold into the query axis, so K/V are read once per kv head."""
-    keys, values = step.cache.read(layer, group.row_slots)  # [R, Hk, C, D]
-    rows = query[0, :, : step.num_rows].transpose(0, 1)  # [R, H, D]
-    folded = rows.reshape(step.num_rows, keys.shape[1], -1, rows.shape[-1])  # [R, Hk, Q, D]
-    attended = kernel(folded, keys, values, group.row_mask, query_axis_is_heads=True)
-    return attended.reshape(step.num_rows, rows.shape[1], -1)
+    keys, values = step.cache.read(layer, bucket.slots)  # [R, Hk, C, D]
+    rows = query[0, :, bucket.begin : bucket.end].transpose(0, 1).unsqueeze(2)  # [R, H, 1, D]
+    return kernel(rows, keys, values, bucket.mask).squeeze(2)
 
 
 def _attend_chunk(
@@ -74,11 +72,12 @@ def _attend_chunk(
     key: Tensor,
     value: Tensor,
 ) -> Tensor:
+    tokens = slice(chunk.begin, chunk.end)
     if chunk.slots is None:
-        keys, values = key[:, :, chunk.begin : chunk.end], value[:, :, chunk.begin : chunk.end]
+        keys, values = key[:, :, tokens], value[:, :, tokens]
     else:
         keys, values = (tensor.unsqueeze(0) for tensor in step.cache.read(layer, chunk.slots))
-    attended = kernel(query[:, :, chunk.begin : chunk.end], keys, values, chunk.mask)  # [1, H, n, Dv]
+    attended = kernel(query[:, :, tokens], keys, values, chunk.mask)  # [1, H, n, Dv]
     return attended[0].transpose(0, 1)
 
 
@@ -90,54 +89,71 @@ class _Kernel:
         self._softcap = softcap
         self._sinks = sinks  # [H]
 
-    def __call__(
-        self,
-        query: Tensor,  # [B, H or Hk, n or Q, D]
-        keys: Tensor,  # [B, Hk, C, D]
-        values: Tensor,  # [B, Hk, C, Dv]
-        mask: Tensor | None,
-        *,
-        query_axis_is_heads: bool = False,
-    ) -> Tensor:
-        causal = mask is None and not query_axis_is_heads
-        if self._softcap is None and self._sinks is None:
-            return functional.scaled_dot_product_attention(
-                query,
-                keys,
-                values,
-                attn_mask=mask,
-                is_causal=causal,
-                scale=self._scaling,
-                enable_gqa=query.shape[1] != keys.shape[1],
-            )
-        return self._by_hand(query, keys, values, mask, causal, query_axis_is_heads)
+    def __call__(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        """`query [B, H, n, D]`, `keys [B, Hk, C, D]`, `values [B, Hk, C, Dv]` -> `[B, H, n, Dv]`.
+
+        `mask` broadcasts to `[B, 1, n, C]`, additive or bool; None means causal for n > 1, and for
+        n = 1 that everything is seen.
+        """
+        if self._softcap is not None or self._sinks is not None:
+            blocks = self._query_blocks(query, keys)
+            return torch.cat([self._by_hand(query, keys, values, mask, block) for block in blocks], dim=2)
+        is_row = query.shape[2] == 1
+        if is_row:  # query heads fold into the query axis, so K/V are read once per kv head
+            query = query.view(query.shape[0], keys.shape[1], -1, query.shape[3])
+        attended = functional.scaled_dot_product_attention(
+            query,
+            keys,
+            values,
+            attn_mask=mask,
+            is_causal=mask is None and not is_row,
+            scale=self._scaling,
+            enable_gqa=query.shape[1] != keys.shape[1],
+        )
+        return attended.reshape(attended.shape[0], -1, 1, attended.shape[3]) if is_row else attended
+
+    @staticmethod
+    def _query_blocks(query: Tensor, keys: Tensor) -> Iterator[slice]:
+        """Cut the queries so that a block's scores stay small, however long the context is."""
+        per_query = query.shape[0] * query.shape[1] * keys.shape[2]
+        size = max(1, _MAX_SCORES // per_query)
+        for begin in range(0, query.shape[2], size):
+            yield slice(begin, min(begin + size, query.shape[2]))
 
     def _by_hand(
-        self,
-        query: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        mask: Tensor | None,
-        causal: bool,
-        query_axis_is_heads: bool,
+        self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, block: slice
     ) -> Tensor:
-        repeats = query.shape[1] // keys.shape[1]
-        keys, values = (tensor.repeat_interleave(repeats, dim=1) for tensor in (keys, values))
-        scores = (query @ keys.transpose(-1, -2)).float() * self._scaling
+        batch, heads, _, width = query.shape
+        kv_heads, context = keys.shape[1:3]
+        count = block.stop - block.start
+        folded = query[:, :, block].reshape(batch, kv_heads, -1, width)  # [B, Hk, Q * n, D]
+        scores = (folded @ keys.transpose(-1, -2)).float() * self._scaling
+        scores = scores.view(batch, heads, count, context)
         if self._softcap is not None:
             scores = torch.tanh(scores / self._softcap) * self._softcap
-        if causal:
-            mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-        if mask is not None:
-            scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
-        weights = self._softmax(scores, query_axis_is_heads)
-        return weights.to(values.dtype) @ values
+        visible = _block_of(mask, query.shape[2], context, block, scores.device)
+        if visible is not None:
+            is_bool = visible.dtype == torch.bool
+            scores = scores.masked_fill(~visible, float("-inf")) if is_bool else scores + visible
+        weights = self._softmax(scores).to(values.dtype)
+        attended = weights.view(batch, kv_heads, -1, context) @ values
+        return attended.view(batch, heads, count, -1)
 
-    def _softmax(self, scores: Tensor, query_axis_is_heads: bool) -> Tensor:
+    def _softmax(self, scores: Tensor) -> Tensor:
         if self._sinks is None:
             return scores.softmax(dim=-1)
         # A sink is one more key that takes weight and gives nothing (gpt-oss).
-        heads, queries = scores.shape[1:3]
-        shape = (1, heads, queries, 1) if query_axis_is_heads else (1, heads, 1, 1)
-        sinks = self._sinks.float().view(shape).expand(*scores.shape[:-1], 1)
+        sinks = self._sinks.float().view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
         return torch.cat([scores, sinks], dim=-1).softmax(dim=-1)[..., :-1]
+
+
+def _block_of(
+    mask: Tensor | None, num_queries: int, context: int, block: slice, device: torch.device
+) -> Tensor | None:
+    """A block's rows of the mask; where there is none, of the causal one."""
+    if num_queries == 1:
+        return mask
+    if mask is not None:
+        return mask[block]
+    queries = torch.arange(block.start, block.stop, device=device)[:, None]
+    return torch.arange(context, device=device) <= queries

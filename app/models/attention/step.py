@@ -8,17 +8,21 @@ of a chunk, G kv groups.
 are that the model sees: windows and causality are about slots (docs/architecture.md).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from app.models.attention.kv_cache import KVCache, KVGroup
+from app.models.attention.kv_cache import PADDING_SLOT, KVCache, KVGroup
 
 Slots = NDArray[np.int64]
+
+# Contexts up to 2 * _SHORT slots share a bucket; beyond that a bucket spans a factor of two.
+_SHORT = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,19 @@ class PackedItem:
     num_computed: int
     num_tokens: int
     slots: tuple[Slots, ...]  # per group: device slots of slot indices 0 .. num_computed + num_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class RowBucket:
+    """Neighbouring rows of one token whose contexts are about equally long.
+
+    Rows of all lengths in one padded batch would let a single long row cost as if all were long.
+    """
+
+    begin: int
+    end: int
+    slots: Tensor  # [rows, C], padded with the padding slot
+    mask: Tensor | None  # [rows, 1, 1, C], additive; None: no padding
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +62,7 @@ class GroupStep:
     """One KV group's view of the step."""
 
     write_slots: Tensor  # [T]
-    row_slots: Tensor  # [R, C], padded with slot 0
-    row_mask: Tensor | None  # [R, 1, 1, C], additive; None: no padding
+    rows: tuple[RowBucket, ...]
     chunks: tuple[ChunkContext, ...]
 
 
@@ -55,7 +71,6 @@ class AttentionStep:
     """The step's K/V cache and every group's view."""
 
     cache: KVCache
-    num_rows: int
     groups: tuple[GroupStep, ...]
 
 
@@ -67,7 +82,7 @@ def build_step(cache: KVCache, items: Sequence[PackedItem]) -> AttentionStep:
         _build_group(cache, group, number, items[:num_rows], items[num_rows:])
         for number, group in enumerate(cache.groups)
     )
-    return AttentionStep(cache, num_rows, groups)
+    return AttentionStep(cache, groups)
 
 
 def _build_group(
@@ -75,7 +90,7 @@ def _build_group(
 ) -> GroupStep:
     window = group.geometry.window
     written = [item.slots[number][item.num_computed :] for item in (*rows, *chunks)]
-    row_slots, row_mask = _pad_rows([_visible(item, number, window) for item in rows], cache)
+    visible = [_visible(item, number, window) for item in rows]
     contexts: list[ChunkContext] = []
     begin = len(rows)
     for item in chunks:
@@ -83,8 +98,7 @@ def _build_group(
         begin += item.num_tokens
     return GroupStep(
         torch.from_numpy(np.concatenate(written)).to(cache.device),
-        row_slots,
-        row_mask,
+        tuple(_bucket_rows(visible, cache)),
         tuple(contexts),
     )
 
@@ -95,9 +109,17 @@ def _visible(item: PackedItem, group: int, window: int | None) -> Slots:
     return item.slots[group][first:]
 
 
+def _bucket_rows(contexts: Sequence[Slots], cache: KVCache) -> Iterator[RowBucket]:
+    begin = 0
+    for _, same in groupby(contexts, key=lambda slots: max(len(slots) - 1, _SHORT).bit_length()):
+        bucket = list(same)
+        yield RowBucket(begin, begin + len(bucket), *_pad_rows(bucket, cache))
+        begin += len(bucket)
+
+
 def _pad_rows(contexts: Sequence[Slots], cache: KVCache) -> tuple[Tensor, Tensor | None]:
-    longest = max((len(slots) for slots in contexts), default=0)
-    padded = np.zeros((len(contexts), longest), dtype=np.int64)
+    longest = max(len(slots) for slots in contexts)
+    padded = np.full((len(contexts), longest), PADDING_SLOT, dtype=np.int64)
     for row, slots in zip(padded, contexts, strict=True):
         row[: len(slots)] = slots
     mask = None
