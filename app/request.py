@@ -34,6 +34,12 @@ class SamplingParams:
     seed: int = 0  # the caller draws one where the user gave none, and reports it
     sample_index: int = 0  # which of the `n` samples this is; hashed with the seed
 
+    @property
+    def has_penalty(self) -> bool:
+        """Whether the choice depends on tokens that came before."""
+        neutral = (1.0, 0.0, 0.0)
+        return (self.repetition_penalty, self.frequency_penalty, self.presence_penalty) != neutral
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:

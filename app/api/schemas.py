@@ -32,11 +32,13 @@ class Parameters(_Strict):
         description="Default: the task's, else 128, as far as positions last",
     )
     do_sample: bool | None = Field(None, description="Default: false, which is greedy")
-    temperature: float | None = Field(None, gt=0, le=bounds.MAX_TEMPERATURE)
+    temperature: float | None = Field(None, ge=bounds.MIN_TEMPERATURE, le=bounds.MAX_TEMPERATURE)
     top_k: int | None = Field(None, ge=0, le=bounds.MAX_TOP_K, description="0: off")
     top_p: float | None = Field(None, gt=0, le=1)
     min_p: float | None = Field(None, ge=0, le=1)
-    repetition_penalty: float | None = Field(None, gt=0, le=bounds.MAX_REPETITION_PENALTY)
+    repetition_penalty: float | None = Field(
+        None, ge=bounds.MIN_REPETITION_PENALTY, le=bounds.MAX_REPETITION_PENALTY
+    )
     frequency_penalty: float | None = Field(None, ge=-bounds.MAX_PENALTY, le=bounds.MAX_PENALTY)
     presence_penalty: float | None = Field(None, ge=-bounds.MAX_PENALTY, le=bounds.MAX_PENALTY)
     seed: int | None = Field(None, ge=0, le=bounds.MAX_SEED, description="Default: drawn, and reported")

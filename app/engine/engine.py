@@ -1,8 +1,10 @@
 """The engine's front: submit requests from any thread or event loop, get tokens back."""
 
 import asyncio
+import math
 import queue
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -11,10 +13,9 @@ from app.engine.blocks import KVBlocks
 from app.engine.loop import Cancel, EngineLoop, Message, Stop, Submit
 from app.engine.memory import num_blocks_for
 from app.engine.plan import StepStats
-from app.engine.router import Completion, FuturePort, LoopPort, OutputRouter, Port
+from app.engine.router import Completion, FuturePort, OutputRouter, Port, StreamPort
 from app.engine.runner import Runner
 from app.engine.scheduler import Scheduler, SchedulerConfig
-from app.engine.sequence import Sequence
 from app.engine.statistics import EngineStats, StepRecorder
 from app.errors import EngineStopped, InvalidRequest, Overloaded, PromptplexError, RequestTooLong
 from app.models.attention.kv_cache import KVCache
@@ -62,7 +63,6 @@ class Engine:
         self._scheduler = Scheduler(
             blocks,
             SchedulerConfig(max_rows=config.max_rows, token_budget=config.token_budget),
-            load=self._load,
         )
         bytes_per_slot = sum(group.bytes_per_slot(backbone.dtype) for group in backbone.kv_groups)
         self._recorder = StepRecorder(self._scheduler, bytes_per_slot, on_step)
@@ -80,10 +80,6 @@ class Engine:
         self._has_ended = False
         self._accepting = False
         self._thread = threading.Thread(target=self._run, name="promptplex-engine", daemon=True)
-        self._ports: dict[asyncio.AbstractEventLoop, LoopPort] = {}
-
-    def _load(self, sequence: Sequence) -> None:
-        self._loop.load(sequence)
 
     # -- life -------------------------------------------------------------------------------
 
@@ -134,10 +130,15 @@ class Engine:
 
         Raises:
             RequestTooLong: beyond the position limit, or K/V memory even when alone.
-            InvalidRequest: no tokens, ids outside the vocabulary, or nothing to generate.
+            InvalidRequest: no tokens, ids outside the vocabulary, nothing to generate, a prompt without
+                virtual tokens or the other way round, or a deadline that is no time.
         """
         if not request.token_ids or request.max_new_tokens < 1:
             raise InvalidRequest("a request needs at least one prompt token and one new token")
+        if (request.prompt_digest is None) != (request.num_virtual_tokens == 0):
+            raise InvalidRequest("a prompt and its virtual tokens come together or not at all")
+        if request.deadline is not None and not math.isfinite(request.deadline):
+            raise InvalidRequest("a deadline is a finite time, or None")
         ids = (*request.resident_ids, *request.token_ids)
         if min(ids) < 0 or max(ids) >= self._geometry.vocab_size:
             raise InvalidRequest(f"token ids must be from 0 to {self._geometry.vocab_size - 1}")
@@ -160,20 +161,14 @@ class Engine:
         Raises:
             RequestTooLong, InvalidRequest, Overloaded, EngineStopped: before anything is queued.
         """
-        loop = asyncio.get_running_loop()
-        port = self._ports.setdefault(loop, LoopPort(loop))
+        port = StreamPort(asyncio.get_running_loop())
         self._admit(request, port)
-        deltas = port.open(request.id)
-        self._enqueue(request)
         delta: TokenDelta | None = None
         try:
             while delta is None or not delta.is_last:
-                delta = await deltas.get()
+                delta = await port.queue.get()
                 yield delta
         finally:
-            port.close(request.id)
-            if port.is_unused:
-                self._ports.pop(loop, None)
             if delta is None or not delta.is_last:
                 self.cancel(request.id)
 
@@ -181,7 +176,6 @@ class Engine:
         """For synchronous callers: the future holds the Completion or the typed error."""
         port = FuturePort()
         self._admit(request, port)
-        self._enqueue(request)
         return port.future
 
     def cancel(self, request_id: str) -> None:
@@ -196,9 +190,7 @@ class Engine:
         if len(self._router) >= bound:
             raise Overloaded(f"{bound} requests are running or waiting already; try again shortly")
         self._router.open(request.id, port)
-
-    def _enqueue(self, request: Request) -> None:
-        self._inbox.put(Submit(request))
+        self._inbox.put(Submit(request, time.monotonic()))
         if self._has_ended:  # the thread may have told everybody before this one came
             self._fail_open_requests("the engine was stopped")
 
@@ -210,9 +202,11 @@ class Engine:
         except BaseException as failure:  # whatever it is, nobody may wait for ever
             self._failure = failure
             self._has_ended = True
-            self._fail_open_requests("the engine failed; its log says why")
-            if self._on_failure is not None:
-                self._on_failure(failure)
+            try:
+                self._fail_open_requests("the engine failed; its log says why")
+            finally:
+                if self._on_failure is not None:
+                    self._on_failure(failure)
         else:
             self._has_ended = True
             self._fail_open_requests("the engine was stopped")

@@ -1,8 +1,9 @@
 """Who is served next: fair share between tenants, and within a tenant between tasks.
 
 Virtual token counters after "Fairness in Serving Large Language Models" (VTC, OSDI 2024): each
-party has a counter of service received; the party with the least is next. A party that becomes
-active after a pause is lifted to the least active counter, so that idling saves up nothing.
+party has a counter of service received; the party with the least is next. Time on this scale is the
+counter of the party that was served last; a party that comes (back) is lifted to it, so that
+idling saves up nothing and a newcomer doesn't collect for the time it was away.
 """
 
 from collections import deque
@@ -29,9 +30,10 @@ class FairQueue:
     def push(self, sequence: Sequence, *, front: bool = False) -> None:
         """Queue a sequence; `front` for one that was preempted."""
         tenant, task = self._party(sequence)
-        tasks = self._tasks.setdefault(tenant, _Counters())
-        self._tenants.activate(tenant, (other for other, _ in self._waiting))
-        tasks.activate(task, (other for owner, other in self._waiting if owner == tenant))
+        if all(tenant != other for other, _ in self._waiting):
+            self._tenants.lift(tenant)
+        if (tenant, task) not in self._waiting:
+            self._tasks.setdefault(tenant, _Counters()).lift(task)
         waiting = self._waiting.setdefault((tenant, task), deque())
         (waiting.appendleft if front else waiting.append)(sequence)
 
@@ -43,8 +45,15 @@ class FairQueue:
         task = self._tasks[tenant].least({task for owner, task in self._waiting if owner == tenant})
         return self._waiting[tenant, task][0]
 
+    def take(self, sequence: Sequence) -> None:
+        """Take a sequence out to be served: time moves on to its parties' counters."""
+        tenant, task = self._party(sequence)
+        self._tenants.advance(tenant)
+        self._tasks[tenant].advance(task)
+        self.remove(sequence)
+
     def remove(self, sequence: Sequence) -> None:
-        """Take a sequence out, wherever it stands."""
+        """Take a sequence out, wherever it stands, unserved."""
         party = self._party(sequence)
         self._waiting[party].remove(sequence)
         if not self._waiting[party]:
@@ -56,16 +65,11 @@ class FairQueue:
         self._tenants.charge(tenant, num_tokens)
         self._tasks.setdefault(tenant, _Counters()).charge(task, num_tokens)
 
-    def forget_idle(self, active: set[tuple[str, str]]) -> None:
-        """Drop counters of parties that neither wait nor run, so that they can't pile up."""
-        active = active | self._waiting.keys()
-        tenants = {tenant for tenant, _ in active}
-        self._tenants.keep(tenants)
-        for tenant in list(self._tasks):
-            if tenant in tenants:
-                self._tasks[tenant].keep({task for owner, task in active if owner == tenant})
-            else:
-                del self._tasks[tenant]
+    def reset(self) -> None:
+        """Nobody waits or runs: everybody starts anew, and counters don't pile up."""
+        assert not self._waiting
+        self._tenants = _Counters()
+        self._tasks.clear()
 
     @staticmethod
     def _party(sequence: Sequence) -> tuple[str, str]:
@@ -77,19 +81,16 @@ class _Counters:
 
     def __init__(self) -> None:
         self._served: dict[str, float] = {}
+        self._now = 0.0
 
-    def activate(self, party: str, active: Iterator[str]) -> None:
-        others = set(active)
-        if party in others:
-            return
-        floor = min((self._served.get(other, 0.0) for other in others), default=0.0)
-        self._served[party] = max(self._served.get(party, 0.0), floor)
+    def lift(self, party: str) -> None:
+        self._served[party] = max(self._served.get(party, 0.0), self._now)
+
+    def advance(self, party: str) -> None:
+        self._now = max(self._now, self._served[party])
 
     def least(self, parties: set[str]) -> str:
-        return min(parties, key=lambda party: (self._served.get(party, 0.0), party))
+        return min(parties, key=lambda party: (self._served[party], party))
 
     def charge(self, party: str, num_tokens: int) -> None:
-        self._served[party] = self._served.get(party, 0.0) + num_tokens
-
-    def keep(self, parties: set[str]) -> None:
-        self._served = {party: served for party, served in self._served.items() if party in parties}
+        self._served[party] = self._served.get(party, self._now) + num_tokens

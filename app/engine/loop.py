@@ -4,13 +4,14 @@ It blocks on its inbox when there is nothing to do and never polls. No lock is h
 device works.
 """
 
-import heapq
 import queue
 import time
 from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 
+from app.engine.deadlines import Deadlines
 from app.engine.prefixes import prefix_key
 from app.engine.router import OutputRouter
 from app.engine.runner import Runner
@@ -24,9 +25,10 @@ from app.request import Request, TokenDelta
 
 @dataclass(frozen=True, slots=True)
 class Submit:
-    """Inbox: a new request."""
+    """Inbox: a new request, and when it came (time.monotonic)."""
 
     request: Request
+    arrived: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,39 +76,35 @@ class EngineLoop:
         self._recorder = recorder
         self._inbox = inbox
         self._open: dict[str, Sequence] = {}
-        self._deadlines: list[tuple[float, str]] = []  # a heap of (deadline, request id)
+        self._deadlines = Deadlines()
         self._stopping = False
         self._idle = False  # no step is possible until a message or a deadline comes
 
     def run(self) -> None:
         """Until Stop. An exception means that the engine is dead; the caller tells everybody."""
-        while not self._stopping:
+        while True:
             self._take_messages()
+            if self._stopping:
+                break
             self._expire()
-            if self._open and not self._stopping:
+            if self._open:
                 self._step()
             else:
                 self._rest()
         for sequence in list(self._open.values()):
-            self._end(sequence, Cancelled("the engine was stopped"), "cancelled")
-
-    def load(self, sequence: Sequence) -> None:
-        """Start fetching a parked sequence's prompt; it never blocks."""
-        assert sequence.request.prompt_digest is not None
-        future = self._source.load(sequence.request.prompt_digest)
-        future.add_done_callback(lambda result: self._inbox.put(Loaded(sequence, result)))
+            self._end(sequence, Cancelled("the engine was stopped"))
 
     # -- messages ---------------------------------------------------------------------------
 
     def _take_messages(self) -> None:
         for message in self._messages():
             match message:
-                case Submit(request):
-                    self._accept(request)
+                case Submit(request, arrived):
+                    self._accept(request, arrived)
                 case Cancel(request_id):
                     sequence = self._open.get(request_id)
                     if sequence is not None:
-                        self._end(sequence, Cancelled("the request was cancelled"), "cancelled")
+                        self._end(sequence, Cancelled("the request was cancelled"))
                 case Loaded(sequence, result):
                     self._receive_prompt(sequence, result)
                 case Stop():
@@ -117,7 +115,7 @@ class EngineLoop:
         if self._idle:
             self._idle = False
             try:
-                yield self._inbox.get(timeout=self._until_deadline())
+                yield self._inbox.get(timeout=self._deadlines.seconds_left(time.monotonic()))
             except queue.Empty:
                 return
         while True:
@@ -126,19 +124,29 @@ class EngineLoop:
             except queue.Empty:
                 return
 
-    def _accept(self, request: Request) -> None:
-        sequence = Sequence(request, prefix_key(request, self._geometry))
+    def _accept(self, request: Request, arrived: float) -> None:
+        sequence = Sequence(request, prefix_key(request, self._geometry), arrived=arrived)
         self._open[request.id] = sequence
-        if request.deadline is not None:
-            heapq.heappush(self._deadlines, (request.deadline, request.id))
+        self._deadlines.add(sequence)
         self._scheduler.add(sequence)
+        self._load_prompts()
+
+    def _load_prompts(self) -> None:
+        """Start fetching the prompts of parked sequences; it never blocks."""
+        for sequence in self._scheduler.take_loads():
+            assert sequence.request.prompt_digest is not None
+            future = self._source.load(sequence.request.prompt_digest)
+            future.add_done_callback(partial(self._hand_in, sequence))
+
+    def _hand_in(self, sequence: Sequence, result: "Future[Prompt]") -> None:
+        self._inbox.put(Loaded(sequence, result))
 
     def _receive_prompt(self, sequence: Sequence, result: "Future[Prompt]") -> None:
         if sequence.phase is not Phase.LOADING:  # it ended while its prompt was under way
             return
         error = result.exception()
         if isinstance(error, PromptplexError):
-            self._end(sequence, error, "error")
+            self._end(sequence, error)
             return
         prompt = result.result()  # an unforeseen exception of the source ends the engine, loudly
         expected = sequence.request.num_virtual_tokens
@@ -148,74 +156,54 @@ class EngineLoop:
                 expected=f"{expected} virtual tokens",
                 found=f"{prompt.num_virtual_tokens}",
             )
-            self._end(sequence, mismatch, "error")
+            self._end(sequence, mismatch)
             return
         self._scheduler.loaded(sequence, prompt)
 
-    def _until_deadline(self) -> float | None:
-        if not self._deadlines:
-            return None
-        return max(0.0, self._deadlines[0][0] - time.monotonic())
-
     def _expire(self) -> None:
-        now = time.monotonic()
-        while self._deadlines and self._deadlines[0][0] <= now:
-            _, request_id = heapq.heappop(self._deadlines)
-            sequence = self._open.get(request_id)
-            if sequence is not None and (sequence.request.deadline or now) <= now:
-                late = DeadlineExceeded(
-                    f"the deadline passed after {sequence.num_generated} generated tokens; allow more time, "
-                    "or ask for fewer tokens"
-                )
-                self._end(sequence, late, "deadline")
+        for sequence in self._deadlines.expired(time.monotonic()):
+            late = DeadlineExceeded(
+                f"the deadline passed after {sequence.num_generated} generated tokens; allow more time, "
+                "or ask for fewer tokens"
+            )
+            self._end(sequence, late)
+        self._deadlines.clean(len(self._open))
 
     # -- steps ------------------------------------------------------------------------------
 
     def _step(self) -> None:
         started = time.monotonic()
         plan = self._scheduler.schedule()
-        for sequence in self._scheduler.running:
-            sequence.admitted = sequence.admitted or started
+        self._load_prompts()
         if plan.is_empty:
             assert not self._scheduler.running, "a running sequence must make progress"
-            assert not len(self._scheduler.waiting), "a waiting sequence must fit when nothing runs"
+            assert self._scheduler.loading, "a waiting sequence must fit when nothing runs"
             self._idle = True  # only prompts under way; their arrival is a message
             self._recorder.refresh()
             return
+        for sequence in self._scheduler.running:
+            sequence.admitted = sequence.admitted or started
         result = self._runner.run(plan)
         now = time.monotonic()
-        previous = {id(item.owner): _last_token(item.owner) for item in plan.items if item.sampling}
         news = self._scheduler.update(plan, result, now)
         for sequence, delta in news:
-            self._note(sequence, delta, now, previous[id(sequence)])
-        self._recorder.step(plan, now - started)
+            if delta.is_last:
+                del self._open[sequence.request.id]
         self._router.deliver([delta for _, delta in news])
+        served = [sequence for sequence, delta in news if delta.token_id is not None]
+        self._recorder.step(plan, served, now - started)
 
-    def _note(self, sequence: Sequence, delta: TokenDelta, now: float, previous: float | None) -> None:
-        if delta.token_id is not None:
-            self._recorder.token(sequence, now, previous)
-        if delta.is_last:
-            del self._open[sequence.request.id]
-            self._recorder.finished(sequence, delta, str(delta.finish or "error"))
-
-    def _end(self, sequence: Sequence, error: PromptplexError, reason: str) -> None:
+    def _end(self, sequence: Sequence, error: PromptplexError) -> None:
         """End a sequence outside a step."""
         self._scheduler.finish(sequence)
         del self._open[sequence.request.id]
-        delta = TokenDelta(
-            request_id=sequence.request.id, error=error, timings=sequence.timings(time.monotonic())
-        )
-        self._recorder.finished(sequence, delta, reason)
-        self._router.deliver([delta])
+        timings = sequence.timings(time.monotonic())
+        self._router.deliver([TokenDelta(request_id=sequence.request.id, error=error, timings=timings)])
 
     def _rest(self) -> None:
         """Nothing is open: prove that nothing was lost, and wait for a message."""
         self._scheduler.check_integrity()
-        self._scheduler.waiting.forget_idle(set())
-        self._deadlines.clear()
-        self._recorder.idle()
+        self._scheduler.waiting.reset()
+        self._deadlines.clean(0)
+        self._recorder.refresh()
         self._idle = True
-
-
-def _last_token(owner: object) -> float | None:
-    return owner.last_token if isinstance(owner, Sequence) else None

@@ -1,22 +1,42 @@
 """How many K/V blocks the engine gives itself."""
 
 import os
+from pathlib import Path
 
 import torch
 
-from app.models.attention.kv_cache import KVGroup
 from app.models.backbone import Backbone
 
 # Shares of what is free after the model is loaded. A CPU's memory is also everybody else's.
 _CPU_SHARE = 0.25
 _CUDA_SHARE = 0.85
+_MEMINFO = Path("/proc/meminfo")
+_CGROUP = Path("/sys/fs/cgroup")
 
 
-def free_bytes(device: torch.device) -> int:
-    """Memory that is free on the device now."""
+def free_bytes(device: torch.device) -> float:
+    """Memory that the engine could have on the device now; a container's limit counts."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(_available_bytes(), _container_bytes())
+
+
+def _available_bytes() -> int:
+    """What the kernel could give without swapping (the page cache is given back first)."""
+    if not _MEMINFO.is_file():  # not Linux: half of all there is, by estimate
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    lines = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines())
+    return int(lines["MemAvailable"].split()[0]) * 1024
+
+
+def _container_bytes() -> float:
+    """What a container's limit (cgroup v2) leaves; infinite where there is none."""
+    try:
+        limit = (_CGROUP / "memory.max").read_text().strip()
+        used = int((_CGROUP / "memory.current").read_text())
+    except (OSError, ValueError):
+        return float("inf")
+    return float("inf") if limit == "max" else max(0, int(limit) - used)
 
 
 def num_blocks_for(
@@ -26,7 +46,7 @@ def num_blocks_for(
 
     Never more than `max_rows` sequences of full length and as many prefixes could use.
     """
-    groups: tuple[KVGroup, ...] = backbone.kv_groups
+    groups = backbone.kv_groups
     block_bytes = block_size * sum(group.bytes_per_slot(backbone.dtype) for group in groups)
     if kv_cache_bytes is None:
         share = _CUDA_SHARE if backbone.device.type == "cuda" else _CPU_SHARE

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 from app.engine.prefixes import Prefix
-from app.engine.sequence import Sequence
+from app.engine.sequence import IdArray, Sequence
 from app.models.attention.step import PackedItem, Slots
 from app.prompt import Prompt
-from app.request import RequestTimings, SamplingParams
+from app.request import SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +24,8 @@ class SamplingInput:
 
     params: SamplingParams
     position: int
-    prompt_ids: tuple[int, ...]  # the request's own and resident ids, for the repetition penalty
-    generated: tuple[int, ...]
+    prompt_ids: IdArray | None = None  # each once; with `generated_ids` only where penalties ask for them
+    generated_ids: IdArray | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class PlanItem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """One step. Items of one token come first; an owner's items are in order."""
+    """One step. Items of one token come first."""
 
     writes: tuple[PrefixWrite, ...]
     items: tuple[PlanItem, ...]
@@ -73,18 +73,6 @@ class StepResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FinishedRequest:
-    """How a request ended, for statistics."""
-
-    task: str
-    reason: str  # a FinishReason, or "cancelled", "deadline", "error"
-    prompt_tokens: int
-    generated_tokens: int
-    timings: RequestTimings
-    time_to_first_token: float | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class StepStats:
     """What one step did; handed to the engine's `on_step` on the engine thread."""
 
@@ -102,6 +90,5 @@ class StepStats:
     prefix_hits: int
     prefix_misses: int
     new_tokens: int
-    finished: tuple[FinishedRequest, ...]
     first_token_latencies: tuple[float, ...]
     inter_token_latencies: tuple[float, ...]

@@ -23,6 +23,7 @@ class PrefixKey:
     fingerprint: str
     dtype: str
     prompt_digest: str | None
+    num_virtual_tokens: int
     ids_digest: str
 
 
@@ -32,7 +33,11 @@ def prefix_key(request: Request, geometry: ModelGeometry) -> PrefixKey | None:
         return None
     ids = np.array(request.resident_ids, dtype=np.int64).tobytes()
     return PrefixKey(
-        geometry.fingerprint, geometry.dtype, request.prompt_digest, hashlib.sha256(ids).hexdigest()
+        geometry.fingerprint,
+        geometry.dtype,
+        request.prompt_digest,
+        request.num_virtual_tokens,
+        hashlib.sha256(ids).hexdigest(),
     )
 
 
@@ -58,6 +63,11 @@ class Prefix:
         return self.num_virtual_tokens + len(self.resident_ids)
 
     @property
+    def num_blocks(self) -> int:
+        """Blocks that it holds in each KV group."""
+        return len(self.table.blocks[0])
+
+    @property
     def is_ready(self) -> bool:
         return self.num_computed == self.num_slots
 
@@ -72,20 +82,17 @@ class Prefix:
             return slot
         return slot - self.num_virtual_tokens + self.virtual_positions
 
-    def advance(self, num_slots: int) -> None:
-        """Note that `num_slots` more exist; the prompt's bytes are dropped with the last."""
-        self.num_computed += num_slots
-        assert self.num_computed <= self.num_slots
-        if self.is_ready:
-            self.prompt = None
-
 
 class PrefixCache:
-    """All resident prefixes, in order of last use."""
+    """All resident prefixes. Its costs don't grow with their number."""
 
     def __init__(self, blocks: KVBlocks) -> None:
         self._blocks = blocks
-        self._prefixes: dict[PrefixKey, Prefix] = {}  # least recently used first
+        self._prefixes: dict[PrefixKey, Prefix] = {}
+        self._idle: dict[PrefixKey, Prefix] = {}  # unpinned ones, least recently used first
+        self._num_idle_blocks = 0
+        self._resident_digests: frozenset[str] | None = frozenset()  # None: to be made again
+        self.num_slots = 0  # of all prefixes
 
     def __len__(self) -> int:
         return len(self._prefixes)
@@ -96,11 +103,11 @@ class PrefixCache:
     def get(self, key: PrefixKey) -> Prefix | None:
         return self._prefixes.get(key)
 
-    def create(self, key: PrefixKey, request: Request, prompt: Prompt | None) -> Prefix | None:
-        """Start a prefix, with blocks for all of it; None when they don't suffice."""
+    def create(self, key: PrefixKey, request: Request, prompt: Prompt | None) -> Prefix:
+        """Start a prefix, pinned, with blocks for all of it; the caller has made room."""
         table = SlotTable(self._blocks)
-        if not table.grow(request.num_prefix_slots):
-            return None
+        grown = table.grow(request.num_prefix_slots)
+        assert grown, "callers make room before they create"
         prefix = Prefix(
             key=key,
             resident_ids=request.resident_ids,
@@ -108,52 +115,64 @@ class PrefixCache:
             table=table,
             prompt=prompt,
             virtual_positions=prompt.position_offset if prompt is not None else 0,
+            pins=1,
         )
         self._prefixes[key] = prefix
+        self.num_slots += prefix.num_slots
         return prefix
 
+    def advance(self, prefix: Prefix, num_slots: int) -> None:
+        """Note that `num_slots` more exist; the prompt's bytes are dropped with the last."""
+        prefix.num_computed += num_slots
+        assert prefix.num_computed <= prefix.num_slots
+        if prefix.is_ready:
+            prefix.prompt = None
+            self._resident_digests = None
+
     def pin(self, prefix: Prefix) -> None:
+        if not prefix.pins:
+            del self._idle[prefix.key]
+            self._num_idle_blocks -= prefix.num_blocks
         prefix.pins += 1
-        self._prefixes[prefix.key] = self._prefixes.pop(prefix.key)  # most recently used
 
     def unpin(self, prefix: Prefix) -> None:
         """Let go; a prefix that nobody waits for is not built further."""
         assert prefix.pins > 0
         prefix.pins -= 1
-        if not prefix.pins and not prefix.is_ready:
-            self._evict(prefix)
+        if prefix.pins:
+            return
+        if prefix.is_ready:
+            self._idle[prefix.key] = prefix  # the most recently used
+            self._num_idle_blocks += prefix.num_blocks
+        else:
+            self._remove(prefix)
 
     def evict_until(self, num_free: int) -> bool:
         """Evict unpinned prefixes, oldest first, until `num_free` blocks are free; False if in vain.
 
         Nothing is evicted where it wouldn't be enough.
         """
-        if self._blocks.num_free + self.num_evictable_blocks < num_free:
+        if self._blocks.num_free + self._num_idle_blocks < num_free:
             return False
-        for prefix in [prefix for prefix in self if not prefix.pins]:
-            if self._blocks.num_free >= num_free:
-                break
-            self._evict(prefix)
-        return self._blocks.num_free >= num_free
-
-    @property
-    def num_evictable_blocks(self) -> int:
-        return sum(len(prefix.table.blocks[0]) for prefix in self if not prefix.pins)
-
-    @property
-    def num_slots(self) -> int:
-        return sum(prefix.num_slots for prefix in self)
+        while self._blocks.num_free < num_free:
+            prefix = self._idle.pop(next(iter(self._idle)))
+            self._num_idle_blocks -= prefix.num_blocks
+            self._remove(prefix)
+        return True
 
     def resident_digests(self) -> frozenset[str]:
         """Digests of the prompts that are ready on the device."""
-        return frozenset(
-            prefix.key.prompt_digest for prefix in self if prefix.is_ready and prefix.key.prompt_digest
-        )
+        if self._resident_digests is None:
+            ready = (prefix.key.prompt_digest for prefix in self if prefix.is_ready)
+            self._resident_digests = frozenset(digest for digest in ready if digest is not None)
+        return self._resident_digests
 
-    def _evict(self, prefix: Prefix) -> None:
+    def _remove(self, prefix: Prefix) -> None:
         assert not prefix.pins
         prefix.table.release()
         del self._prefixes[prefix.key]
+        self.num_slots -= prefix.num_slots
+        self._resident_digests = None
 
     def check_integrity(self, pins: dict[PrefixKey, int]) -> None:
         """`pins`: how many sequences hold each prefix."""
@@ -161,5 +180,9 @@ class PrefixCache:
             assert prefix.key == key
             assert prefix.pins == pins.get(key, 0), "pins and their holders differ"
             assert prefix.pins or prefix.is_ready, "an unfinished prefix that nobody waits for"
+            assert (key in self._idle) == (not prefix.pins), "idle and unpinned are the same"
             assert prefix.table.num_slots >= prefix.num_slots
         assert not pins.keys() - self._prefixes.keys(), "a pinned prefix is gone"
+        assert self._idle.keys() <= self._prefixes.keys()
+        assert self._num_idle_blocks == sum(prefix.num_blocks for prefix in self._idle.values())
+        assert self.num_slots == sum(prefix.num_slots for prefix in self)

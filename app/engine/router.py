@@ -6,7 +6,6 @@ import threading
 from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from app.errors import InvalidRequest
 from app.request import FinishReason, RequestTimings, TokenDelta
@@ -22,42 +21,12 @@ class Completion:
     timings: RequestTimings
 
 
-class Port(Protocol):
-    """Where deltas of some requests go."""
+@dataclass(frozen=True, slots=True)
+class StreamPort:
+    """A queue that a coroutine of `loop` reads."""
 
-    def deliver(self, deltas: list[TokenDelta]) -> None:
-        """Called on the engine's thread, once a step; must not block."""
-        ...
-
-
-class LoopPort:
-    """Queues of one event loop."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._queues: dict[str, asyncio.Queue[TokenDelta]] = {}
-
-    def open(self, request_id: str) -> "asyncio.Queue[TokenDelta]":
-        queue: asyncio.Queue[TokenDelta] = asyncio.Queue()
-        self._queues[request_id] = queue
-        return queue
-
-    def close(self, request_id: str) -> None:
-        self._queues.pop(request_id, None)
-
-    @property
-    def is_unused(self) -> bool:
-        return not self._queues
-
-    def deliver(self, deltas: list[TokenDelta]) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop was closed: nobody reads any more
-            self._loop.call_soon_threadsafe(self._dispatch, deltas)
-
-    def _dispatch(self, deltas: list[TokenDelta]) -> None:
-        for delta in deltas:
-            queue = self._queues.get(delta.request_id)
-            if queue is not None:  # its reader may have left
-                queue.put_nowait(delta)
+    loop: asyncio.AbstractEventLoop
+    queue: "asyncio.Queue[TokenDelta]" = field(default_factory=asyncio.Queue)
 
 
 @dataclass(slots=True)
@@ -70,13 +39,14 @@ class FuturePort:
     def __post_init__(self) -> None:
         self.future.set_running_or_notify_cancel()  # cancelling goes through the engine
 
-    def deliver(self, deltas: list[TokenDelta]) -> None:
-        self._tokens += [delta for delta in deltas if delta.token_id is not None]
-        last = deltas[-1]
-        if last.error is not None:
-            self.future.set_exception(last.error)
-        elif last.finish is not None and last.timings is not None:
-            self.future.set_result(self._completion(last.finish, last.timings))
+    def take(self, delta: TokenDelta) -> None:
+        """On the engine's thread, which also runs what was added to the future."""
+        if delta.token_id is not None:
+            self._tokens.append(delta)
+        if delta.error is not None:
+            self.future.set_exception(delta.error)
+        elif delta.finish is not None and delta.timings is not None:
+            self.future.set_result(self._completion(delta.finish, delta.timings))
 
     def _completion(self, finish: FinishReason, timings: RequestTimings) -> Completion:
         return Completion(
@@ -85,6 +55,9 @@ class FuturePort:
             finish=finish,
             timings=timings,
         )
+
+
+Port = StreamPort | FuturePort
 
 
 class OutputRouter:
@@ -117,19 +90,31 @@ class OutputRouter:
 
     def deliver(self, deltas: Iterable[TokenDelta]) -> None:
         """Hand a step's deltas over; requests that ended are forgotten."""
-        by_port: dict[int, tuple[Port, list[TokenDelta]]] = {}
         with self._lock:
             self._is_delivering = True
-            for delta in deltas:
-                port = self._ports.get(delta.request_id)
-                if port is None:
-                    continue
-                by_port.setdefault(id(port), (port, []))[1].append(delta)
-                if delta.is_last:
-                    del self._ports[delta.request_id]
-        for port, batch in by_port.values():
-            port.deliver(batch)
+            addressed = [(port, delta) for delta in deltas if (port := self._port_for(delta)) is not None]
+        self._hand_over(addressed)
         with self._lock:
             self._is_delivering = False
             if not self._ports:
                 self._lock.notify_all()
+
+    def _port_for(self, delta: TokenDelta) -> Port | None:
+        return (self._ports.pop if delta.is_last else self._ports.get)(delta.request_id, None)
+
+    @staticmethod
+    def _hand_over(addressed: list[tuple[Port, TokenDelta]]) -> None:
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[StreamPort, TokenDelta]]] = {}
+        for port, delta in addressed:
+            if isinstance(port, StreamPort):
+                by_loop.setdefault(port.loop, []).append((port, delta))
+            else:
+                port.take(delta)
+        for loop, batch in by_loop.items():
+            with contextlib.suppress(RuntimeError):  # the loop was closed: nobody reads any more
+                loop.call_soon_threadsafe(_dispatch, batch)
+
+
+def _dispatch(batch: list[tuple[StreamPort, TokenDelta]]) -> None:
+    for port, delta in batch:
+        port.queue.put_nowait(delta)

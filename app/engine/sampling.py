@@ -5,17 +5,19 @@ index, position in the request) and is put through the row's inverse CDF. Which 
 depends on its own parameters only, never on its neighbours'.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from app.engine.plan import SampledToken, SamplingInput
 from app.request import SamplingParams
 
-# Up to this many candidates come from a partial selection; more from a full sort.
-_MAX_PARTIAL_TOP_K = 1024
+# Candidates that a partial selection looks at; where they don't suffice, the row is sorted whole.
+_NUM_CANDIDATES = 1024
+_CDF_BLOCK = 512  # tokens that a plain draw cumulates at once
 _MASK = 0xFFFFFFFFFFFFFFFF
 
 
@@ -29,10 +31,10 @@ def choose_tokens(logits: Tensor, inputs: Sequence[SamplingInput]) -> tuple[Samp
     adjusted = _apply_penalties(logits, inputs)
     chosen = adjusted.argmax(dim=-1)
     finite = normaliser.isfinite()
-    for rows in _sampled_rows(inputs):
+    for draw, rows in _sampled_rows(inputs):
         # A row without finite logits has no distribution to draw from; zeros keep the call alive.
         drawn = adjusted[rows].masked_fill(~finite[rows, None], 0.0)
-        chosen[rows] = _draw(drawn, [inputs[row] for row in rows])
+        chosen[rows] = draw(drawn, [inputs[row] for row in rows])
     logprobs = logits.gather(1, chosen[:, None]).squeeze(1) - normaliser
     columns = zip(chosen.tolist(), logprobs.tolist(), finite.tolist(), strict=True)
     return tuple(SampledToken(token, logprob, is_finite) for token, logprob, is_finite in columns)
@@ -53,12 +55,8 @@ def _mix(state: int) -> int:
     return state ^ (state >> 31)
 
 
-def _has_penalty(params: SamplingParams) -> bool:
-    return (params.repetition_penalty, params.frequency_penalty, params.presence_penalty) != (1.0, 0.0, 0.0)
-
-
 def _apply_penalties(logits: Tensor, inputs: Sequence[SamplingInput]) -> Tensor:
-    rows = [row for row, given in enumerate(inputs) if _has_penalty(given.params)]
+    rows = [row for row, given in enumerate(inputs) if given.params.has_penalty]
     if not rows:
         return logits
     adjusted = logits.clone()
@@ -69,80 +67,131 @@ def _apply_penalties(logits: Tensor, inputs: Sequence[SamplingInput]) -> Tensor:
 
 def _penalise(row: Tensor, given: SamplingInput) -> None:
     """In place. Repetition as in transformers (CTRL, Keskar et al. 2019); the others as OpenAI's."""
+    assert given.prompt_ids is not None
+    assert given.generated_ids is not None
     params = given.params
-    seen = torch.tensor(sorted({*given.prompt_ids, *given.generated}), device=row.device)
-    scores = row[seen]
-    penalty = params.repetition_penalty
+    ids, counts = np.unique(given.generated_ids, return_counts=True)
+    seen = torch.from_numpy(np.union1d(given.prompt_ids, ids)).to(row.device)
+    scores, penalty = row[seen], params.repetition_penalty
     row[seen] = torch.where(scores < 0, scores * penalty, scores / penalty)
-    if given.generated:
-        ids, counts = np.unique(np.array(given.generated), return_counts=True)
-        toll = params.frequency_penalty * counts + params.presence_penalty
-        row[torch.from_numpy(ids).to(row.device)] -= torch.from_numpy(toll).to(row)
+    toll = params.frequency_penalty * counts + params.presence_penalty
+    row[torch.from_numpy(ids).to(row.device)] -= torch.from_numpy(toll).to(row)
 
 
-def _sampled_rows(inputs: Sequence[SamplingInput]) -> list[list[int]]:
-    """Sampled rows by the way they take: plain, partial selection, full sort."""
-    ways: tuple[list[int], list[int], list[int]] = ([], [], [])
+Draw = Callable[[Tensor, Sequence[SamplingInput]], Tensor]
+
+
+def _sampled_rows(inputs: Sequence[SamplingInput]) -> list[tuple[Draw, list[int]]]:
+    """Sampled rows by the way they are drawn."""
+    plain: list[int] = []
+    filtered: list[int] = []
     for row, given in enumerate(inputs):
-        if given.params.do_sample:
-            ways[_way(given.params)].append(row)
-    return [rows for rows in ways if rows]
+        params = given.params
+        if params.do_sample:
+            has_filter = params.top_k > 0 or params.top_p < 1 or params.min_p > 0
+            (filtered if has_filter else plain).append(row)
+    return [(draw, rows) for draw, rows in ((_draw_plain, plain), (_draw_filtered, filtered)) if rows]
 
 
-def _way(params: SamplingParams) -> int:
-    if 0 < params.top_k <= _MAX_PARTIAL_TOP_K:
-        return 1
-    return 2 if params.top_k or params.top_p < 1 or params.min_p > 0 else 0
+def _scores(logits: Tensor, inputs: Sequence[SamplingInput]) -> Tensor:
+    temperatures = _column([given.params.temperature for given in inputs], logits)
+    return (logits - logits.amax(dim=-1, keepdim=True)) / temperatures
 
 
-def _draw(logits: Tensor, inputs: Sequence[SamplingInput]) -> Tensor:
-    """Draw one token id a row; all rows take the same way."""
-    way = _way(inputs[0].params)
-    column = [given.params for given in inputs]
-    temperatures = _vector([params.temperature for params in column], logits)
-    scores = (logits - logits.amax(dim=-1, keepdim=True)) / temperatures
-    if way == 0:
-        probabilities, order = scores.softmax(dim=-1).double(), None
-    else:
-        candidates = scores.shape[-1] if way == 2 else min(_MAX_PARTIAL_TOP_K, scores.shape[-1])
-        kept, order = _sorted_candidates(scores, candidates)
-        probabilities = _filter(kept, column)
-    uniforms = _vector(
-        [uniform(given.params.seed, given.params.sample_index, given.position) for given in inputs],
-        probabilities,
-    )
-    picked = _inverse_cdf(probabilities, uniforms)
-    return (picked if order is None else order.gather(1, picked)).squeeze(1)
+def _uniforms(inputs: Sequence[SamplingInput], device: torch.device) -> Tensor:
+    """One number in [0, 1) a row: `[N, 1]`, float64."""
+    drawn = [uniform(given.params.seed, given.params.sample_index, given.position) for given in inputs]
+    return torch.tensor(drawn, dtype=torch.float64, device=device)[:, None]
 
 
-def _vector(values: list[float], like: Tensor) -> Tensor:
+def _column(values: list[float], like: Tensor) -> Tensor:
     return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None]
 
 
-def _sorted_candidates(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    if count < scores.shape[-1]:
-        values, order = scores.topk(count, dim=-1)
-        return values, order
-    values, order = scores.sort(dim=-1, descending=True, stable=True)
-    return values, order
+def _draw_plain(logits: Tensor, inputs: Sequence[SamplingInput]) -> Tensor:
+    """Draw from the whole vocabulary, in two levels: first a block of tokens, then one within it."""
+    probabilities = _scores(logits, inputs).softmax(dim=-1)
+    padded = functional.pad(probabilities, (0, -probabilities.shape[1] % _CDF_BLOCK))
+    blocks = padded.view(padded.shape[0], -1, _CDF_BLOCK)  # [N, V / block, block]
+    sums = blocks.sum(dim=-1, dtype=torch.float64)
+    block, rest = _inverse_cdf(sums, _uniforms(inputs, logits.device))
+    within = blocks.gather(1, block[:, :, None].expand(-1, -1, _CDF_BLOCK)).squeeze(1).double()
+    token, _ = _inverse_cdf(within, rest)
+    return (block * _CDF_BLOCK + token).squeeze(1)
 
 
-def _filter(scores: Tensor, params: Sequence[SamplingParams]) -> Tensor:
-    """Probabilities `[N, C]` of sorted candidates after top-k, then top-p, then min-p."""
-    rank = torch.arange(scores.shape[-1], device=scores.device)
-    top_k = _vector([each.top_k or scores.shape[-1] for each in params], scores)
-    weights = scores.masked_fill(rank >= top_k, float("-inf")).softmax(dim=-1).double()
-    top_p = _vector([each.top_p for each in params], weights)
-    min_p = _vector([each.min_p for each in params], weights)
+def _draw_filtered(logits: Tensor, inputs: Sequence[SamplingInput]) -> Tensor:
+    """Draw from what top-k, top-p and min-p leave, which is always a row's most probable tokens."""
+    scores = _scores(logits, inputs)
+    total = scores.logsumexp(dim=-1, keepdim=True)
+    values, order = scores.topk(min(_NUM_CANDIDATES, scores.shape[1]), dim=-1)
+    chosen = torch.empty(len(inputs), dtype=torch.long, device=logits.device)
+    enough = _suffices(values, total, inputs, scores.shape[1])
+    partial = [row for row, is_enough in enumerate(enough) if is_enough]
+    if partial:
+        chosen[partial] = _draw_sorted(values[partial], order[partial], total[partial], inputs, partial)
+    whole = [row for row, is_enough in enumerate(enough) if not is_enough]
+    if whole:
+        values, order = scores[whole].sort(dim=-1, descending=True, stable=True)
+        chosen[whole] = _draw_sorted(values, order, total[whole], inputs, whole)
+    return chosen
+
+
+def _suffices(values: Tensor, total: Tensor, inputs: Sequence[SamplingInput], vocabulary: int) -> list[bool]:
+    """Whether a row's candidates hold all that its filters leave; told from the row alone."""
+    count = values.shape[1]
+    mass = (values - total).exp().sum(dim=-1).tolist()
+    least = (values[:, -1] - values[:, 0]).exp().tolist()  # relative to the most probable token
+    return [
+        count == vocabulary or _is_within(given.params, count, row_mass, row_least)
+        for given, row_mass, row_least in zip(inputs, mass, least, strict=True)
+    ]
+
+
+def _is_within(params: SamplingParams, count: int, mass: float, least: float) -> bool:
+    if params.top_k:
+        return params.top_k <= count
+    return mass >= params.top_p or least < params.min_p
+
+
+def _draw_sorted(
+    values: Tensor, order: Tensor, total: Tensor, inputs: Sequence[SamplingInput], rows: list[int]
+) -> Tensor:
+    """Draw from sorted scores `values [N, C]` of the tokens `order [N, C]`."""
+    given = [inputs[row] for row in rows]
+    weights = _filter(values, total, [each.params for each in given])
+    picked, _ = _inverse_cdf(weights, _uniforms(given, values.device))
+    return order.gather(1, picked).squeeze(1)
+
+
+def _filter(values: Tensor, total: Tensor, params: Sequence[SamplingParams]) -> Tensor:
+    """Weights `[N, C]` of sorted candidates after top-k, then top-p, then min-p."""
+    count = values.shape[1]
+    rank = torch.arange(count, device=values.device)
+    top_k = _column([float(each.top_k or count) for each in params], values)
+    kept = values.masked_fill(rank >= top_k, float("-inf"))
+    has_top_k = torch.tensor([each.top_k > 0 for each in params], device=values.device)[:, None]
+    normaliser = torch.where(has_top_k, kept.logsumexp(dim=-1, keepdim=True), total)
+    weights = (kept - normaliser).exp().double()
+    top_p = _column([each.top_p for each in params], weights)
+    min_p = _column([each.min_p for each in params], weights)
     before = weights.cumsum(dim=-1) - weights
     # The most probable token always stays, whatever rounding makes of the rest.
     keep = ((before < top_p) & (weights >= min_p * weights[:, :1])) | (rank == 0)
     return weights * keep
 
 
-def _inverse_cdf(probabilities: Tensor, uniforms: Tensor) -> Tensor:
-    """The first index whose cumulated weight exceeds `uniforms [N, 1]` of the total: `[N, 1]`."""
-    cumulated = probabilities.cumsum(dim=-1)
-    target = uniforms * cumulated[:, -1:]
-    last = (probabilities > 0).long().cumsum(dim=-1).argmax(dim=-1, keepdim=True)
-    return torch.searchsorted(cumulated, target, right=True).minimum(last)
+def _inverse_cdf(weights: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """The first index `[N, 1]` at which the cumulated share of `weights [N, C]` exceeds `target`.
+
+    `target [N, 1]` is a share of the row's total. Also returns which share of the picked weight was
+    left over, for a second draw within it.
+    """
+    cumulated = weights.cumsum(dim=-1)
+    sought = target * cumulated[:, -1:]
+    positive = (weights > 0).to(torch.uint8)
+    last = weights.shape[1] - 1 - positive.flip(-1).argmax(dim=-1, keepdim=True)
+    index = torch.searchsorted(cumulated, sought, right=True).minimum(last)
+    picked = weights.gather(1, index)
+    left_over = (sought - (cumulated.gather(1, index) - picked)) / picked
+    return index, left_over.clamp(0.0, 1.0)

@@ -11,7 +11,6 @@ Nothing can deadlock: a sequence that waits holds no pin and no block, so the ol
 can always have everything else's (docs/architecture.md, "Preempted rows hold nothing").
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from app.engine.blocks import KVBlocks, SlotTable
@@ -65,25 +64,23 @@ class _Draft:
         self.budget -= item.kv.num_tokens
 
     def plan(self) -> Plan:
-        rows_first = sorted(self.items, key=lambda item: item.kv.num_tokens > 1)
+        # Rows of like length stand together, since they share a bucket (attention/step.py).
+        rows_first = sorted(self.items, key=lambda item: (item.kv.num_tokens > 1, item.kv.num_computed))
         return Plan(writes=tuple(self.writes), items=tuple(rows_first))
 
 
 class Scheduler:
     """Owns every sequence, block and prefix. Called by one thread only."""
 
-    def __init__(
-        self, blocks: KVBlocks, config: SchedulerConfig, *, load: Callable[[Sequence], None]
-    ) -> None:
-        """`load` starts fetching a sequence's prompt; `loaded` is called when it is here."""
+    def __init__(self, blocks: KVBlocks, config: SchedulerConfig) -> None:
         self.blocks = blocks
         self.prefixes = PrefixCache(blocks)
         self.running: list[Sequence] = []  # in order of admission
         self.waiting = FairQueue()
         self.loading: set[Sequence] = set()
+        self._to_load: list[Sequence] = []  # parked since `take_loads` was asked last
         self.counts = StepCounts()
         self._config = config
-        self._load = load
 
     @property
     def num_open(self) -> int:
@@ -107,18 +104,23 @@ class Scheduler:
             )
 
     def add(self, sequence: Sequence) -> None:
-        """Take in a new sequence; one whose prompt is neither resident nor here is parked."""
-        if self._needs_prompt(sequence):
+        """Take in a new sequence. The prompts of those who are next are fetched at once."""
+        if self._needs_prompt(sequence) and self.num_open < self._config.max_rows:
             self._park(sequence)
         else:
             self.waiting.push(sequence)
+
+    def take_loads(self) -> list[Sequence]:
+        """Sequences that were parked since the last call: fetch their prompts, then call `loaded`."""
+        parked, self._to_load = self._to_load, []
+        return parked
 
     def loaded(self, sequence: Sequence, prompt: Prompt) -> None:
         """A parked sequence's prompt has arrived."""
         self.loading.discard(sequence)
         sequence.prompt = prompt
         sequence.phase = Phase.WAITING
-        self.waiting.push(sequence)
+        self.waiting.push(sequence, front=sequence.admitted is not None)
 
     def finish(self, sequence: Sequence) -> None:
         """Free everything that a sequence holds, in whatever phase it is."""
@@ -206,11 +208,11 @@ class Scheduler:
             assert prefix.prompt is not None
             slots = prefix.table.slots(prefix.num_virtual_tokens)
             draft.writes.append(PrefixWrite(prefix, prefix.prompt, slots))
-            prefix.advance(prefix.num_virtual_tokens)
+            self.prefixes.advance(prefix, prefix.num_virtual_tokens)
         while draft.budget and not prefix.is_ready:
             item = _prefix_item(prefix, draft.budget)
             draft.add(item)
-            prefix.advance(item.kv.num_tokens)
+            self.prefixes.advance(prefix, item.kv.num_tokens)
             self.counts.prefix_tokens += item.kv.num_tokens
 
     # -- admission --------------------------------------------------------------------------
@@ -220,7 +222,9 @@ class Scheduler:
             sequence = self.waiting.peek()
             if sequence is None:
                 return
-            if self._needs_prompt(sequence):  # its prefix was evicted while it waited
+            if self._needs_prompt(sequence):
+                if len(self.loading) >= self._config.max_rows:  # prompts take memory too
+                    return
                 self.waiting.remove(sequence)
                 self._park(sequence)
             elif self._place(sequence):
@@ -239,7 +243,7 @@ class Scheduler:
     def _park(self, sequence: Sequence) -> None:
         sequence.phase = Phase.LOADING
         self.loading.add(sequence)
-        self._load(sequence)
+        self._to_load.append(sequence)
 
     def _place(self, sequence: Sequence) -> bool:
         """Give a sequence its prefix and blocks for all its tokens; False when they don't suffice.
@@ -259,19 +263,14 @@ class Scheduler:
         if prefix is not None:
             self.counts.prefix_hits += 1
         elif key is not None:
-            prefix = self._create_prefix(key, sequence)
+            prefix = self.prefixes.create(key, sequence.request, sequence.prompt)
+            self.counts.prefix_misses += 1
         self._start(sequence, prefix)
         return True
 
-    def _create_prefix(self, key: PrefixKey, sequence: Sequence) -> Prefix:
-        prefix = self.prefixes.create(key, sequence.request, sequence.prompt)
-        assert prefix is not None, "blocks were counted before"
-        self.prefixes.pin(prefix)
-        self.counts.prefix_misses += 1
-        return prefix
-
     def _start(self, sequence: Sequence, prefix: Prefix | None) -> None:
-        self.waiting.remove(sequence)
+        self.waiting.take(sequence)
+        sequence.prompt = None  # the prefix has it now, for as long as it is needed
         head_slots = prefix.num_slots if prefix is not None else 0
         sequence.prefix = prefix
         sequence.table = SlotTable(self.blocks, prefix.table if prefix is not None else None, head_slots)
@@ -334,13 +333,10 @@ class Scheduler:
 
 
 def _sampling_input(sequence: Sequence) -> SamplingInput:
-    request = sequence.request
-    return SamplingInput(
-        request.sampling,
-        position=sequence.num_generated,
-        prompt_ids=request.resident_ids + request.token_ids,
-        generated=tuple(sequence.tokens[len(request.token_ids) :]),
-    )
+    params = sequence.request.sampling
+    if not params.has_penalty:
+        return SamplingInput(params, sequence.num_generated)
+    return SamplingInput(params, sequence.num_generated, sequence.prompt_ids, sequence.generated_ids)
 
 
 def _prefix_item(prefix: Prefix, budget: int) -> PlanItem:

@@ -3,11 +3,17 @@
 import enum
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
 
 from app.engine.blocks import SlotTable
 from app.engine.prefixes import Prefix, PrefixKey
 from app.prompt import Prompt
 from app.request import FinishReason, Request, RequestTimings
+
+IdArray = NDArray[np.int64]
 
 
 class Phase(enum.Enum):
@@ -27,14 +33,15 @@ class Sequence:
     prefix_key: PrefixKey | None
     tokens: list[int] = field(init=False)
     phase: Phase = Phase.WAITING
-    prompt: Prompt | None = None  # the loaded bytes, while the prefix may have to be built
+    prompt: Prompt | None = None  # the loaded bytes, between their arrival and admission
     prefix: Prefix | None = None  # pinned while running
     table: SlotTable | None = None
     num_computed: int = 0  # own tokens whose keys and values exist
-    arrived: float = field(default_factory=time.monotonic)
+    arrived: float = field(default_factory=time.monotonic)  # all times: time.monotonic() seconds
     admitted: float | None = None
     first_token: float | None = None
     last_token: float | None = None
+    latency: float = 0.0  # seconds that the last token took since the one before, or since arrival
 
     def __post_init__(self) -> None:
         self.tokens = list(self.request.token_ids)
@@ -50,6 +57,7 @@ class Sequence:
 
     @property
     def is_decoding(self) -> bool:
+        """One generated token is pending (as for the last token of a recomputation)."""
         return self.num_generated > 0 and self.num_pending == 1
 
     @property
@@ -61,9 +69,20 @@ class Sequence:
         """The position that the model sees for the first own token."""
         return self.prefix.position_of(self.prefix.num_slots) if self.prefix is not None else 0
 
+    @cached_property
+    def prompt_ids(self) -> IdArray:
+        """Ids of the prompt's text, each once."""
+        return np.unique(np.array(self.request.resident_ids + self.request.token_ids, dtype=np.int64))
+
+    @property
+    def generated_ids(self) -> IdArray:
+        """Ids generated so far, in order."""
+        return np.array(self.tokens[len(self.request.token_ids) :], dtype=np.int64)
+
     def accept(self, token_id: int, now: float) -> FinishReason | None:
         """Append a sampled token; why the sequence ends with it, if it does."""
         self.tokens.append(token_id)
+        self.latency = now - (self.last_token or self.arrived)
         self.first_token = self.first_token or now
         self.last_token = now
         if token_id in self.request.stop_ids:

@@ -13,9 +13,10 @@ from app.request import SamplingParams
 
 DEFAULT_MAX_NEW_TOKENS = 128
 MAX_NEW_TOKENS = 1_000_000
-MAX_TEMPERATURE = 100.0
+# Smaller ones would underflow in float32; this one is greedy already.
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.001, 100.0
 MAX_TOP_K = 1_000_000
-MAX_REPETITION_PENALTY = 100.0
+MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY = 0.01, 100.0
 MAX_PENALTY = 2.0  # of frequency and presence, either sign
 MAX_SEED = 2**63 - 1
 MAX_TRUNCATE = 1_000_000
@@ -63,10 +64,10 @@ _INTEGERS = {
     "truncate": (1, MAX_TRUNCATE),
 }
 _NUMBERS = {
-    "temperature": (0.0, MAX_TEMPERATURE, True),
+    "temperature": (MIN_TEMPERATURE, MAX_TEMPERATURE, False),
     "top_p": (0.0, 1.0, True),
     "min_p": (0.0, 1.0, False),
-    "repetition_penalty": (0.0, MAX_REPETITION_PENALTY, True),
+    "repetition_penalty": (MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY, False),
     "frequency_penalty": (-MAX_PENALTY, MAX_PENALTY, False),
     "presence_penalty": (-MAX_PENALTY, MAX_PENALTY, False),
 }

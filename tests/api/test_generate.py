@@ -135,7 +135,7 @@ def test_habits_are_refused_otherwise(client: httpx.Client, name: str, value: An
         ({"inputs": "a", "taskid": "x"}, "taskid", "There is no field taskid"),
         ({"inputs": "a", "parameters": {"max_tokens": 3}}, "parameters.max_tokens", "There is no field"),
         ({"inputs": "a", "parameters": {"top_p": 1.5}}, "parameters.top_p", "less than or equal to 1"),
-        ({"inputs": "a", "parameters": {"temperature": 0}}, "parameters.temperature", "greater than 0"),
+        ({"inputs": "a", "parameters": {"temperature": 0}}, "parameters.temperature", "0.001"),
         ({"inputs": "a", "parameters": {"max_new_tokens": 0}}, "parameters.max_new_tokens", "greater"),
         ({"inputs": "a", "parameters": {"seed": 2**63}}, "parameters.seed", "less than"),
         ({"inputs": "a", "parameters": {"stop": ["a"] * 17}}, "parameters.stop", "at most 16"),

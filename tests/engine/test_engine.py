@@ -129,7 +129,6 @@ def test_a_deadline_ends_running_and_waiting_requests(bench: Bench) -> None:
         past.result(60)
     in_time = bench.request("in time", deadline=time.monotonic() + 60)
     assert bench.engine.submit(in_time).result(60).token_ids
-    assert [done.reason for step in bench.steps for done in step.finished].count("deadline") == 2
 
 
 def test_timings_add_up(bench: Bench) -> None:
@@ -150,6 +149,10 @@ def test_timings_add_up(bench: Bench) -> None:
         ({"max_new_tokens": 0}, InvalidRequest, "one new token"),
         ({"token_ids": (5, 211)}, InvalidRequest, "0 to 210"),
         ({"resident_ids": (-1,)}, InvalidRequest, "0 to 210"),
+        ({"prompt_digest": "0" * 64}, InvalidRequest, "come together"),
+        ({"num_virtual_tokens": 3}, InvalidRequest, "come together"),
+        ({"deadline": float("inf")}, InvalidRequest, "finite"),
+        ({"deadline": float("nan")}, InvalidRequest, "finite"),
         ({"max_new_tokens": 400}, RequestTooLong, "0 virtual \\+ 3 prompt \\+ 400 new .* 320 positions"),
     ],
 )
@@ -213,6 +216,10 @@ def test_a_prompt_that_differs_from_its_manifest_is_not_used(bench: Bench, soft_
     wrong = replace(bench.request("wrong", soft_prompt), num_virtual_tokens=5)
     with pytest.raises(PromptRejected, match="expected: 5 virtual tokens; found: 6"):
         bench.engine.submit(wrong).result(60)
+    right = bench.engine.submit(bench.request("right", soft_prompt)).result(60)
+    with pytest.raises(PromptRejected):  # also when the prompt is resident already
+        bench.engine.submit(wrong).result(60)
+    assert bench.engine.submit(bench.request("right", soft_prompt)).result(60).token_ids == right.token_ids
 
 
 class SlowSource:
@@ -263,6 +270,31 @@ def test_a_parked_request_obeys_its_deadline_and_cancellation(
     assert engine.submit(bench.request("after")).result(60).token_ids
 
 
+def test_an_id_that_is_used_again_has_its_own_deadline_and_stream(bench: Bench) -> None:
+    soon = time.monotonic() + 0.3
+    bench.engine.submit(bench.request("again", max_new_tokens=2, deadline=soon)).result(60)
+    endless = bench.engine.submit(bench.request("again", max_new_tokens=300))
+    assert len(endless.result(60).token_ids) == 300
+    assert time.monotonic() > soon
+
+    async def leave_and_return() -> list[int | None]:
+        other = asyncio.ensure_future(_tokens(bench.request("other", max_new_tokens=100)))
+        stream = bench.engine.generate(bench.request("again", max_new_tokens=50))
+        async for _ in stream:
+            break
+        await stream.aclose()  # type: ignore[attr-defined]
+        await asyncio.to_thread(wait_until, lambda: bench.engine.stats().num_running == 1)
+        second = await _tokens(bench.request("again", token_ids=(9, 8), max_new_tokens=6))
+        await other
+        return second
+
+    async def _tokens(request: Request) -> list[int | None]:
+        return [delta.token_id async for delta in bench.engine.generate(request)]
+
+    alone = bench.engine.submit(bench.request("alone", token_ids=(9, 8), max_new_tokens=6)).result(60)
+    assert asyncio.run(leave_and_return()) == list(alone.token_ids)
+
+
 # -- asyncio -------------------------------------------------------------------------------------
 
 
@@ -289,8 +321,8 @@ def test_leaving_the_stream_cancels_the_request(bench: Bench) -> None:
         await stream.aclose()  # type: ignore[attr-defined]
 
     asyncio.run(leave_early())
-    wait_until(lambda: [done.reason for step in bench.steps for done in step.finished] == ["cancelled"])
-    assert bench.engine.stats().num_running == 0
+    wait_until(lambda: bench.engine.stats().num_running == 0)
+    assert len(bench.steps) < 300, "it ended before its time"
 
 
 # -- life and death ------------------------------------------------------------------------------
@@ -355,10 +387,7 @@ def test_step_statistics_count_every_token_once(
     for future in [engine.submit(request) for request in requests]:
         future.result(60)
     engine.stop()
-    finished = [done for step in steps for done in step.finished]
     assert sum(step.new_tokens for step in steps) == 6 * 8
-    assert sum(done.generated_tokens for done in finished) == 6 * 8
-    assert sorted(done.prompt_tokens for done in finished) == [1, 2, 3, 4, 5, 6]
     assert sum(step.num_prefill_tokens for step in steps) == 21
     assert sum(len(step.first_token_latencies) for step in steps) == 6
     assert sum(len(step.inter_token_latencies) for step in steps) == 6 * 7

@@ -14,7 +14,7 @@ def serve(queue: FairQueue, count: int) -> list[Sequence]:
     for _ in range(count):
         head = queue.peek()
         assert head is not None
-        queue.remove(head)
+        queue.take(head)
         queue.charge(head, len(head.tokens))
         served.append(head)
     return served
@@ -70,12 +70,23 @@ def test_a_preempted_sequence_goes_first_in_its_task() -> None:
     assert queue.peek() is None
 
 
-def test_counters_of_absent_parties_are_dropped() -> None:
+def test_a_newcomer_does_not_collect_for_the_time_it_was_away() -> None:
+    """Nobody ever waited beside A, so its long past counts for nothing when B comes."""
     queue = FairQueue()
-    for i in range(1000):
-        each = sequence(str(i), tenant=f"t{i}", task=f"k{i}")
-        queue.push(each)
+    for i in range(200):
+        queue.push(sequence(f"a-{i}", tenant="a"))
         serve(queue, 1)
-    queue.forget_idle({("t7", "k7")})
-    assert list(queue._tasks) == ["t7"]
-    assert list(queue._tenants._served) == ["t7"]
+    for i in range(50):
+        queue.push(sequence(f"b-{i}", tenant="b"))
+    queue.push(sequence("a-late", tenant="a"))
+    assert "a-late" in [each.request.id for each in serve(queue, 3)]
+
+
+def test_when_nobody_is_there_everybody_starts_anew() -> None:
+    queue = FairQueue()
+    for i in range(100):
+        queue.push(sequence(str(i), tenant=f"t{i}", task=f"k{i}"))
+        serve(queue, 1)
+    queue.reset()
+    assert not queue._tasks
+    assert queue.peek() is None

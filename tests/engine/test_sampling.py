@@ -54,6 +54,7 @@ def transformers_probabilities(logits: torch.Tensor, params: SamplingParams) -> 
         SamplingParams(do_sample=True, temperature=1.7),
         SamplingParams(do_sample=True, temperature=0.6, top_k=5),
         SamplingParams(do_sample=True, top_p=0.8),
+        SamplingParams(do_sample=True, top_p=0.999),
         SamplingParams(do_sample=True, min_p=0.1),
         SamplingParams(do_sample=True, temperature=1.3, top_k=12, top_p=0.9, min_p=0.02),
     ],
@@ -62,7 +63,7 @@ def transformers_probabilities(logits: torch.Tensor, params: SamplingParams) -> 
 def test_samples_follow_the_exact_distribution(params: SamplingParams) -> None:
     draws = 20_000
     logits = torch.randn(24, generator=torch.Generator().manual_seed(3)) * 1.5
-    inputs = [SamplingInput(replace(params, seed=seed), 0, (), ()) for seed in range(draws)]
+    inputs = [SamplingInput(replace(params, seed=seed), 0) for seed in range(draws)]
     tokens = [token.token_id for token in choose_tokens(logits.expand(draws, -1), inputs)]
     observed = np.bincount(tokens, minlength=24)
     expected = transformers_probabilities(logits, params).numpy() * draws
@@ -124,6 +125,32 @@ def test_a_seed_gives_the_same_tokens_among_32_strangers(
     assert max(step.num_decode_rows for step in bench.steps) >= 16
 
 
+@pytest.mark.parametrize(
+    ("params", "num_wide"),
+    [
+        (SamplingParams(do_sample=True, top_p=0.5), 4000),  # beyond the candidates: sorted whole
+        (SamplingParams(do_sample=True, top_p=0.5, temperature=0.05), 4000),  # within them
+        (SamplingParams(do_sample=True, min_p=0.3), 4000),
+        (SamplingParams(do_sample=True, top_k=2000), 4000),
+        (SamplingParams(do_sample=True), 4000),
+    ],
+    ids=lambda value: f"{value}",
+)
+def test_large_vocabularies_are_filtered_exactly(params: SamplingParams, num_wide: int) -> None:
+    """Every draw is one that transformers' filters leave, and the kept mass is drawn evenly."""
+    logits = torch.randn(num_wide, generator=torch.Generator().manual_seed(4))
+    expected = transformers_probabilities(logits, params).numpy()
+    inputs = [SamplingInput(replace(params, seed=seed), 0) for seed in range(2000)]
+    tokens = [token.token_id for token in choose_tokens(logits.expand(2000, -1), inputs)]
+    assert all(expected[token] > 0 for token in tokens)
+    # Ten classes of about equal probability, by the order of the vocabulary.
+    observed = np.histogram(np.cumsum(expected)[tokens] - expected[tokens] / 2, bins=10, range=(0, 1))[0]
+    shares = np.histogram(np.cumsum(expected) - expected / 2, bins=10, range=(0, 1), weights=expected)[0]
+    kept = shares > 0.01
+    statistic = float(((observed[kept] - shares[kept] * 2000) ** 2 / (shares[kept] * 2000)).sum())
+    assert statistic < chi_square_limit(max(1, int(kept.sum()) - 1))
+
+
 def test_different_seeds_and_sample_indices_differ() -> None:
     values = {
         uniform(seed, index, position) for seed in range(5) for index in range(5) for position in range(5)
@@ -143,7 +170,7 @@ def test_repetition_penalty_is_transformers_own() -> None:
     seen = (1, 4, 4, 9)
     expected = RepetitionPenaltyLogitsProcessor(1.9)(torch.tensor([seen]), logits.clone()).argmax(-1)
     params = SamplingParams(repetition_penalty=1.9)
-    (token,) = choose_tokens(logits, [SamplingInput(params, 2, seen[:2], seen[2:])])
+    (token,) = choose_tokens(logits, [SamplingInput(params, 2, np.array(seen[:2]), np.array(seen[2:]))])
     assert token.token_id == int(expected)
     assert token.logprob == pytest.approx(float(logits.log_softmax(-1)[0, token.token_id]), abs=1e-5)
 
@@ -153,22 +180,22 @@ def test_frequency_and_presence_penalties_are_openais() -> None:
     logits[0, :4] = torch.tensor([3.0, 2.9, 2.0, 1.0])
     params = SamplingParams(frequency_penalty=0.5, presence_penalty=0.3)
     # Token 0 came twice: 3.0 - 2 * 0.5 - 0.3 = 1.7; token 1 once: 2.9 - 0.8 = 2.1; token 2 leads no more.
-    (token,) = choose_tokens(logits, [SamplingInput(params, 3, (2, 2, 2), (0, 0, 1))])
+    (token,) = choose_tokens(logits, [SamplingInput(params, 3, np.array([2]), np.array([0, 0, 1]))])
     assert token.token_id == 1
-    (token,) = choose_tokens(logits, [SamplingInput(params, 4, (2, 2, 2), (0, 0, 1, 1))])
+    (token,) = choose_tokens(logits, [SamplingInput(params, 4, np.array([2]), np.array([0, 0, 1, 1]))])
     assert token.token_id == 2
 
 
 def test_a_bad_row_is_reported_and_its_neighbours_are_not_touched() -> None:
     logits = torch.randn(4, 50, generator=torch.Generator().manual_seed(2))
-    clean = choose_tokens(logits, [SamplingInput(SamplingParams(), 0, (), ())] * 4)
+    clean = choose_tokens(logits, [SamplingInput(SamplingParams(), 0)] * 4)
     broken = logits.clone()
     broken[1, 7] = float("nan")
     broken[2, 3] = float("inf")
-    tokens = choose_tokens(broken, [SamplingInput(SamplingParams(), 0, (), ())] * 4)
+    tokens = choose_tokens(broken, [SamplingInput(SamplingParams(), 0)] * 4)
     assert [token.is_finite for token in tokens] == [True, False, False, True]
     assert (tokens[0], tokens[3]) == (clean[0], clean[3])
-    sampled = SamplingInput(SamplingParams(do_sample=True, top_p=0.9), 0, (), ())
+    sampled = SamplingInput(SamplingParams(do_sample=True, top_p=0.9), 0)
     assert [token.is_finite for token in choose_tokens(broken, [sampled] * 4)] == [True, False, False, True]
 
 
@@ -179,7 +206,7 @@ def test_a_bad_row_is_reported_and_its_neighbours_are_not_touched() -> None:
     top_p=st.floats(0.001, 1.0),
     min_p=st.floats(0.0, 1.0),
     seed=st.integers(0, 2**64 - 1),
-    scale=st.floats(0.0, 100.0),
+    scale=st.sampled_from([0.0, 0.01, 1.0, 10.0, 100.0]),
 )
 def test_whatever_the_parameters_a_kept_token_is_drawn(
     temperature: float, top_k: int, top_p: float, min_p: float, seed: int, scale: float
@@ -188,7 +215,7 @@ def test_whatever_the_parameters_a_kept_token_is_drawn(
     params = SamplingParams(
         do_sample=True, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed
     )
-    (token,) = choose_tokens(logits[None], [SamplingInput(params, 0, (), ())])
+    (token,) = choose_tokens(logits[None], [SamplingInput(params, 0)])
     allowed = min(top_k or 40, 40)
     rank = int((logits > logits[token.token_id]).sum())
     assert token.is_finite

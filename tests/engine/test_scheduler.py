@@ -56,10 +56,10 @@ PROMPTS = [
 ]
 
 
-def new_scheduler(load: object) -> Scheduler:
+def new_scheduler() -> Scheduler:
     blocks = KVBlocks((NUM_BLOCKS + 1, NUM_BLOCKS + 1), BLOCK_SIZE)
     config = SchedulerConfig(max_rows=MAX_ROWS, token_budget=TOKEN_BUDGET)
-    return Scheduler(blocks, config, load=load)  # type: ignore[arg-type]
+    return Scheduler(blocks, config)
 
 
 def expected_content(owner: Sequence | Prefix, num_slots: int) -> list[object]:
@@ -104,7 +104,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.parked: list[Sequence] = []
-        self.scheduler = new_scheduler(self.parked.append)
+        self.scheduler = new_scheduler()
         self.device = Device(2)
         self.sequences: dict[str, Sequence] = {}
         self.ended: set[str] = set()
@@ -140,6 +140,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         sequence = Sequence(request, prefix_key(request, GEOMETRY))
         self.sequences[request.id] = sequence
         self.scheduler.add(sequence)
+        self.parked += self.scheduler.take_loads()
 
     @rule(data=st.data())
     @precondition(lambda self: self.parked)
@@ -157,6 +158,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(fate=st.sampled_from(["go on", "go on", "go on", "stop", "nan"]), pick=st.integers(0, 5))
     def step(self, fate: str, pick: int) -> None:
         plan = self.scheduler.schedule()
+        self.parked += self.scheduler.take_loads()
         self.check_plan(plan)
         self.device.run(plan)
         sampling = [item for item in plan.items if item.sampling is not None]
@@ -194,6 +196,8 @@ class SchedulerMachine(RuleBasedStateMachine):
     def nothing_is_lost(self) -> None:
         self.scheduler.check_integrity()
         assert self.scheduler.num_open == len(self.sequences)
+        held = [sequence for sequence in self.sequences.values() if sequence.prompt is not None]
+        assert all(sequence.phase is Phase.WAITING for sequence in held), "bytes are let go at admission"
 
     def teardown(self) -> None:
         """Whatever the state, everything ends when prompts arrive and steps go on."""
@@ -217,7 +221,7 @@ TestScheduler.settings = settings(
 
 
 def test_what_can_never_fit_is_refused_and_what_just_fits_is_not() -> None:
-    scheduler = new_scheduler(lambda _: None)
+    scheduler = new_scheduler()
     capacity = NUM_BLOCKS * BLOCK_SIZE
     just_fits = Request(id="a", token_ids=(1,) * (capacity - 10), max_new_tokens=10)
     scheduler.check_fits(just_fits)
@@ -227,13 +231,12 @@ def test_what_can_never_fit_is_refused_and_what_just_fits_is_not() -> None:
 
 
 def test_a_request_that_fills_the_memory_runs_when_idle_prefixes_must_go() -> None:
-    parked: list[Sequence] = []
-    scheduler = new_scheduler(parked.append)
+    scheduler = new_scheduler()
     soft = PROMPTS[2]
     first = Request(id="1", token_ids=(1, 2), max_new_tokens=1, prompt_digest="long", num_virtual_tokens=30)
     sequence = Sequence(first, prefix_key(first, GEOMETRY))
     scheduler.add(sequence)
-    scheduler.loaded(parked.pop(), soft)
+    scheduler.loaded(scheduler.take_loads()[0], soft)
     while sequence.phase is not Phase.FINISHED:
         plan = scheduler.schedule()
         tokens = [SampledToken(5, 0.0, True) for item in plan.items if item.sampling is not None]
