@@ -31,10 +31,15 @@ def _record(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    recorded: dict[int, LayerGeometry],
+    recorded: dict[int, LayerGeometry] | None = None,
     sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
+    if recorded is None:
+        raise UnsupportedModel(
+            f"{type(module).__name__} doesn't get the arguments of the model's forward pass, so attention "
+            "can't be told where a packed token's keys and values are"
+        )
     layer = int(module.layer_idx)  # type: ignore[arg-type]  # an attribute by transformers' convention
     recorded[layer] = LayerGeometry(key.shape[1], key.shape[3], value.shape[3], sliding_window)
     heads, tokens = query.shape[1:3]
@@ -75,7 +80,7 @@ def record_layers(model: PreTrainedModel) -> tuple[LayerGeometry, ...]:
     except Exception as error:
         raise UnsupportedModel(
             f"the architecture '{model.config.model_type}' failed a two-token forward pass through "
-            f"transformers' attention interface: {type(error).__name__}: {error}"
+            f"transformers' attention interface: {error or type(error).__name__}"
         ) from error
     finally:
         model.set_attn_implementation(IMPLEMENTATION)

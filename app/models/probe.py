@@ -132,6 +132,7 @@ def twin_config(config: PreTrainedConfig) -> PreTrainedConfig:
     wanted = {
         "num_attention_heads": few_heads,
         "num_key_value_heads": few_kv_heads,
+        "head_dim": head_dim,
         "hidden_size": few_heads * head_dim,
         "word_embed_proj_dim": few_heads * head_dim,
         "num_hidden_layers": _layers_of_every_kind(kinds, text.num_hidden_layers),
@@ -155,7 +156,7 @@ def twin_config(config: PreTrainedConfig) -> PreTrainedConfig:
         "floor_scale": _TWIN_WINDOW,  # positions from which Llama 4 scales its queries
     }
     for name, value in wanted.items():
-        if getattr(text, name, None) is not None:
+        if hasattr(text, name):
             setattr(text, name, value)
     for name, bound in bounds.items():
         if isinstance(getattr(text, name, None), int):

@@ -15,6 +15,7 @@ from tests.tiny_models import ARCHITECTURES, packed_backbone, tiny_model
 # With their default shapes, as big as their first releases: the twin makes them small.
 DEFAULTS = (*ARCHITECTURES, "gemma", "gemma3_text", "qwen3", "phi", "phi3", "cohere2", "olmo2", "granite")
 DEFAULTS += ("gpt_oss", "qwen3_moe", "starcoder2", "smollm3", "glm4", "ernie4_5", "gpt_bigcode", "persimmon")
+DEFAULTS += ("ministral", "hunyuan_v1_dense")
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +29,7 @@ def test_supported_architectures_pass(architecture: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "architecture", ["falcon", "bloom", "mpt", "gptj", "codegen", "mamba", "llama4_text"]
+    "architecture", ["falcon", "bloom", "mpt", "gptj", "codegen", "mamba", "llama4_text", "stablelm"]
 )
 def test_architectures_with_their_own_attention_are_refused_by_name(architecture: str) -> None:
     with pytest.raises(UnsupportedModel, match=f"the architecture '{architecture}'"):
