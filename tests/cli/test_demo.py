@@ -12,10 +12,6 @@ from tests.cli.conftest import Server
 
 ROOT = Path(__file__).parents[2]
 
-pytestmark = pytest.mark.skipif(
-    not (ROOT / "models" / "demo-causal" / "config.json").is_file(), reason="`make demo` hasn't made it yet"
-)
-
 
 @pytest.fixture(scope="module")
 def demo_url() -> Iterator[str]:
