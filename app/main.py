@@ -265,6 +265,7 @@ class PromptplexServer(uvicorn.Server):
             log.info("draining: running requests get %g seconds; signal again to end at once", seconds)
             if not services.engine.drain(seconds):
                 log.warning("some requests didn't finish in time and were ended")
+            services.engine.stop()  # before the connections close, so that everybody gets an answer
         self.should_exit = True
 
 

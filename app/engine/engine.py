@@ -94,7 +94,7 @@ class Engine:
         return self._router.wait_until_empty(timeout)
 
     def stop(self) -> None:
-        """End the thread; requests that still run end as cancelled."""
+        """End the thread; requests that still run end with EngineStopped."""
         self._accepting = False
         self._inbox.put(Stop())
         if self._thread.is_alive():

@@ -18,7 +18,7 @@ from app.engine.runner import Runner
 from app.engine.scheduler import Scheduler
 from app.engine.sequence import Phase, Sequence
 from app.engine.statistics import StepRecorder
-from app.errors import Cancelled, DeadlineExceeded, PromptplexError, PromptRejected
+from app.errors import Cancelled, DeadlineExceeded, EngineStopped, PromptplexError, PromptRejected
 from app.prompt import ModelGeometry, Prompt, PromptSource
 from app.request import Request, TokenDelta
 
@@ -48,7 +48,7 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Inbox: end the thread; what still runs is cancelled."""
+    """Inbox: end the thread; what still runs is answered with an error."""
 
 
 Message = Submit | Cancel | Loaded | Stop
@@ -92,7 +92,9 @@ class EngineLoop:
             else:
                 self._rest()
         for sequence in list(self._open.values()):
-            self._end(sequence, Cancelled("the engine was stopped"))
+            self._end(
+                sequence, EngineStopped("the server stopped before the request finished; send it again")
+            )
 
     # -- messages ---------------------------------------------------------------------------
 

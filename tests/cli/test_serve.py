@@ -88,6 +88,23 @@ def test_a_dead_engine_ends_the_process(serve: Serve, base: Path, tmp_path: Path
     assert "ZeroDivisionError" in server.log
 
 
+def test_a_drain_that_runs_out_of_time_still_answers(serve: Serve, base: Path, tmp_path: Path) -> None:
+    server = serve(*_flags(base, tmp_path), "--drain-timeout", "0.2")
+    url = server.wait_until_ready()
+    answers: list[httpx2.Response] = []
+    body: dict[str, object] = {"inputs": "the film", "parameters": {"max_new_tokens": 1900}}
+    clients = [threading.Thread(target=lambda: answers.append(_post(url, body))) for _ in range(3)]
+    for client in clients:
+        client.start()
+    _wait_until_running(url)
+    assert server.end() == 0
+    for client in clients:
+        client.join(60)
+    assert [answer.status_code for answer in answers] == [503] * 3
+    assert all("send it again" in answer.json()["error"]["message"] for answer in answers)
+    assert "Traceback" not in server.log
+
+
 def test_a_second_signal_cuts_the_drain_short(serve: Serve, base: Path, tmp_path: Path) -> None:
     server = serve(*_flags(base, tmp_path))
     url = server.wait_until_ready()
