@@ -4,11 +4,12 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 
 from app import __version__
 from app.api import errors, generate, ops, tasks
 from app.api.edge import Edge
+from app.api.queries import only_known_queries
 from app.api.state import ApiConfig, ServerState
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[Any]]
@@ -24,6 +25,7 @@ def create_app(
         version=__version__,
         summary="One frozen language model, thousands of tasks, each a small trained prompt.",
         lifespan=lifespan,
+        dependencies=[Depends(only_known_queries)],
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,

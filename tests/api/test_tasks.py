@@ -268,3 +268,21 @@ def test_a_resident_task_says_so(client: httpx.Client) -> None:
     assert client.post("/tasks/warm/versions", files=parts(weights(), config())).status_code == 201
     client.post("/generate", json={"task_id": "warm", "inputs": "a"})
     assert client.get("/tasks/warm").json()["versions"][0]["resident"] is True
+
+
+def test_a_mistyped_query_parameter_moves_nothing(client: httpx.Client) -> None:
+    publish_text(client, "mistyped", "one {x}")
+    second = {"task": (None, json.dumps({"template": "two {x}"}))}
+    error = error_of(client.post("/tasks/mistyped/versions?alais=none", files=second), 422)
+    assert error["message"] == "There is no query parameter alais; there is alias."
+    assert error["param"] == "alais"
+    detail = client.get("/tasks/mistyped").json()
+    assert (detail["aliases"], len(detail["versions"])) == ({"live": 1}, 1)
+    assert client.post("/tasks/mistyped/versions?alias=none", files=second).status_code == 201
+    error = error_of(client.get("/tasks?page=2"), 422)
+    assert error["message"] == "There is no query parameter page; there is after, limit."
+    for path in ("/tasks/mistyped", "/version", "/health", "/health/live", "/info", "/metrics"):
+        error = error_of(client.get(f"{path}?verbose="), 422)
+        assert error["message"] == "There is no query parameter verbose; this route takes none."
+    error_of(client.post("/tasks/mistyped/rollback?alais=live"), 422)
+    error_of(client.post("/generate?stream=1", json={"inputs": "a"}), 422)
