@@ -206,8 +206,9 @@ class PromptplexServer(uvicorn.Server):
             self.state.services = await self._load(lambda error: _settle(loop, death, error))
             log.info("ready: serving base model %s", self.settings.base_name)
             log.critical("the engine died", exc_info=await death)
-        except PromptplexError as error:
-            log.critical("can't serve %s: %s", self.settings.model, error.message)
+        except (PromptplexError, ValueError) as error:  # what a user can mend; it says how
+            log.critical("can't serve %s: %s", self.settings.model, error)
+            log.debug("the details", exc_info=True)
         except Exception:
             log.critical("can't serve %s", self.settings.model, exc_info=True)
         self.failed = self.should_exit = True

@@ -19,6 +19,7 @@ def serve(**flags: str | None) -> None:
     settings = load_settings({name: value for name, value in flags.items() if value is not None})
     for warning in unknown_variables(os.environ):
         typer.echo(f"warning: {warning}", err=True)
+    typer.echo("starting (the first seconds go into importing torch and transformers)", err=True)
     from app.main import run_server  # torch and transformers take seconds to import
 
     raise typer.Exit(run_server(settings))

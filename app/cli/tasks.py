@@ -55,6 +55,21 @@ def push(
     where = f"{alias} since release {answer['release']}" if answer.get("release") else "no alias moved"
     learned = f", {answer['virtual_tokens']} virtual tokens" if answer["virtual_tokens"] else ""
     typer.echo(f"{answer['task_id']}@{answer['version']} ({answer['kind']}{learned}): {where}")
+    _warn_of_examples(answer)
+
+
+def _warn_of_examples(answer: Row) -> None:
+    """Examples are the only way to notice a prompt that was trained on a sibling of the base."""
+    examples = answer.get("examples") or []
+    missed = [example for example in examples if not example["matches"]]
+    if missed:
+        first = missed[0]
+        typer.echo(
+            f"warning: {len(missed)} of {len(examples)} examples differ: {first['inputs']!r} gave "
+            f"{first['generated']!r}, expected {first['expected']!r}; was the prompt trained on this base? "
+            f"`promptplex rollback {answer['task_id']}` goes back",
+            err=True,
+        )
 
 
 def _bundle(path: Path | None, template: str | None) -> Bundle:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -41,6 +42,11 @@ def choose_device(device: str) -> torch.device:
     """The device for `--device`; `auto` takes CUDA where there is one."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(
+            f"device {device!r} was asked for, but this torch finds no CUDA GPU; take --device cpu, or "
+            "install a CUDA build of torch"
+        )
     return torch.device(device)
 
 
@@ -82,7 +88,7 @@ def load_base(
     twin_figure = probe_architecture(config)
     progress(f"loading {reference}")
     model = _load_model(reference, choose_dtype(dtype, target), target)
-    tokenizer = AutoTokenizer.from_pretrained(reference, trust_remote_code=False)
+    tokenizer = _load_tokenizer(reference)
     identity = fingerprint(_weight_files(reference), config, tokenizer, progress)
     progress("checking the real weights against the model's own forward pass")
     backbone = DecoderOnly(model, model_geometry(model, identity, max_context))
@@ -99,15 +105,29 @@ def load_base(
 
 
 def _load_config(reference: str) -> PreTrainedConfig:
+    is_directory = Path(reference).is_dir()
+    if not is_directory and reference.startswith(("/", ".", "~")):
+        raise UnsupportedModel(f"there is no directory '{reference}'")
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(reference, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise UnsupportedModel(f"cannot read the configuration of '{reference}': {error}") from error
+        where = "" if is_directory else " (it is no directory here, so it was taken for a hub id)"
+        raise UnsupportedModel(f"cannot read the configuration of '{reference}'{where}: {error}") from error
     if config.is_encoder_decoder:
         raise UnsupportedModel(
             f"'{config.model_type}' is an encoder-decoder; this release serves causal language models"
         )
     return config
+
+
+def _load_tokenizer(reference: str) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(reference, trust_remote_code=False)
+    except Exception as error:  # transformers raises whatever its converters raise
+        raise UnsupportedModel(
+            f"cannot load a tokenizer of '{reference}'; it needs a tokenizer.json beside the weights: {error}"
+        ) from error
+    return tokenizer
 
 
 def _load_model(reference: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
@@ -119,7 +139,7 @@ def _load_model(reference: str, dtype: torch.dtype, device: torch.device) -> Pre
             use_safetensors=True,
             trust_remote_code=False,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise UnsupportedModel(f"cannot load the weights of '{reference}': {error}") from error
     model.to(device)  # type: ignore[arg-type]  # transformers wraps torch's signature away
     model.eval()

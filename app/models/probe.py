@@ -65,6 +65,8 @@ def probe_architecture(config: PreTrainedConfig) -> float:
     """
     name = config.model_type
     check_layer_kinds(config)
+    if not hasattr(config.get_text_config(), "num_attention_heads"):
+        raise UnsupportedModel(f"the architecture '{name}' has no attention layers for a prompt to reach")
     with torch.random.fork_rng(devices=[]), torch.inference_mode():
         torch.manual_seed(0)
         try:
@@ -75,7 +77,7 @@ def probe_architecture(config: PreTrainedConfig) -> float:
             raise
         except Exception as cause:
             raise UnsupportedModel(
-                f"the architecture '{name}' could not be probed: {type(cause).__name__}: {cause}"
+                f"the architecture '{name}' could not be probed: {_reason(cause)}"
             ) from cause
     if not error <= TWIN_TOLERANCE:  # a NaN fails too
         raise UnsupportedModel(
@@ -83,6 +85,12 @@ def probe_architecture(config: PreTrainedConfig) -> float:
             f"when sequences are packed (tolerance {TWIN_TOLERANCE:.0e}); it would serve wrong numbers"
         )
     return error
+
+
+def _reason(cause: Exception) -> str:
+    if isinstance(cause, KeyError) and cause.args == (IMPLEMENTATION,):
+        return "it picks its attention from a table of its own, so packed attention can't be put in"
+    return f"{type(cause).__name__}: {cause}"
 
 
 def own_logits(model: PreTrainedModel) -> Tensor:
@@ -103,6 +111,11 @@ def probe_weights(backbone: DecoderOnly, own: Tensor) -> float:
         found = torch.cat([logits for rows in _packed_logits(backbone, [probe, beside]) for logits in rows])
     expected = own[[*(np.cumsum(probe.chunks) - 1), *(np.cumsum(beside.chunks) - 1)]]
     error = float((found - expected).norm() / expected.norm())
+    if not own.isfinite().all():
+        raise UnsupportedModel(
+            f"the weights of this '{backbone.geometry.architecture}' give NaN or infinite logits in "
+            f"{backbone.geometry.dtype}, alone and unpacked: they are damaged, or need another --dtype"
+        )
     tolerance = WEIGHTS_TOLERANCE[backbone.dtype]
     if not error <= tolerance:
         raise UnsupportedModel(
@@ -156,7 +169,8 @@ def twin_config(config: PreTrainedConfig) -> PreTrainedConfig:
         "floor_scale": _TWIN_WINDOW,  # positions from which Llama 4 scales its queries
     }
     for name, value in wanted.items():
-        if hasattr(text, name):
+        is_derived = isinstance(getattr(type(text), name, None), property)
+        if hasattr(text, name) and not is_derived:
             setattr(text, name, value)
     for name, bound in bounds.items():
         if isinstance(getattr(text, name, None), int):

@@ -12,6 +12,7 @@ import hashlib
 import re
 import threading
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 
 from app.errors import Conflict, CorruptData, InvalidRequest, NotFound
@@ -108,7 +109,7 @@ class LocalStore:
         who: str = "",
         why: str = "",
     ) -> Release:
-        """Let `alias` mean `version`; the current release where it does already.
+        """Let `alias` mean `version`; where it does already, the release since which it does.
 
         With `expected_release` a compare-and-set: Conflict where the task's last release (0: none)
         is another one. Raises NotFound where there is no such task or version.
@@ -122,7 +123,7 @@ class LocalStore:
                 raise NotFound(f"Task {task_id!r} has no version {version}")
             if history.aliases.get(alias) == version:
                 self._files.sync(_release_name(task_id, len(history.releases)))
-                return history.releases[-1]
+                return _since(history, alias, version)
             release = self._put_release(history, alias, version, action=MOVE, who=who, why=why)
             if release is not None:
                 return release
@@ -262,6 +263,12 @@ def _version_name(task_id: str, number: int) -> Name:
 
 def _release_name(task_id: str, number: int) -> Name:
     return ("tasks", task_id, "releases", f"{number}.json")
+
+
+def _since(history: TaskHistory, alias: str, version: int) -> Release:
+    """The release since which the alias has meant its present version."""
+    same = takewhile(lambda release: release.aliases.get(alias) == version, reversed(history.releases))
+    return list(same)[-1]
 
 
 def _no_alias(history: TaskHistory, alias: str) -> NotFound:

@@ -64,6 +64,20 @@ def test_a_text_only_task_without_a_directory(promptplex: Run, server_url: str) 
     assert _generate(server_url, task_id="menu", inputs=inputs, parameters={"max_new_tokens": 2})
 
 
+def test_examples_that_differ_are_pointed_out(
+    promptplex: Run, save_peft: Callable[..., Path], server_url: str, tmp_path: Path
+) -> None:
+    directory = save_peft(tmp_path / "wrong-examples")
+    (directory / "task.json").write_text(
+        json.dumps({"examples": [{"inputs": "the film", "expected": "surely not this"}]})
+    )
+    status, out, err = promptplex("push", str(directory), "--server", server_url)
+    assert status == 0
+    assert "live since release 1" in out
+    assert "warning: 1 of 1 examples differ: 'the film' gave" in err
+    assert "promptplex rollback wrong-examples" in err
+
+
 def test_another_alias_or_none(promptplex: Run, server_url: str) -> None:
     push = ("push", "--task", "aliased", "--server", server_url)
     assert promptplex(*push, "--template", "a {x}", "--alias", "none")[1].endswith(": no alias moved\n")

@@ -77,6 +77,28 @@ def test_refusals_say_what_is_wrong(tmp_path: Path) -> None:
         choose_dtype("int4", torch.device("cpu"))
 
 
+def test_what_an_operator_mistypes_is_explained(saved_llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModel, match=r"there is no directory '/nope'"):
+        load(Path("/nope"))
+    with pytest.raises(ValueError, match="--device cpu"):
+        load_base(str(saved_llama), device="cuda:7", progress=lambda _: None)
+    (saved_llama / "tokenizer.json").unlink()
+    (saved_llama / "tokenizer_config.json").unlink()
+    with pytest.raises(UnsupportedModel, match=r"tokenizer\.json beside the weights"):
+        load(saved_llama)
+    weights = saved_llama / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(UnsupportedModel, match="cannot load the weights"):
+        load(saved_llama)
+
+
+def test_damaged_weights_are_named_as_such(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    model.get_input_embeddings().weight.fill_(float("nan"))
+    with pytest.raises(UnsupportedModel, match="NaN or infinite logits"):
+        load(save(model, tmp_path / "nan"), dtype="float32")
+
+
 def test_remote_code_is_never_run(saved_llama: Path) -> None:
     file = saved_llama / "config.json"
     config = json.loads(file.read_text())

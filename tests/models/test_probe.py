@@ -36,6 +36,13 @@ def test_architectures_with_their_own_attention_are_refused_by_name(architecture
         probe_architecture(CONFIG_MAPPING[architecture]())
 
 
+def test_the_refusal_says_why() -> None:
+    with pytest.raises(UnsupportedModel, match="a table of its own"):
+        probe_architecture(CONFIG_MAPPING["falcon"]())
+    with pytest.raises(UnsupportedModel, match="no attention layers"):
+        probe_architecture(CONFIG_MAPPING["mamba"]())
+
+
 def test_wrong_attention_is_refused_with_its_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel that is off by little is still refused, and the message names the figure."""
     kernel = packed._Kernel.__call__
