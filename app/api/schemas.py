@@ -19,7 +19,9 @@ Reference = Annotated[str, Field(min_length=1, max_length=MAX_REFERENCE_CHARS)]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    """No unknown fields, and no "5" for 5 or "yes" for true; a whole number may stand for a float."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class Parameters(_Strict):
@@ -66,13 +68,18 @@ class Parameters(_Strict):
         """Say plainly what is not supported, rather than that it must be 1."""
         if isinstance(data, dict):
             for name, neutral in _NEUTRAL.items():
-                if data.get(name) not in (None, neutral):
+                if not _is_neutral(data.get(name), neutral):
                     raise ValueError(f"{name} {_LATER}; leave it out")
         return data
 
     def generation(self) -> GenerationParameters:
         """What the generation service is told."""
         return parse_parameters({name: getattr(self, name) for name in _PASSED_ON})
+
+
+def _is_neutral(value: Any, neutral: Any) -> bool:
+    """In Python, True is 1 and False is 0; in JSON they aren't."""
+    return value is None or (value == neutral and isinstance(value, bool) == isinstance(neutral, bool))
 
 
 _PASSED_ON = tuple(GenerationParameters.__dataclass_fields__)
@@ -104,7 +111,7 @@ class GenerateRequest(_Strict):
     @model_validator(mode="before")
     @classmethod
     def _no_stream(cls, data: Any) -> Any:
-        if isinstance(data, dict) and data.get("stream") not in (None, False):
+        if isinstance(data, dict) and not _is_neutral(data.get("stream"), False):
             raise ValueError(f"stream {_LATER}; leave it out")
         return data
 

@@ -120,6 +120,9 @@ def test_habits_are_fine_at_their_neutral_value(client: httpx.Client) -> None:
         ("top_n_tokens", 3),
         ("decoder_input_details", True),
         ("choices", ["a", "b"]),
+        ("n", True),
+        ("watermark", 0),
+        ("typical_p", "1"),
     ],
 )
 def test_habits_are_refused_otherwise(client: httpx.Client, name: str, value: Any) -> None:
@@ -154,6 +157,39 @@ def test_bad_bodies(client: httpx.Client, body: Any, param: str | None, reason: 
     assert error["param"] == param
     assert reason in error["message"]
     assert error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "reason"),
+    [
+        ("max_new_tokens", (True, "5", 5.0, [5]), "valid integer"),
+        ("seed", (False, "1"), "valid integer"),
+        ("top_k", (True, "3"), "valid integer"),
+        ("truncate", (True, "3"), "valid integer"),
+        ("temperature", (True, "1", 10**400), "valid number"),
+        ("top_p", (True, "0.5"), "valid number"),
+        ("min_p", (False, "0.5"), "valid number"),
+        ("repetition_penalty", (True, "1"), "valid number"),
+        ("frequency_penalty", (True, "1"), "valid number"),
+        ("presence_penalty", (True, "1"), "valid number"),
+        ("do_sample", (1, 0, "yes", "true"), "valid boolean"),
+        ("return_full_text", (1, "on"), "valid boolean"),
+        ("details", (1, "no"), "valid boolean"),
+    ],
+)
+def test_numbers_and_booleans_are_what_they_say(
+    client: httpx.Client, name: str, values: tuple[Any, ...], reason: str
+) -> None:
+    for value in values:
+        error = error_of(client.post("/generate", json={"inputs": "a", "parameters": {name: value}}), 422)
+        assert error["param"] == f"parameters.{name}"
+        assert reason in error["message"]
+
+
+def test_a_whole_number_is_a_number(client: httpx.Client) -> None:
+    whole = {"temperature": 1, "top_p": 1, "min_p": 0, "repetition_penalty": 1, "frequency_penalty": 0}
+    parameters = whole | {"presence_penalty": -1, "max_new_tokens": 1, "do_sample": True, "typical_p": 1}
+    assert client.post("/generate", json={"inputs": "a", "parameters": parameters}).status_code == 200
 
 
 def test_too_many_new_tokens_says_the_numbers(client: httpx.Client) -> None:
