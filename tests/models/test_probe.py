@@ -40,7 +40,9 @@ def test_the_refusal_says_why() -> None:
     with pytest.raises(UnsupportedModel, match="a table of its own"):
         probe_architecture(CONFIG_MAPPING["falcon"]())
     with pytest.raises(UnsupportedModel, match="no attention layers"):
-        probe_architecture(CONFIG_MAPPING["mamba"]())
+        probe_architecture(CONFIG_MAPPING["rwkv"]())
+    with pytest.raises(UnsupportedModel, match="layers of kind chunked_attention"):
+        probe_architecture(CONFIG_MAPPING["llama4_text"]())
 
 
 def test_wrong_attention_is_refused_with_its_figure(monkeypatch: pytest.MonkeyPatch) -> None:
