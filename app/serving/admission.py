@@ -8,6 +8,7 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from app.engine.engine import Engine
@@ -76,26 +77,30 @@ class Admission:
         self._lock = threading.Lock()
         self._remembered: OrderedDict[str, PreparedVersion] = OrderedDict()
 
-    def admit(self, ask: GenerationAsk) -> Admitted:
-        """Pin the version and make the Request.
+    def admit(
+        self, ask: GenerationAsk, on_found: Callable[[TaskVersion | None], None] = lambda version: None
+    ) -> Admitted:
+        """Pin the version and make the Request. `on_found` hears of the version as soon as there is one.
 
         Raises NotFound, NotServable, InvalidRequest (RequestTooLong), DeadlineExceeded.
         """
-        version = None if ask.task is None or ask.task == self.base_name else self._resolve(ask.task)
+        is_base = ask.task is None or ask.task == self.base_name
+        version = None if is_base else self._store.resolve(ask.task or "")
+        on_found(version)
+        if version is not None:
+            self._check_servable(version)
         admitted = self.admit_version(version, ask)
         if admitted.request.deadline is not None and admitted.request.deadline <= time.monotonic():
             raise DeadlineExceeded("The deadline passed before the request could start.")
         return admitted
 
-    def _resolve(self, reference: str) -> TaskVersion:
-        version = self._store.resolve(reference)
+    def _check_servable(self, version: TaskVersion) -> None:
         reason = self.servability.why_not(version)
         if reason is not None:
             raise NotServable(
                 f"Task {version.task_id} version {version.version} can't be served by {self.base_name}: "
                 f"{reason}"
             )
-        return version
 
     def admit_version(self, version: TaskVersion | None, ask: GenerationAsk) -> Admitted:
         """The same for a version at hand, released or not."""

@@ -63,12 +63,12 @@ class TextDelta:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How one admitted request ended, for statistics."""
+    """How one request ended that a task or the base was found for, or that was late, for statistics."""
 
     task: str  # "" is the base model
     version: int  # 0 is the base model
     reason: str  # a FinishReason, or "cancelled", "deadline", "error"
     prompt_tokens: int
     generated_tokens: int
-    seconds: float  # from admission to the end
+    seconds: float  # from its arrival here to the end
     timings: RequestTimings | None

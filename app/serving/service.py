@@ -11,7 +11,7 @@ from typing import cast
 from transformers import PreTrainedTokenizerFast
 
 from app.engine.engine import Engine
-from app.errors import Cancelled, DeadlineExceeded, Overloaded, PromptplexError
+from app.errors import Cancelled, DeadlineExceeded, Overloaded
 from app.prompt import TaskVersion
 from app.request import FinishReason, RequestTimings, TokenDelta
 from app.serving.admission import Admission, Admitted
@@ -80,7 +80,7 @@ class GenerationService:
 
     async def stream(self, ask: GenerationAsk) -> AsyncGenerator[TextDelta, None]:
         """The same, piece by piece; the pieces' texts joined are the result's text."""
-        admitted = await self._admit(lambda: self.admission.admit(ask))
+        admitted = await self._admit_told(ask)
         async with aclosing(self.run(admitted)) as deltas:
             async for delta in deltas:
                 yield delta
@@ -89,6 +89,19 @@ class GenerationService:
         """Run an ask on a version at hand, released or not, outside all statistics."""
         admitted = await self._admit(lambda: self.admission.admit_version(version, ask))
         return await _result_of(self._write(admitted))
+
+    async def _admit_told(self, ask: GenerationAsk) -> Admitted:
+        """Admit, and tell the statistics of a failure, unless it is that there is no such task."""
+        begin = time.monotonic()
+        deadline = begin + self.timeout if ask.deadline is None else ask.deadline
+        found: list[TaskVersion | None] = []  # a thread that nobody waits for any more may still add to it
+        try:
+            return await self._admit(lambda: self.admission.admit(ask, found.append))
+        except (Exception, asyncio.CancelledError) as error:
+            reason = _failure(error, deadline)
+            if found or reason == "deadline":
+                self._tell(found[0] if found else None, reason, begin)
+            raise
 
     async def _admit(self, admit: Callable[[], Admitted]) -> Admitted:
         """On a thread: it may wait for the store, and tokenizing a long text takes long."""
@@ -104,7 +117,7 @@ class GenerationService:
         """Run what was admitted, and tell the statistics how it ended."""
         last: TextDelta | None = None
         num_tokens = 0
-        reason = "cancelled"
+        reason: str | None = None
         try:
             async with aclosing(self._write(admitted)) as deltas:
                 async for last in deltas:
@@ -112,14 +125,19 @@ class GenerationService:
                     if last.result is not None:
                         reason = str(last.result.finish)
                     yield last
-        except PromptplexError as error:
-            reason = _failure(error)
-            raise
-        except Exception:
-            reason = "error"
+        except BaseException as error:
+            # A caller that has its result may well leave before the end.
+            reason = reason or _failure(error, admitted.request.deadline)
             raise
         finally:
-            self._tell(admitted, reason, num_tokens, last.result if last is not None else None)
+            self._tell(
+                admitted.version,
+                reason or "error",
+                admitted.begin,
+                prompt_tokens=len(admitted.prompt_ids),
+                generated_tokens=num_tokens,
+                timings=last.result.timings if last is not None and last.result is not None else None,
+            )
 
     async def _write(self, admitted: Admitted) -> AsyncGenerator[TextDelta, None]:
         writer = AnswerWriter(self._tables, admitted.prompt_ids, admitted.stops)
@@ -159,9 +177,15 @@ class GenerationService:
         )
 
     def _tell(
-        self, admitted: Admitted, reason: str, num_tokens: int, result: GenerationResult | None
+        self,
+        version: TaskVersion | None,
+        reason: str,
+        begin: float,
+        *,
+        prompt_tokens: int = 0,
+        generated_tokens: int = 0,
+        timings: RequestTimings | None = None,
     ) -> None:
-        version = admitted.version
         if version is not None and reason in tuple(FinishReason):
             self._served[version.task_id] += 1
         self._on_outcome(
@@ -169,10 +193,10 @@ class GenerationService:
                 task="" if version is None else version.task_id,
                 version=0 if version is None else version.version,
                 reason=reason,
-                prompt_tokens=len(admitted.prompt_ids),
-                generated_tokens=num_tokens,
-                seconds=time.monotonic() - admitted.begin,
-                timings=None if result is None else result.timings,
+                prompt_tokens=prompt_tokens,
+                generated_tokens=generated_tokens,
+                seconds=time.monotonic() - begin,
+                timings=timings,
             )
         )
 
@@ -185,7 +209,11 @@ async def _result_of(deltas: AsyncGenerator[TextDelta, None]) -> GenerationResul
     raise AssertionError("a stream ends with a result or an error")
 
 
-def _failure(error: PromptplexError) -> str:
+def _failure(error: BaseException, deadline: float | None) -> str:
+    """The reason, for statistics. Whoever is cancelled past the deadline is cancelled because of it."""
     if isinstance(error, DeadlineExceeded):
         return "deadline"
-    return "cancelled" if isinstance(error, Cancelled) else "error"
+    if isinstance(error, Cancelled | asyncio.CancelledError | GeneratorExit):
+        is_late = deadline is not None and deadline <= time.monotonic()
+        return "deadline" if is_late else "cancelled"
+    return "error"

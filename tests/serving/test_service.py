@@ -1,5 +1,6 @@
 import asyncio
 import time
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +214,48 @@ def test_a_deadline_holds_while_the_store_is_slow(stack: Stack, monkeypatch: pyt
         return time.monotonic() - begin
 
     assert run(impatient()) < 1.5
+
+
+def reasons_told(stack: Stack, work: Coroutine[Any, Any, Any], error: type[Exception]) -> list[str]:
+    before = len(stack.outcomes)
+    with pytest.raises(error):
+        run(work)
+    wait_until_idle(stack)
+    return [outcome.reason for outcome in stack.outcomes[before:]]
+
+
+def late_failures(stack: Stack) -> float:
+    name = 'promptplex_request_failure_total{reason="deadline"} '
+    lines = stack.metrics.render().decode().splitlines()
+    return sum(float(line.removeprefix(name)) for line in lines if line.startswith(name))
+
+
+def test_a_deadline_that_passes_before_admission_is_told(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(stack, "late", task={"template": "{x}"})
+    counted = late_failures(stack)
+    long_past = GenerationAsk(inputs="a", task="late", deadline=time.monotonic() - 1)
+    assert reasons_told(stack, stack.generation.generate(long_past), DeadlineExceeded) == ["deadline"]
+    past = GenerationAsk(inputs="a", task="late", deadline=time.monotonic())
+    assert reasons_told(stack, stack.generation.generate(past), DeadlineExceeded) == ["deadline"]
+    assert (stack.outcomes[-1].task, stack.outcomes[-1].version) == ("late", 1)
+    resolve = stack.store.resolve
+    monkeypatch.setattr(stack.store, "resolve", lambda reference: (time.sleep(1), resolve(reference))[1])
+    soon = GenerationAsk(inputs="a", task="late", deadline=time.monotonic() + 0.1)
+    assert reasons_told(stack, stack.generation.generate(soon), DeadlineExceeded) == ["deadline"]
+    assert (stack.outcomes[-1].task, stack.outcomes[-1].version) == ("", 0)  # not known yet
+    assert late_failures(stack) == counted + 3
+
+
+def test_failures_of_admission_are_told_once_the_task_is_known(stack: Stack) -> None:
+    publish(stack, "failing", task={"template": "{x}"})
+    answer = stack.generation.generate
+    assert reasons_told(stack, answer(ask("film " * 300, "failing")), RequestTooLong) == ["error"]
+    assert stack.outcomes[-1].task == "failing"
+    assert reasons_told(stack, answer(ask("a", "unheard-of")), NotFound) == []
+    assert reasons_told(stack, answer(ask("a", "failing@9")), NotFound) == []
+    assert reasons_told(stack, answer(ask("a", "BAD")), InvalidRequest) == []
 
 
 def test_whoever_stops_listening_frees_the_row(stack: Stack) -> None:
