@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from app import errors
+from app.api.schemas import FIELDS_TAG, TEXT_TAG
 
 _Text = TypeVar("_Text", str, str | None)
 
@@ -127,16 +128,23 @@ def _describe(problem: Mapping[str, Any]) -> str:
     path = _path(problem)
     kind = problem.get("type")
     if kind == "json_invalid":
-        return f"The body is not JSON: {problem.get('ctx', {}).get('error', 'malformed')}"
+        why = problem.get("ctx", {}).get("error", "malformed")
+        return f"The body is not JSON: {why} at character {problem['loc'][-1]}"
     if kind == "extra_forbidden":
         return f"There is no field {path}; look at GET /openapi.json for its spelling"
     if kind == "model_attributes_type" and path is None:
         return "The body must be a JSON object, with the header content-type: application/json"
+    if kind == "finite_number":
+        return f"{path} must be a finite number"
     message = str(problem.get("msg", "is not valid")).removeprefix("Value error, ").rstrip(".")
-    return f"{path}: {message}" if path else message
+    if path is None:
+        return message
+    return f"{path} {message}" if kind == "inputs_type" else f"{path}: {message}"
 
 
 def _path(problem: Mapping[str, Any]) -> str | None:
     """`parameters.top_p`: where in the body (or query) the problem is."""
+    if problem.get("type") == "json_invalid":
+        return None  # the place is a number of characters
     parts = [str(part)[:64] for part in problem.get("loc", ())]
-    return ".".join(part for part in parts[1:] if not part.startswith(("function-", "dict[", "str"))) or None
+    return ".".join(part for part in parts[1:] if part not in (TEXT_TAG, FIELDS_TAG)) or None

@@ -6,7 +6,7 @@ clients send out of habit are known, and must have their neutral value.
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from app.serving import parameters as bounds
 from app.serving.parameters import GenerationParameters, parse_parameters
@@ -18,10 +18,30 @@ Stop = Annotated[str, Field(min_length=1, max_length=bounds.MAX_STOP_CHARS)]
 Reference = Annotated[str, Field(min_length=1, max_length=MAX_REFERENCE_CHARS)]
 
 
-class _Strict(BaseModel):
-    """No unknown fields, and no "5" for 5 or "yes" for true; a whole number may stand for a float."""
+TEXT_TAG, FIELDS_TAG = "<text>", "<fields>"  # in the paths of errors; no field of a template is so named
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+
+def _inputs_tag(value: Any) -> str | None:
+    if isinstance(value, str):
+        return TEXT_TAG
+    return FIELDS_TAG if isinstance(value, dict) else None
+
+
+# With plain alternatives, an error would be told of each.
+Inputs = Annotated[
+    Annotated[str, Tag(TEXT_TAG)] | Annotated[dict[str, str], Tag(FIELDS_TAG)],
+    Discriminator(
+        _inputs_tag,
+        custom_error_type="inputs_type",
+        custom_error_message="must be a string, or an object with the template's fields",
+    ),
+]
+
+
+class _Strict(BaseModel):
+    """No unknown fields, no NaN, no "5" for 5 or "yes" for true; a whole number may stand for a float."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Parameters(_Strict):
@@ -101,9 +121,7 @@ class GenerateRequest(_Strict):
     task_id: Reference | None = Field(
         None, description="task, task@alias, task@3 or task@sha256:<digest>; absent: the base model itself"
     )
-    inputs: str | dict[str, str] = Field(
-        description="A text, or an object with exactly the fields of the task's template"
-    )
+    inputs: Inputs = Field(description="A text, or an object with exactly the fields of the task's template")
     user: Annotated[str, Field(max_length=256)] | None = None
     parameters: Parameters | None = None
     stream: Literal[False] | None = None

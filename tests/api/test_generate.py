@@ -1,3 +1,4 @@
+import fnmatch
 import json
 import socket
 import time
@@ -214,6 +215,45 @@ def test_too_many_new_tokens_says_the_numbers(client: httpx.Client) -> None:
 def test_bodies_that_are_no_json(client: httpx.Client, content: bytes, kind: str, status: int) -> None:
     response = client.post("/generate", content=content, headers={"content-type": kind})
     error_of(response, status)
+
+
+WRONG_INPUTS = "inputs must be a string, or an object with the template's fields."
+
+
+@pytest.mark.parametrize(
+    ("content", "param", "message"),
+    [
+        (b"{nope", None, "The body is not JSON: Expecting property name * at character 1."),
+        (b'{"inputs": "a"', None, "The body is not JSON: * at character 14."),
+        (
+            b'{"inputs": "a", "parameters": {"temperature": NaN}}',
+            "parameters.temperature",
+            "parameters.temperature must be a finite number.",
+        ),
+        (
+            b'{"inputs": "a", "parameters": {"top_p": 1e999}}',
+            "parameters.top_p",
+            "parameters.top_p must be a finite number.",
+        ),
+        (b'{"inputs": 3}', "inputs", WRONG_INPUTS),
+        (b'{"inputs": null}', "inputs", WRONG_INPUTS),
+        (b'{"inputs": ["a"]}', "inputs", WRONG_INPUTS),
+        (
+            b'{"inputs": {"strength": 3}}',
+            "inputs.strength",
+            "inputs.strength: Input should be a valid string.",
+        ),
+    ],
+)
+def test_one_problem_is_told_once(
+    client: httpx.Client, content: bytes, param: str | None, message: str
+) -> None:
+    error = error_of(
+        client.post("/generate", content=content, headers={"content-type": "application/json"}), 422
+    )
+    assert error["param"] == param
+    assert fnmatch.fnmatchcase(error["message"], message), error["message"]
+    assert "; " not in error["message"]
 
 
 def test_unknown_tasks_and_routes(client: httpx.Client) -> None:
