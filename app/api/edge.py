@@ -38,7 +38,7 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = _Exchange(scope, receive, send, self._body_limit(scope))
+        exchange = _Exchange(scope, receive, send, *self._body_limit(scope))
         refusal = self._refusal(scope, Headers(scope=scope))
         if refusal is not None:
             await refusal(scope, receive, exchange.send)
@@ -57,9 +57,11 @@ class Edge:
             if not exchange.is_answered:
                 await error_response(error)(exchange.scope, exchange.receive, exchange.send)
 
-    def _body_limit(self, scope: Scope) -> int:
-        is_upload = _UPLOAD_PATH.fullmatch(scope["path"]) is not None
-        return self._config.max_upload_bytes if is_upload else self._config.max_body_bytes
+    def _body_limit(self, scope: Scope) -> tuple[int, str]:
+        """The bound, and the option that sets it."""
+        if _UPLOAD_PATH.fullmatch(scope["path"]) is not None:
+            return self._config.max_upload_bytes, "--max-upload-bytes"
+        return self._config.max_body_bytes, "--max-body-bytes"
 
     def _refusal(self, scope: Scope, headers: Headers) -> JSONResponse | None:
         """A page of another site must not reach a server that trusts everybody on this machine."""
@@ -67,13 +69,19 @@ class Edge:
         if self._config.allowed_hosts is not None and (
             len(hosts) != 1 or _host_name(hosts[0]) not in self._config.allowed_hosts
         ):
-            return _forbidden("The Host header names no address of this server; use http://localhost.")
+            return _forbidden(
+                "The Host header names no address of this server; use http://localhost, or start the server "
+                "with the name in --allowed-hosts."
+            )
         if scope["method"] in _SAFE_METHODS:
             return None
         if headers.get("sec-fetch-site") == "cross-site":
             return _forbidden("Requests from other sites' pages are refused (Sec-Fetch-Site).")
         if any(not self._is_own(origin, headers) for origin in headers.getlist("origin")):
-            return _forbidden("Requests from other origins' pages are refused (Origin).")
+            return _forbidden(
+                "Requests from other origins' pages are refused (Origin); --allowed-origins names those that "
+                "the server takes."
+            )
         return None
 
     def _is_own(self, origin: str, headers: Headers) -> bool:
@@ -88,7 +96,7 @@ class Edge:
 class _Exchange:
     """One request and its response: counts the body, adds the id to the answer."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, limit: int) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, limit: int, option: str) -> None:
         self.scope = scope
         self.request_id = _request_id(Headers(scope=scope))
         scope.setdefault("state", {})["request_id"] = self.request_id
@@ -97,6 +105,7 @@ class _Exchange:
         self._receive = receive
         self._send = send
         self._limit = limit
+        self._limit_option = option
         self._received = 0
 
     def declares_too_much(self) -> bool:
@@ -128,7 +137,9 @@ class _Exchange:
 
     async def refuse_body(self) -> None:
         """413, then a little patience: a client that still sends would lose the answer to a reset."""
-        error = PayloadTooLarge(f"The body exceeds {self._limit} bytes.")
+        error = PayloadTooLarge(
+            f"The body exceeds {self._limit} bytes; the server's {self._limit_option} bounds it."
+        )
         response = error_response(error)
         response.headers["connection"] = "close"
         response.headers["x-request-id"] = self.request_id

@@ -74,7 +74,11 @@ def _ours(error: errors.PromptplexError) -> JSONResponse:
     if status == 503:
         seconds = error.retry_after if isinstance(error, errors.Unavailable) else 1.0
         headers["retry-after"] = str(max(1, math.ceil(seconds)))
-    return JSONResponse(envelope(error.message, kind=kind, code=code, param=param), status, headers)
+    message = error.message
+    # The store can't say so: it knows no routes.
+    if isinstance(error, errors.NotFound) and message.startswith("There is no task"):
+        message = f"{message.rstrip('.')}; GET /tasks lists them."
+    return JSONResponse(envelope(message, kind=kind, code=code, param=param), status, headers)
 
 
 def install(app: FastAPI) -> None:

@@ -32,7 +32,9 @@ def test_only_loopback_names_are_hosts(client: httpx.Client, host: str, status: 
     response = client.get("/version", headers={"host": host})
     assert response.status_code == status, response.text
     if status == 403:
-        assert "Host" in error_of(response, 403)["message"]
+        message = error_of(response, 403)["message"]
+        assert "Host" in message
+        assert "--allowed-hosts" in message
 
 
 def test_a_host_is_named_once(url: str) -> None:
@@ -66,6 +68,8 @@ def test_pages_of_other_sites_are_refused(stack: Stack, headers: dict[str, str],
         response = client.post("/generate", json=body, headers=sent)
         assert response.status_code == status, response.text
         assert client.get("/version", headers=sent).status_code == 200
+        if status == 403 and sent.get("sec-fetch-site") is None:
+            assert "--allowed-origins" in error_of(response, 403)["message"]
 
 
 def test_an_open_allow_list(stack: Stack) -> None:
@@ -81,7 +85,13 @@ def test_bodies_are_capped_by_their_declared_length(stack: Stack) -> None:
     with serving(ServerState(services=services_of(stack)), SMALL) as url, client_of(url) as client:
         assert client.post("/generate", json={"inputs": "a" * 700}).status_code == 422
         response = client.post("/generate", json={"inputs": "a" * 1000})
-        assert "1000 bytes" in error_of(response, 413)["message"]
+        message = error_of(response, 413)["message"]
+        assert "1000 bytes" in message
+        assert "--max-body-bytes" in message
+        upload = client.post("/tasks/big/versions", files={"prompt": b"x" * 6000})
+        message = error_of(upload, 413)["message"]
+        assert "5000 bytes" in message
+        assert "--max-upload-bytes" in message
         assert response.headers["x-request-id"]
         answer = raw_exchange(
             url, "POST /generate HTTP/1.1\nHost: localhost\nContent-Length: 999999999999\n\n"

@@ -258,7 +258,11 @@ def test_one_problem_is_told_once(
 
 def test_unknown_tasks_and_routes(client: httpx.Client) -> None:
     error = error_of(client.post("/generate", json={"task_id": "nobody", "inputs": "a"}), 404)
-    assert "'nobody'" in error["message"]
+    assert error["message"] == "There is no task 'nobody'; GET /tasks lists them."
+    assert error_of(client.get("/tasks/nobody"), 404)["message"] == error["message"]
+    publish_text(client, "somebody", "{x}")
+    error = error_of(client.post("/generate", json={"task_id": "somebody@9", "inputs": "a"}), 404)
+    assert "GET /tasks" not in error["message"]
     assert "GET /openapi.json" in error_of(client.get("/nowhere"), 404)["message"]
     assert error_of(client.get("/generate"), 405)["code"] == "method_not_allowed"
     assert error_of(client.delete("/tasks"), 405)["code"] == "method_not_allowed"
