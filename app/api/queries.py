@@ -7,7 +7,7 @@ from app.errors import InvalidRequest
 
 
 async def only_known_queries(request: Request) -> None:
-    """Refuse what the route does not declare. A dependency of routes that generate or change; raises InvalidRequest."""
+    """Refuse what the route doesn't declare; for routes that generate or change. Raises InvalidRequest."""
     route = request.scope["route"]
     assert isinstance(route, APIRoute)
     known = [field.alias for field in route.dependant.query_params]
