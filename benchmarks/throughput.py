@@ -145,7 +145,7 @@ class PeftSide:
     def _generate(self, task: int, asks: Sequence[Ask]) -> list[list[int]]:
         self._model.set_adapter(str(task))
         ids = torch.tensor([ask.token_ids for ask in asks])
-        output = self._model.generate(  # type: ignore[no-untyped-call]
+        output = self._model.generate(  # type: ignore[no-untyped-call]  # PEFT leaves it so
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=self._work.new_tokens,

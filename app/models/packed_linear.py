@@ -50,7 +50,7 @@ def _has_operators() -> bool:
     operators = torch.ops.mkldnn
     return (
         hasattr(operators, "_linear_pointwise")
-        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]  # torch leaves it so
         and bool(operators._is_mkldnn_bf16_supported())
     )
 

@@ -147,7 +147,7 @@ def _step(
     model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, rows: Rows, chosen: torch.Tensor
 ) -> float:
     loss = weighted_loss(model, rows.ids[chosen].long(), rows.weights[chosen].float())
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it without annotations
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad()

@@ -13,21 +13,11 @@ from tests.api.server import client_of, services_of, serving
 from tests.api.test_generate import error_of, publish_text
 from tests.oracle import cartridge_config, greedy, p_tuning_config, prefix_config, soft_config
 from tests.serving.stack import BASE_NAME, Stack, running_stack
-from tests.store.builders import entry, file_bytes, many_tensors
+from tests.store.builders import entry, file_bytes, many_tensors, soft_adapter_config
 
 HIDDEN, LAYERS = 48, 3
 ROWS = np.random.default_rng(0).standard_normal((3, HIDDEN)).astype("<f4")
-CONFIG: dict[str, Any] = {
-    "peft_type": "PROMPT_TUNING",
-    "task_type": "CAUSAL_LM",
-    "num_virtual_tokens": 3,
-    "token_dim": HIDDEN,
-    "num_transformer_submodules": 1,
-    "num_attention_heads": 4,
-    "num_layers": LAYERS,
-    "base_model_name_or_path": None,
-    "inference_mode": True,
-}
+CONFIG = soft_adapter_config(HIDDEN, LAYERS)
 
 
 def weights(rows: np.ndarray = ROWS) -> bytes:

@@ -79,18 +79,24 @@ def peft_files(
     """(weights, config) of a hand-made PROMPT_TUNING adapter that fits `geometry()`."""
     values = np.ones((3, HIDDEN), dtype="<f4") if values is None else values
     header = {name: entry(list(values.shape), 0, values.nbytes), "__metadata__": {"format": "pt"}}
-    config = {
+    return file_bytes(header, values.tobytes()), json.dumps(
+        soft_adapter_config(HIDDEN, LAYERS) | changes
+    ).encode()
+
+
+def soft_adapter_config(hidden: int, num_layers: int) -> dict[str, Any]:
+    """PEFT's config of a PROMPT_TUNING adapter with three virtual tokens."""
+    return {
         "peft_type": "PROMPT_TUNING",
         "task_type": "CAUSAL_LM",
         "num_virtual_tokens": 3,
-        "token_dim": HIDDEN,
+        "token_dim": hidden,
         "num_transformer_submodules": 1,
         "num_attention_heads": 4,
-        "num_layers": LAYERS,
+        "num_layers": num_layers,
         "base_model_name_or_path": None,
         "inference_mode": True,
     }
-    return file_bytes(header, values.tobytes()), json.dumps(config | changes).encode()
 
 
 def upload(
