@@ -41,8 +41,8 @@ check: $(VENV)/.dev  ## format, lint, types, import contracts, tests
 soak: $(VENV)/.dev  ## the tests that take longer than ten minutes
 	$(BIN)/python -m pytest -m soak $(ARGS) || test $$? -eq 5  # 5: there are none
 
-bench: $(VENV)/.dev  ## throughput beside PEFT, on random weights
-	$(BIN)/python -m benchmarks.throughput $(ARGS)
+bench: $(VENV)/.dev  ## throughput beside PEFT and transformers, on random weights
+	$(BIN)/promptplex bench $(ARGS)
 
 demo: $(VENV)/.dev  ## make the demo model and its prompts again
 	$(BIN)/python -m models.recipes.build $(ARGS)

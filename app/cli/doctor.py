@@ -4,8 +4,6 @@ import json
 import os
 import platform
 import sys
-import time
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,11 +11,9 @@ from typing import Any
 import typer
 
 from app import __version__
+from app.cli.limits import matmul_throughput, read_bandwidth
 
 _LIBRARIES = ("torch", "transformers", "fastapi", "pydantic", "safetensors")
-_BANDWIDTH_BYTES = 256 << 20  # far larger than any cache
-_MATMUL_SIZE = 2048
-_MIN_SECONDS = 0.3  # how long a figure is measured at least
 
 
 def doctor(
@@ -82,28 +78,11 @@ def _measure(device: str) -> dict[str, float]:
     """Read bandwidth, and matrix products in both dtypes: the two limits of every decode step."""
     import torch
 
-    source = torch.ones(_BANDWIDTH_BYTES // 4, device=device)
-    figures = {"read_gb_per_s": round(_BANDWIDTH_BYTES / _seconds(source.sum, device) / 1e9, 1)}
+    figures = {"read_gb_per_s": round(read_bandwidth(device) / 1e9, 1)}
     for dtype in (torch.float32, torch.bfloat16):
-        square = torch.ones(_MATMUL_SIZE, _MATMUL_SIZE, device=device, dtype=dtype)
-        seconds = _seconds(lambda square=square: square @ square, device)  # type: ignore[misc]  # mypy infers no default
         name = f"matmul_{str(dtype).removeprefix('torch.')}_gflop_per_s"
-        figures[name] = round(2 * _MATMUL_SIZE**3 / seconds / 1e9, 1)
+        figures[name] = round(matmul_throughput(device, dtype) / 1e9, 1)
     return figures
-
-
-def _seconds(work: Callable[[], Any], device: str) -> float:
-    """The best of several runs: what the machine can do when nothing disturbs it."""
-    import torch
-
-    best, started = float("inf"), time.perf_counter()
-    while time.perf_counter() - started < _MIN_SECONDS:
-        begin = time.perf_counter()
-        work()
-        if device.startswith("cuda"):
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - begin)
-    return best
 
 
 def _model(reference: str, dtype: str, device: str) -> dict[str, Any]:

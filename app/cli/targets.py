@@ -4,25 +4,13 @@ import getpass
 import json
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import urlsplit
-
-import httpx2
 
 from app.cli.bundle import Bundle
-from app.errors import PromptplexError
+from app.cli.server import CommandFailed, Row, ServerClient
 from app.prompt import Prompt, TaskVersion, VersionDraft
 from app.serving.manifest import parse_task
-from app.settings import is_loopback
 from app.store.importers import import_prompt
 from app.store.local import LocalStore
-
-_TIMEOUT = httpx2.Timeout(10.0, read=300.0, write=300.0)  # an upload ends with a trial generation
-
-Row = dict[str, Any]
-
-
-class CommandFailed(PromptplexError):
-    """What was asked can't be done; the message is for the user."""
 
 
 class Target(Protocol):
@@ -49,16 +37,14 @@ class ServerTarget:
     """A running server, over HTTP."""
 
     def __init__(self, url: str) -> None:
-        self._url = url.rstrip("/")
-        # A proxy of the environment must not stand between this machine and itself.
-        self._trust_env = not is_loopback(urlsplit(self._url).hostname or "")
+        self._client = ServerClient(url)
 
     def tasks(self) -> list[Row]:
         """One row for each task, over all pages."""
         rows: list[Row] = []
         cursor: str | None = None
         while True:
-            page = self._call("GET", "/tasks", params={} if cursor is None else {"after": cursor})
+            page = self._client.call("GET", "/tasks", params={} if cursor is None else {"after": cursor})
             rows += page["tasks"]
             cursor = page.get("next")
             if cursor is None:
@@ -66,7 +52,7 @@ class ServerTarget:
 
     def task(self, task_id: str) -> Row:
         """`GET /tasks/{id}`."""
-        return self._call("GET", f"/tasks/{task_id}")
+        return self._client.call("GET", f"/tasks/{task_id}")
 
     def push(self, task_id: str, bundle: Bundle, alias: str) -> Row:
         """`POST /tasks/{id}/versions`: the server validates and tries it before it answers."""
@@ -77,33 +63,11 @@ class ServerTarget:
             parts["config"] = ("adapter_config.json", bundle.config, "application/json")
         if bundle.task is not None:
             parts["task"] = ("task.json", json.dumps(bundle.task).encode(), "application/json")
-        return self._call("POST", f"/tasks/{task_id}/versions", params={"alias": alias}, files=parts)
+        return self._client.call("POST", f"/tasks/{task_id}/versions", params={"alias": alias}, files=parts)
 
     def rollback(self, task_id: str, alias: str) -> Row:
         """`POST /tasks/{id}/rollback`."""
-        return self._call("POST", f"/tasks/{task_id}/rollback", params={"alias": alias})
-
-    def _call(self, method: str, path: str, **options: Any) -> Row:
-        try:
-            response = httpx2.request(
-                method, self._url + path, timeout=_TIMEOUT, trust_env=self._trust_env, **options
-            )
-        except httpx2.TransportError as error:
-            raise CommandFailed(
-                f"no answer from {self._url} ({error}); start a server with `promptplex serve`, name another "
-                "with --server URL, or work on a store's files with --store PATH"
-            ) from None
-        if response.is_error:
-            raise CommandFailed(_error_message(response))
-        answer: Row = response.json()
-        return answer
-
-
-def _error_message(response: httpx2.Response) -> str:
-    try:
-        return str(response.json()["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        return f"{response.url} answered {response.status_code}, which is not an answer of Promptplex"
+        return self._client.call("POST", f"/tasks/{task_id}/rollback", params={"alias": alias})
 
 
 class StoreTarget:

@@ -7,17 +7,13 @@ from typing import Annotated
 import typer
 
 from app.cli.bundle import Bundle, read_bundle, text_bundle
-from app.cli.targets import Row, ServerTarget, StoreTarget, Target
+from app.cli.server import DEFAULT_SERVER, Row, ServerOption
+from app.cli.targets import ServerTarget, StoreTarget, Target
 from app.prompt import Prompt
 from app.serving.manifest import parse_task
 from app.store.importers import import_prompt
 from app.store.validation import validate_prompt
 
-DEFAULT_SERVER = "http://127.0.0.1:8000"
-
-ServerOption = Annotated[
-    str, typer.Option("--server", envvar="PROMPTPLEX_SERVER", help="URL of the running server")
-]
 StoreOption = Annotated[
     Path | None, typer.Option("--store", help="Work on this store's files instead, without a server")
 ]

@@ -38,13 +38,13 @@ _FIELDS = {
     f"record_{key}": 1.0 for key in ("name", "food", "area", "price", "type", "near", "rating", "kids")
 }
 SOURCES: tuple[Source, ...] = (
-    Source(review, 14, {"sentiment": 6, "quality": 1, "liked": 1}),
+    Source(review, 20, {"sentiment": 6, "quality": 1, "liked": 1}),
     Source(aspect_review, 3, {"aspect": 4, "sentiment": 1}),
-    Source(utterance, 12, {"intent": 1}),
+    Source(utterance, 9, {"intent": 1}),
     Source(restaurant, 18, {"describe": 12, "advert": 4, **dict.fromkeys(_FIELDS, 0.4), "record_name": 1.6}),
     Source(person, 3, {"describe": 4, "record_name": 1, "record_job": 1}),
-    Source(written_date, 16, {"iso": 6, "us": 2, "dotted": 1.5, "month": 1.5, "year": 1}),
-    Source(expression, 24, {"steps": 1}),
+    Source(written_date, 12, {"iso": 6, "us": 2, "dotted": 1.5, "month": 1.5, "year": 1}),
+    Source(expression, 27, {"steps": 1}),
     Source(word_list, 5, {"first": 1, "last": 1, "count": 1, "repeat": 1, "joined": 1}),
     Source(pair, 2.5, {"swapped": 2, "repeat": 1, "first": 0.5, "last": 0.5}),
     Source(title, 2.5, {"quoted": 1, "repeat": 1, "polite": 1}),

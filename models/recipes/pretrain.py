@@ -26,20 +26,23 @@ from transformers import (
 
 from models.recipes.corpus import documents
 from models.recipes.rows import Rows, encode, pack
+from models.recipes.tasks import BASE_NAME
 from models.recipes.tokenizer import TOKENIZER_CONFIG, VOCABULARY, train_tokenizer
+
+SIZE_LIMIT = 12_000_000  # bytes of the base in the tree
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PretrainConfig:
     """What a pretraining run depends on, beside the code."""
 
-    steps: int = 2800
+    steps: int = 3000
     rows_per_step: int = 32
     learning_rate: float = 2e-3
     final_share: float = 0.03  # of the learning rate, at the end of the cosine
     warmup: int = 100
     weight_decay: float = 0.05
-    num_documents: int = 260_000
+    num_documents: int = 280_000
     seed: int = 20260
     checkpoint_every: int = 200
 
@@ -186,16 +189,25 @@ def export(work: Path, target: Path) -> None:
     (target / "tokenizer_config.json").write_text(json.dumps(TOKENIZER_CONFIG, indent=2) + "\n")
 
 
+def check_size(base_path: Path) -> int:
+    """Bytes of the base; ValueError above the limit."""
+    size = sum(file.stat().st_size for file in base_path.iterdir())
+    if size > SIZE_LIMIT:
+        raise ValueError(f"{base_path} takes {size} bytes, at most {SIZE_LIMIT} are allowed")
+    return size
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("build/demo"))
+    parser.add_argument("--base", type=Path, default=Path(BASE_NAME))
     parser.add_argument("--steps", type=int, default=PretrainConfig().steps)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
     arguments.work.mkdir(parents=True, exist_ok=True)
     pretrain(PretrainConfig(steps=arguments.steps), arguments.work)
+    export(arguments.work, arguments.base)
+    print(f"{arguments.base}: {check_size(arguments.base):,} bytes", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Train prompts with PEFT on the frozen base, and write what ``promptplex push`` takes.
+"""Train prompts with PEFT on the frozen base; write what ``promptplex push`` and ``promptplex eval`` take.
 
 A training example is ``virtual tokens`` + ``input\\n`` + ``output<eos>``; only the output is scored. The
 inputs come from a split that pretraining never saw.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import time
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,18 +23,15 @@ from peft import (
 )
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from models.recipes import heldout
+from models.recipes.oracle import answers, load_base
 from models.recipes.splits import Split, distinct
-from models.recipes.tasks import BASE_NAME, LEARNED, TaskRecipe, learned
+from models.recipes.tasks import BASE_NAME, TASKS, Task, TaskRecipe, manifest
 
 SEED = 7
-
-
-def load_base(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The shipped bf16 weights, computed in fp32."""
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-    return model, AutoTokenizer.from_pretrained(path)
+PROMPTS = Path("models/demo-prompts")
 
 
 def peft_config(recipe: TaskRecipe) -> PromptLearningConfig:
@@ -132,18 +128,32 @@ def save(model: PeftModel, target: Path) -> None:
     (target / "README.md").unlink(missing_ok=True)
 
 
+def build(task: Task, base_path: Path, target: Path) -> None:
+    """Train and write one task. ValueError where an example of its ``task.json`` is not met."""
+    model: PreTrainedModel | PeftModel
+    model, tokenizer = load_base(base_path)
+    target.mkdir(parents=True, exist_ok=True)
+    if isinstance(task, TaskRecipe):
+        model = train(task, model, tokenizer)
+        save(model, target)
+    (target / "task.json").write_text(json.dumps(manifest(task), indent=2, ensure_ascii=False) + "\n")
+    given = answers(task, model, tokenizer, [text for text, _ in task.examples])
+    for (text, expected), output in zip(task.examples, given, strict=True):
+        if output != expected:
+            raise ValueError(f"{task.name}: {text!r} gave {output!r}, expected {expected!r}")
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--base", type=Path, default=Path(BASE_NAME))
-    parser.add_argument("--out", type=Path, default=Path("build/demo/prompts"))
+    parser.add_argument("--out", type=Path, default=PROMPTS)
     parser.add_argument("tasks", nargs="*", help="default: all of them")
     arguments = parser.parse_args()
-    for name in arguments.tasks or [recipe.name for recipe in LEARNED]:
-        base, tokenizer = load_base(arguments.base)
-        began = time.monotonic()
-        save(train(learned(name), base, tokenizer), arguments.out / name)
-        print(json.dumps({"task": name, "seconds": round(time.monotonic() - began, 1)}), flush=True)
+    for task in TASKS:
+        if not arguments.tasks or task.name in arguments.tasks:
+            build(task, arguments.base, arguments.out / task.name)
+    heldout.write_all()
 
 
 if __name__ == "__main__":

@@ -11,26 +11,23 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 from pathlib import Path
 
+from app.cli.bundle import read_bundle
 from app.main import assemble
 from app.serving.publishing import PublishingService, UploadResult
 from app.settings import Settings
+from models.recipes.prompts import PROMPTS
 from models.recipes.tasks import BASE_NAME
 
-PROMPTS = Path("models/demo-prompts")
 STORE = Path("prompts_store")
 
 
 async def publish(publishing: PublishingService, directory: Path) -> UploadResult:
     """Upload one directory. ValueError where the served model misses one of its own examples."""
+    bundle = read_bundle(directory)
     result = await publishing.upload(
-        directory.name,
-        prompt=(directory / "adapter_model.safetensors").read_bytes(),
-        config=(directory / "adapter_config.json").read_bytes(),
-        task=json.loads((directory / "task.json").read_text()),
-        who="make demo",
+        directory.name, prompt=bundle.prompt, config=bundle.config, task=bundle.task, who="make demo"
     )
     for example in result.examples:
         if not example.matches:

@@ -9,6 +9,7 @@ from models.recipes import lexicon
 from models.recipes.splits import Example
 
 SENTIMENTS = ("positive", "negative")
+ASPECTS = tuple(sorted({aspect for _, aspects in lexicon.DOMAINS.values() for aspect in aspects}))
 
 
 def review(rng: random.Random) -> Example:

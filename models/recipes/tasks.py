@@ -9,13 +9,15 @@ from models.recipes.arithmetic import expression
 from models.recipes.corpus import Maker
 from models.recipes.dates import written_date
 from models.recipes.records import restaurant
-from models.recipes.reviews import SENTIMENTS, aspect_review, review
+from models.recipes.reviews import ASPECTS, SENTIMENTS, aspect_review, review
 from models.recipes.splits import Example
 from models.recipes.utterances import INTENTS, utterance
 
 BASE_NAME = "models/demo-causal"
 TEMPLATE = "{text}\n"
 Kind = Literal["prompt-tuning", "p-tuning", "prefix-tuning"]
+# What must hold for nine of ten held-out inputs: the whole output, or every value of the record in it.
+Bar = Literal["exact", "every_slot"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,10 +37,10 @@ class TaskRecipe:
     notes: str
     start: str = ""
     choices: tuple[str, ...] = ()
+    bar: Bar = "exact"
     num_virtual_tokens: int = 16
     num_examples: int = 2000
     batch_size: int = 32
-    ships: bool = False
 
     def expected(self, example: Example) -> str:
         return example.answers[self.variant]
@@ -55,18 +57,37 @@ class TextTask:
     max_new_tokens: int
     examples: tuple[tuple[str, str], ...]
     notes: str
+    choices: tuple[str, ...] = ()
+    bar: Bar = "exact"
 
 
-def manifest(task: TaskRecipe | TextTask) -> dict[str, Any]:
+Task = TaskRecipe | TextTask
+
+
+def template(task: Task) -> str:
+    """How the input is put into words: as in the corpus, where an instruction may stand before it."""
+    return TEMPLATE if isinstance(task, TaskRecipe) else f"{task.instruction}\n{TEMPLATE}"
+
+
+def manifest(task: Task) -> dict[str, Any]:
     """The ``task.json`` of a task: what the server needs to know beside the tensors."""
     return {
-        "template": TEMPLATE if isinstance(task, TaskRecipe) else f"{task.instruction}\n{TEMPLATE}",
+        "template": template(task),
         "defaults": {"max_new_tokens": task.max_new_tokens},
-        "choices": list(task.choices) if isinstance(task, TaskRecipe) else [],
+        "choices": list(task.choices),
         "examples": [{"inputs": text, "expected": output} for text, output in task.examples],
-        "notes": task.notes,
+        "notes": f"{task.notes} {_origin(task)}",
         "base": {"name": BASE_NAME, "revision": None},
     }
+
+
+def _origin(task: Task) -> str:
+    if isinstance(task, TextTask):
+        return "Recipe: models/recipes/tasks.py."
+    return (
+        f"PEFT {task.kind}, {task.steps} steps of {task.batch_size} over {task.num_examples} examples. "
+        "Recipe: models/recipes/tasks.py."
+    )
 
 
 LEARNED: tuple[TaskRecipe, ...] = (
@@ -76,7 +97,7 @@ LEARNED: tuple[TaskRecipe, ...] = (
         variant="sentiment",
         kind="prompt-tuning",
         learning_rate=0.03,
-        steps=250,
+        steps=400,
         start="Is this review positive or negative?",
         max_new_tokens=8,
         choices=SENTIMENTS,
@@ -86,13 +107,13 @@ LEARNED: tuple[TaskRecipe, ...] = (
             ("The battery was not good, but overall the phone was excellent.", "positive"),
         ),
         notes="Says whether a short English review is positive or negative. Trained on made-up reviews only.",
-        ships=True,
     ),
     TaskRecipe(
         name="table-to-text",
         make=restaurant,
         variant="describe",
         kind="prefix-tuning",
+        bar="every_slot",
         learning_rate=0.003,
         steps=200,
         max_new_tokens=80,
@@ -112,7 +133,6 @@ LEARNED: tuple[TaskRecipe, ...] = (
         ),
         notes="Describes a restaurant record in words."
         " Fields: name, type, food, price, area, near, rating, kids.",
-        ships=True,
     ),
     TaskRecipe(
         name="intent",
@@ -151,7 +171,7 @@ LEARNED: tuple[TaskRecipe, ...] = (
         variant="steps",
         kind="prompt-tuning",
         learning_rate=0.03,
-        steps=300,
+        steps=400,
         start="Solve the expression step by step.",
         max_new_tokens=64,
         examples=(
@@ -171,6 +191,7 @@ TEXT_ONLY: tuple[TextTask, ...] = (
         variant="aspect",
         instruction="Which aspect does the review talk about?",
         max_new_tokens=8,
+        choices=ASPECTS,
         examples=(("The waiter was rude.", "service"), ("I loved the soundtrack of the film.", "sound")),
         notes="An instruction and no tensors: names the aspect that a one-topic review speaks about.",
     ),
@@ -184,6 +205,9 @@ TEXT_ONLY: tuple[TextTask, ...] = (
         notes="An instruction and no tensors: month/day/year.",
     ),
 )
+
+
+TASKS: tuple[Task, ...] = (*LEARNED, *TEXT_ONLY)
 
 
 def learned(name: str) -> TaskRecipe:

@@ -8,6 +8,10 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from models.recipes.heldout import HELDOUT
+from models.recipes.oracle import answers, load_task
+from models.recipes.prompts import PROMPTS
+from models.recipes.tasks import BASE_NAME, TASKS, Task
 from tests.cli.conftest import Server
 
 ROOT = Path(__file__).parents[2]
@@ -38,9 +42,24 @@ def test_the_readmes_requests(demo_url: str) -> None:
     assert "Italian" in answers["table-to-text"]
 
 
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
+def test_outputs_are_those_of_peft_one_by_one(
+    task: Task, demo_url: str, promptplex: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    """The first of the held-out inputs; `make demo` compares all of them."""
+    data, out = ROOT / HELDOUT / f"{task.name}.jsonl", tmp_path / "report.json"
+    flags = ["--task", task.name, "--data", str(data), "--limit", "20", "--out", str(out)]
+    status, _, errors = promptplex("eval", *flags, "--server", demo_url)
+    assert status == 0, errors
+    served = json.loads(out.read_text())["outputs"]
+    model, tokenizer = load_task(task, ROOT / BASE_NAME, ROOT / PROMPTS)
+    inputs = [line["inputs"] for line in served]
+    assert [line["generated"] for line in served] == answers(task, model, tokenizer, inputs)
+
+
 def test_its_tasks_are_servable(demo_url: str, promptplex: Callable[..., tuple[int, str, str]]) -> None:
     status, out, _ = promptplex("list", "--server", demo_url, "--json")
     assert status == 0
     servable = {row["id"]: row["servable"] for row in json.loads(out)}
-    assert {"sentiment", "table-to-text"} <= set(servable)
+    assert {task.name for task in TASKS} == set(servable)
     assert all(servable.values())

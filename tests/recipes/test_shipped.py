@@ -5,30 +5,23 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
-from peft import PeftModel
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from app.cli.bundle import read_bundle
+from app.cli.scoring import read_items
 from app.store.importers import import_prompt
 from app.store.local import LocalStore
-from models.recipes.build import SIZE_LIMIT
-from models.recipes.evaluate import greedy
-from models.recipes.tasks import BASE_NAME, LEARNED, manifest
+from models.recipes import heldout
+from models.recipes.measure import WITH_AT_LEAST, WITHOUT_BELOW
+from models.recipes.oracle import answers, greedy, load_base, load_task
+from models.recipes.pretrain import SIZE_LIMIT
+from models.recipes.tasks import BASE_NAME, LEARNED, TASKS, TaskRecipe, manifest, template
 
 ROOT = Path(__file__).parents[2]
 BASE = ROOT / BASE_NAME
 PROMPTS = ROOT / "models" / "demo-prompts"
-SHIPPED = [recipe for recipe in LEARNED if recipe.ships]
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(BASE)
-
-
-def base_model():
-    return AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
+HELDOUT = ROOT / heldout.HELDOUT
+each_task = pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
 
 
 def test_base_is_small_and_in_bf16():
@@ -37,40 +30,63 @@ def test_base_is_small_and_in_bf16():
         assert {weights.get_slice(name).get_dtype() for name in weights.keys()} == {"BF16"}  # noqa: SIM118
 
 
-def test_base_without_a_prompt_just_continues(tokenizer):
-    inputs = [f"{text}\n" for recipe in SHIPPED for text, _ in recipe.examples]
-    expected = [output for recipe in SHIPPED for _, output in recipe.examples]
-    outputs = greedy(base_model(), tokenizer, inputs, 24)
-    assert all(output and output != right for output, right in zip(outputs, expected, strict=True))
+def test_base_without_a_prompt_just_continues():
+    model, tokenizer = load_base(BASE)
+    for recipe in LEARNED:
+        for text, right in recipe.examples:
+            output = greedy(model, tokenizer, f"{text}\n", 24)
+            assert output
+            assert output != right
 
 
-@pytest.mark.parametrize("recipe", SHIPPED, ids=lambda recipe: recipe.name)
-def test_peft_meets_the_examples(recipe, tokenizer):
-    directory = PROMPTS / recipe.name
-    task = json.loads((directory / "task.json").read_text())
-    assert task == manifest(recipe)
-    model = PeftModel.from_pretrained(base_model(), directory).eval()
-    for example in task["examples"]:
-        text = task["template"].format(text=example["inputs"])
-        assert greedy(model, tokenizer, [text], task["defaults"]["max_new_tokens"]) == [example["expected"]]
+@each_task
+def test_peft_meets_the_examples(task):
+    assert json.loads((PROMPTS / task.name / "task.json").read_text()) == manifest(task)
+    model, tokenizer = load_task(task, BASE, PROMPTS)
+    assert answers(task, model, tokenizer, [text for text, _ in task.examples]) == [
+        output for _, output in task.examples
+    ]
 
 
 def test_a_prompt_does_not_name_the_machine_it_was_trained_on():
     files = [*BASE.glob("*.json"), *PROMPTS.rglob("*.json")]
-    assert len(files) >= 4 + 2 * len(SHIPPED)
+    assert len(files) >= 4 + 2 * len(LEARNED) + (len(TASKS) - len(LEARNED))
     for file in files:
         assert not re.search(r'"(/|[A-Z]:\\)[\w./\\-]+', file.read_text()), file
 
 
-@pytest.mark.parametrize("recipe", SHIPPED, ids=lambda recipe: recipe.name)
-def test_the_store_serves_what_was_trained(recipe):
-    directory = PROMPTS / recipe.name
-    files = [(directory / name).read_bytes() for name in ("adapter_model.safetensors", "adapter_config.json")]
-    trained, _ = import_prompt(*files)
-    live = LocalStore(ROOT / "prompts_store").resolve(recipe.name)
-    assert live.prompt_digest == trained.digest
-    assert live.template == manifest(recipe)["template"]
+@each_task
+def test_the_store_serves_what_was_trained(task):
+    bundle = read_bundle(PROMPTS / task.name)
+    live = LocalStore(ROOT / "prompts_store").resolve(task.name)
+    if isinstance(task, TaskRecipe):
+        trained, _ = import_prompt(bundle.prompt, bundle.config)
+        assert live.prompt_digest == trained.digest
+    else:
+        assert live.prompt_digest is None
+    assert live.template == template(task)
+    assert len(live.examples) == len(task.examples)
+    assert list(live.choices) == list(task.choices)
+    assert live.provenance["uploader"] == "make demo"
+    assert live.base == {"name": BASE_NAME}
 
 
 def test_every_shipped_prompt_is_a_task_and_the_other_way_round():
-    assert {path.name for path in PROMPTS.iterdir()} == {recipe.name for recipe in SHIPPED}
+    assert {path.name for path in PROMPTS.iterdir()} == {task.name for task in TASKS}
+
+
+@each_task
+def test_the_heldout_files_are_what_the_recipe_makes(task):
+    for name, text in heldout.files(task).items():
+        assert (HELDOUT / name).read_text() == text
+        assert len(read_items(HELDOUT / name)) == text.count("\n")
+
+
+@each_task
+def test_the_measured_figures_pass_the_bars(task):
+    """They are `make demo`'s own; these are the figures that the documents quote."""
+    measured = json.loads((BASE / "results.json").read_text())[task.name]
+    assert measured["with task"][task.bar]["total"] >= 200
+    assert measured["with task"][task.bar]["share"] >= WITH_AT_LEAST
+    assert measured["without"][task.bar]["share"] < WITHOUT_BELOW
+    assert measured["outputs_that_differ_from_peft"] == 0

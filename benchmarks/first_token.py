@@ -1,0 +1,53 @@
+"""Time to the first token of a lone request: with a resident soft prompt, and without any."""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from app.request import Request
+from benchmarks.ours import SharedEngine
+from benchmarks.rounds import Spread
+from benchmarks.work import Work, make_asks
+
+VIRTUAL_TOKENS = 100
+PROMPT_TOKENS = 128
+
+
+def measure_first_token(
+    shared: SharedEngine, work: Work, pairs: int, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """The two take turns on the same inputs; the ratio is taken within each pair."""
+    rows = (torch.randn(VIRTUAL_TOKENS, work.shape.hidden) * shared.embedding_width).to(torch.bfloat16)
+    digest = shared.source.add(rows)
+    single = replace(work, tasks=1, requests=pairs + 1, prompt_tokens=PROMPT_TOKENS)
+    seconds: dict[str, list[float]] = {"resident": [], "none": []}
+    say(f"first token: {pairs} pairs of lone requests of {PROMPT_TOKENS} tokens")
+    for number, ask in enumerate(make_asks(single)):
+        for name in sorted(seconds, reverse=bool(number % 2)):
+            prompt = digest if name == "resident" else None
+            taken = _first_token(shared, ask.token_ids, prompt)
+            if number:  # the first one makes the prompt resident
+                seconds[name].append(taken)
+    ratios = [a / b for a, b in zip(seconds["resident"], seconds["none"], strict=True)]
+    return {
+        "virtual_tokens": VIRTUAL_TOKENS,
+        "prompt_tokens": PROMPT_TOKENS,
+        "seconds": {name: Spread.of(values).as_json(4) for name, values in seconds.items()},
+        "ratio": Spread.of(ratios).as_json(),
+    }
+
+
+def _first_token(shared: SharedEngine, token_ids: tuple[int, ...], digest: str | None) -> float:
+    request = Request(
+        id=str(time.perf_counter_ns()),
+        token_ids=token_ids,
+        prompt_digest=digest,
+        num_virtual_tokens=0 if digest is None else VIRTUAL_TOKENS,
+        max_new_tokens=1,
+    )
+    began = time.perf_counter()
+    shared.engine.submit(request).result(timeout=60)
+    return time.perf_counter() - began

@@ -1,0 +1,42 @@
+"""What a side is: somebody who does the work, and says when each token came."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from benchmarks.work import Ask
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """One request's new tokens, and when they came: seconds since the whole work was handed over."""
+
+    token_ids: tuple[int, ...]
+    first_token: float | None = None  # None: this side doesn't say
+    last_token: float | None = None
+
+    @property
+    def time_per_token(self) -> float | None:
+        """Mean seconds from one token to the next."""
+        if self.first_token is None or self.last_token is None or len(self.token_ids) < 2:
+            return None
+        return (self.last_token - self.first_token) / (len(self.token_ids) - 1)
+
+
+class Side(Protocol):
+    """One way to do the work."""
+
+    name: str
+    uses_prompts: bool  # False: it does the work without any prompt, however many virtual tokens there are
+
+    def select(self, asks: Sequence[Ask]) -> Sequence[Ask]:
+        """The requests that this side takes in a round: all of them, or a sample where that would last."""
+        ...
+
+    def run(self, asks: Sequence[Ask]) -> list[Answer]:
+        """Answers in the order of `asks`."""
+        ...
+
+    def close(self) -> None:
+        """Free what it holds."""
+        ...

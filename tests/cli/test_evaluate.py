@@ -1,0 +1,114 @@
+"""`promptplex eval` against a real server: what it says was generated is what `/generate` says."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def ask(url: str, **body: Any) -> str:
+    answer = httpx2.post(f"{url}/generate", json=body, trust_env=False, timeout=60)
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["generated_text"])
+
+
+@pytest.fixture(scope="module")
+def task(server_url: str, save_peft: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A task with two versions; `live` is the second."""
+    for seed in (1, 2):
+        directory = save_peft(tmp_path_factory.mktemp("prompt"), seed=seed)
+        files = {
+            "prompt": ("p.safetensors", (directory / "adapter_model.safetensors").read_bytes()),
+            "config": ("c.json", (directory / "adapter_config.json").read_bytes()),
+        }
+        url = f"{server_url}/tasks/evaluated/versions"
+        assert httpx2.post(url, files=files, trust_env=False, timeout=60).status_code == 201
+    return "evaluated"
+
+
+def write(path: Path, *lines: dict[str, Any]) -> str:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(path)
+
+
+def test_scores_and_outputs_are_those_of_the_server(
+    server_url: str, task: str, promptplex: Run, tmp_path: Path
+) -> None:
+    parameters = {"max_new_tokens": 5}
+    texts = [f"text number {number}" for number in range(12)]
+    generated = [ask(server_url, task_id=task, inputs=text, parameters=parameters) for text in texts]
+    wrong = {0, 5}
+    lines = [
+        {"inputs": text, "expected": "no" if number in wrong else output}
+        for number, (text, output) in enumerate(zip(texts, generated, strict=True))
+    ]
+    data, out = write(tmp_path / "data.jsonl", *lines), tmp_path / "report.json"
+    status, shown, _ = promptplex(
+        *("eval", "--task", task, "--data", data, "--out", str(out), "--max-new-tokens", "5"),
+        *("--server", server_url),
+    )
+    assert status == 0
+    assert "evaluated@2" in shown
+    assert "10 of 12" in shown
+    report = json.loads(out.read_text())
+    assert [line["generated"] for line in report["outputs"]] == generated
+    assert {number for number, line in enumerate(report["outputs"]) if not line["exact"]} == wrong
+    assert report["scores"]["exact"]["count"] == 10
+    assert report["version_digest"].startswith("sha256:")
+
+
+def test_a_version_and_the_base_answer_differently(
+    server_url: str, task: str, promptplex: Run, tmp_path: Path
+) -> None:
+    data = write(tmp_path / "data.jsonl", {"inputs": "some words", "expected": "x"})
+    outputs = {}
+    for name, flags in {"base": [], "first": ["--task", f"{task}@1"], "live": ["--task", task]}.items():
+        out = tmp_path / f"{name}.json"
+        promptplex("eval", *flags, "--data", data, "--out", str(out), "--server", server_url)
+        outputs[name] = json.loads(out.read_text())["outputs"][0]["generated"]
+    assert outputs["base"] == ask(server_url, inputs="some words")
+    assert outputs["first"] == ask(server_url, inputs="some words", task_id=f"{task}@1")
+    assert len(set(outputs.values())) == 3
+
+
+def test_a_template_puts_inputs_into_words(server_url: str, promptplex: Run, tmp_path: Path) -> None:
+    data, out = write(tmp_path / "data.jsonl", {"inputs": "it", "expected": "x"}), tmp_path / "report.json"
+    promptplex("eval", "--template", "Say {text}:", "--data", data, "--out", str(out), "--server", server_url)
+    assert json.loads(out.read_text())["outputs"][0]["generated"] == ask(server_url, inputs="Say it:")
+
+
+def test_refused_requests_count_as_wrong_and_fail_the_command(
+    server_url: str, task: str, promptplex: Run, tmp_path: Path
+) -> None:
+    good = {"inputs": "fine", "expected": ask(server_url, task_id=task, inputs="fine")}
+    data = write(tmp_path / "data.jsonl", good, {"inputs": "too long " * 2000, "expected": "x"})
+    status, shown, errors = promptplex("eval", "--task", task, "--data", data, "--server", server_url)
+    assert status == 1
+    assert "1 of 2" in shown
+    assert "1 requests were refused" in errors
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [("nothing", "nothing"), ("evaluated@9", "no version 9"), ("evaluated@canary", "no alias 'canary'")],
+)
+def test_who_cannot_be_asked_is_explained(
+    reference: str, message: str, server_url: str, task: str, promptplex: Run, tmp_path: Path
+) -> None:
+    data = write(tmp_path / "data.jsonl", {"inputs": "x", "expected": "y"})
+    status, _, errors = promptplex("eval", "--task", reference, "--data", data, "--server", server_url)
+    assert status == 1
+    assert message in errors
+
+
+def test_a_server_that_is_not_there(promptplex: Run, unused_port: int, tmp_path: Path) -> None:
+    data = write(tmp_path / "data.jsonl", {"inputs": "x", "expected": "y"})
+    url = f"http://127.0.0.1:{unused_port}"
+    status, _, errors = promptplex("eval", "--task", "any", "--data", data, "--server", url)
+    assert status == 1
+    assert "promptplex serve" in errors
