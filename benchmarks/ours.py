@@ -10,10 +10,10 @@ from transformers import PreTrainedModel
 
 from app.engine.engine import Engine, EngineConfig
 from app.engine.plan import StepStats
+from app.models.acceleration import accelerate
 from app.models.attention.packed import IMPLEMENTATION, register
 from app.models.decoder_only import DecoderOnly
 from app.models.geometry import model_geometry
-from app.models.packed_linear import pack_linears
 from app.prompt import Prompt, PromptKind
 from app.request import Request
 from app.store.canonical import RawTensor, read_prompt, write_prompt
@@ -55,7 +55,7 @@ class SharedEngine:
         geometry = model_geometry(model, "benchmark")
         backbone = DecoderOnly(model, geometry)
         self.embedding_width = embedding_width(model)
-        pack_linears(model)  # as load_base does
+        accelerate(model)  # as load_base does
         config = EngineConfig(
             max_rows=max(work.requests for work in works), kv_cache_bytes=sum(map(_kv_bytes, works))
         )

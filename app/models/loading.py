@@ -17,11 +17,11 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
 from app.errors import UnsupportedModel
+from app.models.acceleration import accelerate
 from app.models.attention.packed import IMPLEMENTATION, register
 from app.models.decoder_only import DecoderOnly
 from app.models.fingerprint import fingerprint
 from app.models.geometry import model_geometry
-from app.models.packed_linear import pack_linears
 from app.models.probe import ProbeReport, own_logits, probe_architecture, probe_weights
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -93,7 +93,7 @@ def load_base(
     progress("checking the real weights against the model's own forward pass")
     backbone = DecoderOnly(model, model_geometry(model, identity, max_context))
     own = own_logits(model)
-    pack_linears(model)
+    accelerate(model)
     weights_figure = probe_weights(backbone, own)
     return LoadedBase(
         name=Path(reference).name,

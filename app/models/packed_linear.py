@@ -20,10 +20,18 @@ class PackedLinear(nn.Module):
         super().__init__()
         self._weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), _TYPICAL_ROWS)
         self._bias = linear.bias
+        self.in_features = linear.in_features
 
     def forward(self, inputs: Tensor) -> Tensor:
         """`inputs [..., in]` -> `[..., out]`."""
         product: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, self._weight, self._bias, "none", [], "")
+        return product
+
+    def times(self, inputs: Tensor, factor: Tensor) -> Tensor:
+        """`inputs [N, in]` -> `[N, out]`, multiplied by `factor [N, out]` while it is written."""
+        product: Tensor = torch.ops.mkldnn._linear_pointwise.binary(
+            inputs, factor, self._weight, self._bias, "mul"
+        )
         return product
 
 
