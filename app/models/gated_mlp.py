@@ -1,9 +1,10 @@
 """Gated MLPs of a frozen model on a CPU: fewer passes over wide activations.
 
 `down(act(gate(x)) * up(x))` as transformers writes it makes four tensors of the intermediate width
-and reads them again. Here the product with the activated gate happens while `up` is written (a
-oneDNN post-op), and long inputs go through in blocks of rows whose activations stay in the cache.
-The module it replaces stays the reference: each replacement is compared with it before it is used.
+and reads them again. Here activation and product are one pass (our own kernel, or a oneDNN post-op
+where there is none), and long inputs go through in blocks of rows whose activations stay in the
+cache. The module it replaces stays the reference: each replacement is compared with it before it is
+used.
 """
 
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from app.models.native.library import Kernels
 from app.models.packed_linear import PackedLinear
 
 _BLOCK_ROWS = 512  # enough for full speed of the products, few enough for the last cache level
@@ -23,11 +25,17 @@ class GatedMLP(nn.Module):
     """A drop-in for an MLP with `gate_proj`, `up_proj`, `down_proj` and `act_fn`."""
 
     def __init__(
-        self, gate: PackedLinear, up: PackedLinear, down: PackedLinear, activation: Activation
+        self,
+        gate: PackedLinear,
+        up: PackedLinear,
+        down: PackedLinear,
+        activation: Activation,
+        kernels: Kernels | None,  # given: they compute this activation
     ) -> None:
         super().__init__()
         self._gate, self._up, self._down = gate, up, down
         self._activation = activation
+        self._kernels = kernels
         self.width = gate.in_features
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -42,31 +50,34 @@ class GatedMLP(nn.Module):
 
     def _block(self, rows: Tensor) -> Tensor:
         gate: Tensor = self._gate(rows)
-        product: Tensor = self._down(self._up.times(rows, self._activation(gate)))
+        if self._kernels is not None:
+            wide = self._kernels.silu_times_(gate, self._up(rows))
+        else:
+            wide = self._up.times(rows, self._activation(gate))
+        product: Tensor = self._down(wide)
         return product
 
 
-def fuse_gated_mlps(model: nn.Module) -> int:
+def fuse_gated_mlps(model: nn.Module, kernels: Kernels | None) -> int:
     """Replace every gated MLP whose linear layers are packed; how many were."""
     num_fused = 0
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            fused = _fused(child)
+            fused = _fused(child, kernels)
             if fused is not None and _agrees(fused, child):
                 setattr(parent, name, fused)
                 num_fused += 1
     return num_fused
 
 
-def _fused(module: nn.Module) -> GatedMLP | None:
+def _fused(module: nn.Module, kernels: Kernels | None) -> GatedMLP | None:
     parts = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
     activation = getattr(module, "act_fn", None)
     gate, up, down = (part if isinstance(part, PackedLinear) else None for part in parts)
     if gate is None or up is None or down is None or activation is None:
         return None
-    if type(activation).__name__ in ("SiLU", "SiLUActivation"):
-        activation = nn.SiLU(inplace=True)
-    return GatedMLP(gate, up, down, activation)
+    is_silu = type(activation).__name__ in ("SiLU", "SiLUActivation")
+    return GatedMLP(gate, up, down, activation, kernels if is_silu else None)
 
 
 @torch.inference_mode()

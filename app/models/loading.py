@@ -93,7 +93,7 @@ def load_base(
     progress("checking the real weights against the model's own forward pass")
     backbone = DecoderOnly(model, model_geometry(model, identity, max_context))
     own = own_logits(model)
-    accelerate(model)
+    accelerate(model, model.dtype, target)
     weights_figure = probe_weights(backbone, own)
     return LoadedBase(
         name=Path(reference).name,

@@ -47,6 +47,4 @@ def answers(
 ) -> list[str]:
     """What the task answers to each input, put into its template."""
     words = template(task)
-    return [
-        greedy(model, tokenizer, words.replace("{text}", text), task.max_new_tokens) for text in inputs
-    ]
+    return [greedy(model, tokenizer, words.replace("{text}", text), task.max_new_tokens) for text in inputs]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from app.models.native.library import kernels_for
 from app.prompt import LayerGeometry
 
 PADDING_SLOT = 0
@@ -52,6 +53,7 @@ class KVCache:
         self.groups = tuple(groups)
         self.dtype = dtype
         self.device = device
+        self.kernels = kernels_for(dtype, device)
         self.group_of_layer: dict[int, int] = {}
         self._geometry: dict[int, LayerGeometry] = {}
         self._keys: dict[int, Tensor] = {}  # layer -> [S, Hk * Dk]
@@ -75,6 +77,10 @@ class KVCache:
         """Store `keys [n, Hk, Dk]` and `values [n, Hk, Dv]` at `slots [n]`."""
         self._keys[layer].index_copy_(0, slots, keys.reshape(slots.shape[0], -1))
         self._values[layer].index_copy_(0, slots, values.reshape(slots.shape[0], -1))
+
+    def pools(self, layer: int) -> tuple[Tensor, Tensor]:
+        """All keys `[S, Hk * Dk]` and values `[S, Hk * Dv]` of a layer, where they lie."""
+        return self._keys[layer], self._values[layer]
 
     def read(self, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
         """Gather `slots [..., n]` as keys `[..., Hk, n, Dk]` and values `[..., Hk, n, Dv]`."""

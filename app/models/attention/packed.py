@@ -13,6 +13,7 @@ from torch.nn import functional
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
+from app.models.attention.kv_cache import KVCache
 from app.models.attention.step import AttentionStep, ChunkContext, RowBucket
 
 IMPLEMENTATION = "promptplex"
@@ -49,10 +50,29 @@ def packed_attention(
     cache = step.cache
     group = step.groups[cache.group_of_layer[layer]]
     cache.write(layer, group.write_slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
+    if cache.kernels is not None and softcap is None and s_aux is None and _suits(cache, query, key, value):
+        keys, values = cache.pools(layer)
+        attended = cache.kernels.attention(
+            query[0],
+            keys,
+            values,
+            group.contexts,
+            num_kv_heads=key.shape[1],
+            window=group.window,
+            scaling=scaling,
+        )
+        return attended.unsqueeze(0), None
     kernel = _Kernel(scaling, softcap, s_aux)
     outputs = [_attend_rows(kernel, step, bucket, layer, query) for bucket in group.rows]
     outputs += [_attend_chunk(kernel, step, chunk, layer, query, key, value) for chunk in group.chunks]
     return torch.cat(outputs).unsqueeze(0), None
+
+
+def _suits(cache: KVCache, query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether our own kernel takes these shapes."""
+    assert cache.kernels is not None
+    sizes = (query.shape[1], key.shape[1], query.shape[3], value.shape[3])
+    return query.stride(3) == 1 and cache.kernels.can_attend(*sizes)
 
 
 def _attend_rows(

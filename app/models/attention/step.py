@@ -10,6 +10,7 @@ are that the model sees: windows and causality are about slots (docs/architectur
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 
 import numpy as np
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from app.models.attention.kv_cache import PADDING_SLOT, KVCache, KVGroup
+from app.models.native.library import PackedContexts
 
 Slots = NDArray[np.int64]
 
@@ -57,13 +59,51 @@ class ChunkContext:
     mask: Tensor | None  # [n, C] bool, True: attend; None: plain causal
 
 
-@dataclass(frozen=True, slots=True)
 class GroupStep:
-    """One KV group's view of the step."""
+    """One KV group's view of the step, laid out when the kernel at hand asks for it."""
 
-    write_slots: Tensor  # [T]
-    rows: tuple[RowBucket, ...]
-    chunks: tuple[ChunkContext, ...]
+    def __init__(
+        self,
+        cache: KVCache,
+        group: KVGroup,
+        number: int,
+        rows: Sequence[PackedItem],
+        chunks: Sequence[PackedItem],
+    ) -> None:
+        self.window = group.geometry.window
+        self._cache = cache
+        self._number = number
+        self._rows = rows
+        self._chunks = chunks
+        written = [item.slots[number][item.num_computed :] for item in (*rows, *chunks)]
+        self.write_slots = torch.from_numpy(np.concatenate(written)).to(cache.device)  # [T]
+
+    @cached_property
+    def rows(self) -> tuple[RowBucket, ...]:
+        """Items of one token, in padded buckets."""
+        visible = [_visible(item, self._number, self.window) for item in self._rows]
+        return tuple(_bucket_rows(visible, self._cache))
+
+    @cached_property
+    def chunks(self) -> tuple[ChunkContext, ...]:
+        """Items of several tokens."""
+        begin = len(self._rows)
+        contexts: list[ChunkContext] = []
+        for item in self._chunks:
+            contexts.append(_chunk_context(item, self._number, self.window, begin, self._cache.device))
+            begin += item.num_tokens
+        return tuple(contexts)
+
+    @cached_property
+    def contexts(self) -> PackedContexts:
+        """All items, without padding."""
+        items = (*self._rows, *self._chunks)
+        visible = [_visible(item, self._number, self.window) for item in items]
+        return PackedContexts(
+            torch.from_numpy(np.concatenate(visible)),
+            _begins([len(slots) for slots in visible]),
+            _begins([item.num_tokens for item in items]),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,28 +119,15 @@ def build_step(cache: KVCache, items: Sequence[PackedItem]) -> AttentionStep:
     num_rows = sum(item.num_tokens == 1 for item in items)
     assert all(item.num_tokens == 1 for item in items[:num_rows]), "rows come before chunks"
     groups = tuple(
-        _build_group(cache, group, number, items[:num_rows], items[num_rows:])
+        GroupStep(cache, group, number, items[:num_rows], items[num_rows:])
         for number, group in enumerate(cache.groups)
     )
     return AttentionStep(cache, groups)
 
 
-def _build_group(
-    cache: KVCache, group: KVGroup, number: int, rows: Sequence[PackedItem], chunks: Sequence[PackedItem]
-) -> GroupStep:
-    window = group.geometry.window
-    written = [item.slots[number][item.num_computed :] for item in (*rows, *chunks)]
-    visible = [_visible(item, number, window) for item in rows]
-    contexts: list[ChunkContext] = []
-    begin = len(rows)
-    for item in chunks:
-        contexts.append(_chunk_context(item, number, window, begin, cache.device))
-        begin += item.num_tokens
-    return GroupStep(
-        torch.from_numpy(np.concatenate(written)).to(cache.device),
-        tuple(_bucket_rows(visible, cache)),
-        tuple(contexts),
-    )
+def _begins(lengths: Sequence[int]) -> Tensor:
+    """Where each of consecutive parts begins, and where the last one ends."""
+    return torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int64))
 
 
 def _visible(item: PackedItem, group: int, window: int | None) -> Slots:

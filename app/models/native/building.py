@@ -1,0 +1,83 @@
+"""From kernels.cpp to a shared library: compiled once for this processor, kept in the user's cache."""
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from app.models.native.openmp import loaded_runtime
+
+SOURCE = Path(__file__).with_name("kernels.cpp")
+_FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fPIC")
+_COMPILERS = ("g++", "c++", "clang++")
+_SECONDS = 120.0
+
+
+class NotBuilt(Exception):
+    """There is no library, and why."""
+
+
+def build() -> Path:
+    """The library of this source, compiler and processor; compiled if it isn't there yet.
+
+    Raises NotBuilt without a compiler, or where it fails.
+    """
+    compiler = next((path for name in _COMPILERS if (path := shutil.which(name))), None)
+    if compiler is None:
+        raise NotBuilt(f"no C++ compiler found ({', '.join(_COMPILERS)})")
+    openmp = loaded_runtime()  # a second runtime would fight it for the cores
+    if openmp is None:
+        raise NotBuilt("this torch doesn't use GNU OpenMP")
+    target = _cache() / f"kernels-{_key(compiler, openmp)}.so"
+    if not target.is_file():
+        _compile(compiler, openmp, target)
+    return target
+
+
+def _cache() -> Path:
+    """A directory of the user's own: what lies in it is loaded and run."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "promptplex"
+    try:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        is_private = root.stat().st_uid == os.getuid() and not root.stat().st_mode & 0o022
+    except OSError:
+        is_private = False
+    if is_private and os.access(root, os.W_OK):
+        return root
+    return Path(tempfile.mkdtemp(prefix="promptplex-kernels-"))
+
+
+def _key(compiler: str, openmp: str) -> str:
+    version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
+    parts = [SOURCE.read_bytes(), version, openmp.encode(), " ".join(_FLAGS).encode(), _processor()]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:24]
+
+
+def _processor() -> bytes:
+    """What -march=native depends on."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    named = (line for line in lines if line.startswith(("flags", "Features", "model name")))
+    return "\n".join([platform.machine(), *sorted(set(named))]).encode()
+
+
+def _compile(compiler: str, openmp: str, target: Path) -> None:
+    """Into a temporary name first: another process may be doing the same."""
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix="building-") as folder:
+        compiled, linked = Path(folder) / "kernels.o", Path(folder) / "kernels.so"
+        _run([compiler, *_FLAGS, "-fopenmp", "-c", str(SOURCE), "-o", str(compiled)])
+        # Linked without -fopenmp, which would bring the compiler's own OpenMP runtime.
+        _run([compiler, "-shared", str(compiled), openmp, "-o", str(linked)])
+        linked.replace(target)
+
+
+def _run(command: list[str]) -> None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise NotBuilt(f"{command[0]} failed: {error}") from error
+    if done.returncode:
+        raise NotBuilt(f"{command[0]} failed: {done.stderr.strip()[:500]}")
