@@ -4,19 +4,18 @@ import argparse
 import itertools
 import json
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks import report as reports
 from benchmarks.field import PEERS, Field
-from benchmarks.first_token import measure_first_token
 from benchmarks.limits import measure_hardware, model_cost
-from benchmarks.ours import Promptplex
 from benchmarks.plots import plot_sides, plot_sweep
-from benchmarks.rounds import Entrant, Record, Spread, run_rounds, warm_up
-from benchmarks.work import SHAPES, Work, random_model
+from benchmarks.processes import RemoteSide
+from benchmarks.rounds import Record, run_rounds, warm_up
+from benchmarks.spread import Spread
+from benchmarks.work import SHAPES, Work, make_asks, random_model
 
 _FIRST_TOKEN_PAIRS = 30
 
@@ -41,48 +40,46 @@ def works_of(options: argparse.Namespace) -> list[Work]:
     ]
 
 
-def decode_steps(entrants: Sequence[Entrant]) -> dict[str, list[float]]:
+def decode_steps(ours: Sequence[RemoteSide]) -> dict[str, list[float]]:
     """One more run of each of ours, for its steps."""
     steps = {}
-    for entrant in entrants:
-        if isinstance(entrant.side, Promptplex):
-            entrant.side.run(entrant.asks)
-            steps[entrant.label] = entrant.side.decode_steps()
+    for side in ours:
+        side.run(make_asks(side.work))
+        steps[side.label] = side.ask("decode_steps")
     return steps
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure the hardware, build all sides, warm up, let them take turns, report."""
+    """Measure the hardware, start all sides, warm up, let them take turns, report."""
     say("measuring bandwidth and matrix throughput")
     hardware = measure_hardware()
     works = works_of(options)
-    say(f"making random weights of shape {options.shape}")
-    model = random_model(works[0].shape)
-    cost = model_cost(model)
-    field = Field(model, works, options.peers)
-    if options.vllm_python is not None:
-        say("starting vLLM, which compiles for some minutes")
-        field.add_vllm(options.vllm_python, options.out.with_suffix(".vllm.log"))
+    cost = model_cost(random_model(works[0].shape))
+    say(f"starting the sides, each on random weights of shape {options.shape}")
+    field = Field(works, options.peers)
     try:
-        records: dict[str, Record] = warm_up(field.entrants, say)
-        run_rounds(field.entrants, records, options.rounds, say)
-        result = reports.build(field.entrants, records, hardware, cost, decode_steps(field.entrants))
-        result["first_token"] = measure_first_token(field.engine, works[0], _FIRST_TOKEN_PAIRS, say)
+        if options.vllm_python is not None:
+            say("starting vLLM, which compiles for some minutes")
+            field.add_vllm(options.vllm_python, options.out.with_suffix(".vllm.log"))
+        records = warm_up(field.sides, say)
+        run_rounds(field.sides, records, options.rounds, say)
+        result = reports.build(field.ours, field.sides, records, hardware, cost, decode_steps(field.ours))
+        say(f"time to the first token: {_FIRST_TOKEN_PAIRS} pairs of lone requests")
+        result["first_token"] = field.ours[0].ask("measure_first_token", _FIRST_TOKEN_PAIRS)
     finally:
         field.close()
     if options.plots is not None:
         plot_sides(result, options.plots / "throughput.svg")
-        plot_sweep(sweep_points(field.entrants, records), result, options.plots / "sweep.svg")
+        plot_sweep(sweep_points(field.ours, records), result, options.plots / "sweep.svg")
     return result
 
 
-def sweep_points(entrants: Sequence[Entrant], records: dict[str, Record]) -> dict[int, dict[int, float]]:
+def sweep_points(ours: Sequence[RemoteSide], records: dict[str, Record]) -> dict[int, dict[int, float]]:
     """Tasks -> virtual tokens -> our median tokens per second."""
     points: dict[int, dict[int, float]] = {}
-    for entrant in entrants:
-        if isinstance(entrant.side, Promptplex):
-            rate = Spread.of(records[entrant.label].rates).median
-            points.setdefault(entrant.work.tasks, {})[entrant.work.virtual_tokens] = rate
+    for side in ours:
+        rate = Spread.of(records[side.label].rates).median
+        points.setdefault(side.work.tasks, {})[side.work.virtual_tokens] = rate
     return points
 
 
@@ -120,8 +117,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("build/bench/report.json"))
     parser.add_argument("--plots", type=Path, help="write SVG plots into this directory")
     options = parser.parse_args(arguments)
-    # PEFT repeats two notes that don't bear on this work.
-    warnings.filterwarnings("ignore", message="Position ids are not supported|`is_gradient_checkpointing`")
     options.out.parent.mkdir(parents=True, exist_ok=True)
     result = run(options)
     options.out.write_text(json.dumps(result, indent=2) + "\n")

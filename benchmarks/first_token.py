@@ -1,30 +1,26 @@
 """Time to the first token of a lone request: with a resident soft prompt, and without any."""
 
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from app.request import Request
-from benchmarks.ours import SharedEngine
-from benchmarks.rounds import Spread
+from benchmarks.shared_engine import SharedEngine
+from benchmarks.spread import Spread
 from benchmarks.work import Work, make_asks
 
 VIRTUAL_TOKENS = 100
 PROMPT_TOKENS = 128
 
 
-def measure_first_token(
-    shared: SharedEngine, work: Work, pairs: int, say: Callable[[str], None]
-) -> dict[str, Any]:
+def measure_first_token(shared: SharedEngine, work: Work, pairs: int) -> dict[str, Any]:
     """The two take turns on the same inputs; the ratio is taken within each pair."""
     rows = (torch.randn(VIRTUAL_TOKENS, work.shape.hidden) * shared.embedding_width).to(torch.bfloat16)
     digest = shared.source.add(rows)
     single = replace(work, tasks=1, requests=pairs + 1, prompt_tokens=PROMPT_TOKENS)
     seconds: dict[str, list[float]] = {"resident": [], "none": []}
-    say(f"first token: {pairs} pairs of lone requests of {PROMPT_TOKENS} tokens")
     for number, ask in enumerate(make_asks(single)):
         for name in sorted(seconds, reverse=bool(number % 2)):
             prompt = digest if name == "resident" else None

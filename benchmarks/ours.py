@@ -2,69 +2,17 @@
 
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future
+from typing import Any
 
-import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from app.engine.engine import Engine, EngineConfig
-from app.engine.plan import StepStats
-from app.models.acceleration import accelerate
-from app.models.attention.packed import IMPLEMENTATION, register
-from app.models.decoder_only import DecoderOnly
-from app.models.geometry import model_geometry
-from app.prompt import Prompt, PromptKind
 from app.request import Request
-from app.store.canonical import RawTensor, read_prompt, write_prompt
+from benchmarks.first_token import measure_first_token
+from benchmarks.shared_engine import SharedEngine
 from benchmarks.sides import Answer
-from benchmarks.work import Ask, Work, embedding_width
+from benchmarks.work import Ask, Work
 
 _SECONDS = 600.0  # no run takes as long; a hanging one must end
-
-
-class MemorySource:
-    """A PromptSource that holds every prompt already."""
-
-    def __init__(self) -> None:
-        self._prompts: dict[str, Prompt] = {}
-
-    def add(self, rows: Tensor) -> str:
-        """Take in a soft prompt `[p, d]` as the store would hold it; its digest."""
-        data = rows.contiguous().view(torch.uint8).numpy().tobytes()
-        raw = RawTensor("BF16", tuple(rows.shape), data)
-        prompt = read_prompt(write_prompt(PromptKind.SOFT, {"dec.embeds": raw}))
-        self._prompts[prompt.digest] = prompt
-        return prompt.digest
-
-    def load(self, digest: str) -> "Future[Prompt]":
-        """At once: nothing is read from anywhere."""
-        future: Future[Prompt] = Future()
-        future.set_result(self._prompts[digest])
-        return future
-
-
-class SharedEngine:
-    """One engine for all works of a run, as a server has; it times its own steps."""
-
-    def __init__(self, model: PreTrainedModel, works: Sequence[Work]) -> None:
-        register()
-        model.set_attn_implementation(IMPLEMENTATION)
-        self.source = MemorySource()
-        self.steps: list[StepStats] = []
-        geometry = model_geometry(model, "benchmark")
-        backbone = DecoderOnly(model, geometry)
-        self.embedding_width = embedding_width(model)
-        accelerate(model, model.dtype, model.device)  # as load_base does
-        config = EngineConfig(
-            max_rows=max(work.requests for work in works), kv_cache_bytes=sum(map(_kv_bytes, works))
-        )
-        self.engine = Engine(backbone, self.source, config, on_step=self.steps.append)
-        self.engine.start()
-
-    def close(self) -> None:
-        """End its thread."""
-        self.engine.stop()
 
 
 class Promptplex:
@@ -75,12 +23,8 @@ class Promptplex:
 
     def __init__(self, shared: SharedEngine, work: Work, prompts: Sequence[Tensor]) -> None:
         self._shared = shared
-        self._work = work
+        self.work = work
         self._digests = [shared.source.add(rows) if work.virtual_tokens else None for rows in prompts]
-
-    def select(self, asks: Sequence[Ask]) -> Sequence[Ask]:
-        """All."""
-        return asks
 
     def run(self, asks: Sequence[Ask]) -> list[Answer]:
         """Submit all, wait for all."""
@@ -97,11 +41,16 @@ class Promptplex:
 
     def decode_steps(self) -> list[float]:
         """Seconds of the last run's steps in which all requests decoded and nothing else happened."""
-        full = (step for step in self._shared.steps if step.num_decode_rows == self._work.requests)
+        full = (step for step in self._shared.steps if step.num_decode_rows == self.work.requests)
         return [step.duration for step in full if not step.num_prefill_tokens + step.num_prefix_tokens]
 
+    def measure_first_token(self, pairs: int) -> dict[str, Any]:
+        """Of lone requests, with and without a resident prompt."""
+        return measure_first_token(self._shared, self.work, pairs)
+
     def close(self) -> None:
-        """The engine is shared; it ends with the run."""
+        """End the engine, which all works share."""
+        self._shared.close()
 
     def _request(self, number: int, ask: Ask) -> Request:
         digest = self._digests[ask.task]
@@ -109,13 +58,7 @@ class Promptplex:
             id=f"{time.perf_counter_ns()}-{number}",
             token_ids=ask.token_ids,
             prompt_digest=digest,
-            num_virtual_tokens=0 if digest is None else self._work.virtual_tokens,
-            max_new_tokens=self._work.new_tokens,
+            num_virtual_tokens=0 if digest is None else self.work.virtual_tokens,
+            max_new_tokens=self.work.new_tokens,
             task=str(ask.task),
         )
-
-
-def _kv_bytes(work: Work) -> int:
-    """Room for every request and every prompt, twice: scarcity isn't what is measured here."""
-    own = work.requests * (work.prompt_tokens + work.new_tokens)
-    return 2 * work.shape.kv_bytes_per_token * (own + work.tasks * work.virtual_tokens + 4096)

@@ -52,11 +52,7 @@ class PeftGrouped:
 
     def __init__(self, peft: PeftPrompts, work: Work) -> None:
         self._peft = peft
-        self._work = work
-
-    def select(self, asks: Sequence[Ask]) -> Sequence[Ask]:
-        """All."""
-        return asks
+        self.work = work
 
     @torch.inference_mode()
     def run(self, asks: Sequence[Ask]) -> list[Answer]:
@@ -65,8 +61,8 @@ class PeftGrouped:
         answers: dict[int, Answer] = {}
         for task in sorted({ask.task for ask in asks}):
             numbers = [number for number, ask in enumerate(asks) if ask.task == task]
-            generate = self._peft.activate(self._work, task)
-            group = generate_batch_of(generate, [asks[n] for n in numbers], self._work.new_tokens, began)
+            generate = self._peft.activate(self.work, task)
+            group = generate_batch_of(generate, [asks[n] for n in numbers], self.work.new_tokens, began)
             answers.update(zip(numbers, group, strict=True))
         return [answers[number] for number in range(len(asks))]
 
@@ -87,9 +83,9 @@ class PeftOneAtATime:
 
     def __init__(self, peft: PeftPrompts, work: Work) -> None:
         self._peft = peft
-        self._work = work
+        self.work = work
 
-    def select(self, asks: Sequence[Ask]) -> Sequence[Ask]:
+    def sample(self, asks: Sequence[Ask]) -> Sequence[Ask]:
         """The first eight, whose tasks differ where there are as many."""
         first_of_task = {ask.task: ask for ask in reversed(asks)}
         sample = list(first_of_task.values())[: self._SAMPLE]
@@ -99,9 +95,9 @@ class PeftOneAtATime:
     def run(self, asks: Sequence[Ask]) -> list[Answer]:
         """Request after request."""
         answers = []
-        for ask in asks:
-            generate = self._peft.activate(self._work, ask.task)
-            alone = generate_batch_of(generate, [ask], self._work.new_tokens, time.perf_counter())[0]
+        for ask in self.sample(asks):
+            generate = self._peft.activate(self.work, ask.task)
+            alone = generate_batch_of(generate, [ask], self.work.new_tokens, time.perf_counter())[0]
             answers.append(Answer(token_ids=alone.token_ids))
         return answers
 

@@ -3,15 +3,16 @@
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 import transformers
 
 from benchmarks.limits import Hardware, ModelCost, decode_step, whole_work
-from benchmarks.ours import Promptplex
-from benchmarks.rounds import Entrant, Record, Spread, ratio
+from benchmarks.processes import RemoteSide
+from benchmarks.rounds import Record, ratio
+from benchmarks.spread import Spread
 from benchmarks.work import Work
 
 
@@ -70,7 +71,7 @@ def limits_json(
 
 
 def mixing_json(
-    hardware: Hardware, cost: ModelCost, mixed: Entrant, single: Entrant, records: Mapping[str, Record]
+    hardware: Hardware, cost: ModelCost, mixed: RemoteSide, single: RemoteSide, records: Mapping[str, Record]
 ) -> dict[str, Any]:
     """Many tasks beside one task, and beside R* = t*(one) / t*(many): what mixing must cost at least."""
     measured = ratio(records[mixed.label], records[single.label])
@@ -94,15 +95,15 @@ def agreement(ours: Record, other: Record) -> dict[str, float] | None:
 
 
 def build(
-    entrants: Sequence[Entrant],
+    ours: Sequence[RemoteSide],
+    sides: Sequence[RemoteSide],
     records: Mapping[str, Record],
     hardware: Hardware,
     cost: ModelCost,
     steps: Mapping[str, Sequence[float]],
 ) -> dict[str, Any]:
     """The whole report but for the first-token figures."""
-    ours = [entrant for entrant in entrants if isinstance(entrant.side, Promptplex)]
-    others = [entrant for entrant in entrants if not isinstance(entrant.side, Promptplex)]
+    others = [side for side in sides if side not in ours]
     return {
         "work": asdict(ours[0].work),
         "machine": machine(),
@@ -111,7 +112,7 @@ def build(
             "bf16_gflop_per_s": round(hardware.throughput / 1e9, 1),
             "parameters": cost.parameters + cost.head_parameters,
         },
-        "sides": {entrant.label: side_json(records[entrant.label]) for entrant in entrants},
+        "sides": {side.label: side_json(records[side.label]) for side in sides},
         "ratios": {mine.label: _ratios(mine, others, records) for mine in ours},
         "agreement": {mine.label: _agreements(mine, others, records) for mine in ours},
         "mixing": {
@@ -126,41 +127,37 @@ def build(
     }
 
 
-def _single(mixed: Entrant, ours: Sequence[Entrant]) -> Entrant | None:
+def _single(mixed: RemoteSide, ours: Sequence[RemoteSide]) -> RemoteSide | None:
     """The same work with one task."""
     return next(
-        (
-            entrant
-            for entrant in ours
-            if entrant.work.tasks == 1
-            and entrant.work.virtual_tokens == mixed.work.virtual_tokens
-            and entrant.work.requests == mixed.work.requests
-        ),
+        (side for side in ours if side.work == replace(mixed.work, tasks=1)),
         None,
     )
 
 
-def _opponents(mine: Entrant, others: Sequence[Entrant]) -> list[Entrant]:
+def _opponents(mine: RemoteSide, others: Sequence[RemoteSide]) -> list[RemoteSide]:
     """Those who did the same work; without prompts, as many requests."""
     return [
         other
         for other in others
-        if (other.work == mine.work if other.side.uses_prompts else other.work.requests == mine.work.requests)
+        if (other.work == mine.work if other.uses_prompts else other.work.requests == mine.work.requests)
     ]
 
 
-def _ratios(mine: Entrant, others: Sequence[Entrant], records: Mapping[str, Record]) -> dict[str, Any]:
+def _ratios(mine: RemoteSide, others: Sequence[RemoteSide], records: Mapping[str, Record]) -> dict[str, Any]:
     return {
-        other.side.name: ratio(records[mine.label], records[other.label]).as_json(2)
+        other.name: ratio(records[mine.label], records[other.label]).as_json(2)
         for other in _opponents(mine, others)
     }
 
 
-def _agreements(mine: Entrant, others: Sequence[Entrant], records: Mapping[str, Record]) -> dict[str, Any]:
+def _agreements(
+    mine: RemoteSide, others: Sequence[RemoteSide], records: Mapping[str, Record]
+) -> dict[str, Any]:
     same = {
-        other.side.name: agreement(records[mine.label], records[other.label])
+        other.name: agreement(records[mine.label], records[other.label])
         for other in _opponents(mine, others)
-        if other.side.uses_prompts or not mine.work.virtual_tokens
+        if other.uses_prompts or not mine.work.virtual_tokens
     }
     return {name: figures for name, figures in same.items() if figures is not None}
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from benchmarks.work import Ask
+from benchmarks.work import Ask, Work
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,13 +28,10 @@ class Side(Protocol):
 
     name: str
     uses_prompts: bool  # False: it does the work without any prompt, however many virtual tokens there are
-
-    def select(self, asks: Sequence[Ask]) -> Sequence[Ask]:
-        """The requests that this side takes in a round: all of them, or a sample where that would last."""
-        ...
+    work: Work
 
     def run(self, asks: Sequence[Ask]) -> list[Answer]:
-        """Answers in the order of `asks`."""
+        """Answers in the order of `asks`; of a sample of them, where all would take too long."""
         ...
 
     def close(self) -> None:

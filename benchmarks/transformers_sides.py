@@ -50,17 +50,13 @@ class StaticBatch:
     uses_prompts = False
 
     def __init__(self, model: PreTrainedModel, work: Work) -> None:
+        self.work = work
         self._generate = cast(Callable[..., Tensor], model.generate)
-        self._new_tokens = work.new_tokens
-
-    def select(self, asks: Sequence[Ask]) -> Sequence[Ask]:
-        """All."""
-        return asks
 
     @torch.inference_mode()
     def run(self, asks: Sequence[Ask]) -> list[Answer]:
         """One call."""
-        return generate_batch_of(self._generate, asks, self._new_tokens, time.perf_counter())
+        return generate_batch_of(self._generate, asks, self.work.new_tokens, time.perf_counter())
 
     def close(self) -> None:
         """Nothing to free."""
@@ -73,16 +69,13 @@ class ContinuousBatch:
     uses_prompts = False
 
     def __init__(self, model: PreTrainedModel, work: Work) -> None:
+        self.work = work
         # The annotations of transformers' mixins make mypy take these for tensors.
         self._generate = cast(Callable[..., dict[str, Any]], model.generate_batch)
         self._end = cast(Callable[[], None], model.destroy_cached_continuous_batching_manager)
         self._config = GenerationConfig(
             max_new_tokens=work.new_tokens, do_sample=False, eos_token_id=-1, pad_token_id=0
         )
-
-    def select(self, asks: Sequence[Ask]) -> Sequence[Ask]:
-        """All."""
-        return asks
 
     def run(self, asks: Sequence[Ask]) -> list[Answer]:
         """One call."""

@@ -58,7 +58,7 @@ class VllmProcess:
         return message
 
     def close(self) -> None:
-        """End it."""
+        """End it, if it hasn't ended."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait(60)
@@ -73,12 +73,8 @@ class Vllm:
 
     def __init__(self, process: VllmProcess, work: Work, prompts: Sequence[Tensor]) -> None:
         self._process = process
-        self._work = work
+        self.work = work
         self._prompts = prompts
-
-    def select(self, asks: Sequence[Ask]) -> Sequence[Ask]:
-        """All."""
-        return asks
 
     @torch.inference_mode()
     def run(self, asks: Sequence[Ask]) -> list[Answer]:
@@ -86,8 +82,9 @@ class Vllm:
         embed = self._process.embedding
         rows = [torch.cat([self._prompts[ask.task], embed(torch.tensor(ask.token_ids))]) for ask in asks]
         embeds = {str(number): tensor for number, tensor in enumerate(rows)}
-        answers = self._process.ask(embeds, self._work.new_tokens)
+        answers = self._process.ask(embeds, self.work.new_tokens)
         return [Answer(**{**line, "token_ids": tuple(line["token_ids"])}) for line in answers]
 
     def close(self) -> None:
-        """The process is shared; it ends with the run."""
+        """End the process, which all works share."""
+        self._process.close()
