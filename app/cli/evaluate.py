@@ -46,12 +46,12 @@ def evaluate(
     items = read_items(data)[:limit]
     if template is not None and "{text}" not in template:
         raise ValueError("--template must hold {text}, where the input goes")
-    client = ServerClient(server)
     parameters = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
-    asked = _pin(client, task)
-    bodies = [_body(asked, _inputs(item, template), parameters) for item in items]
-    began = time.monotonic()
-    outcomes = _ask_all(client, items, bodies, concurrency)
+    with ServerClient(server) as client:
+        asked = _pin(client, task)
+        bodies = [_body(asked, _inputs(item, template), parameters) for item in items]
+        began = time.monotonic()
+        outcomes = _ask_all(client, items, bodies, concurrency)
     report = _report(asked, data, outcomes, time.monotonic() - began) | {"template": template}
     if out is not None:
         out.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")

@@ -28,13 +28,19 @@ class NoAnswer(CommandFailed):
 
 
 class ServerClient:
-    """Calls one server and explains what goes wrong. May be shared by threads."""
+    """Calls one server and explains what goes wrong. May be shared by threads; ends with its block."""
 
     def __init__(self, url: str) -> None:
         self._url = url.rstrip("/")
         # A proxy of the environment must not stand between this machine and itself.
         is_local = is_loopback(urlsplit(self._url).hostname or "")
         self._client = httpx2.Client(timeout=_TIMEOUT, trust_env=not is_local)
+
+    def __enter__(self) -> "ServerClient":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
 
     def call(self, method: str, path: str, **options: Any) -> Row:
         """The JSON of an answer.

@@ -37,14 +37,14 @@ class ServerTarget:
     """A running server, over HTTP."""
 
     def __init__(self, url: str) -> None:
-        self._client = ServerClient(url)
+        self._url = url
 
     def tasks(self) -> list[Row]:
         """One row for each task, over all pages."""
         rows: list[Row] = []
         cursor: str | None = None
         while True:
-            page = self._client.call("GET", "/tasks", params={} if cursor is None else {"after": cursor})
+            page = self._call("GET", "/tasks", params={} if cursor is None else {"after": cursor})
             rows += page["tasks"]
             cursor = page.get("next")
             if cursor is None:
@@ -52,7 +52,7 @@ class ServerTarget:
 
     def task(self, task_id: str) -> Row:
         """`GET /tasks/{id}`."""
-        return self._client.call("GET", f"/tasks/{task_id}")
+        return self._call("GET", f"/tasks/{task_id}")
 
     def push(self, task_id: str, bundle: Bundle, alias: str) -> Row:
         """`POST /tasks/{id}/versions`: the server validates and tries it before it answers."""
@@ -63,11 +63,15 @@ class ServerTarget:
             parts["config"] = ("adapter_config.json", bundle.config, "application/json")
         if bundle.task is not None:
             parts["task"] = ("task.json", json.dumps(bundle.task).encode(), "application/json")
-        return self._client.call("POST", f"/tasks/{task_id}/versions", params={"alias": alias}, files=parts)
+        return self._call("POST", f"/tasks/{task_id}/versions", params={"alias": alias}, files=parts)
 
     def rollback(self, task_id: str, alias: str) -> Row:
         """`POST /tasks/{id}/rollback`."""
-        return self._client.call("POST", f"/tasks/{task_id}/rollback", params={"alias": alias})
+        return self._call("POST", f"/tasks/{task_id}/rollback", params={"alias": alias})
+
+    def _call(self, method: str, path: str, **options: Any) -> Row:
+        with ServerClient(self._url) as client:
+            return client.call(method, path, **options)
 
 
 class StoreTarget:

@@ -20,11 +20,13 @@ class PackedLinear(nn.Module):
         super().__init__()
         self._weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), _TYPICAL_ROWS)
         self._bias = linear.bias
+        # Looked up once: finding the overload takes as long as a small product.
+        self._multiply = torch.ops.mkldnn._linear_pointwise.default
         self.in_features = linear.in_features
 
     def forward(self, inputs: Tensor) -> Tensor:
         """`inputs [..., in]` -> `[..., out]`."""
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, self._weight, self._bias, "none", [], "")
+        product: Tensor = self._multiply(inputs, self._weight, self._bias, "none", [], "")
         return product
 
     def times(self, inputs: Tensor, factor: Tensor) -> Tensor:

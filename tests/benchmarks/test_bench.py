@@ -73,7 +73,7 @@ def test_one_at_a_time_takes_a_request_of_each_task() -> None:
     model = random_model(work.shape)
     peft = PeftPrompts(model)
     peft.add(work, random_prompts(model, work))
-    sample = PeftOneAtATime(peft, work).select(asks)
+    sample = PeftOneAtATime(peft, work).sample(asks)
     assert len(sample) == 8
     assert {ask.task for ask in sample} == set(range(5))
 
