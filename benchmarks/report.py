@@ -188,6 +188,34 @@ def table(report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def markdown(report: Mapping[str, Any], mine: str) -> str:
+    """The table of a document: every opponent of one of our works, `mine`."""
+    lines = [
+        "| side | tokens/s | first token | per token | Promptplex is faster by |",
+        "|---|---|---|---|---|",
+    ]
+    own, ratios = report["sides"][mine], report["ratios"][mine]
+    lines.append(_markdown_line(mine, own, ""))
+    for label, side in report["sides"].items():
+        name = label.split(" (")[0]
+        if name in ratios:
+            low, high = ratios[name]["quartiles"]
+            lines.append(_markdown_line(label, side, f"{ratios[name]['median']}x [{low}, {high}]"))
+    return "\n".join(lines)
+
+
+def _markdown_line(label: str, side: Mapping[str, Any], ratio_cell: str) -> str:
+    first, later = (side[name] for name in ("first_token_seconds", "time_per_token_seconds"))
+    cells = [
+        label,
+        f"{side['tokens_per_second']['median']:.1f}",
+        "-" if first is None else f"{first['median']:.2f} s",
+        "-" if later is None else f"{1000 * later['median']:.0f} ms",
+        ratio_cell,
+    ]
+    return f"| {' | '.join(cells)} |".replace("|  |", "| |")
+
+
 def _side_line(label: str, side: Mapping[str, Any]) -> str:
     rate = side["tokens_per_second"]
     first, later = (side[name] for name in ("first_token_seconds", "time_per_token_seconds"))

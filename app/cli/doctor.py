@@ -65,12 +65,14 @@ def _machine() -> dict[str, Any]:
 def _choices(device: str) -> dict[str, Any]:
     """What `auto` means here."""
     from app.models.loading import choose_device, choose_dtype, cpu_has_native_bfloat16
+    from app.models.native.library import kernels_in_words
 
     chosen = choose_device(device)
     return {
         "device": str(chosen),
         "dtype": str(choose_dtype("auto", chosen)).removeprefix("torch."),
         "cpu_native_bfloat16": cpu_has_native_bfloat16(),
+        "cpu_kernels": kernels_in_words(),
     }
 
 

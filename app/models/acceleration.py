@@ -3,21 +3,21 @@
 Everything here is for bf16 on CPUs. float32 runs transformers' own modules, and is the reference.
 """
 
-import torch
-from torch import nn
-
-from app.models.gated_mlp import fuse_gated_mlps
+from app.models.decoder_only import DecoderOnly
+from app.models.gated_mlp import GatedMLP, fuse_gated_mlps
 from app.models.native.library import kernels_for
 from app.models.native.openmp import release_workers
 from app.models.packed_linear import pack_linears
 from app.models.rms_norm import fuse_rms_norms
+from app.models.sampled_rows import skip_unread_rows
 
 
-def accelerate(model: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
+def accelerate(backbone: DecoderOnly) -> None:
     """Replace modules by faster ones where this machine has them, each after comparing the two."""
-    kernels = kernels_for(dtype, device)
+    model, kernels = backbone.model, kernels_for(backbone.dtype, backbone.device)
     if pack_linears(model):
         fuse_gated_mlps(model, kernels)
+        skip_unread_rows(model, GatedMLP, len(backbone.geometry.decoder), backbone.sampled_rows)
     if kernels is not None:
         fuse_rms_norms(model, kernels)
     release_workers()

@@ -6,6 +6,7 @@ from transformers import PreTrainedModel
 
 from app.models.attention.kv_cache import KVCache, group_layers
 from app.models.attention.step import AttentionStep
+from app.models.sampled_rows import SampledRows
 from app.prompt import ModelGeometry, Prompt
 
 _TORCH_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -27,6 +28,7 @@ class DecoderOnly:
         self.device = model.device
         self.dtype = model.dtype
         self.model = model
+        self.sampled_rows = SampledRows()
         self._embedding = model.get_input_embeddings()
 
     def embed(self, token_ids: Tensor) -> Tensor:
@@ -35,6 +37,7 @@ class DecoderOnly:
 
     @torch.inference_mode()
     def forward(self, embeds: Tensor, positions: Tensor, step: AttentionStep, logit_rows: Tensor) -> Tensor:
+        self.sampled_rows.current = logit_rows
         outputs = self.model(
             inputs_embeds=embeds.unsqueeze(0),
             position_ids=positions.unsqueeze(0),

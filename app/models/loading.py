@@ -22,6 +22,7 @@ from app.models.attention.packed import IMPLEMENTATION, register
 from app.models.decoder_only import DecoderOnly
 from app.models.fingerprint import fingerprint
 from app.models.geometry import model_geometry
+from app.models.native.library import kernels_in_words
 from app.models.probe import ProbeReport, own_logits, probe_architecture, probe_weights
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -90,10 +91,12 @@ def load_base(
     model = _load_model(reference, choose_dtype(dtype, target), target)
     tokenizer = _load_tokenizer(reference)
     identity = fingerprint(_weight_files(reference), config, tokenizer, progress)
+    if model.dtype == torch.bfloat16 and target.type == "cpu":
+        progress(f"CPU kernels: {kernels_in_words()}")
     progress("checking the real weights against the model's own forward pass")
     backbone = DecoderOnly(model, model_geometry(model, identity, max_context))
     own = own_logits(model)
-    accelerate(model, model.dtype, target)
+    accelerate(backbone)
     weights_figure = probe_weights(backbone, own)
     return LoadedBase(
         name=Path(reference).name,

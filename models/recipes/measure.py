@@ -122,6 +122,15 @@ def show(name: str, reports: dict[str, Report]) -> str:
     return f"{name:14} " + "; ".join(cells)
 
 
+def table_row(name: str, result: dict[str, Any]) -> str:
+    """A task's line in the documents' tables, from its entry in `results.json`."""
+    bar = result["bar"]
+    score, without = (result[label][bar] for label in ("with task", "without"))
+    low, high = score["interval_95"]
+    share = f"{score['count']} of {score['total']}: {score['share']:.1%} [{low:.1%}, {high:.1%}]"
+    return f"| {name} | {result['kind']} | {bar.replace('_', ' ')} | {share} | {without['share']:.1%} |"
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -145,6 +154,7 @@ def main() -> None:
         failures += [*different, *misses(task, reports[task.name])]
         results[task.name] = summary(task, reports[task.name], len(different))
     (arguments.base / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    print("\n".join(table_row(name, result) for name, result in results.items()))
     if failures:
         sys.exit("\n".join(failures))
     print("every output equals PEFT's at batch 1, and every task passes its bar")

@@ -40,6 +40,7 @@ def test_the_readmes_requests(demo_url: str) -> None:
     assert answers["sentiment"].strip() == "positive"
     assert "The Eagle" in answers["table-to-text"]
     assert "Italian" in answers["table-to-text"]
+    assert answers["arithmetic"] == "4 + 5 = 9; 3 * 9 = 27; answer: 27"
 
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)

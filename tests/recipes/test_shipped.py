@@ -12,7 +12,7 @@ from app.cli.scoring import read_items
 from app.store.importers import import_prompt
 from app.store.local import LocalStore
 from models.recipes import heldout
-from models.recipes.measure import WITH_AT_LEAST, WITHOUT_BELOW
+from models.recipes.measure import WITH_AT_LEAST, WITHOUT_BELOW, table_row
 from models.recipes.oracle import answers, greedy, load_base, load_task
 from models.recipes.pretrain import SIZE_LIMIT
 from models.recipes.tasks import BASE_NAME, LEARNED, TASKS, TaskRecipe, manifest, template
@@ -90,3 +90,5 @@ def test_the_measured_figures_pass_the_bars(task):
     assert measured["with task"][task.bar]["share"] >= WITH_AT_LEAST
     assert measured["without"][task.bar]["share"] < WITHOUT_BELOW
     assert measured["outputs_that_differ_from_peft"] == 0
+    for document in (ROOT / "README.md", BASE / "README.md"):
+        assert table_row(task.name, measured) in document.read_text().splitlines(), document

@@ -122,6 +122,15 @@ def load_kernels() -> Kernels:
     return kernels
 
 
+def kernels_in_words() -> str:
+    """Whether there are kernels on this machine, or why not."""
+    try:
+        load_kernels()
+    except NotBuilt as reason:
+        return f"none of our own ({reason}): torch's are used, which are slower"
+    return "our own, compiled for this processor"
+
+
 def kernels_for(dtype: torch.dtype, device: torch.device) -> Kernels | None:
     """The kernels where they apply and exist."""
     if dtype != torch.bfloat16 or device.type != "cpu":
