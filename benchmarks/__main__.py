@@ -15,7 +15,7 @@ from benchmarks.plots import plot_sides, plot_sweep
 from benchmarks.processes import RemoteSide
 from benchmarks.rounds import Record, run_rounds, warm_up
 from benchmarks.spread import Spread
-from benchmarks.work import SHAPES, Work, make_asks, random_model
+from benchmarks.work import SHAPES, Work, random_model
 
 _FIRST_TOKEN_PAIRS = 30
 
@@ -40,15 +40,6 @@ def works_of(options: argparse.Namespace) -> list[Work]:
     ]
 
 
-def decode_steps(ours: Sequence[RemoteSide]) -> dict[str, list[float]]:
-    """One more run of each of ours, for its steps."""
-    steps = {}
-    for side in ours:
-        side.run(make_asks(side.work))
-        steps[side.label] = side.ask("decode_steps")
-    return steps
-
-
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Measure the hardware, start all sides, warm up, let them take turns, report."""
     say("measuring bandwidth and matrix throughput")
@@ -63,7 +54,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             field.add_vllm(options.vllm_python, options.out.with_suffix(".vllm.log"))
         records = warm_up(field.sides, say)
         run_rounds(field.sides, records, options.rounds, say)
-        result = reports.build(field.ours, field.sides, records, hardware, cost, decode_steps(field.ours))
+        steps = {side.label: side.ask("decode_steps") for side in field.ours}
+        result = reports.build(field.ours, field.sides, records, hardware, cost, steps)
         say(f"time to the first token: {_FIRST_TOKEN_PAIRS} pairs of lone requests")
         result["first_token"] = field.ours[0].ask("measure_first_token", _FIRST_TOKEN_PAIRS)
     finally:

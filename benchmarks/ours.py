@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from app.engine.plan import StepStats
 from app.request import Request
 from benchmarks.first_token import measure_first_token
 from benchmarks.shared_engine import SharedEngine
@@ -24,6 +25,7 @@ class Promptplex:
     def __init__(self, shared: SharedEngine, work: Work, prompts: Sequence[Tensor]) -> None:
         self._shared = shared
         self.work = work
+        self._steps: list[StepStats] = []
         self._digests = [shared.source.add(rows) if work.virtual_tokens else None for rows in prompts]
 
     def run(self, asks: Sequence[Ask]) -> list[Answer]:
@@ -32,6 +34,7 @@ class Promptplex:
         requests = [self._request(number, ask) for number, ask in enumerate(asks)]
         futures = [self._shared.engine.submit(request) for request in requests]
         completions = [future.result(timeout=_SECONDS) for future in futures]
+        self._steps = list(self._shared.steps)
         answers = []
         for completion in completions:
             first = completion.timings.queue + completion.timings.prefill
@@ -41,7 +44,7 @@ class Promptplex:
 
     def decode_steps(self) -> list[float]:
         """Seconds of the last run's steps in which all requests decoded and nothing else happened."""
-        full = (step for step in self._shared.steps if step.num_decode_rows == self.work.requests)
+        full = (step for step in self._steps if step.num_decode_rows == self.work.requests)
         return [step.duration for step in full if not step.num_prefill_tokens + step.num_prefix_tokens]
 
     def measure_first_token(self, pairs: int) -> dict[str, Any]:

@@ -104,7 +104,7 @@ def _serve(pipe: Connection, build: Callable[..., Sequence[Side]], arguments: tu
         while True:
             number, method, rest = pipe.recv()
             pipe.send((False, _call(sides[number], method, rest)))
-    except EOFError:  # the benchmark is done, or gone
+    except (EOFError, BrokenPipeError):  # the benchmark is done, or gone
         pass
     except Exception:
         pipe.send((True, traceback.format_exc()))

@@ -49,10 +49,14 @@ def warm_up(sides: Sequence[RemoteSide], say: Callable[[str], None]) -> dict[str
 def run_rounds(
     sides: Sequence[RemoteSide], records: dict[str, Record], rounds: int, say: Callable[[str], None]
 ) -> None:
-    """All sides once a round; each round starts with another one."""
+    """All sides once a round; each round starts with another one, and every other round goes backwards.
+
+    So nobody always follows the same one, or always comes first after another process had the cores.
+    """
     for number in range(rounds):
         shift = number % len(sides)
-        for side in [*sides[shift:], *sides[:shift]]:
+        order = [*sides[shift:], *sides[:shift]]
+        for side in order if number % 2 == 0 else reversed(order):
             record = records[side.label]
             run = side.run(make_asks(side.work))
             record.seconds.append(run.seconds)

@@ -11,7 +11,9 @@ import torch
 from app.cli import main
 from benchmarks.limits import Hardware, ModelCost, decode_step, prefill
 from benchmarks.peft_sides import PeftOneAtATime, PeftPrompts
-from benchmarks.rounds import Record, Spread, ratio
+from benchmarks.report import markdown
+from benchmarks.rounds import Record, ratio
+from benchmarks.spread import Spread
 from benchmarks.work import SHAPES, Work, make_asks, random_model, random_prompts
 
 TINY = ["--shape", "tiny", "--rounds", "2", "--requests", "8", "--prompt-tokens", "16", "--new-tokens", "4"]
@@ -109,3 +111,9 @@ def test_what_is_not_known_is_refused(
         main()
     assert ended.value.code == 2
     assert "choose from" in capsys.readouterr().err
+
+
+def test_the_readme_quotes_the_shipped_report() -> None:
+    root = Path(__file__).parents[2]
+    report = json.loads((root / "benchmarks" / "results" / "headline.json").read_text())
+    assert markdown(report, "Promptplex (p=20, 8 tasks)") in (root / "README.md").read_text()
