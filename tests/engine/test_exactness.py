@@ -76,7 +76,7 @@ def crowded_engine(world: World, steps: list[StepStats]) -> Iterator[Engine]:
     block_size = 4
     slot_bytes = sum(group.bytes_per_slot(world.backbone.dtype) for group in world.backbone.kv_groups)
     config = EngineConfig(
-        max_rows=12, token_budget=48, block_size=block_size, kv_cache_bytes=slot_bytes * block_size * 80
+        max_rows=12, token_budget=48, block_size=block_size, kv_cache_bytes=slot_bytes * block_size * 62
     )
     engine = Engine(world.backbone, world.source, config, on_step=steps.append)
     engine.start()
@@ -125,7 +125,7 @@ def submit_at_random_times(
             doomed.append(stranger.id)
         if doomed and rng.random() < 0.5:
             engine.cancel(doomed.pop(0))
-        time.sleep(rng.choice([0, 0, 0.002, 0.01]))
+        time.sleep(rng.choice([0, 0, 0.002, 0.005]))
     for request_id in doomed:
         engine.cancel(request_id)
     return submitted
