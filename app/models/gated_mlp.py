@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from app.models.native.library import Kernels
 from app.models.packed_linear import PackedLinear
+from app.models.replacement import replace_modules
 
 _BLOCK_ROWS = 512  # enough for full speed of the products, few enough for the last cache level
 _ROWS_COMPARED = 3
@@ -60,14 +61,12 @@ class GatedMLP(nn.Module):
 
 def fuse_gated_mlps(model: nn.Module, kernels: Kernels | None) -> int:
     """Replace every gated MLP whose linear layers are packed; how many were."""
-    num_fused = 0
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            fused = _fused(child, kernels)
-            if fused is not None and _agrees(fused, child):
-                setattr(parent, name, fused)
-                num_fused += 1
-    return num_fused
+
+    def make(module: nn.Module) -> GatedMLP | None:
+        fused = _fused(module, kernels)
+        return fused if fused is not None and _agrees(fused, module) else None
+
+    return replace_modules(model, make)
 
 
 def _fused(module: nn.Module, kernels: Kernels | None) -> GatedMLP | None:

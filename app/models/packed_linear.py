@@ -8,6 +8,8 @@ replaces stays the reference: each replacement is compared with it before it is 
 import torch
 from torch import Tensor, nn
 
+from app.models.replacement import replace_modules
+
 # Rows that the blocked layout is chosen for; decoding steps have about as many.
 _TYPICAL_ROWS = 32
 _ROWS_COMPARED = 3
@@ -43,17 +45,14 @@ def pack_linears(model: nn.Module) -> int:
     Nothing is replaced where this build of torch lacks the operators, or where a replacement's
     products differ from the original's beyond rounding.
     """
-    if not _has_operators():
-        return 0
-    num_packed = 0
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear and child.weight.dtype == torch.bfloat16 and child.weight.is_cpu:
-                packed = PackedLinear(child)
-                if _agrees(packed, child):
-                    setattr(parent, name, packed)
-                    num_packed += 1
-    return num_packed
+    return replace_modules(model, _packed) if _has_operators() else 0
+
+
+def _packed(module: nn.Module) -> PackedLinear | None:
+    if type(module) is not nn.Linear or module.weight.dtype != torch.bfloat16 or not module.weight.is_cpu:
+        return None
+    packed = PackedLinear(module)
+    return packed if _agrees(packed, module) else None
 
 
 def _has_operators() -> bool:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from app.models.native.library import Kernels
+from app.models.replacement import replace_modules
 
 _LANES = 16  # the kernel's vectors; a row must be whole ones
 _ROWS_COMPARED = 3
@@ -25,14 +26,12 @@ class RMSNorm(nn.Module):
 
 def fuse_rms_norms(model: nn.Module, kernels: Kernels) -> int:
     """Replace every RMS norm that ours agrees with (Gemma's, for one, is another); how many were."""
-    num_fused = 0
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            fused = _fused(child, kernels)
-            if fused is not None and _agrees(fused, child):
-                setattr(parent, name, fused)
-                num_fused += 1
-    return num_fused
+
+    def make(module: nn.Module) -> RMSNorm | None:
+        fused = _fused(module, kernels)
+        return fused if fused is not None and _agrees(fused, module) else None
+
+    return replace_modules(model, make)
 
 
 def _fused(module: nn.Module, kernels: Kernels) -> RMSNorm | None:

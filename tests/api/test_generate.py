@@ -214,7 +214,7 @@ def test_too_many_new_tokens_says_the_numbers(client: httpx.Client) -> None:
 )
 def test_bodies_that_are_no_json(client: httpx.Client, content: bytes, kind: str, status: int) -> None:
     response = client.post("/generate", content=content, headers={"content-type": kind})
-    error_of(response, status)
+    assert error_of(response, status)["message"]
 
 
 WRONG_INPUTS = "inputs must be a string, or an object with the template's fields."

@@ -22,8 +22,8 @@ _TORCH = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("source", ["F32", "BF16", "F16"])
 def test_accepts_what_fits(dtype: str, source: str) -> None:
-    validate_prompt(soft(dtype=source), geometry(dtype=dtype))
-    validate_prompt(prefix(dtype=source), geometry(dtype=dtype))
+    assert refusal_of(validate_prompt, soft(dtype=source), geometry(dtype=dtype)) is None
+    assert refusal_of(validate_prompt, prefix(dtype=source), geometry(dtype=dtype)) is None
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_refuses_what_does_not_fit(
 
 
 def test_room_for_one_token_and_one_new_one() -> None:
-    validate_prompt(soft(p=62), geometry())
+    assert refusal_of(validate_prompt, soft(p=62), geometry()) is None
 
 
 def test_keys_and_values_of_different_widths() -> None:
@@ -60,7 +60,7 @@ def test_keys_and_values_of_different_widths() -> None:
         "dec.self.0.v": raw((2, 3, 6), 1),
     }
     prompt = read_prompt(write_prompt(PromptKind.PREFIX, tensors))
-    validate_prompt(prompt, geometry(decoder=(LayerGeometry(2, 4, 6),)))
+    assert refusal_of(validate_prompt, prompt, geometry(decoder=(LayerGeometry(2, 4, 6),))) is None
 
 
 def with_bits(source: str, bits: int) -> Prompt:
