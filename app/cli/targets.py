@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from app.cli.bundle import Bundle
-from app.cli.server import CommandFailed, Row, ServerClient
+from app.cli.server import CommandFailed, NoAnswer, Row, ServerClient
 from app.prompt import Prompt, TaskVersion, VersionDraft
 from app.serving.manifest import parse_task
 from app.store.importers import import_prompt
@@ -71,7 +71,10 @@ class ServerTarget:
 
     def _call(self, method: str, path: str, **options: Any) -> Row:
         with ServerClient(self._url) as client:
-            return client.call(method, path, **options)
+            try:
+                return client.call(method, path, **options)
+            except NoAnswer as error:
+                raise NoAnswer(f"{error.message}; or work on a store's files with --store PATH") from None
 
 
 class StoreTarget:
