@@ -109,6 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("build/bench/report.json"))
     parser.add_argument("--plots", type=Path, help="write SVG plots into this directory")
     options = parser.parse_args(arguments)
+    if options.vllm_python is not None and not options.vllm_python.is_file():
+        parser.error(f"argument --vllm-python: there is no {options.vllm_python}")
     options.out.parent.mkdir(parents=True, exist_ok=True)
     result = run(options)
     options.out.write_text(json.dumps(result, indent=2) + "\n")
