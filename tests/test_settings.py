@@ -24,7 +24,7 @@ def test_sizes_take_units_and_lists_take_commas(monkeypatch: pytest.MonkeyPatch)
 
 def test_settings_are_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        Settings().port = 1  # type: ignore[misc]
+        Settings().port = 1
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.7", "localhost", "::1"])

@@ -6,7 +6,6 @@ from torch import Tensor, nn
 from app.models.native.library import Kernels
 from app.models.replacement import replace_modules
 
-_LANES = 16  # the kernel's vectors; a row must be whole ones
 _ROWS_COMPARED = 3
 
 
@@ -41,7 +40,7 @@ def _fused(module: nn.Module, kernels: Kernels) -> RMSNorm | None:
         return None
     if not isinstance(weight, Tensor) or weight.dtype != torch.bfloat16 or weight.ndim != 1:
         return None
-    if not weight.is_cpu or not weight.is_contiguous() or len(weight) % _LANES:
+    if not weight.is_cpu or not weight.is_contiguous() or not kernels.can_normalise(len(weight)):
         return None
     return RMSNorm(weight, epsilon, kernels)
 

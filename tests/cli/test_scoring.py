@@ -8,7 +8,7 @@ from app.cli.scoring import Item, Outcome, Share, read_items, scores
 
 
 def outcome(generated: str, expected: str = "", **fields: object) -> Outcome:
-    return Outcome(Item(inputs="", expected=expected, **fields), generated)  # type: ignore[arg-type]
+    return Outcome(Item(inputs="", expected=expected, **fields), generated)
 
 
 @pytest.mark.parametrize(

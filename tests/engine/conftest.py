@@ -36,7 +36,7 @@ class Bench:
                 "prompt_digest": prompt.digest,
                 "num_virtual_tokens": prompt.num_virtual_tokens,
             }
-        return Request(id=name, **defaults | settings)  # type: ignore[arg-type]
+        return Request(id=name, **defaults | settings)
 
 
 @pytest.fixture(scope="session")

@@ -34,7 +34,7 @@ from tests.engine.conftest import Bench
 
 def wait_until(condition: object, seconds: float = 20) -> None:
     until = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
+    while not condition():
         assert time.monotonic() < until, "it never came to pass"
         time.sleep(0.005)
 
@@ -282,7 +282,7 @@ def test_an_id_that_is_used_again_has_its_own_deadline_and_stream(bench: Bench) 
         stream = bench.engine.generate(bench.request("again", max_new_tokens=50))
         async for _ in stream:
             break
-        await stream.aclose()  # type: ignore[attr-defined]
+        await stream.aclose()
         await asyncio.to_thread(wait_until, lambda: bench.engine.stats().num_running == 1)
         second = await _tokens(bench.request("again", token_ids=(9, 8), max_new_tokens=6))
         await other
@@ -318,7 +318,7 @@ def test_leaving_the_stream_cancels_the_request(bench: Bench) -> None:
         stream = bench.engine.generate(bench.request("left", max_new_tokens=300))
         async for _ in stream:
             break
-        await stream.aclose()  # type: ignore[attr-defined]
+        await stream.aclose()
 
     asyncio.run(leave_early())
     wait_until(lambda: bench.engine.stats().num_running == 0)

@@ -14,7 +14,7 @@ from tests.tiny_models import VOCABULARY, tiny_model
 
 
 def load(directory: Path, **settings: str) -> object:
-    return load_base(str(directory), device="cpu", progress=lambda _: None, **settings)  # type: ignore[arg-type]
+    return load_base(str(directory), device="cpu", progress=lambda _: None, **settings)
 
 
 def test_a_saved_model_loads_with_visible_progress(saved_llama: Path) -> None:

@@ -50,7 +50,7 @@ def test_wrong_attention_is_refused_with_its_figure(monkeypatch: pytest.MonkeyPa
     kernel = packed._Kernel.__call__
 
     def slightly_wrong(self: packed._Kernel, *inputs: Tensor, **settings: bool) -> Tensor:
-        return kernel(self, *inputs, **settings) * 1.002  # type: ignore[arg-type]
+        return kernel(self, *inputs, **settings) * 1.002
 
     monkeypatch.setattr(packed._Kernel, "__call__", slightly_wrong)
     with pytest.raises(UnsupportedModel, match=r"'llama' differs .* by \d\.\d+e-\d\d .* \(tolerance 1e-04\)"):
@@ -61,7 +61,7 @@ def test_a_window_that_is_off_by_one_is_noticed(monkeypatch: pytest.MonkeyPatch)
     real = probe.model_geometry
 
     def wider(*arguments: object) -> object:
-        geometry = real(*arguments)  # type: ignore[arg-type]
+        geometry = real(*arguments)
         layers = tuple(
             type(layer)(layer.num_kv_heads, layer.key_dim, layer.value_dim, layer.window and layer.window + 1)
             for layer in geometry.decoder

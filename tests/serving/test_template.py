@@ -100,6 +100,6 @@ def test_a_string_fills_the_only_field() -> None:
 )
 def test_inputs_that_are_not_the_fields_are_refused(inputs: object, reason: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
-        bind_inputs(parse_template("{a}{b}"), inputs)  # type: ignore[arg-type]
+        bind_inputs(parse_template("{a}{b}"), inputs)
     assert reason in refused.value.message
     assert (refused.value.param or "").startswith("inputs")

@@ -194,4 +194,4 @@ def test_read_verifies_every_metadata_key(key: str, value: str | None, reason: s
 
 def test_prompts_are_immutable() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        soft().digest = "x"  # type: ignore[misc]
+        soft().digest = "x"

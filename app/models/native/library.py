@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from app.models.native.building import NotBuilt, build
 
-_LANES = 16
+_LANES = 16  # numbers in the kernels' vectors; widths are whole ones
 _MAX_GROUP = 56  # query heads of one kv head
 
 _POINTER, _LONG, _FLOAT, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
@@ -49,6 +49,11 @@ class Kernels:
         """Whether `attention` takes these sizes."""
         fits = key_dim % _LANES == 0 and value_dim % _LANES == 0
         return fits and num_heads <= num_kv_heads * _MAX_GROUP
+
+    @staticmethod
+    def can_normalise(width: int) -> bool:
+        """Whether `rms_norm` takes rows of this width."""
+        return width % _LANES == 0
 
     def attention(
         self,
