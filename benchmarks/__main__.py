@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             say("starting vLLM, which compiles for some minutes")
             field.add_vllm(options.vllm_python, options.out.with_suffix(".vllm.log"))
         records = warm_up(field.sides, say)
-        run_rounds(field.sides, records, options.rounds, say)
+        run_rounds(field.processes, records, options.rounds, say)
         steps = {side.label: side.ask("decode_steps") for side in field.ours}
         result = reports.build(field.ours, field.sides, records, hardware, cost, steps)
         say(f"time to the first token: {_FIRST_TOKEN_PAIRS} pairs of lone requests")

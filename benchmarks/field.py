@@ -21,11 +21,11 @@ class Field:
     """Ours always, once more with one task to compare with; of the peers those that are named."""
 
     def __init__(self, works: Sequence[Work], peers: Collection[str]) -> None:
-        self.sides: list[RemoteSide] = []
+        self.processes: list[SideProcess] = []
         self._works = works
         self._stack = ExitStack()
-        singles = [replace(work, tasks=1) for work in works]
-        self._add(SideProcess(build_ours, list(dict.fromkeys([*works, *singles]))))
+        with_singles = [one for work in works for one in (work, replace(work, tasks=1))]
+        self._add(SideProcess(build_ours, list(dict.fromkeys(with_singles))))
         self.ours = list(self.sides)
         if prompted := [work for work in works if work.virtual_tokens]:
             kinds = {"peft-single": PeftOneAtATime, "peft-grouped": PeftGrouped}
@@ -38,6 +38,11 @@ class Field:
         if "generate-batch" in peers:
             self._add(SideProcess(build_continuous, promptless))
 
+    @property
+    def sides(self) -> list[RemoteSide]:
+        """All of them, process by process."""
+        return [side for process in self.processes for side in process.sides]
+
     def add_vllm(self, python: Path, log: Path) -> None:
         """Start vLLM from its own virtual environment; its output goes to `log`."""
         self._add(SideProcess(build_vllm, self._works, python, log))
@@ -48,7 +53,7 @@ class Field:
 
     def _add(self, process: SideProcess) -> None:
         self._stack.callback(process.close)
-        self.sides += process.sides
+        self.processes.append(process)
 
 
 # Each runs in the process of its sides. The same seed gives all of them the same weights.

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from benchmarks.processes import RemoteSide
+from benchmarks.processes import RemoteSide, SideProcess
 from benchmarks.sides import Answer
 from benchmarks.spread import Spread
 from benchmarks.work import make_asks
@@ -47,15 +47,16 @@ def warm_up(sides: Sequence[RemoteSide], say: Callable[[str], None]) -> dict[str
 
 
 def run_rounds(
-    sides: Sequence[RemoteSide], records: dict[str, Record], rounds: int, say: Callable[[str], None]
+    processes: Sequence[SideProcess], records: dict[str, Record], rounds: int, say: Callable[[str], None]
 ) -> None:
-    """All sides once a round; each round starts with another one, and every other round goes backwards.
+    """All sides once a round; each round starts with another process, and every other one goes backwards.
 
-    So nobody always follows the same one, or always comes first after another process had the cores.
+    So nobody always follows the same one, or always comes first after another process had the cores;
+    and the sides of one process stay neighbours, whose ratios are the finest.
     """
     for number in range(rounds):
-        shift = number % len(sides)
-        order = [*sides[shift:], *sides[:shift]]
+        shift = number % len(processes)
+        order = [side for process in (*processes[shift:], *processes[:shift]) for side in process.sides]
         for side in order if number % 2 == 0 else reversed(order):
             record = records[side.label]
             run = side.run(make_asks(side.work))
