@@ -32,7 +32,7 @@ from app.models.probe import ProbeReport
 from app.serving.publishing import PublishingService
 from app.serving.service import GenerationService
 from app.settings import Settings
-from app.store.local import LocalStore
+from app.store.prompt_store import PromptStore, open_store
 from app.store.sources import TieredPromptSource
 
 _T = TypeVar("_T")
@@ -89,7 +89,7 @@ def assemble(
     `progress` gets a line for each stage; `on_failure` is called, on the engine's thread, when the
     engine dies. Raises UnsupportedModel when the base can't be served.
     """
-    store, metrics = LocalStore(settings.store), Metrics()
+    store, metrics = open_store(settings.store), Metrics()
     base = load_base(
         settings.model,
         dtype=settings.dtype,
@@ -140,7 +140,7 @@ def _probe_in_words(report: ProbeReport) -> str:
     )
 
 
-def _report_tasks(store: LocalStore, generation: GenerationService) -> None:
+def _report_tasks(store: PromptStore, generation: GenerationService) -> None:
     """Say which tasks can't be served and why; the server starts all the same."""
     num_servable = 0
     for task_id in store.list_tasks():

@@ -11,7 +11,7 @@ from app.errors import EngineStopped
 from app.metrics import Metrics
 from app.serving.publishing import PublishingService
 from app.serving.service import GenerationService
-from app.store.local import LocalStore
+from app.store.prompt_store import PromptStore
 from app.store.sources import TieredPromptSource
 
 MIB = 1 << 20
@@ -33,7 +33,7 @@ class Services:
     """Everything behind the routes, once the base model is loaded."""
 
     engine: Engine
-    store: LocalStore
+    store: PromptStore
     source: TieredPromptSource
     generation: GenerationService
     publishing: PublishingService

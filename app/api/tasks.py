@@ -13,7 +13,7 @@ from app.errors import InvalidRequest
 from app.prompt import TaskVersion
 from app.serving.catalog import Catalog, TaskDetail, TaskSummary, VersionState
 from app.serving.publishing import UploadResult
-from app.store.local import Release
+from app.store.prompt_store import Release
 from app.store.references import DEFAULT_ALIAS
 
 router = APIRouter(prefix="/tasks", tags=["tasks"])

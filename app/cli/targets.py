@@ -10,7 +10,7 @@ from app.cli.server import CommandFailed, NoAnswer, Row, ServerClient
 from app.prompt import Prompt, TaskVersion, VersionDraft
 from app.serving.manifest import parse_task
 from app.store.importers import import_prompt
-from app.store.local import LocalStore
+from app.store.prompt_store import open_store
 
 
 class Target(Protocol):
@@ -82,7 +82,7 @@ class StoreTarget:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._store = LocalStore(root)
+        self._store = open_store(root)
         self._who = f"cli:{getpass.getuser()}"
 
     def tasks(self) -> list[Row]:

@@ -20,7 +20,7 @@ from app.serving.parameters import DEFAULT_MAX_NEW_TOKENS, GenerationParameters,
 from app.serving.servability import Servability
 from app.serving.template import PLAIN, Template, bind_inputs, parse_template
 from app.serving.tokenization import PromptTokenizer, Tokenized, check_not_empty
-from app.store.local import LocalStore
+from app.store.prompt_store import PromptStore
 
 MAX_RENDERED_CHARS = 4_000_000
 _MAX_REMEMBERED = 4096  # versions whose template and leading ids are kept
@@ -59,7 +59,7 @@ class Admission:
     def __init__(
         self,
         engine: Engine,
-        store: LocalStore,
+        store: PromptStore,
         tokenizer: PromptTokenizer,
         *,
         eos_ids: frozenset[int],

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from app.errors import NotFound, PromptplexError
 from app.prompt import TaskVersion
 from app.serving.service import GenerationService
-from app.store.local import LocalStore, TaskHistory
+from app.store.prompt_store import PromptStore, TaskHistory
 from app.store.references import DEFAULT_ALIAS
 
 
@@ -41,7 +41,7 @@ class TaskDetail:
 class Catalog:
     """Reads the store; every method may wait for the disk."""
 
-    def __init__(self, store: LocalStore, generation: GenerationService) -> None:
+    def __init__(self, store: PromptStore, generation: GenerationService) -> None:
         self._store = store
         self._generation = generation
 

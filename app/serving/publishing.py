@@ -26,7 +26,7 @@ from app.serving.servability import vouched_base
 from app.serving.service import GenerationService
 from app.serving.smoke import ExampleReport, SmokeTest, fixed_inputs, trial_ask
 from app.store.importers import import_prompt
-from app.store.local import LocalStore, Release
+from app.store.prompt_store import PromptStore, Release
 from app.store.references import DEFAULT_ALIAS, check_alias, check_task_id
 
 _T = TypeVar("_T")
@@ -49,7 +49,7 @@ class UploadResult:
 class PublishingService:
     """Makes uploads versions and lets aliases mean them."""
 
-    def __init__(self, store: LocalStore, generation: GenerationService) -> None:
+    def __init__(self, store: PromptStore, generation: GenerationService) -> None:
         self._store = store
         self._generation = generation
         self._admission = generation.admission

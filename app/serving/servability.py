@@ -6,7 +6,7 @@ from typing import Any
 from app.errors import CorruptData, NotFound, PromptRejected
 from app.prompt import ModelGeometry, Prompt, TaskVersion
 from app.store.canonical import read_prompt
-from app.store.local import LocalStore
+from app.store.prompt_store import PromptStore
 from app.store.validation import validate_prompt
 
 _MAX_REMEMBERED = 65_536
@@ -20,7 +20,7 @@ def vouched_base(geometry: ModelGeometry) -> dict[str, Any]:
 class Servability:
     """Remembers, by prompt digest, why a prompt doesn't fit (None: it does). Thread-safe."""
 
-    def __init__(self, store: LocalStore, geometry: ModelGeometry) -> None:
+    def __init__(self, store: PromptStore, geometry: ModelGeometry) -> None:
         self._store = store
         self._geometry = geometry
         self._lock = threading.Lock()

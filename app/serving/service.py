@@ -19,7 +19,7 @@ from app.serving.answers import GenerationAsk, GenerationResult, Outcome, TextDe
 from app.serving.detokenizer import detokenizer_tables
 from app.serving.tokenization import PromptTokenizer
 from app.serving.writer import AnswerWriter
-from app.store.local import LocalStore
+from app.store.prompt_store import PromptStore
 
 _ADMISSION_THREADS = 4
 _GRACE_SECONDS = 0.25
@@ -32,7 +32,7 @@ class GenerationService:
     def __init__(
         self,
         engine: Engine,
-        store: LocalStore,
+        store: PromptStore,
         tokenizer: PreTrainedTokenizerFast,
         *,
         eos_ids: frozenset[int],

@@ -23,7 +23,7 @@ from app.errors import Cancelled
 from app.models.decoder_only import DecoderOnly
 from app.prompt import Prompt, VersionDraft
 from app.request import Request
-from app.store.local import LocalStore
+from app.store.prompt_store import open_store
 from app.store.sources import TieredPromptSource
 from tests import oracle
 from tests.oracle import Expected
@@ -56,7 +56,7 @@ def build_world(architecture: str, root: Path) -> World:
     configs = {f"soft-{p}": oracle.soft_config(p) for p in (1, 7, 20, 50)}
     configs["p-tuning"] = oracle.p_tuning_config(9)
     configs |= {f"prefix-{p}": oracle.prefix_config(p) for p in (1, 13, 30)}
-    store = LocalStore(root / "store")
+    store = open_store(root / "store")
     tasks = [TinyTask("none", base), TinyTask("text", base, resident_ids=tuple(range(3, 40)))]
     tasks.append(TinyTask("short-text", base, resident_ids=(5, 6, 7)))
     for seed, (name, config) in enumerate(configs.items()):
@@ -164,7 +164,7 @@ def test_swapping_two_prompts_is_noticed(tmp_path: Path) -> None:
     base = tiny_model("llama")
     models = [oracle.tuned(base, oracle.soft_config(8), seed=seed) for seed in (1, 2)]
     prompts = [oracle.as_prompt(model, tmp_path / str(i)) for i, model in enumerate(models)]
-    store = LocalStore(tmp_path / "store")
+    store = open_store(tmp_path / "store")
     for name, prompt in zip("ab", prompts, strict=True):
         store.publish(name, VersionDraft(prompt=prompt))
     tasks = [TinyTask("a", models[0], prompts[0]), TinyTask("b", models[1], prompts[1])]
@@ -185,7 +185,7 @@ def test_a_cartridge_equals_peft(tmp_path: Path) -> None:
     base = tiny_model("llama")
     model = oracle.tuned(base, oracle.cartridge_config(24), seed=3)
     task = TinyTask("cartridge", model, oracle.as_prompt(model, tmp_path / "cartridge"))
-    store = LocalStore(tmp_path / "store")
+    store = open_store(tmp_path / "store")
     store.publish("cartridge", VersionDraft(prompt=task.prompt))
     world = World([task], packed_backbone(base), TieredPromptSource(store, host_bytes=1 << 20))
     request = random_request(0, task, random.Random(1))

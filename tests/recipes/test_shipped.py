@@ -10,7 +10,7 @@ from safetensors import safe_open
 from app.cli.bundle import read_bundle
 from app.cli.scoring import read_items
 from app.store.importers import import_prompt
-from app.store.local import LocalStore
+from app.store.prompt_store import open_store
 from models.recipes import heldout
 from models.recipes.measure import WITH_AT_LEAST, WITHOUT_BELOW, table_row
 from models.recipes.oracle import answers, greedy, load_base, load_task
@@ -58,7 +58,7 @@ def test_a_prompt_does_not_name_the_machine_it_was_trained_on():
 @each_task
 def test_the_store_serves_what_was_trained(task):
     bundle = read_bundle(PROMPTS / task.name)
-    live = LocalStore(ROOT / "prompts_store").resolve(task.name)
+    live = open_store(ROOT / "prompts_store").resolve(task.name)
     if isinstance(task, TaskRecipe):
         trained, _ = import_prompt(bundle.prompt, bundle.config)
         assert live.prompt_digest == trained.digest

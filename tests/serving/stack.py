@@ -19,7 +19,7 @@ from app.serving.answers import GenerationAsk, Outcome
 from app.serving.parameters import DEFAULT_MAX_NEW_TOKENS
 from app.serving.publishing import PublishingService
 from app.serving.service import GenerationService
-from app.store.local import LocalStore
+from app.store.prompt_store import PromptStore, open_store
 from app.store.sources import TieredPromptSource
 from tests.oracle import saved, tuned
 from tests.serving.tokenizer_zoo import tokenizer_of
@@ -37,7 +37,7 @@ class Stack:
     base: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
     root: Path
-    store: LocalStore
+    store: PromptStore
     source: TieredPromptSource
     engine: Engine
     generation: GenerationService
@@ -73,7 +73,7 @@ def running_stack(
 ) -> Iterator[Stack]:
     tokenizer = tokenizer_of(kind)
     base = tiny_model("llama", vocab_size=len(tokenizer), max_position_embeddings=POSITIONS)
-    store, metrics, outcomes = LocalStore(root), Metrics(), list[Outcome]()
+    store, metrics, outcomes = open_store(root), Metrics(), list[Outcome]()
     source = TieredPromptSource(store, host_bytes=1 << 24)
     settings = EngineConfig(**{"max_rows": 16, "token_budget": 256, "kv_cache_bytes": 1 << 22} | config)
     packed = packed_backbone(base).model.to(dtype)

@@ -12,7 +12,7 @@ from app.errors import PromptRejected
 from app.prompt import LayerGeometry, ModelGeometry, Prompt, PromptKind, TaskVersion, VersionDraft
 from app.store.canonical import RawTensor, read_prompt, write_prompt
 from app.store.importers import import_prompt
-from app.store.local import LocalStore
+from app.store.prompt_store import PromptStore
 from app.store.validation import validate_prompt
 
 HIDDEN, LAYERS, HEADS, HEAD_DIM = 16, 2, 2, 4
@@ -100,7 +100,7 @@ def soft_adapter_config(hidden: int, num_layers: int) -> dict[str, Any]:
 
 
 def upload(
-    store: LocalStore,
+    store: PromptStore,
     task_id: str,
     weights: bytes | None,
     config: bytes | None,

@@ -18,7 +18,7 @@ from peft import (
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen2Config
 
 from app.prompt import LayerGeometry, ModelGeometry
-from app.store.local import LocalStore
+from app.store.prompt_store import PromptStore, open_store
 
 BASES: dict[str, Any] = {
     "llama": lambda: LlamaConfig(
@@ -127,5 +127,5 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def store(root: Path) -> LocalStore:
-    return LocalStore(root)
+def store(root: Path) -> PromptStore:
+    return open_store(root)

@@ -9,7 +9,7 @@ import pytest
 
 from app.errors import InvalidRequest, PromptplexError, PromptRejected, UnsafeFile
 from app.prompt import ModelGeometry
-from app.store.local import LocalStore
+from app.store.prompt_store import open_store
 from tests.store.builders import HIDDEN, entry, file_bytes, geometry, many_tensors, peft_files, tree, upload
 
 WEIGHTS, CONFIG = peft_files()
@@ -89,7 +89,7 @@ ATTACKS: dict[str, tuple[bytes | None, bytes | None, ModelGeometry, type[Promptp
 @pytest.mark.parametrize("has_tasks", [False, True], ids=["empty", "in use"])
 def test_refused_with_nothing_left_behind(name: str, has_tasks: bool, root: Path) -> None:
     weights, config, base, error, reason = ATTACKS[name]
-    store = LocalStore(root)
+    store = open_store(root)
     if has_tasks:
         upload(store, "task", WEIGHTS, CONFIG)
     before = tree(root)
@@ -127,7 +127,7 @@ def test_refused_with_nothing_left_behind(name: str, has_tasks: bool, root: Path
     ],
 )
 def test_task_ids_are_no_paths(task_id: str, root: Path) -> None:
-    store = LocalStore(root)
+    store = open_store(root)
     with pytest.raises(InvalidRequest, match="A task id is") as caught:
         upload(store, task_id, WEIGHTS, CONFIG)
     assert caught.value.param == "task_id"
@@ -140,7 +140,7 @@ def test_task_ids_are_no_paths(task_id: str, root: Path) -> None:
 
 
 def test_a_correct_upload_is_served(root: Path) -> None:
-    store = LocalStore(root)
+    store = open_store(root)
     version = upload(store, "a.b_c-1", WEIGHTS, CONFIG)
     assert version.prompt_digest is not None
     assert len(store.read_blob(version.prompt_digest)) > 192

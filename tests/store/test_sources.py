@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from app.errors import CorruptData, EngineStopped, PromptplexError, Unavailable
 from app.prompt import Prompt, VersionDraft
-from app.store.local import LocalStore
+from app.store.prompt_store import open_store
 from app.store.sources import BlobCache, HostCache, TieredPromptSource
 from tests.store.builders import prefix, soft
 
@@ -118,7 +118,7 @@ def test_failures_are_typed_and_not_remembered(
 
 
 def test_over_a_real_store(root: Path, sources: list[TieredPromptSource]) -> None:
-    store = LocalStore(root)
+    store = open_store(root)
     store.publish("t", VersionDraft(prompt=SOFT))
     sources.append(TieredPromptSource(store, host_bytes=0))
     for _ in range(2):

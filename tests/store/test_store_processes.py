@@ -4,18 +4,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-from app.store.local import LocalStore
+from app.store.prompt_store import open_store
 
 PROCESSES, EACH = 4, 8
 PUBLISHER = """
 import sys
 from pathlib import Path
 from app.prompt import VersionDraft
-from app.store.local import LocalStore
+from app.store.prompt_store import open_store
 from tests.store.builders import soft
 
 root, worker, count = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-store = LocalStore(root)
+store = open_store(root)
 print("ready", flush=True)
 sys.stdin.readline()
 for step in range(count):
@@ -53,7 +53,7 @@ def test_processes_publish_to_one_task_at_once(root: Path) -> None:
         assert publisher.returncode == 0
         claimed += [int(line) for line in out.split()]
     assert sorted(claimed) == list(range(1, PROCESSES * EACH + 1))
-    history = LocalStore(root).history("t")
+    history = open_store(root).history("t")
     assert [version.version for version in history.versions] == sorted(claimed)
     assert len({version.notes for version in history.versions}) == len(claimed)
     assert len(history.releases) == len(claimed)

@@ -1,4 +1,4 @@
-"""LocalStore against a plain dictionary model: three instances on one directory, restarts between."""
+"""PromptStore against a plain dictionary model: three instances on one directory, restarts between."""
 
 import shutil
 import tempfile
@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from app.errors import Conflict, NotFound
 from app.prompt import VersionDraft
-from app.store.local import LocalStore
+from app.store.prompt_store import open_store
 from tests.store.builders import prefix, soft
 
 PROMPTS = (None, soft(seed=1), soft(seed=2), prefix(seed=3))
@@ -44,7 +44,7 @@ class StoreMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.root = Path(tempfile.mkdtemp(prefix="store-"))
-        self.stores = [LocalStore(self.root) for _ in range(3)]
+        self.stores = [open_store(self.root) for _ in range(3)]
         self.models: dict[str, Model] = {}
 
     def teardown(self) -> None:
@@ -96,7 +96,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(instance=instances)
     def restart(self, instance: int) -> None:
-        self.stores[instance] = LocalStore(self.root)
+        self.stores[instance] = open_store(self.root)
 
     @precondition(lambda self: self.models)
     @rule(instance=instances, task=tasks, number=st.integers(1, 6))

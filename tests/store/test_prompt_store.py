@@ -13,7 +13,7 @@ import pytest
 
 from app.errors import Conflict, CorruptData, InvalidRequest, NotFound, StoreFull
 from app.prompt import Prompt, PromptKind, VersionDraft
-from app.store.local import LocalStore
+from app.store.prompt_store import PromptStore, open_store
 from tests.store.builders import prefix, soft, tree
 
 SOFT, OTHER = soft(seed=1), prefix(seed=2)
@@ -23,17 +23,17 @@ def draft(prompt: Prompt | None = SOFT, **changes: Any) -> VersionDraft:
     return VersionDraft(prompt=prompt, **changes)
 
 
-def publish_live(store: LocalStore, task: str, *templates: str) -> None:
+def publish_live(store: PromptStore, task: str, *templates: str) -> None:
     for template in templates:
         version, _ = store.publish(task, draft(template=template))
         store.move_alias(task, "live", version.version)
 
 
-def live(store: LocalStore, task: str = "t") -> int:
+def live(store: PromptStore, task: str = "t") -> int:
     return store.resolve(task).version
 
 
-def test_publish_and_read_back(root: Path, store: LocalStore) -> None:
+def test_publish_and_read_back(root: Path, store: PromptStore) -> None:
     full = VersionDraft(
         prompt=OTHER,
         template="Q: {q}\u2028é",
@@ -56,18 +56,18 @@ def test_publish_and_read_back(root: Path, store: LocalStore) -> None:
     assert version.provenance["uploader"] == "me"
     assert "published_at" in version.provenance
     assert store.read_blob(OTHER.digest) == OTHER.data
-    assert LocalStore(root).history("t").versions == (version,)
+    assert open_store(root).history("t").versions == (version,)
     assert sorted(tree(root)) == [f"blobs/{OTHER.digest}.safetensors", "tasks/t/versions/1.json"]
 
 
-def test_text_only(store: LocalStore) -> None:
+def test_text_only(store: PromptStore) -> None:
     version, _ = store.publish("t", draft(None, template="{x}"))
     assert (version.kind, version.prompt_digest, version.num_virtual_tokens) == (PromptKind.TEXT, None, 0)
 
 
-def test_the_same_upload_is_the_same_version(root: Path, store: LocalStore) -> None:
+def test_the_same_upload_is_the_same_version(root: Path, store: PromptStore) -> None:
     first, _ = store.publish("t", draft(notes="n", provenance={"uploader": "a"}))
-    second, created = LocalStore(root).publish("t", draft(notes="n", provenance={"uploader": "b"}))
+    second, created = open_store(root).publish("t", draft(notes="n", provenance={"uploader": "b"}))
     assert (second, created) == (first, False)
     for changed in (
         draft(OTHER, notes="n"),
@@ -96,13 +96,13 @@ def test_the_same_upload_is_the_same_version(root: Path, store: LocalStore) -> N
         {"provenance": {"a": b""}},
     ],
 )
-def test_settings_must_be_json(changes: dict[str, Any], root: Path, store: LocalStore) -> None:
+def test_settings_must_be_json(changes: dict[str, Any], root: Path, store: PromptStore) -> None:
     with pytest.raises(InvalidRequest):
         store.publish("t", draft(**changes))
     assert not root.exists()
 
 
-def test_references(store: LocalStore) -> None:
+def test_references(store: PromptStore) -> None:
     publish_live(store, "t", "a", "b", "c")
     store.move_alias("t", "canary", 1)
     digest = store.history("t").versions[1].digest
@@ -130,19 +130,19 @@ def test_references(store: LocalStore) -> None:
             store.resolve(malformed)
 
 
-def test_a_version_without_release_is_found_by_number_only(root: Path, store: LocalStore) -> None:
+def test_a_version_without_release_is_found_by_number_only(root: Path, store: PromptStore) -> None:
     store.publish("t", draft())
     with pytest.raises(NotFound, match="no alias 'live'; it has: none"):
         store.resolve("t")
-    other = LocalStore(root)
+    other = open_store(root)
     assert other.resolve("t@1").version == 1
     version, _ = store.publish("t", draft(notes="2"))
     assert other.resolve("t@2") == version
     assert other.resolve(f"t@sha256:{version.digest}") == version
 
 
-def test_another_process_is_seen_at_once(root: Path, store: LocalStore) -> None:
-    other = LocalStore(root)
+def test_another_process_is_seen_at_once(root: Path, store: PromptStore) -> None:
+    other = open_store(root)
     publish_live(store, "t", "a")
     for number, template in enumerate("bcdef", start=2):
         assert live(other) == number - 1
@@ -152,7 +152,7 @@ def test_another_process_is_seen_at_once(root: Path, store: LocalStore) -> None:
     assert live(other) == 5
 
 
-def test_rollback_walks_back(store: LocalStore) -> None:
+def test_rollback_walks_back(store: PromptStore) -> None:
     publish_live(store, "t", "a", "b", "c")
     store.move_alias("t", "canary", 1)
     assert store.rollback("t").aliases == {"live": 2, "canary": 1}
@@ -172,7 +172,7 @@ def test_rollback_walks_back(store: LocalStore) -> None:
         store.rollback("t", "nope")
 
 
-def test_compare_and_set(store: LocalStore) -> None:
+def test_compare_and_set(store: PromptStore) -> None:
     publish_live(store, "t", "a", "b")
     with pytest.raises(Conflict, match="last release is 2"):
         store.move_alias("t", "live", 1, expected_release=1)
@@ -189,9 +189,9 @@ def test_compare_and_set(store: LocalStore) -> None:
             store.move_alias("t", alias, 1)
 
 
-def test_releases_are_chained(root: Path, store: LocalStore) -> None:
+def test_releases_are_chained(root: Path, store: PromptStore) -> None:
     publish_live(store, "t", "a", "b")
-    first, second = LocalStore(root).history("t").releases
+    first, second = open_store(root).history("t").releases
     assert first.previous_digest is None
     assert second.previous_digest == first.digest
     assert second.manifest_digests == {2: store.resolve("t@2").digest}
@@ -239,11 +239,11 @@ def relink(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", TAMPERING)
-def test_tampering_is_found_and_stays_with_its_task(name: str, root: Path, store: LocalStore) -> None:
+def test_tampering_is_found_and_stays_with_its_task(name: str, root: Path, store: PromptStore) -> None:
     publish_live(store, "bad", "a", "b", "c")
     publish_live(store, "good", "a")
     TAMPERING[name](root / "tasks" / "bad")
-    fresh = LocalStore(root)
+    fresh = open_store(root)
     assert fresh.list_tasks() == ["bad", "good"]
     with pytest.raises(CorruptData) as caught:
         fresh.resolve("bad")
@@ -252,7 +252,7 @@ def test_tampering_is_found_and_stays_with_its_task(name: str, root: Path, store
 
 
 @pytest.mark.parametrize("how", ["flip", "truncate", "remove", "link"])
-def test_damaged_blobs_are_never_served(how: str, root: Path, store: LocalStore) -> None:
+def test_damaged_blobs_are_never_served(how: str, root: Path, store: PromptStore) -> None:
     store.publish("t", draft())
     path = root / "blobs" / f"{SOFT.digest}.safetensors"
     if how == "flip":
@@ -274,26 +274,26 @@ def test_damaged_blobs_are_never_served(how: str, root: Path, store: LocalStore)
         assert store.list_tasks() == ["t"]
 
 
-def test_blob_digests_are_no_paths(store: LocalStore) -> None:
+def test_blob_digests_are_no_paths(store: PromptStore) -> None:
     for digest in ("../../x", "", "A" * 64, "0" * 63):
         with pytest.raises(InvalidRequest):
             store.read_blob(digest)
 
 
-def test_debris_and_strangers_are_ignored(root: Path, store: LocalStore) -> None:
+def test_debris_and_strangers_are_ignored(root: Path, store: PromptStore) -> None:
     publish_live(store, "t", "a")
     for directory in ("tasks", "tasks/t/versions", "tasks/t/releases", "blobs"):
         for name in (".tmp-1-abc", "README", "Capital", "01.json", "x.json"):
             (root / directory / name).write_bytes(b"debris")
     (root / "tasks" / "empty" / "versions").mkdir(parents=True)
-    fresh = LocalStore(root)
+    fresh = open_store(root)
     assert fresh.list_tasks() == ["t"]
     assert live(fresh) == 1
     publish_live(fresh, "t", "b")
     assert live(store) == 2
 
 
-def test_no_store_yet(root: Path, store: LocalStore) -> None:
+def test_no_store_yet(root: Path, store: PromptStore) -> None:
     assert store.list_tasks() == []
     with pytest.raises(NotFound, match="There is no task 't'"):
         store.resolve("t")
@@ -321,7 +321,7 @@ def test_disk_errors_are_not_acknowledged(
     function: str, number: int, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whichever call of a publish fails: a typed error, no debris, reading goes on, and a retry works."""
-    store = LocalStore(root)
+    store = open_store(root)
     publish_live(store, "old", "a")
     messages: list[str] = []
     for nth in range(1, 60):
@@ -329,13 +329,13 @@ def test_disk_errors_are_not_acknowledged(
         failing = Failing(getattr(os, function), nth, number)
         monkeypatch.setattr(os, function, failing)
         try:
-            LocalStore(root).publish(task, draft(soft(seed=nth)))
+            open_store(root).publish(task, draft(soft(seed=nth)))
         except (StoreFull, CorruptData) as error:
             messages.append(error.message)
         finally:
             monkeypatch.undo()
         assert not [name for name in tree(root) if ".tmp-" in name]
-        assert live(LocalStore(root), "old") == 1
+        assert live(open_store(root), "old") == 1
         version, _ = store.publish(task, draft(soft(seed=nth)))
         assert store.read_blob(str(version.prompt_digest)) == soft(seed=nth).data
         if failing.calls < nth:
@@ -346,7 +346,7 @@ def test_disk_errors_are_not_acknowledged(
     assert str(root) not in "".join(messages)
 
 
-def test_a_read_only_store_is_read(root: Path, store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_only_store_is_read(root: Path, store: PromptStore, monkeypatch: pytest.MonkeyPatch) -> None:
     publish_live(store, "t", "a", "b")
     before = tree(root)
     real = os.open
@@ -362,7 +362,7 @@ def test_a_read_only_store_is_read(root: Path, store: LocalStore, monkeypatch: p
     monkeypatch.setattr(os, "open", read_only_open)
     for name in ("mkdir", "link", "unlink"):
         monkeypatch.setattr(os, name, refuse)
-    shipped = LocalStore(root)
+    shipped = open_store(root)
     assert shipped.list_tasks() == ["t"]
     assert live(shipped) == 2
     assert shipped.read_blob(SOFT.digest) == SOFT.data
@@ -377,7 +377,7 @@ def test_a_read_only_store_is_read(root: Path, store: LocalStore, monkeypatch: p
     assert tree(root) == before
 
 
-def test_threads_publish_and_move_at_once(root: Path, store: LocalStore) -> None:
+def test_threads_publish_and_move_at_once(root: Path, store: PromptStore) -> None:
     barrier = threading.Barrier(6)
 
     def work(worker: int) -> list[int]:
@@ -394,14 +394,14 @@ def test_threads_publish_and_move_at_once(root: Path, store: LocalStore) -> None
 
     with ThreadPoolExecutor(6) as pool:
         numbers = [number for mine in pool.map(work, range(6)) for number in mine]
-    history = LocalStore(root).history("t")
+    history = open_store(root).history("t")
     assert sorted(numbers) == sorted(set(numbers))
     assert len(history.versions) == 31, "thirty and the one they share"
     assert len(history.releases) == 30
     assert store.history("t") == history
 
 
-def test_one_winner_per_compare_and_set(store: LocalStore) -> None:
+def test_one_winner_per_compare_and_set(store: PromptStore) -> None:
     publish_live(store, "t", "a", "b", "c", "d")
     barrier = threading.Barrier(4)
 

@@ -32,13 +32,18 @@ from app.store.releases import (
 )
 from app.store.strict_json import canonical_json
 
-__all__ = ["LocalStore", "Release", "TaskHistory"]
+__all__ = ["PromptStore", "Release", "TaskHistory", "open_store"]
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _NUMBERED = re.compile(r"([1-9][0-9]{0,8})\.json")
 
 
-class LocalStore:
+def open_store(root: Path) -> "PromptStore":
+    """The store below a directory, which need not exist yet."""
+    return PromptStore(DurableFiles(root))
+
+
+class PromptStore:
     """Tasks, versions, releases and blobs below one directory.
 
     Thread-safe, and any number of processes may share the directory. Reading works on a read-only
@@ -46,8 +51,8 @@ class LocalStore:
     and Unavailable; every writing method StoreFull, after which nothing was acknowledged.
     """
 
-    def __init__(self, root: Path) -> None:
-        self._files = DurableFiles(root)
+    def __init__(self, files: DurableFiles) -> None:
+        self._files = files
         self._histories: dict[str, TaskHistory] = {}
         self._lock = threading.Lock()  # guards the dict only; never held across I/O
 
