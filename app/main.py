@@ -29,10 +29,13 @@ from app.errors import PromptplexError, UnsupportedModel
 from app.metrics import Metrics
 from app.models.loading import load_base
 from app.models.probe import ProbeReport
+from app.serving.importing import ImportFolder
 from app.serving.publishing import PublishingService
 from app.serving.service import GenerationService
+from app.serving.upkeep import Upkeep
 from app.settings import Settings
 from app.store.prompt_store import PromptStore, open_store
+from app.store.redis_tier import RedisTier
 from app.store.sources import TieredPromptSource
 
 _T = TypeVar("_T")
@@ -40,6 +43,7 @@ _T = TypeVar("_T")
 log = logging.getLogger("promptplex")
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_FETCH_SECONDS = 60  # for a prompt from any tier, by the upkeep
 _CONNECTION_SECONDS = 10  # for answers still on their way to slow clients when everything else is done
 
 
@@ -97,7 +101,8 @@ def assemble(
         max_context=settings.max_context,
         progress=progress,
     )
-    source = TieredPromptSource(store, host_bytes=settings.host_cache_bytes)
+    redis = _redis_tier(settings, lambda task_id: _take_hint(store, source, task_id))
+    source = TieredPromptSource(store, host_bytes=settings.host_cache_bytes, remote=redis)
     engine = Engine(
         base.backbone, source, settings.engine_config(), on_step=metrics.on_step, on_failure=on_failure
     )
@@ -109,6 +114,7 @@ def assemble(
         eos_ids=base.eos_ids,
         base_name=settings.base_name,
         timeout=settings.request_timeout,
+        prefetch=source.prefetch,
         on_outcome=metrics.on_outcome,
     )
     services = Services(
@@ -116,14 +122,36 @@ def assemble(
         store=store,
         source=source,
         generation=generation,
-        publishing=PublishingService(store, generation),
+        publishing=PublishingService(
+            store,
+            generation,
+            on_stored=source.offer,
+            on_release=(lambda task_id: None) if redis is None else redis.publish_hint,
+        ),
         metrics=metrics,
+        upkeep=Upkeep(store, lambda digest: source.load(digest).result(_FETCH_SECONDS).data),
+        redis=(lambda: "off") if redis is None else redis.state,
         device=str(base.backbone.device),
         probe=_probe_in_words(base.report),
     )
     engine.start()
     _report_tasks(store, generation)
     return services
+
+
+def _redis_tier(settings: Settings, on_hint: Callable[[str], None]) -> RedisTier | None:
+    if settings.redis_url is None:
+        return None
+    return RedisTier(settings.redis_url.get_secret_value(), on_hint=on_hint)
+
+
+def _take_hint(store: PromptStore, source: TieredPromptSource, task_id: str) -> None:
+    """Another replica released something: fetch now what would be fetched with the next request."""
+    history = store.history(task_id)
+    for number in history.releases[-1].manifest_digests if history.releases else ():
+        version = history.version(number)
+        if version is not None and version.prompt_digest is not None:
+            source.prefetch(version.prompt_digest)
 
 
 def _fast(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:
@@ -163,6 +191,7 @@ class PromptplexServer(uvicorn.Server):
         self.state = ServerState()
         self.failed = False
         self._loader: threading.Thread | None = None
+        self._watcher: asyncio.Task[None] | None = None
         api = ApiConfig(
             max_body_bytes=settings.max_body_bytes,
             max_upload_bytes=settings.max_upload_bytes,
@@ -193,8 +222,11 @@ class PromptplexServer(uvicorn.Server):
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
         supervisor = asyncio.create_task(self._supervise())
         yield
-        supervisor.cancel()
+        for task in (supervisor, self._watcher):
+            if task is not None:
+                task.cancel()
         if self.state.services is not None:
+            self.state.services.upkeep.stop()
             await asyncio.to_thread(self.state.services.engine.stop)
             await asyncio.to_thread(self.state.services.source.close)
 
@@ -203,8 +235,13 @@ class PromptplexServer(uvicorn.Server):
         loop = asyncio.get_running_loop()
         death: asyncio.Future[BaseException] = loop.create_future()
         try:
-            self.state.services = await self._load(lambda error: _settle(loop, death, error))
+            services = await self._load(lambda error: _settle(loop, death, error))
+            self.state.services = services
             log.info("ready: serving base model %s", self.settings.base_name)
+            services.upkeep.start()
+            if self.settings.import_dir is not None:
+                watching = ImportFolder(self.settings.import_dir, services.publishing).watch()
+                self._watcher = asyncio.create_task(watching)
             log.critical("the engine died", exc_info=await death)
         except (PromptplexError, ValueError) as error:  # what a user can mend; it says how
             log.critical("can't serve %s: %s", self.settings.model, error)

@@ -56,6 +56,17 @@ class RequestOutcome(Protocol):
         """The engine's times, for what finished."""
 
 
+class RedisHealth(Protocol):
+    """What the Redis tier says of itself, to any thread."""
+
+    @property
+    def breaker_open(self) -> bool:
+        """Whether Redis is left alone because it failed, or has never answered yet."""
+
+    def state(self) -> str:
+        """Either "up" or "down"."""
+
+
 class _Histogram:
     """Counts by bucket; the caller locks."""
 
@@ -86,6 +97,7 @@ class _Sources:
 
     engine: Callable[[], EngineStats]
     prompts: Callable[[], SourceStats]
+    redis: RedisHealth | None
 
 
 class Metrics(Collector):
@@ -127,9 +139,14 @@ class Metrics(Collector):
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
 
-    def watch(self, engine: Callable[[], EngineStats], prompts: Callable[[], SourceStats]) -> None:
-        """Read `engine.stats` and `source.stats` at every scrape from now on."""
-        self._sources = _Sources(engine, prompts)
+    def watch(
+        self,
+        engine: Callable[[], EngineStats],
+        prompts: Callable[[], SourceStats],
+        redis: RedisHealth | None = None,
+    ) -> None:
+        """Read `engine.stats`, `source.stats` and, where there is one, the Redis tier at every scrape."""
+        self._sources = _Sources(engine, prompts, redis)
 
     def on_step(self, step: StepStats) -> None:
         """The engine's callback, on its thread."""
@@ -171,7 +188,10 @@ class Metrics(Collector):
         yield from families
         if self._sources is not None:
             yield from _engine_gauges(self._sources.engine())
-            yield from self._caches(self._sources.prompts())
+            prompts = self._sources.prompts()
+            yield from self._caches(prompts)
+            yield from _loads(prompts)
+            yield from _redis_gauges(self._sources.redis)
 
     def _label(self, task: str, version: int) -> tuple[str, str]:
         label = (task or "_base", str(version) if version else "")
@@ -212,13 +232,28 @@ class Metrics(Collector):
 
     def _caches(self, prompts: SourceStats) -> Iterator[Metric]:
         with self._lock:
-            hits = {"device": self._totals["device_hits"], **_tiers(prompts.hits)}
-            misses = {"device": self._totals["device_misses"], **_tiers(prompts.misses)}
+            hits = {"device": self._totals["device_hits"], **prompts.hits}
+            misses = {"device": self._totals["device_misses"], **prompts.misses}
         yield _labelled("prompt_cache_hits", "Prompts found, by tier", ["tier"], _by_one(hits))
         yield _labelled("prompt_cache_misses", "Prompts not found, by tier", ["tier"], _by_one(misses))
-        yield _counter("prompt_load_failures", "Prompt loads that failed", prompts.load_failures)
-        yield _counter("prompt_load_seconds", "Time spent on loading prompts", prompts.load_seconds)
+        yield _gauge("prompt_cache_host_prompts", "Prompts in host memory", prompts.host_prompts)
         yield _gauge("prompt_cache_host_bytes", "Bytes of prompts in host memory", prompts.host_bytes)
+
+
+def _loads(prompts: SourceStats) -> Iterator[Metric]:
+    seconds, num_bytes = _by_one(prompts.tier_seconds), _by_one(prompts.tier_bytes)
+    yield _counter("prompt_load_failures", "Prompt loads that failed", prompts.load_failures)
+    yield _counter("prompt_load_seconds", "Time spent on loading prompts", prompts.load_seconds)
+    yield _labelled("prompt_tier_seconds", "Time until a tier has answered, summed", ["tier"], seconds)
+    yield _labelled("prompt_tier_bytes", "Bytes of prompts read, by tier", ["tier"], num_bytes)
+    yield _counter("prompt_store_heals", "Prompts given back to a store that had lost them", prompts.heals)
+    yield _counter("prompt_hedged_reads", "Loads that asked the store while Redis was slow", prompts.hedged)
+
+
+def _redis_gauges(redis: RedisHealth | None) -> Iterator[Metric]:
+    if redis is not None:
+        yield _gauge("redis_up", "Whether Redis is in use", redis.state() == "up")
+        yield _gauge("redis_breaker_open", "Whether Redis is left alone after failures", redis.breaker_open)
 
 
 def _engine_gauges(engine: EngineStats) -> Iterator[Metric]:
@@ -229,11 +264,7 @@ def _engine_gauges(engine: EngineStats) -> Iterator[Metric]:
     yield _gauge("resident_prefix_bytes", "Their bytes", engine.resident_prefix_bytes)
 
 
-def _tiers(counts: Mapping[str, int]) -> dict[str, int]:
-    return {"redis" if tier == "remote" else tier: count for tier, count in counts.items()}
-
-
-def _by_one(counts: Mapping[str, int]) -> Iterator[tuple[tuple[str, ...], int]]:
+def _by_one(counts: Mapping[str, float]) -> Iterator[tuple[tuple[str, ...], float]]:
     return (((name,), count) for name, count in counts.items())
 
 
@@ -246,7 +277,7 @@ def _gauge(name: str, documentation: str, value: float) -> Metric:
 
 
 def _labelled(
-    name: str, documentation: str, labels: list[str], rows: Iterable[tuple[tuple[str, ...], int]]
+    name: str, documentation: str, labels: list[str], rows: Iterable[tuple[tuple[str, ...], float]]
 ) -> Metric:
     family = CounterMetricFamily(f"promptplex_{name}", documentation, labels=labels)
     for values, count in rows:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 if TYPE_CHECKING:
@@ -53,6 +53,14 @@ class Settings(BaseSettings):
         None, description="Name of the base model for clients; default: the last part of MODEL"
     )
     store: Path = Field(Path("prompts_store"), description="Directory of the prompt store")
+    import_dir: Path | None = Field(
+        None, description="A folder to watch: each PEFT directory that appears in it becomes a version"
+    )
+    redis_url: SecretStr | None = Field(
+        None,
+        description="Redis in front of the store, such as redis://localhost:6379/0, rediss://user:pass@host, "
+        "or redis+sentinel://host:26379/master; default: none",
+    )
     host: Annotated[str, AfterValidator(_loopback_only)] = Field(
         "127.0.0.1", description="Address to listen on; without API keys it must be loopback"
     )

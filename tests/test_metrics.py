@@ -70,21 +70,35 @@ def test_failures_are_apart_from_successes() -> None:
     assert "promptplex_e2e_request_latency_seconds_count 2.0" in text
 
 
-def test_gauges_and_caches_are_read_at_the_scrape() -> None:
-    metrics = Metrics()
-    metrics.on_step(step(prefix_hits=4, prefix_misses=1))
-    source = SourceStats(
-        hits={"host": 2, "remote": 1},
+class DownRedis:
+    breaker_open = True
+
+    def state(self) -> str:
+        return "down"
+
+
+def source_stats() -> SourceStats:
+    return SourceStats(
+        hits={"host": 2, "redis": 1},
         misses={"host": 3},
+        tier_seconds={"redis": 0.25},
+        tier_bytes={"redis": 1000},
         load_failures=1,
         remote_failures=0,
+        heals=1,
+        hedged=2,
         load_seconds=0.5,
         num_loading=0,
         host_prompts=1,
         host_bytes=10,
         host_capacity=100,
     )
-    metrics.watch(lambda: EngineStats(num_running=5, kv_usage=0.25), lambda: source)
+
+
+def test_gauges_and_caches_are_read_at_the_scrape() -> None:
+    metrics = Metrics()
+    metrics.on_step(step(prefix_hits=4, prefix_misses=1))
+    metrics.watch(lambda: EngineStats(num_running=5, kv_usage=0.25), source_stats)
     text = lines(metrics)
     assert "promptplex_num_requests_running 5.0" in text
     assert "promptplex_kv_cache_usage_ratio 0.25" in text
@@ -92,6 +106,20 @@ def test_gauges_and_caches_are_read_at_the_scrape() -> None:
     assert 'promptplex_prompt_cache_hits_total{tier="redis"} 1.0' in text
     assert 'promptplex_prompt_cache_misses_total{tier="host"} 3.0' in text
     assert "promptplex_prompt_load_failures_total 1.0" in text
+    assert "promptplex_prompt_cache_host_prompts 1.0" in text
+    assert 'promptplex_prompt_tier_seconds_total{tier="redis"} 0.25' in text
+    assert 'promptplex_prompt_tier_bytes_total{tier="redis"} 1000.0' in text
+    assert "promptplex_prompt_store_heals_total 1.0" in text
+    assert "promptplex_prompt_hedged_reads_total 2.0" in text
+    assert not any("redis_up" in line or "breaker" in line for line in text), "no Redis is configured"
+
+
+def test_redis_is_told_of_where_there_is_one() -> None:
+    metrics = Metrics()
+    metrics.watch(EngineStats, source_stats, DownRedis())
+    text = lines(metrics)
+    assert "promptplex_redis_up 0.0" in text
+    assert "promptplex_redis_breaker_open 1.0" in text
 
 
 def test_scrapes_beside_steps() -> None:

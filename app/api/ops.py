@@ -37,15 +37,32 @@ async def health(state: State) -> JSONResponse:
             **await run_in_threadpool(_store_health, behind),
             "queue": {"running": engine.num_running, "waiting": engine.num_waiting},
             "redis": behind.redis(),
+            "prompt_cache": _cache_health(behind),
         }
     )
 
 
 def _store_health(behind: Services) -> dict[str, Any]:
     try:
-        return {"store": "up", "tasks": Catalog(behind.store, behind.generation).count()}
+        tasks = Catalog(behind.store, behind.generation).count()
+        return {"store": "damaged" if behind.upkeep.num_damaged else "up", "tasks": tasks}
     except Exception:  # whatever is wrong with the disk, this route tells
         return {"store": "down", "tasks": None}
+
+
+def _cache_health(behind: Services) -> dict[str, Any]:
+    """Tiers from the nearest on; a prompt is asked of the next where one misses."""
+    prompts, engine = behind.source.stats(), behind.engine.stats()
+    tiers = {
+        tier: {"hits": prompts.hits.get(tier, 0), "misses": prompts.misses.get(tier, 0)}
+        for tier in ("host", "redis", "store")
+    }
+    return {
+        "device": {"prefixes": engine.resident_prefixes, "bytes": engine.resident_prefix_bytes},
+        **tiers,
+        "host_bytes": prompts.host_bytes,
+        "failed_loads": prompts.load_failures,
+    }
 
 
 @router.get("/health/live", summary="Is the process alive?")

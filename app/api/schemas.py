@@ -177,6 +177,38 @@ class GenerateResponse(BaseModel):
     details: Details | None = None
 
 
+class AliasRequest(_Strict):
+    """What an alias is to mean: one version, or several by weight."""
+
+    version: Annotated[int, Field(ge=1)] | None = None
+    weights: dict[Annotated[str, Field(pattern=r"^[1-9][0-9]{0,8}$")], int] | None = Field(
+        None, description='Such as {"3": 90, "4": 10}; who asks sticks to one of them'
+    )
+    expected_release: int | None = Field(
+        None, ge=0, description="409 where the task's last release (0: none) is another one"
+    )
+    why: Annotated[str, Field(max_length=1000)] = ""
+
+    @model_validator(mode="after")
+    def _one_target(self) -> Self:
+        if (self.version is None) == (self.weights is None):
+            raise ValueError("send either version or weights")
+        return self
+
+    @property
+    def target(self) -> int | dict[int, int]:
+        """The version, or weights by version."""
+        if self.version is not None:
+            return self.version
+        return {int(version): weight for version, weight in (self.weights or {}).items()}
+
+
+class ReasonRequest(_Strict):
+    """Why, for the record."""
+
+    why: Annotated[str, Field(max_length=1000)] = ""
+
+
 class RollbackRequest(_Strict):
     """Which alias goes back, and why, for the record."""
 

@@ -11,6 +11,7 @@ from app.errors import EngineStopped
 from app.metrics import Metrics
 from app.serving.publishing import PublishingService
 from app.serving.service import GenerationService
+from app.serving.upkeep import Upkeep
 from app.store.prompt_store import PromptStore
 from app.store.sources import TieredPromptSource
 
@@ -38,6 +39,7 @@ class Services:
     generation: GenerationService
     publishing: PublishingService
     metrics: Metrics
+    upkeep: Upkeep
     device: str = "cpu"
     probe: str = ""  # the figures of the load-time probe, in words
     redis: Callable[[], str] = field(default=lambda: "off")  # "up", "down" or "off"

@@ -1,18 +1,20 @@
-"""Tasks: list, show, publish a version, roll an alias back."""
+"""Tasks: list, show, publish a version, move and roll back aliases, retire and restore."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
-from app.api.schemas import ErrorEnvelope, RollbackRequest
+from app.api.schemas import AliasRequest, ErrorEnvelope, ReasonRequest, RollbackRequest
 from app.api.state import Services, services
 from app.api.uploads import read_parts, upload_form
 from app.errors import InvalidRequest
 from app.prompt import TaskVersion
 from app.serving.catalog import Catalog, TaskDetail, TaskSummary, VersionState
 from app.serving.publishing import UploadResult
+from app.store.meanings import Meaning, meaning_as_json
 from app.store.prompt_store import Release
 from app.store.references import DEFAULT_ALIAS
 
@@ -43,7 +45,7 @@ _MULTIPART = {
                         },
                         "task": {
                             "type": "string",
-                            "description": "JSON: template, defaults, choices, examples, notes, base",
+                            "description": "JSON: template, defaults, choices, examples, notes, base, ...",
                         },
                     },
                 }
@@ -112,14 +114,31 @@ async def rollback(
             "The query and the body name different aliases; send one of them.", param="alias"
         )
     release = await behind.publishing.rollback(task_id, named, who=WHO, why=body.why if body else "")
-    return JSONResponse(
-        {
-            "task_id": task_id,
-            "alias": named,
-            "version": release.aliases[named],
-            "release": release.number,
-        }
+    return JSONResponse(_moved(release, named))
+
+
+@router.put("/{task_id:path}/aliases/{alias}", responses=ERRORS, summary="Move an alias")
+async def move_alias(task_id: str, alias: str, behind: Behind, body: AliasRequest) -> JSONResponse:
+    """Let an alias mean a version, or versions by weight: a compare-and-set with `expected_release`."""
+    release = await behind.publishing.move_alias(
+        task_id, alias, body.target, expected_release=body.expected_release, who=WHO, why=body.why
     )
+    return JSONResponse(_moved(release, alias))
+
+
+@router.post("/{task_id:path}/restore", responses=ERRORS, summary="Bring a retired task back")
+async def restore(task_id: str, behind: Behind, body: ReasonRequest | None = None) -> JSONResponse:
+    """The task is served again, with its aliases as they were."""
+    release = await behind.publishing.restore(task_id, who=WHO, why=body.why if body else "")
+    return JSONResponse(_state(release))
+
+
+@router.delete("/{task_id:path}", responses=ERRORS, summary="Retire a task")
+async def retire(
+    task_id: str, behind: Behind, why: Annotated[str, Query(max_length=1000)] = ""
+) -> JSONResponse:
+    """Nothing of the task is served from now on; requests in flight finish, and nothing is deleted."""
+    return JSONResponse(_state(await behind.publishing.retire(task_id, who=WHO, why=why)))
 
 
 @router.get("/{task_id:path}", responses=ERRORS, summary="Show a task")
@@ -127,6 +146,20 @@ async def show_task(task_id: str, behind: Behind) -> JSONResponse:
     """Versions, aliases, releases, templates, defaults, provenance."""
     catalog = Catalog(behind.store, behind.generation)
     return JSONResponse(_detail(await run_in_threadpool(catalog.detail, task_id)))
+
+
+def _state(release: Release) -> dict[str, Any]:
+    return {"task_id": release.task_id, "retired": release.retired, "release": release.number}
+
+
+def _moved(release: Release, alias: str) -> dict[str, Any]:
+    meaning = release.aliases[alias]
+    target = {"version": meaning} if isinstance(meaning, int) else {"weights": meaning_as_json(meaning)}
+    return {"task_id": release.task_id, "alias": alias, **target, "release": release.number}
+
+
+def _aliases(aliases: Mapping[str, Meaning]) -> dict[str, Any]:
+    return {alias: meaning_as_json(meaning) for alias, meaning in aliases.items()}
 
 
 def _summary(row: TaskSummary) -> dict[str, Any]:
@@ -148,7 +181,8 @@ def _detail(detail: TaskDetail) -> dict[str, Any]:
     history = detail.history
     return {
         "id": history.task_id,
-        "aliases": dict(history.aliases),
+        "aliases": _aliases(history.aliases),
+        "retired": history.retired,
         "versions": [_version(state) for state in detail.versions],
         "releases": [_release(release) for release in history.releases],
         "requests_served": detail.requests_served,
@@ -186,7 +220,8 @@ def _release(release: Release) -> dict[str, Any]:
         "number": release.number,
         "action": release.action,
         "alias": release.alias,
-        "aliases": dict(release.aliases),
+        "aliases": _aliases(release.aliases),
+        "retired": release.retired,
         "who": release.who,
         "why": release.why,
         "at": release.at,

@@ -1,4 +1,4 @@
-"""The command line: `promptplex serve, push, list, show, rollback, validate, eval, bench, doctor`.
+"""The command line: `promptplex serve, push, list, alias, rollback, store, eval, bench, doctor` and more.
 
 Commands import what is heavy (torch, transformers) only when they run, so that the small ones
 answer at once.
@@ -9,7 +9,7 @@ import sys
 import typer
 
 from app import __version__
-from app.cli import bench, doctor, evaluate, serve, tasks
+from app.cli import bench, doctor, evaluate, releases, serve, store, tasks
 from app.errors import PromptplexError
 
 cli = typer.Typer(
@@ -21,6 +21,8 @@ cli = typer.Typer(
 )
 serve.register(cli)
 tasks.register(cli)
+releases.register(cli)
+store.register(cli)
 evaluate.register(cli)
 bench.register(cli)
 doctor.register(cli)

@@ -74,12 +74,21 @@ def _pin(client: ServerClient, task: str | None) -> Asked:
         if alias not in history["aliases"]:
             known = ", ".join(history["aliases"]) or "none"
             raise CommandFailed(f"task {task_id} has no alias {alias!r}; it has: {known}")
-        version = str(history["aliases"][alias])
+        version = _only_version(task_id, alias, history["aliases"][alias])
     for row in history["versions"]:
         if version in (str(row["version"]), row["version_digest"]):
             digest = row["version_digest"]
             return Asked(reference=f"{task_id}@{digest}", name=f"{task_id}@{row['version']}", digest=digest)
     raise CommandFailed(f"task {task_id} has no version {version}; `promptplex show {task_id}` lists them")
+
+
+def _only_version(task_id: str, alias: str, meaning: int | dict[str, int]) -> str:
+    if isinstance(meaning, int):
+        return str(meaning)
+    raise CommandFailed(
+        f"{task_id}@{alias} is several versions by weight; evaluate one of them: "
+        + ", ".join(f"{task_id}@{version}" for version in meaning)
+    )
 
 
 def _inputs(item: Item, template: str | None) -> Any:

@@ -2,15 +2,18 @@
 
 import getpass
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from app.cli.bundle import Bundle
 from app.cli.server import CommandFailed, NoAnswer, Row, ServerClient
+from app.errors import CorruptData, NotFound
 from app.prompt import Prompt, TaskVersion, VersionDraft
+from app.serving.bundle import Bundle
 from app.serving.manifest import parse_task
 from app.store.importers import import_prompt
-from app.store.prompt_store import open_store
+from app.store.meanings import Meaning, meaning_as_json
+from app.store.prompt_store import Release, open_store
 
 
 class Target(Protocol):
@@ -28,8 +31,22 @@ class Target(Protocol):
         """Publish a version; point `alias` at it unless that is `none`."""
         ...
 
-    def rollback(self, task_id: str, alias: str) -> Row:
+    def rollback(self, task_id: str, alias: str, why: str) -> Row:
         """Point `alias` at what it meant before."""
+        ...
+
+    def move_alias(
+        self, task_id: str, alias: str, weights: dict[int, int], expected_release: int | None, why: str
+    ) -> Row:
+        """Point `alias` at a version, or at several by weight."""
+        ...
+
+    def retire(self, task_id: str, why: str) -> Row:
+        """Take a task out of service."""
+        ...
+
+    def restore(self, task_id: str, why: str) -> Row:
+        """Bring a retired task back."""
         ...
 
 
@@ -65,9 +82,24 @@ class ServerTarget:
             parts["task"] = ("task.json", json.dumps(bundle.task).encode(), "application/json")
         return self._call("POST", f"/tasks/{task_id}/versions", params={"alias": alias}, files=parts)
 
-    def rollback(self, task_id: str, alias: str) -> Row:
+    def rollback(self, task_id: str, alias: str, why: str) -> Row:
         """`POST /tasks/{id}/rollback`."""
-        return self._call("POST", f"/tasks/{task_id}/rollback", params={"alias": alias})
+        return self._call("POST", f"/tasks/{task_id}/rollback", json={"alias": alias, "why": why})
+
+    def move_alias(
+        self, task_id: str, alias: str, weights: dict[int, int], expected_release: int | None, why: str
+    ) -> Row:
+        """`PUT /tasks/{id}/aliases/{alias}`."""
+        body = {"weights": weights, "expected_release": expected_release, "why": why}
+        return self._call("PUT", f"/tasks/{task_id}/aliases/{alias}", json=body)
+
+    def retire(self, task_id: str, why: str) -> Row:
+        """`DELETE /tasks/{id}`."""
+        return self._call("DELETE", f"/tasks/{task_id}", params={"why": why})
+
+    def restore(self, task_id: str, why: str) -> Row:
+        """`POST /tasks/{id}/restore`."""
+        return self._call("POST", f"/tasks/{task_id}/restore", json={"why": why})
 
     def _call(self, method: str, path: str, **options: Any) -> Row:
         with ServerClient(self._url) as client:
@@ -96,13 +128,16 @@ class StoreTarget:
         history = self._store.history(task_id)
         return {
             "id": history.task_id,
-            "aliases": dict(history.releases[-1].aliases) if history.releases else {},
+            "aliases": _aliases(history.aliases),
+            "retired": history.retired,
             "versions": [_version_row(version) for version in history.versions],
             "releases": [
                 {
                     "number": release.number,
-                    "aliases": dict(release.aliases),
+                    "action": release.action,
+                    "aliases": _aliases(release.aliases),
                     "who": release.who,
+                    "why": release.why,
                     "at": release.at,
                 }
                 for release in history.releases
@@ -117,19 +152,45 @@ class StoreTarget:
             row["release"] = self._store.move_alias(task_id, alias, version.version, who=self._who).number
         return row
 
-    def rollback(self, task_id: str, alias: str) -> Row:
+    def rollback(self, task_id: str, alias: str, why: str) -> Row:
         """One more release, with the alias where it was."""
-        release = self._store.rollback(task_id, alias, who=self._who)
-        return {
-            "task_id": task_id,
-            "alias": alias,
-            "version": release.aliases[alias],
-            "release": release.number,
-        }
+        return _moved(self._store.rollback(task_id, alias, who=self._who, why=why), alias)
+
+    def move_alias(
+        self, task_id: str, alias: str, weights: dict[int, int], expected_release: int | None, why: str
+    ) -> Row:
+        """One more release."""
+        release = self._store.move_alias(
+            task_id, alias, weights, expected_release=expected_release, who=self._who, why=why
+        )
+        return _moved(release, alias)
+
+    def retire(self, task_id: str, why: str) -> Row:
+        """One more release."""
+        release = self._store.retire(task_id, who=self._who, why=why)
+        return {"task_id": task_id, "release": release.number}
+
+    def restore(self, task_id: str, why: str) -> Row:
+        """One more release."""
+        release = self._store.restore(task_id, who=self._who, why=why)
+        return {"task_id": task_id, "release": release.number}
 
     def _row(self, task_id: str) -> Row:
-        live = self._store.resolve(task_id)
-        return {"id": task_id, **_version_row(live)}
+        try:
+            return {"id": task_id, **_version_row(self._store.resolve(task_id))}
+        except (NotFound, CorruptData) as error:  # no live version, retired, damaged: the others still count
+            nothing = {"version": None, "kind": "unknown", "virtual_tokens": 0}
+            return {"id": task_id, **nothing, "servable": False, "not_servable_because": error.message}
+
+
+def _aliases(aliases: Mapping[str, Meaning]) -> dict[str, Any]:
+    return {alias: meaning_as_json(meaning) for alias, meaning in aliases.items()}
+
+
+def _moved(release: Release, alias: str) -> Row:
+    meaning = release.aliases[alias]
+    target = {"version": meaning} if isinstance(meaning, int) else {"weights": meaning_as_json(meaning)}
+    return {"task_id": release.task_id, "alias": alias, **target, "release": release.number}
 
 
 def _version_row(version: TaskVersion) -> Row:
@@ -161,5 +222,5 @@ def _draft(bundle: Bundle) -> VersionDraft:
         examples=task.examples,
         notes=task.notes,
         base=task.base,
-        provenance=provenance,
+        provenance={**provenance, "metrics": dict(task.metrics)},
     )

@@ -1,4 +1,4 @@
-"""`promptplex push, list, show, rollback, validate`: tasks on a server or in a store's files."""
+"""`promptplex push, list, show, validate`: tasks on a server or in a store's files."""
 
 import json
 from pathlib import Path
@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from app.cli.bundle import Bundle, read_bundle, text_bundle
 from app.cli.server import DEFAULT_SERVER, Row, ServerOption
 from app.cli.targets import ServerTarget, StoreTarget, Target
 from app.prompt import Prompt
+from app.serving.bundle import Bundle, read_bundle, text_bundle
 from app.serving.manifest import parse_task
 from app.store.importers import import_prompt
 from app.store.validation import validate_prompt
@@ -17,11 +17,11 @@ from app.store.validation import validate_prompt
 StoreOption = Annotated[
     Path | None, typer.Option("--store", help="Work on this store's files instead, without a server")
 ]
-AliasOption = Annotated[str, typer.Option("--alias", help="The alias that is moved")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the answer as JSON")]
 
 
-def _target(server: str, store: Path | None) -> Target:
+def target_of(server: str, store: Path | None) -> Target:
+    """A store's files where one is named, else a server."""
     return ServerTarget(server) if store is None else StoreTarget(store)
 
 
@@ -44,7 +44,7 @@ def push(
 ) -> None:
     """Publish a trained prompt or a text-only task as a new version of a task."""
     bundle = _bundle(path, template)
-    answer = _target(server, store).push(task or _named(bundle), bundle, alias)
+    answer = target_of(server, store).push(task or _named(bundle), bundle, alias)
     if as_json:
         typer.echo(json.dumps(answer, indent=2))
         return
@@ -86,7 +86,7 @@ def list_tasks(
     server: ServerOption = DEFAULT_SERVER, store: StoreOption = None, as_json: JsonOption = False
 ) -> None:
     """List the tasks: live version, kind, virtual tokens, and whether the server can serve them."""
-    rows = _target(server, store).tasks()
+    rows = target_of(server, store).tasks()
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return
@@ -100,22 +100,11 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """Show one task: aliases, versions, releases, template and defaults."""
-    answer = _target(server, store).task(task)
+    answer = target_of(server, store).task(task)
     if as_json:
         typer.echo(json.dumps(answer, indent=2))
     else:
         _print_task(answer)
-
-
-def rollback(
-    task: Annotated[str, typer.Argument(help="Task id")],
-    alias: AliasOption = "live",
-    server: ServerOption = DEFAULT_SERVER,
-    store: StoreOption = None,
-) -> None:
-    """Point an alias back at what it meant before its current meaning; again goes one further."""
-    answer = _target(server, store).rollback(task, alias)
-    typer.echo(f"{task}@{alias} is version {answer['version']} since release {answer['release']}")
 
 
 def validate(
@@ -154,18 +143,30 @@ def _list_row(row: Row) -> tuple[str, ...]:
 
 
 def _print_task(answer: Row) -> None:
-    typer.echo(f"task     {answer['id']}")
-    for alias, version in answer["aliases"].items():
-        typer.echo(f"alias    {alias} -> {version}")
+    typer.echo(f"task     {answer['id']}" + (" (retired)" if answer["retired"] else ""))
+    for alias, meaning in answer["aliases"].items():
+        typer.echo(f"alias    {alias} -> {meaning_in_words(meaning)}")
     for version in answer["versions"]:
         template = f", template {version['template']!r}" if version.get("template") else ""
         typer.echo(
             f"version  {version['version']}: {version['kind']}, {version['virtual_tokens']} virtual{template}"
         )
     for release in answer["releases"]:
-        typer.echo(
-            f"release  {release['number']}: {release['aliases']} by {release['who']} at {release['at']}"
+        aliases = ", ".join(
+            f"{alias} -> {meaning_in_words(meaning)}" for alias, meaning in release["aliases"].items()
         )
+        why = f" ({release['why']})" if release["why"] else ""
+        typer.echo(
+            f"release  {release['number']}: {release['action']}, {aliases or 'no alias'}, "
+            f"by {release['who']} at {release['at']}{why}"
+        )
+
+
+def meaning_in_words(meaning: int | dict[str, int]) -> str:
+    """`3`, or `3 (90), 4 (10)` by weight."""
+    if isinstance(meaning, int):
+        return str(meaning)
+    return ", ".join(f"{version} ({weight})" for version, weight in meaning.items())
 
 
 def _print_table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
@@ -181,5 +182,4 @@ def register(cli: typer.Typer) -> None:
     cli.command("push")(push)
     cli.command("list")(list_tasks)
     cli.command("show")(show)
-    cli.command("rollback")(rollback)
     cli.command("validate")(validate)

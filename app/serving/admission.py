@@ -65,6 +65,7 @@ class Admission:
         eos_ids: frozenset[int],
         base_name: str,
         timeout: float,
+        prefetch: Callable[[str], object],
     ) -> None:
         self.tokenizer = tokenizer
         self.base_name = base_name
@@ -73,6 +74,7 @@ class Admission:
         self._engine = engine
         self._store = store
         self._timeout = timeout
+        self._prefetch = prefetch
         self._numbers = itertools.count()
         self._lock = threading.Lock()
         self._remembered: OrderedDict[str, PreparedVersion] = OrderedDict()
@@ -85,14 +87,21 @@ class Admission:
         Raises NotFound, NotServable, InvalidRequest (RequestTooLong), DeadlineExceeded.
         """
         is_base = ask.task is None or ask.task == self.base_name
-        version = None if is_base else self._store.resolve(ask.task or "")
+        version = None if is_base else self._store.resolve(ask.task or "", _asker(ask))
         on_found(version)
         if version is not None:
             self._check_servable(version)
+            self._fetch_ahead(version)
         admitted = self.admit_version(version, ask)
         if admitted.request.deadline is not None and admitted.request.deadline <= time.monotonic():
             raise DeadlineExceeded("The deadline passed before the request could start.")
         return admitted
+
+    def _fetch_ahead(self, version: TaskVersion) -> None:
+        """Begin to load a prompt that isn't on the device while the text is rendered and tokenized."""
+        digest = version.prompt_digest
+        if digest is not None and digest not in self._engine.stats().resident_digests:
+            self._prefetch(digest)
 
     def _check_servable(self, version: TaskVersion) -> None:
         reason = self.servability.why_not(version)
@@ -207,6 +216,11 @@ class Admission:
         is_useful = version.kind is not PromptKind.TEXT or bool(template.leading)
         leading = self.tokenizer.leading_ids(template) if is_useful else ()
         return PreparedVersion(template, leading, parse_parameters(version.defaults, where="defaults"))
+
+
+def _asker(ask: GenerationAsk) -> str:
+    """Who sticks to one version of a weighted alias."""
+    return ask.user or ask.tenant or ask.request_id
 
 
 def _resident(ids: tuple[int, ...], leading: tuple[int, ...]) -> int:

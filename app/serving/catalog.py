@@ -3,7 +3,7 @@
 from bisect import bisect_right
 from dataclasses import dataclass
 
-from app.errors import NotFound, PromptplexError
+from app.errors import PromptplexError
 from app.prompt import TaskVersion
 from app.serving.service import GenerationService
 from app.store.prompt_store import PromptStore, TaskHistory
@@ -71,8 +71,6 @@ class Catalog:
         try:
             live = self._state(self._store.resolve(f"{task_id}@{DEFAULT_ALIAS}"))
             why_not = live.why_not
-        except NotFound:
-            why_not = f"it has no version that is {DEFAULT_ALIAS!r}"
         except PromptplexError as error:  # one damaged task must not hide the others
             why_not = error.message
         served = self._generation.requests_served.get(task_id, 0)

@@ -14,6 +14,8 @@ MAX_EXAMPLES = 64
 MAX_EXAMPLE_CHARS = 16_384
 MAX_NOTES_CHARS = 16_384
 MAX_BASE_CHARS = 512
+MAX_METRICS = 64
+MAX_METRIC_NAME_CHARS = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,10 +28,11 @@ class TaskSettings:
     examples: tuple[Mapping[str, Any], ...] = ()
     notes: str = ""
     base: Mapping[str, Any]
+    metrics: Mapping[str, float]  # what the trainer measured: provenance, no part of the version's identity
     parsed: Template = PLAIN
 
 
-_KNOWN = ("template", "defaults", "choices", "examples", "notes", "base")
+_KNOWN = ("template", "defaults", "choices", "examples", "notes", "base", "metrics")
 
 
 def parse_task(task: Mapping[str, Any] | None) -> TaskSettings:
@@ -51,6 +54,7 @@ def parse_task(task: Mapping[str, Any] | None) -> TaskSettings:
         examples=_examples(given.get("examples", []), parsed),
         notes=_string(given.get("notes", ""), "task.notes", MAX_NOTES_CHARS),
         base=_base(given.get("base", {})),
+        metrics=_metrics(given.get("metrics", {})),
         parsed=parsed,
     )
 
@@ -130,3 +134,13 @@ def _base(value: Any) -> Mapping[str, Any]:
     base = _object(value, "task.base", {"name"}, {"revision"})
     given = {name: text for name, text in base.items() if text is not None}
     return {name: _string(text, f"task.base.{name}", MAX_BASE_CHARS) for name, text in given.items()}
+
+
+def _metrics(value: Any) -> Mapping[str, float]:
+    is_numbers = isinstance(value, Mapping) and all(type(number) in (int, float) for number in value.values())
+    if not is_numbers or len(value) > MAX_METRICS or any(len(name) > MAX_METRIC_NAME_CHARS for name in value):
+        raise InvalidRequest(
+            f'task.metrics must be an object of at most {MAX_METRICS} numbers, such as {{"accuracy": 0.94}}.',
+            param="task.metrics",
+        )
+    return dict(value)

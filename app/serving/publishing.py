@@ -49,8 +49,18 @@ class UploadResult:
 class PublishingService:
     """Makes uploads versions and lets aliases mean them."""
 
-    def __init__(self, store: PromptStore, generation: GenerationService) -> None:
+    def __init__(
+        self,
+        store: PromptStore,
+        generation: GenerationService,
+        *,
+        on_stored: Callable[[Prompt], None] = lambda prompt: None,
+        on_release: Callable[[str], None] = lambda task_id: None,
+    ) -> None:
+        """`on_stored` gets a prompt that is durable now, `on_release` the id of a task that changed."""
         self._store = store
+        self._on_stored = on_stored
+        self._on_release = on_release
         self._generation = generation
         self._admission = generation.admission
         self._smoke = SmokeTest(generation)
@@ -93,6 +103,8 @@ class PublishingService:
         self._check_names(task_id, alias)
         draft = await self._in_thread(lambda: self._draft(prompt, config, task, who))
         version, created = await self._in_thread(lambda: self._store.publish(task_id, draft))
+        if draft.prompt is not None:
+            self._on_stored(draft.prompt)
         wanted = alias is not None and (
             created or alias_given or await self._in_thread(lambda: self._is_new(version))
         )
@@ -101,15 +113,44 @@ class PublishingService:
         examples = await self._try(version)
         release = None
         if wanted and alias is not None:
-            release = await self._in_thread(
+            release = await self._change(
                 lambda: self._store.move_alias(task_id, alias, version.version, who=who, why="upload")
             )
         return UploadResult(version=version, created=created, release=release, examples=examples)
 
     async def rollback(self, task_id: str, alias: str, *, who: str = "", why: str = "") -> Release:
         """Let the alias mean what it meant before. Raises NotFound, Conflict."""
-        check_task_id(task_id)
-        return await self._in_thread(lambda: self._store.rollback(task_id, alias, who=who, why=why))
+        return await self._change(lambda: self._store.rollback(task_id, alias, who=who, why=why))
+
+    async def move_alias(
+        self,
+        task_id: str,
+        alias: str,
+        target: int | Mapping[int, int],
+        *,
+        expected_release: int | None = None,
+        who: str = "",
+        why: str = "",
+    ) -> Release:
+        """Let the alias mean a version, or versions by weight. Raises NotFound, Conflict, InvalidRequest."""
+        return await self._change(
+            lambda: self._store.move_alias(
+                task_id, alias, target, expected_release=expected_release, who=who, why=why
+            )
+        )
+
+    async def retire(self, task_id: str, *, who: str = "", why: str = "") -> Release:
+        """Take a task out of service; what runs finishes. Raises NotFound."""
+        return await self._change(lambda: self._store.retire(task_id, who=who, why=why))
+
+    async def restore(self, task_id: str, *, who: str = "", why: str = "") -> Release:
+        """Bring a retired task back. Raises NotFound, Conflict."""
+        return await self._change(lambda: self._store.restore(task_id, who=who, why=why))
+
+    async def _change(self, work: Callable[[], Release]) -> Release:
+        release = await self._in_thread(work)
+        self._on_release(release.task_id)
+        return release
 
     async def _in_thread(self, work: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
@@ -125,7 +166,7 @@ class PublishingService:
 
     def _is_new(self, version: TaskVersion) -> bool:
         releases = self._store.history(version.task_id).releases
-        return all(version.version not in release.aliases.values() for release in releases)
+        return all(version.version not in release.manifest_digests for release in releases)
 
     # -- before anything is stored ----------------------------------------------------------
 
@@ -142,7 +183,12 @@ class PublishingService:
             examples=settings.examples,
             notes=settings.notes,
             base=settings.base,
-            provenance={**provenance, **vouched_base(self._generation.engine.geometry), "uploader": who},
+            provenance={
+                **provenance,
+                **vouched_base(self._generation.engine.geometry),
+                "uploader": who,
+                "metrics": dict(settings.metrics),
+            },
         )
         self._check_room(draft)
         return draft

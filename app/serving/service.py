@@ -38,12 +38,22 @@ class GenerationService:
         eos_ids: frozenset[int],
         base_name: str,
         timeout: float = 600.0,
+        prefetch: Callable[[str], object] = lambda digest: None,
         on_outcome: Callable[[Outcome], None] = lambda outcome: None,
     ) -> None:
-        """`timeout` bounds every request, in seconds; `on_outcome` hears how each one ended."""
+        """`timeout` bounds every request, in seconds; `on_outcome` hears how each one ended.
+
+        `prefetch` is told the digest of a prompt that a request will need soon; it must return at once.
+        """
         self.engine = engine
         self.admission = Admission(
-            engine, store, PromptTokenizer(tokenizer), eos_ids=eos_ids, base_name=base_name, timeout=timeout
+            engine,
+            store,
+            PromptTokenizer(tokenizer),
+            eos_ids=eos_ids,
+            base_name=base_name,
+            timeout=timeout,
+            prefetch=prefetch,
         )
         self.base_name = base_name
         self.timeout = timeout

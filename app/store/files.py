@@ -1,8 +1,8 @@
 """Files that appear whole or not at all, and stay when the power fails.
 
 One primitive, `put_if_absent`: a temporary file, fsynced, linked to its name, directory fsynced.
-Nothing is ever rewritten or removed but temporary files. Symbolic links below the root are not
-followed. An object store with conditional puts can offer the same five methods.
+A good file is never rewritten; what is damaged, or was never of use, can be set aside. Symbolic links
+below the root are not followed.
 """
 
 import errno
@@ -10,18 +10,21 @@ import os
 import secrets
 import stat
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Protocol
 
 from app.errors import CorruptData, PromptplexError, StoreFull, Unavailable
+from app.store.disk import Disk
 
 Name = tuple[str, ...]  # path components below the root
 
 TEMPORARY_PREFIX = ".tmp-"
+QUARANTINE = "quarantine"
 _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # a fifo must not block us
-_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR)
 _BUSY = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR)
 _WRITE_ERRORS = {
@@ -34,11 +37,63 @@ _WRITE_ERRORS = {
 }
 
 
-class DurableFiles:
-    """Write-once files under one directory. Thread-safe; holds no lock across I/O."""
+class WriteOnceFiles(Protocol):
+    """What the store stands on. An object store with conditional puts can offer it too.
 
-    def __init__(self, root: Path) -> None:
+    Reading methods may raise CorruptData and Unavailable, writing ones StoreFull as well.
+    """
+
+    def put_if_absent(self, name: Name, data: bytes) -> bool:
+        """Make `data` durable under `name`; False where the name is taken, durably, already."""
+        ...
+
+    def sync(self, name: Name) -> None:
+        """Return when a name that somebody else put is durable."""
+        ...
+
+    def read(self, name: Name) -> bytes | None:
+        """The whole file, or None where there is none."""
+        ...
+
+    def exists(self, name: Name) -> bool:
+        """Exact: what any process has put is seen by all."""
+        ...
+
+    def names(self, name: Name) -> list[str]:
+        """What lies in a directory; nothing where there is no such directory."""
+        ...
+
+    def set_aside(self, name: Name) -> Name | None:
+        """Move a file to the quarantine and return where it lies now; None where there is no such file."""
+        ...
+
+    def replace(self, name: Name, data: bytes) -> None:
+        """Put good bytes in the place of damaged ones, atomically."""
+        ...
+
+    def touch(self, name: Name) -> None:
+        """Make the file young again; nothing happens where it can't be done."""
+        ...
+
+    def age(self, name: Name) -> float | None:
+        """Seconds since the file was put or touched; None where there is no such file."""
+        ...
+
+    def remove(self, name: Name) -> None:
+        """Take a file away. Only for what was set aside."""
+        ...
+
+    def remove_leftovers(self, name: Name, older_than: float) -> int:
+        """Remove unfinished files of a directory that are older, in seconds; how many it were."""
+        ...
+
+
+class DurableFiles:
+    """WriteOnceFiles under one directory. Thread-safe; holds no lock across I/O."""
+
+    def __init__(self, root: Path, disk: Disk | None = None) -> None:
         self._root = root
+        self._disk = disk or Disk()
         self._durable: set[Name] = set()  # directories whose own entries are known to be on disk
         self._lock = threading.Lock()
 
@@ -51,8 +106,8 @@ class DurableFiles:
         try:
             self._make_directories(name[:-1])
             with self._directory(name[:-1]) as directory:
-                created = _link_new(directory, name[-1], data)
-                os.fsync(directory)  # also when we lost: the winner may not have come to it yet
+                created = self._link_new(directory, name[-1], data)
+                self._disk.sync(directory)  # also when we lost: the winner may not have come to it yet
                 return created
         except OSError as error:
             raise _write_error(error) from error
@@ -62,7 +117,7 @@ class DurableFiles:
         try:
             self._make_directories(name[:-1])
             with self._directory(name[:-1]) as directory:
-                os.fsync(directory)
+                self._disk.sync(directory)
         except OSError as error:
             if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
                 raise _write_error(error) from error
@@ -97,6 +152,67 @@ class DurableFiles:
                 return []
             raise _read_error(error, name) from error
 
+    def set_aside(self, name: Name) -> Name | None:
+        """Move a file to the quarantine, under a name that says where it was; None: no such file."""
+        aside = (QUARANTINE, f"{'-'.join(name)}.{secrets.token_hex(4)}")
+        try:
+            self._make_directories((QUARANTINE,))
+            with self._directory(name[:-1]) as directory, self._directory((QUARANTINE,)) as quarantine:
+                self._disk.rename(name[-1], directory, aside[-1], quarantine)
+                self._disk.sync(quarantine)
+                self._disk.sync(directory)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise _write_error(error) from error
+        return aside
+
+    def replace(self, name: Name, data: bytes) -> None:
+        """Put good bytes in the place of damaged ones, atomically."""
+        try:
+            with self._directory(name[:-1]) as directory:
+                temporary = self._write_temporary(directory, data)
+                self._disk.rename(temporary, directory, name[-1], directory)
+                self._disk.sync(directory)
+        except OSError as error:
+            raise _write_error(error) from error
+
+    def touch(self, name: Name) -> None:
+        """Make the file young again, so that nobody takes it for debris; a read-only store has none."""
+        with suppress(OSError), self._directory(name[:-1]) as directory:
+            os.utime(name[-1], dir_fd=directory, follow_symlinks=False)
+
+    def age(self, name: Name) -> float | None:
+        """Seconds since the file was put or touched; None where there is no such file."""
+        try:
+            return time.time() - os.lstat(self._root.joinpath(*name)).st_mtime
+        except OSError as error:
+            if error.errno in _NOT_THERE:
+                return None
+            raise _read_error(error, name) from error
+
+    def remove(self, name: Name) -> None:
+        """Take a file away; one that is gone already is fine."""
+        try:
+            with suppress(FileNotFoundError), self._directory(name[:-1]) as directory:
+                self._disk.unlink(name[-1], directory)
+        except OSError as error:
+            raise _write_error(error) from error
+
+    def remove_leftovers(self, name: Name, older_than: float) -> int:
+        """Remove temporary files that a crash left behind and that are older, in seconds."""
+        try:
+            with self._directory(name) as directory:
+                unfinished = [entry for entry in os.listdir(directory) if entry.startswith(TEMPORARY_PREFIX)]
+        except FileNotFoundError:
+            return 0
+        except OSError as error:
+            raise _read_error(error, name) from error
+        old = [entry for entry in unfinished if (self.age((*name, entry)) or 0.0) > older_than]
+        for entry in old:
+            self.remove((*name, entry))
+        return len(old)
+
     @contextmanager
     def _directory(self, name: Name) -> Iterator[int]:
         """Open component by component, so that no link in the middle is followed."""
@@ -119,8 +235,8 @@ class DurableFiles:
         for depth, part in enumerate(name):
             with self._directory(name[:depth]) as directory:
                 with suppress(FileExistsError):
-                    os.mkdir(part, dir_fd=directory)
-                os.fsync(directory)
+                    self._disk.make_directory(part, directory)
+                self._disk.sync(directory)
         with self._lock:
             self._durable.add(name)
 
@@ -130,34 +246,41 @@ class DurableFiles:
         self._root.mkdir(parents=True, exist_ok=True)
         for parent in self._root.resolve().parents:  # whichever of them are new
             with suppress(OSError):
-                _sync_directory(parent)
+                self._sync_directory(parent)
 
-
-def _sync_directory(path: Path) -> None:
-    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-
-
-def _link_new(directory: int, name: str, data: bytes) -> bool:
-    """Write a temporary file, fsync it, link it to `name`; the temporary file goes in any case."""
-    temporary = f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(8)}"
-    file = os.open(temporary, _CREATE, 0o644, dir_fd=directory)
-    try:
+    def _sync_directory(self, path: Path) -> None:
+        directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            _write_all(file, data)
-            os.fsync(file)
+            self._disk.sync(directory)
+        finally:
+            os.close(directory)
+
+    def _link_new(self, directory: int, name: str, data: bytes) -> bool:
+        """Write a temporary file, sync it, link it to `name`; the temporary file goes in any case."""
+        temporary = self._write_temporary(directory, data)
+        try:
+            self._disk.link(temporary, name, directory)
+            return True
+        except FileExistsError:
+            return False
+        finally:
+            with suppress(OSError):
+                self._disk.unlink(temporary, directory)
+
+    def _write_temporary(self, directory: int, data: bytes) -> str:
+        """A synced file under a name that nobody looks at; gone again where that fails."""
+        temporary = f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(8)}"
+        file = self._disk.create(temporary, directory)
+        try:
+            self._disk.write(file, data)
+            self._disk.sync(file)
+        except OSError:
+            with suppress(OSError):
+                self._disk.unlink(temporary, directory)
+            raise
         finally:
             os.close(file)
-        os.link(temporary, name, src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=False)
-        return True
-    except FileExistsError:
-        return False
-    finally:
-        with suppress(OSError):
-            os.unlink(temporary, dir_fd=directory)
+        return temporary
 
 
 def _read_whole(file: int) -> bytes:
@@ -168,12 +291,6 @@ def _read_whole(file: int) -> bytes:
             return stream.read()
     finally:
         os.close(file)
-
-
-def _write_all(file: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(file, view) :]
 
 
 def _write_error(error: OSError) -> PromptplexError:

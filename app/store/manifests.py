@@ -1,4 +1,8 @@
-"""Version manifests: TaskVersion <-> canonical JSON. A version's identity is the sha256 of it."""
+"""Version manifests: TaskVersion <-> canonical JSON. A version's identity is the sha256 of it.
+
+Every record carries the sha256 of the rest of itself, so that a changed bit is noticed also where no
+release names the record's digest yet.
+"""
 
 import hashlib
 from collections.abc import Mapping
@@ -11,11 +15,12 @@ from app.store.canonical import prompt_geometry
 from app.store.strict_json import JsonError, canonical_json, parse_json
 
 MAX_MANIFEST_BYTES = 1 << 20
-FORMAT = "promptplex.version/1"
+FORMAT = "promptplex.version/2"
 
 # What makes two uploads the same version. Provenance (who, when, from what file) does not count.
 _SETTINGS = ("prompt_digest", "template", "defaults", "choices", "examples", "notes", "base")
 _LEARNED = ("kind", "num_virtual_tokens", "position_offset", "geometry")  # follows from the prompt
+_CHECKSUM = "checksum"
 _FIELDS = frozenset({"format", "task_id", "version", *_SETTINGS, *_LEARNED, "provenance"})
 
 
@@ -38,6 +43,12 @@ def settings_of_version(version: TaskVersion) -> dict[str, Any]:
     return _plain({name: getattr(version, name) for name in _SETTINGS}, "task")
 
 
+def encode_stored(version: TaskVersion) -> bytes:
+    """The bytes that `version` was read from: to put them back where the disk has lost them."""
+    fields = {name: getattr(version, name) for name in _FIELDS - {"format", "kind"}}
+    return seal(_plain(fields | {"format": FORMAT, "kind": version.kind.value}, "task"))
+
+
 def encode_version(task_id: str, number: int, draft: VersionDraft) -> bytes:
     """The manifest that claims `number`. Raises InvalidRequest where it isn't JSON or too long."""
     prompt = draft.prompt
@@ -51,7 +62,7 @@ def encode_version(task_id: str, number: int, draft: VersionDraft) -> bytes:
         "geometry": None if prompt is None else prompt_geometry(prompt),
         "provenance": _plain(draft.provenance or {}, "provenance") | {"published_at": now()},
     }
-    data = canonical_json(manifest)
+    data = seal(manifest)
     if len(data) > MAX_MANIFEST_BYTES:
         raise InvalidRequest(f"The task's settings exceed {MAX_MANIFEST_BYTES} bytes as JSON", param="task")
     return data
@@ -69,17 +80,29 @@ def decode_version(task_id: str, number: int, data: bytes) -> TaskVersion:
         raise CorruptData(f"The manifest of {what} has a field of the wrong type") from None
 
 
+def seal(fields: dict[str, Any]) -> bytes:
+    """The record of `fields`, with a checksum over them."""
+    return canonical_json(fields | {_CHECKSUM: _checksum(fields)})
+
+
 def decode_record(data: bytes, what: str, record_format: str, names: frozenset[str]) -> dict[str, Any]:
-    """Parse a stored JSON object: known format, exact fields, canonical bytes. Raises CorruptData."""
+    """Parse a sealed record: known format, right checksum, exact fields. Raises CorruptData."""
     try:
         fields = parse_json(data)
     except JsonError as error:
         raise CorruptData(f"The record of {what} is damaged: {error}") from None
     if not isinstance(fields, dict) or fields.get("format") != record_format:
-        raise CorruptData(f"The record of {what} is damaged, or of a newer format than {record_format}")
-    if fields.keys() != names or canonical_json(fields) != data:
+        raise CorruptData(f"The record of {what} is damaged, or of another format than {record_format}")
+    checksum = fields.pop(_CHECKSUM, None)
+    if checksum != _checksum(fields):
+        raise CorruptData(f"The record of {what} is damaged: it does not match its own checksum")
+    if fields.keys() != names or seal(fields) != data:
         raise CorruptData(f"The record of {what} is damaged: it is not in canonical form")
     return fields
+
+
+def _checksum(fields: dict[str, Any]) -> str:
+    return hashlib.sha256(canonical_json(fields)).hexdigest()
 
 
 def now() -> str:

@@ -1,10 +1,11 @@
 """Releases: the history of a task's aliases, each bound to the one before it by its sha256.
 
     releases/1.json  {aliases: {live: 1}, previous: null, manifests: {"1": sha256 of versions/1.json}, ...}
-    releases/2.json  {aliases: {live: 2}, previous: sha256 of releases/1.json, ...}
+    releases/2.json  {aliases: {live: {"1": 90, "2": 10}}, previous: sha256 of releases/1.json, ...}
 
 Number n is claimed by put-if-absent, so moving an alias is a compare-and-set. A change anywhere
-in the past breaks the chain, and what a release names is verified against its digests.
+in the past breaks the chain, and what a release names is verified against its digests. The chain is
+the audit log: who did what, when and why, from the first release on.
 """
 
 import hashlib
@@ -14,30 +15,32 @@ from typing import Any
 
 from app.errors import CorruptData
 from app.prompt import TaskVersion
-from app.store.manifests import decode_record, now
+from app.store.manifests import decode_record, now, seal
+from app.store.meanings import Meaning, meaning_as_json, meaning_from_json, versions_of
 from app.store.references import MAX_ALIAS
-from app.store.strict_json import canonical_json
 
-FORMAT = "promptplex.release/1"
+FORMAT = "promptplex.release/2"
 MOVE = "move"
 ROLLBACK = "rollback"
+RETIRE = "retire"
+RESTORE = "restore"
 MAX_NOTE = 1000  # characters of `who` and `why`
-_FIELDS = frozenset(
-    {"format", "task_id", "number", "action", "alias", "aliases", "previous", "manifests", "who", "why", "at"}
-)
+_COMMON = ("task_id", "number", "action", "alias", "retired", "who", "why", "at")
+_FIELDS = frozenset({"format", "aliases", "previous", "manifests", *_COMMON})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release:
-    """What every alias means after one move."""
+    """The state of a task after one change."""
 
     task_id: str
     number: int  # 1, 2, 3, ...
     digest: str  # sha256 of the record
     previous_digest: str | None
-    action: str  # "move" or "rollback"
-    alias: str  # the one that moved
-    aliases: Mapping[str, int]
+    action: str  # "move", "rollback", "retire" or "restore"
+    alias: str | None  # the one that moved; None: none did
+    aliases: Mapping[str, Meaning]
+    retired: bool  # nothing of the task is served
     manifest_digests: Mapping[int, str]  # of each version that `aliases` names
     who: str
     why: str
@@ -53,33 +56,73 @@ class TaskHistory:
     releases: tuple[Release, ...] = ()
 
     @property
-    def aliases(self) -> Mapping[str, int]:
+    def aliases(self) -> Mapping[str, Meaning]:
         """What each alias means now."""
         return self.releases[-1].aliases if self.releases else {}
+
+    @property
+    def retired(self) -> bool:
+        """Whether the task is out of service now."""
+        return bool(self.releases) and self.releases[-1].retired
 
     def version(self, number: int) -> TaskVersion | None:
         """Version `number`, or None."""
         return self.versions[number - 1] if 0 < number <= len(self.versions) else None
 
 
-def encode_release(
-    history: TaskHistory, alias: str, version: int, *, action: str, who: str, why: str
-) -> bytes:
-    """The record of the release after the last one of `history`, which moves `alias`."""
-    aliases = {**history.aliases, alias: version}
-    return canonical_json(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """What the next release of a task does, by whom and why."""
+
+    action: str
+    alias: str | None = None
+    meaning: Meaning | None = None  # what `alias` is to mean
+    who: str = ""
+    why: str = ""
+
+
+def encode_release(history: TaskHistory, change: Change) -> bytes:
+    """The record of the release after the last one of `history`."""
+    aliases = dict(history.aliases)
+    if change.alias is not None and change.meaning is not None:
+        aliases[change.alias] = change.meaning
+    named = sorted({version for meaning in aliases.values() for version in versions_of(meaning)})
+    return _seal(
         {
-            "format": FORMAT,
             "task_id": history.task_id,
             "number": len(history.releases) + 1,
-            "action": action,
-            "alias": alias,
-            "aliases": aliases,
-            "previous": history.releases[-1].digest if history.releases else None,
-            "manifests": {str(n): history.versions[n - 1].digest for n in sorted(set(aliases.values()))},
-            "who": who[:MAX_NOTE],
-            "why": why[:MAX_NOTE],
+            "action": change.action,
+            "alias": change.alias,
+            "retired": change.action == RETIRE or (history.retired and change.action != RESTORE),
+            "who": change.who[:MAX_NOTE],
+            "why": change.why[:MAX_NOTE],
             "at": now(),
+        },
+        aliases,
+        history.releases[-1].digest if history.releases else None,
+        {number: history.versions[number - 1].digest for number in named},
+    )
+
+
+def encode_stored(release: Release) -> bytes:
+    """The bytes that `release` was read from: to put them back where the disk has lost them."""
+    common = {name: getattr(release, name) for name in _COMMON}
+    return _seal(common, release.aliases, release.previous_digest, release.manifest_digests)
+
+
+def _seal(
+    common: dict[str, Any],
+    aliases: Mapping[str, Meaning],
+    previous: str | None,
+    manifests: Mapping[int, str],
+) -> bytes:
+    return seal(
+        common
+        | {
+            "format": FORMAT,
+            "aliases": {alias: meaning_as_json(meaning) for alias, meaning in aliases.items()},
+            "previous": previous,
+            "manifests": {str(version): digest for version, digest in manifests.items()},
         }
     )
 
@@ -92,20 +135,19 @@ def decode_release(task_id: str, number: int, data: bytes, previous: Release | N
         raise CorruptData(f"The record of {what} belongs elsewhere")
     if fields["previous"] != (None if previous is None else previous.digest):
         raise CorruptData(f"The chain of releases is broken before {what}: the past was changed")
-    if not _is_consistent(fields):
+    try:
+        aliases = {alias: meaning_from_json(value) for alias, value in fields["aliases"].items()}
+        manifests = {int(version): digest for version, digest in fields["manifests"].items()}
+    except (AttributeError, ValueError):
+        raise CorruptData(f"The record of {what} has a field of the wrong type") from None
+    if not _is_consistent(fields, aliases, manifests):
         raise CorruptData(f"The record of {what} contradicts itself")
     return Release(
-        task_id=task_id,
-        number=number,
+        **{name: fields[name] for name in _COMMON},
         digest=hashlib.sha256(data).hexdigest(),
         previous_digest=fields["previous"],
-        action=fields["action"],
-        alias=fields["alias"],
-        aliases=fields["aliases"],
-        manifest_digests={int(version): digest for version, digest in fields["manifests"].items()},
-        who=fields["who"],
-        why=fields["why"],
-        at=fields["at"],
+        aliases=aliases,
+        manifest_digests=manifests,
     )
 
 
@@ -120,27 +162,29 @@ def verify_manifests(releases: Sequence[Release], versions: Sequence[TaskVersion
                 )
 
 
-def meanings(history: TaskHistory, alias: str) -> list[int]:
+def meanings(history: TaskHistory, alias: str) -> list[Meaning]:
     """What `alias` meant, oldest first; rollbacks take meanings away, the last one is current."""
-    stack: list[int] = []
+    stack: list[Meaning] = []
     for release in history.releases:
-        version = release.aliases.get(alias)
+        meaning = release.aliases.get(alias)
         if release.action == ROLLBACK and release.alias == alias and stack:
             stack.pop()
-        if version is not None and (not stack or stack[-1] != version):
-            stack.append(version)
+        if meaning is not None and (not stack or stack[-1] != meaning):
+            stack.append(meaning)
     return stack
 
 
-def _is_consistent(fields: dict[str, Any]) -> bool:
-    aliases, manifests = fields["aliases"], fields["manifests"]
+def _is_consistent(
+    fields: Mapping[str, Any], aliases: Mapping[str, Meaning], manifests: Mapping[int, str]
+) -> bool:
+    named = {version for meaning in aliases.values() for version in versions_of(meaning)}
+    alias = fields["alias"]
+    moves = fields["action"] in (MOVE, ROLLBACK)
     return (
-        isinstance(aliases, dict)
-        and isinstance(manifests, dict)
-        and fields["action"] in (MOVE, ROLLBACK)
-        and fields["alias"] in aliases
-        and all(type(version) is int and version > 0 for version in aliases.values())
+        (moves or fields["action"] in (RETIRE, RESTORE))
+        and (alias in aliases if moves else alias is None)
+        and isinstance(fields["retired"], bool)
         and all(len(alias) <= MAX_ALIAS for alias in aliases)
-        and {str(version) for version in aliases.values()} == manifests.keys()
+        and named == manifests.keys()
         and all(isinstance(fields[name], str) for name in ("who", "why", "at"))
     )

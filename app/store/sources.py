@@ -1,57 +1,47 @@
-"""Where the engine's prompts come from: host memory, then a remote cache, then the store.
+"""Where the engine's prompts come from: host memory, then the tiers below it.
 
-    load(digest): HostCache --miss--> (a loader thread) BlobCache --miss--> store.read_blob
+    load(digest): HostCache --miss--> (the loader's event loop) PromptTiers: remote cache, store
 
-A tier can change latency, never an answer: bytes of the remote cache are hashed before use, and
-one that fails counts as a miss. Each digest is loaded by one thread at a time.
+Loads are tasks of one event loop, on a thread of its own; what blocks or takes long runs on
+further threads. Each digest is loaded once at a time, for all who ask.
 """
 
-import hashlib
+import asyncio
 import logging
 import threading
 import time
-from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from functools import partial
 
 from app.errors import EngineStopped, PromptplexError, Unavailable
 from app.prompt import Prompt
-from app.store.canonical import read_prompt
+from app.store.host_cache import HostCache
+from app.store.tiers import BlobStore, PromptTiers, RemoteTier
+
+__all__ = ["BlobStore", "RemoteTier", "SourceStats", "TieredPromptSource"]
 
 _log = logging.getLogger(__name__)
-_NUM_LOADERS = 4
-
-
-class BlobReader(Protocol):
-    """The last tier: what is not here is nowhere."""
-
-    def read_blob(self, digest: str) -> bytes:
-        """Verified bytes. Raises PromptplexError."""
-        ...
-
-
-class BlobCache(Protocol):
-    """A cache between host memory and the store, called from loader threads. Never trusted."""
-
-    def get(self, digest: str) -> bytes | None:
-        """The bytes, perhaps wrong ones, or None. Any exception is a miss."""
-        ...
-
-    def put(self, digest: str, data: bytes) -> None:
-        """Keep them if it can. Any exception is ignored."""
-        ...
+_HOST = "host"
+_NUM_READERS = 4  # threads that read the store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceStats:
-    """Counters since the start. Tiers are "host", "remote" and "store"."""
+    """Counters since the start. Tiers are "host", "redis" and "store"; the last two have times and bytes.
+
+    A read that is let go, because another tier was faster, is neither a hit nor a miss.
+    """
 
     hits: Mapping[str, int]
     misses: Mapping[str, int]
+    tier_seconds: Mapping[str, float]  # summed over answers, misses too
+    tier_bytes: Mapping[str, int]  # of hits
     load_failures: int  # loads that ended with an error
     remote_failures: int  # errors and wrong bytes of the remote cache
+    heals: int  # prompts that the remote cache gave back to the store
+    hedged: int  # loads in which the store was asked while the remote cache was silent
     load_seconds: float  # summed over loads, failed ones too
     num_loading: int
     host_prompts: int
@@ -59,184 +49,170 @@ class SourceStats:
     host_capacity: int
 
 
-class HostCache:
-    """Prompts in host memory, the least recently used dropped first, bounded by bytes.
+@dataclass(slots=True)
+class _Loading:
+    """A load that runs; shared by all who want the prompt, so nobody can cancel it."""
 
-    Prompts are immutable: dropping one here takes nothing from those who hold it. Not
-    thread-safe; its owner locks.
-    """
-
-    def __init__(self, capacity: int) -> None:
-        self._prompts: OrderedDict[str, Prompt] = OrderedDict()
-        self._capacity = capacity
-        self._num_bytes = 0
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes held; never more than the capacity."""
-        return self._num_bytes
-
-    def __len__(self) -> int:
-        return len(self._prompts)
-
-    def get(self, digest: str) -> Prompt | None:
-        """The prompt, now the most recently used one."""
-        prompt = self._prompts.get(digest)
-        if prompt is not None:
-            self._prompts.move_to_end(digest)
-        return prompt
-
-    def put(self, prompt: Prompt) -> None:
-        """Keep it, dropping others; one that is larger than the whole cache is not kept."""
-        if prompt.digest in self._prompts or len(prompt.data) > self._capacity:
-            return
-        self._prompts[prompt.digest] = prompt
-        self._num_bytes += len(prompt.data)
-        while self._num_bytes > self._capacity:
-            _, dropped = self._prompts.popitem(last=False)
-            self._num_bytes -= len(dropped.data)
-
-    def check_integrity(self) -> None:
-        """Assert that the accounts agree with what is held."""
-        assert self._num_bytes == sum(len(prompt.data) for prompt in self._prompts.values())
-        assert self._num_bytes <= self._capacity
-        assert all(digest == prompt.digest for digest, prompt in self._prompts.items())
+    future: "Future[Prompt]"
+    is_wanted: bool = False  # by somebody who waits; otherwise it is only prefetched
+    started: float = field(default_factory=time.monotonic)
 
 
 class TieredPromptSource:
     """A PromptSource over the tiers. Thread-safe."""
 
-    def __init__(self, store: BlobReader, *, host_bytes: int, remote: BlobCache | None = None) -> None:
-        self._store = store
-        self._remote = remote
-        self._cache = HostCache(host_bytes)
+    def __init__(self, store: BlobStore, *, host_bytes: int, remote: RemoteTier | None = None) -> None:
+        self._host = HostCache(host_bytes)
         self._capacity = host_bytes
-        self._loading: dict[str, Future[Prompt]] = {}
-        self._loaders = ThreadPoolExecutor(_NUM_LOADERS, thread_name_prefix="prompt-loader")
-        self._hits: Counter[str] = Counter()
-        self._misses: Counter[str] = Counter()
+        self._loading: dict[str, _Loading] = {}
+        self._host_hits = 0
+        self._host_misses = 0
         self._load_failures = 0
-        self._remote_failures = 0
         self._load_seconds = 0.0
+        self._closed = False
         self._lock = threading.Lock()  # guards all of the above; never held across I/O
+        self._readers = ThreadPoolExecutor(_NUM_READERS, thread_name_prefix="prompt-reader")
+        self._tiers = PromptTiers(store, remote, self._readers)
+        self._tasks: set[asyncio.Task[Prompt]] = set()  # of the loop's thread
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="prompt-loader", daemon=True)
+        self._thread.start()
+        self._loop.call_soon_threadsafe(self._tiers.start)
 
     def load(self, digest: str) -> "Future[Prompt]":
         """Return at once. Done already on a hit in host memory; callers share one load of a digest."""
         with self._lock:
-            if (prompt := self._cache.get(digest)) is not None:
-                self._hits["host"] += 1
+            if (prompt := self._host.get(digest)) is not None:
+                self._host_hits += 1
                 return _completed(prompt)
-            self._misses["host"] += 1
-            if (loading := self._loading.get(digest)) is not None:
-                return loading
-            future: Future[Prompt] = Future()
-            future.set_running_or_notify_cancel()  # it is shared: nobody can cancel it for the others
-            try:
-                self._loaders.submit(self._load, digest, future)
-            except RuntimeError:  # closed
-                future.set_exception(EngineStopped("The server is shutting down"))
-                return future
-            self._loading[digest] = future
-            return future
+            self._host_misses += 1
+            if self._closed:
+                return _failed(_stopped())
+            loading = self._loading.get(digest) or self._begin(digest)
+            loading.is_wanted = True
+            return loading.future
+
+    def prefetch(self, digest: str) -> None:
+        """Load the prompt into host memory: somebody will soon want it. Errors concern nobody yet."""
+        with self._lock:
+            if not self._closed and digest not in self._loading and self._host.get(digest) is None:
+                self._begin(digest)
+
+    def offer(self, prompt: Prompt) -> None:
+        """Keep a prompt that was just made, and let the remote cache have it in the background."""
+        with self._lock:
+            if not self._closed:
+                self._host.put(prompt)
+                self._loop.call_soon_threadsafe(self._tiers.tell_remote, prompt)
 
     def stats(self) -> SourceStats:
         """A consistent snapshot."""
-        with self._lock:
+        tiers = self._tiers.counters
+        with self._lock, tiers.lock:
             return SourceStats(
-                hits=dict(self._hits),
-                misses=dict(self._misses),
+                hits=_with_host(self._host_hits, tiers.hits),
+                misses=_with_host(self._host_misses, tiers.misses),
+                tier_seconds=dict(tiers.seconds),
+                tier_bytes=dict(tiers.num_bytes),
                 load_failures=self._load_failures,
-                remote_failures=self._remote_failures,
+                remote_failures=tiers.remote_failures,
+                heals=tiers.heals,
+                hedged=tiers.hedged,
                 load_seconds=self._load_seconds,
                 num_loading=len(self._loading),
-                host_prompts=len(self._cache),
-                host_bytes=self._cache.num_bytes,
+                host_prompts=len(self._host),
+                host_bytes=self._host.num_bytes,
                 host_capacity=self._capacity,
             )
 
     def check_integrity(self) -> None:
         """Assert what must hold at any time."""
         with self._lock:
-            self._cache.check_integrity()
-            assert not any(future.done() for future in self._loading.values())
+            self._host.check_integrity()
+            assert not any(loading.future.done() for loading in self._loading.values())
 
     def close(self) -> None:
-        """Finish the loads that run, fail those that wait."""
-        self._loaders.shutdown(wait=True, cancel_futures=True)
+        """Fail the loads that run, and let go of the remote cache and the threads."""
         with self._lock:
-            waiting = list(self._loading.values())
-            self._loading.clear()
-        for future in waiting:
-            future.set_exception(EngineStopped("The server is shutting down"))
+            if self._closed:
+                return
+            self._closed = True
+        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+        self._readers.shutdown(wait=True, cancel_futures=True)
 
-    def _load(self, digest: str, future: "Future[Prompt]") -> None:
-        """On a loader thread; ends the future whatever happens."""
-        started = time.monotonic()
-        prompt: Prompt | None = None
-        error: PromptplexError | None = None
-        try:
-            prompt = read_prompt(self._fetch(digest))
-        except PromptplexError as known:
-            error = known
-        except Exception:
-            _log.exception("Loading prompt %s failed", digest)
-            error = Unavailable("The prompt could not be loaded")
+    def _begin(self, digest: str) -> _Loading:
+        """With the lock held, and not closed."""
+        loading = self._loading[digest] = _Loading(_running())
+        self._loop.call_soon_threadsafe(self._start, digest, loading)
+        return loading
+
+    def _start(self, digest: str, loading: _Loading) -> None:
+        """On the loop."""
+        task = self._loop.create_task(self._tiers.fetch(digest))
+        self._tasks.add(task)
+        task.add_done_callback(partial(self._end, digest, loading))
+
+    def _end(self, digest: str, loading: _Loading, task: "asyncio.Task[Prompt]") -> None:
+        """On the loop; ends the future whatever has happened."""
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
         with self._lock:
-            self._loading.pop(digest, None)
-            self._load_seconds += time.monotonic() - started
-            self._load_failures += prompt is None
-            if prompt is not None:
-                self._cache.put(prompt)
+            del self._loading[digest]
+            self._load_seconds += time.monotonic() - loading.started
+            self._load_failures += error is not None
+            if not task.cancelled() and error is None:
+                self._host.put(task.result())
         # Outside the lock: callbacks of the future may call load().
-        if prompt is not None:
-            future.set_result(prompt)
+        if task.cancelled():
+            loading.future.set_exception(_stopped())
+        elif error is not None:
+            loading.future.set_exception(_known(error, digest, is_wanted=loading.is_wanted))
         else:
-            future.set_exception(error)
+            loading.future.set_result(task.result())
 
-    def _fetch(self, digest: str) -> bytes:
-        if self._remote is not None:
-            data = self._ask_remote(self._remote, digest)
-            self._count("remote", hit=data is not None)
-            if data is not None:
-                return data
-        try:
-            data = self._store.read_blob(digest)
-        except PromptplexError:
-            self._count("store", hit=False)
-            raise
-        self._count("store", hit=True)
-        if self._remote is not None:
-            self._tell_remote(self._remote, digest, data)
-        return data
+    async def _stop(self) -> None:
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._tiers.close()
+        await self._loop.shutdown_default_executor()
 
-    def _ask_remote(self, remote: BlobCache, digest: str) -> bytes | None:
-        try:
-            data = remote.get(digest)
-        except Exception:
-            data = None
-            self._count_remote_failure()
-        if data is not None and hashlib.sha256(data).hexdigest() != digest:
-            _log.warning("The remote cache holds wrong bytes for prompt %s", digest)
-            self._count_remote_failure()
-            data = None
-        return data
 
-    def _tell_remote(self, remote: BlobCache, digest: str, data: bytes) -> None:
-        try:
-            remote.put(digest, data)
-        except Exception:
-            self._count_remote_failure()
+def _with_host(count: int, tiers: Mapping[str, int]) -> dict[str, int]:
+    return {**({_HOST: count} if count else {}), **tiers}
 
-    def _count(self, tier: str, *, hit: bool) -> None:
-        with self._lock:
-            (self._hits if hit else self._misses)[tier] += 1
 
-    def _count_remote_failure(self) -> None:
-        with self._lock:
-            self._remote_failures += 1
+def _known(error: BaseException, digest: str, *, is_wanted: bool) -> PromptplexError:
+    """What the caller may see of an error."""
+    if isinstance(error, PromptplexError):
+        return error
+    _log.log(
+        logging.ERROR if is_wanted else logging.DEBUG, "Loading prompt %s failed", digest, exc_info=error
+    )
+    return Unavailable("The prompt could not be loaded")
+
+
+def _stopped() -> EngineStopped:
+    return EngineStopped("The server is shutting down")
+
+
+def _running() -> "Future[Prompt]":
+    future: Future[Prompt] = Future()
+    future.set_running_or_notify_cancel()  # nobody can cancel it for the others
+    return future
 
 
 def _completed(prompt: Prompt) -> "Future[Prompt]":
     future: Future[Prompt] = Future()
     future.set_result(prompt)
+    return future
+
+
+def _failed(error: PromptplexError) -> "Future[Prompt]":
+    future: Future[Prompt] = Future()
+    future.set_exception(error)
     return future

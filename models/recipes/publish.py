@@ -13,8 +13,8 @@ import argparse
 import asyncio
 from pathlib import Path
 
-from app.cli.bundle import read_bundle
 from app.main import assemble
+from app.serving.bundle import read_bundle
 from app.serving.publishing import PublishingService, UploadResult
 from app.settings import Settings
 from models.recipes.prompts import PROMPTS

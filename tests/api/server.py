@@ -13,6 +13,7 @@ import uvicorn
 
 from app.api.app import create_app
 from app.api.state import ApiConfig, ServerState, Services
+from app.serving.upkeep import Upkeep
 from tests.serving.stack import Stack
 
 
@@ -24,6 +25,7 @@ def services_of(stack: Stack) -> Services:
         generation=stack.generation,
         publishing=stack.publishing,
         metrics=stack.metrics,
+        upkeep=Upkeep(stack.store, lambda digest: stack.source.load(digest).result(30).data),
     )
 
 

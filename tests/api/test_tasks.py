@@ -224,6 +224,99 @@ def test_the_life_of_a_task(client: httpx.Client) -> None:
     assert shown["requests_served"] == 2
 
 
+def test_an_alias_is_moved_by_compare_and_set(client: httpx.Client) -> None:
+    for number in (1, 2):
+        publish_text(client, "cas", f"{number} {{x}}")
+
+    def move(body: dict[str, Any], alias: str = "live") -> httpx.Response:
+        return client.put(f"/tasks/cas/aliases/{alias}", json=body)
+
+    moved = move({"version": 1, "expected_release": 2, "why": "two is worse"})
+    assert (moved.status_code, moved.json()) == (
+        200,
+        {"task_id": "cas", "alias": "live", "version": 1, "release": 3},
+    )
+    error = error_of(move({"version": 2, "expected_release": 2}), 409)
+    assert "last release is 3" in error["message"]
+    assert client.get("/tasks/cas").json()["releases"][-1]["why"] == "two is worse"
+    assert move({"version": 2}, "canary").json()["release"] == 4
+    error_of(move({"version": 9}), 404)
+    error_of(client.put("/tasks/nobody/aliases/live", json={"version": 1}), 404)
+    for body in (
+        {},
+        {"version": 1, "weights": {"1": 1}},
+        {"weights": {"1": -1}},
+        {"weights": {"x": 1}},
+        {"weights": {}},
+        {"version": 0},
+        {"version": 1, "expected_releases": 4},
+    ):
+        error_of(move(body), 422)
+    error_of(move({"version": 1}, "7"), 422)
+
+
+def test_weights_split_users_and_each_sticks(client: httpx.Client) -> None:
+    for number in (1, 2):
+        publish_text(client, "split", f"{number} {{x}}")
+    answer = client.put("/tasks/split/aliases/live", json={"weights": {"1": 50, "2": 50}})
+    assert answer.json() == {
+        "task_id": "split",
+        "alias": "live",
+        "weights": {"1": 50, "2": 50},
+        "release": 3,
+    }
+
+    def served(user: str) -> int:
+        body = {"task_id": "split", "inputs": "a", "user": user, "parameters": {"max_new_tokens": 1}}
+        return int(client.post("/generate", json=body).json()["task_version"])
+
+    users = [f"user-{number}" for number in range(12)]
+    before = {user: served(user) for user in users}
+    assert set(before.values()) == {1, 2}
+    assert {user: served(user) for user in users} == before
+    client.put("/tasks/split/aliases/live", json={"weights": {"1": 50, "2": 5000}})
+    assert all(served(user) == 2 for user in users if before[user] == 2), "nobody is moved away from 2"
+    assert client.get("/tasks/split").json()["aliases"] == {"live": {"1": 50, "2": 5000}}
+    assert client.post("/tasks/split/rollback").json()["weights"] == {"1": 50, "2": 50}
+    assert {user: served(user) for user in users} == before
+
+
+def test_a_task_is_retired_and_restored(client: httpx.Client) -> None:
+    publish_text(client, "old", "{x}")
+    ask = {"task_id": "old", "inputs": "a"}
+    assert client.post("/generate", json=ask).status_code == 200
+    gone = client.delete("/tasks/old", params={"why": "nobody uses it"})
+    assert gone.json() == {"task_id": "old", "retired": True, "release": 2}
+    assert client.delete("/tasks/old").json()["release"] == 2
+    for reference in ("old", "old@live", "old@1"):
+        error = error_of(client.post("/generate", json=ask | {"task_id": reference}), 404)
+        assert "retired" in error["message"]
+    again = {"task": (None, json.dumps({"template": "new {x}"}))}
+    error_of(client.post("/tasks/old/versions", files=again), 409)
+    shown = client.get("/tasks/old").json()
+    assert (shown["retired"], shown["releases"][-1]["why"]) == (True, "nobody uses it")
+    row = next(row for row in client.get("/tasks?limit=1000").json()["tasks"] if row["id"] == "old")
+    assert not row["servable"]
+    assert "retired" in row["not_servable_because"]
+    assert client.post("/tasks/old/restore").json() == {"task_id": "old", "retired": False, "release": 3}
+    assert client.post("/generate", json=ask).status_code == 200
+    error_of(client.delete("/tasks/nobody"), 404)
+    publish_text(client, "young", "{x}")
+    error_of(client.post("/tasks/young/restore"), 409)
+
+
+def test_metrics_of_the_training_are_kept(client: httpx.Client) -> None:
+    task = {"template": "{x}", "metrics": {"accuracy": 0.94, "steps": 300}}
+    files = {"task": (None, json.dumps(task))}
+    assert client.post("/tasks/measured/versions", files=files).status_code == 201
+    provenance = client.get("/tasks/measured").json()["versions"][0]["provenance"]
+    assert provenance["metrics"] == {"accuracy": 0.94, "steps": 300}
+    assert provenance["uploader"] == "http"
+    for metrics in ({"a": "b"}, [1], {"a": True}, {"x" * 200: 1}):
+        refused = {"task": (None, json.dumps({"template": "{x}", "metrics": metrics}))}
+        error_of(client.post("/tasks/measured/versions", files=refused), 422)
+
+
 def test_the_list_is_paged(client: httpx.Client) -> None:
     for number in range(5):
         publish_text(client, f"page-{number}", "{x}")

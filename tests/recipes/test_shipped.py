@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from app.cli.bundle import read_bundle
 from app.cli.scoring import read_items
+from app.serving.bundle import read_bundle
 from app.store.importers import import_prompt
 from app.store.prompt_store import open_store
 from models.recipes import heldout

@@ -1,7 +1,12 @@
 """Tiers in front of the store: latency may change, answers may not."""
 
+import asyncio
+import logging
+import subprocess
+import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,17 +15,20 @@ from hypothesis import strategies as st
 
 from app.errors import CorruptData, EngineStopped, PromptplexError, Unavailable
 from app.prompt import Prompt, VersionDraft
+from app.store import tiers
+from app.store.host_cache import HostCache
 from app.store.prompt_store import open_store
-from app.store.sources import BlobCache, HostCache, TieredPromptSource
+from app.store.sources import BlobStore, RemoteTier, TieredPromptSource
 from tests.store.builders import prefix, soft
 
 SOFT, OTHER = soft(seed=1), prefix(seed=2)
+LARGE = soft(p=2000, hidden=256, seed=3)  # 2 MB: hashed on a thread
 PROMPTS = [soft(p=p, seed=p) for p in range(1, 7)]
 WAIT = 10.0
 
 
 class GatedStore:
-    """A store of its own that can be held, counted, and broken."""
+    """A store of its own that can be held, counted, broken, and healed."""
 
     def __init__(self, *prompts: Prompt) -> None:
         self.blobs = {prompt.digest: prompt.data for prompt in prompts}
@@ -34,45 +42,95 @@ class GatedStore:
         assert self.gate.wait(WAIT)
         if self.error is not None:
             raise self.error
+        if digest not in self.blobs:
+            raise CorruptData("The blob is missing")
         return self.blobs[digest]
+
+    def heal_blob(self, digest: str, data: bytes) -> bool:
+        if self.error is not None:
+            raise self.error
+        lost = digest not in self.blobs
+        self.blobs[digest] = data
+        return lost
 
 
 class Remote:
-    """A remote cache in memory; it may lie or fail."""
+    """A remote cache in memory; it may lie, fail, be slow, or be down."""
 
-    def __init__(self) -> None:
-        self.blobs: dict[str, bytes] = {}
+    def __init__(self, *prompts: Prompt) -> None:
+        self.blobs = {prompt.digest: prompt.data for prompt in prompts}
+        self.is_up = True
         self.fails = False
+        self.seconds = 0.0
+        self.num_gets = 0
+        self.num_cancelled = 0
+        self.gate: asyncio.Event | None = None  # puts wait for it
+        self.calls: list[str] = []
 
-    def get(self, digest: str) -> bytes | None:
+    async def start(self) -> None:
+        self.calls.append("start")
+
+    async def close(self) -> None:
+        self.calls.append("close")
+
+    async def get(self, digest: str) -> bytes | None:
+        self.num_gets += 1
+        try:
+            await asyncio.sleep(self.seconds)
+        except asyncio.CancelledError:
+            self.num_cancelled += 1
+            raise
         if self.fails:
             raise ConnectionError
         return self.blobs.get(digest)
 
-    def put(self, digest: str, data: bytes) -> None:
+    async def put(self, digest: str, data: bytes) -> None:
+        if self.gate is not None:
+            await self.gate.wait()
         if self.fails:
             raise ConnectionError
         self.blobs[digest] = data
 
 
+Make = Callable[..., TieredPromptSource]
+
+
+def until(condition: Callable[[], bool]) -> None:
+    give_up = time.monotonic() + WAIT
+    while not condition():
+        assert time.monotonic() < give_up
+        time.sleep(0.002)
+
+
 @pytest.fixture
 def gated() -> GatedStore:
-    return GatedStore(SOFT, OTHER, *PROMPTS)
+    return GatedStore(SOFT, OTHER, LARGE, *PROMPTS)
 
 
 @pytest.fixture
-def sources() -> Iterator[list[TieredPromptSource]]:
+def make() -> Iterator[Make]:
     made: list[TieredPromptSource] = []
-    yield made
+
+    def build(store: BlobStore, *, host_bytes: int = 1 << 20, remote: RemoteTier | None = None):
+        made.append(TieredPromptSource(store, host_bytes=host_bytes, remote=remote))
+        return made[-1]
+
+    yield build
     for source in made:
         source.check_integrity()
         source.close()
+        source.check_integrity()
 
 
 @pytest.fixture
-def source(gated: GatedStore, sources: list[TieredPromptSource]) -> TieredPromptSource:
-    sources.append(TieredPromptSource(gated, host_bytes=1 << 20))
-    return sources[0]
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No hedging, however busy this machine is."""
+    monkeypatch.setattr(tiers, "HEDGE_SECONDS", WAIT)
+
+
+@pytest.fixture
+def source(gated: GatedStore, make: Make) -> TieredPromptSource:
+    return make(gated)
 
 
 def test_a_miss_loads_and_a_hit_is_done_at_once(gated: GatedStore, source: TieredPromptSource) -> None:
@@ -86,7 +144,8 @@ def test_a_miss_loads_and_a_hit_is_done_at_once(gated: GatedStore, source: Tiere
     assert stats.misses == {"host": 1}
     assert (stats.host_prompts, stats.host_bytes) == (1, len(SOFT.data))
     assert (stats.load_failures, stats.num_loading) == (0, 0)
-    assert stats.load_seconds > 0
+    assert stats.load_seconds >= stats.tier_seconds["store"] > 0
+    assert stats.tier_bytes == {"store": len(SOFT.data)}
 
 
 def test_load_never_waits_and_each_digest_loads_once(gated: GatedStore, source: TieredPromptSource) -> None:
@@ -100,6 +159,19 @@ def test_load_never_waits_and_each_digest_loads_once(gated: GatedStore, source: 
     assert [future.result(WAIT) for future in futures] == [SOFT] * 10
     assert other.result(WAIT) == OTHER
     assert sorted(gated.reads) == sorted([SOFT.digest, OTHER.digest])
+
+
+def test_callbacks_may_load_again(source: TieredPromptSource) -> None:
+    chained: list[Prompt] = []
+    loaded = threading.Event()
+
+    def load_again(_: object) -> None:
+        chained.append(source.load(SOFT.digest).result(0))
+        loaded.set()
+
+    source.load(SOFT.digest).add_done_callback(load_again)
+    assert loaded.wait(WAIT)
+    assert chained == [SOFT]
 
 
 @pytest.mark.parametrize(
@@ -117,59 +189,223 @@ def test_failures_are_typed_and_not_remembered(
     assert source.load(SOFT.digest).result(WAIT) == SOFT
 
 
-def test_over_a_real_store(root: Path, sources: list[TieredPromptSource]) -> None:
+def test_over_a_real_store(root: Path, make: Make) -> None:
     store = open_store(root)
     store.publish("t", VersionDraft(prompt=SOFT))
-    sources.append(TieredPromptSource(store, host_bytes=0))
+    source = make(store, host_bytes=0)
     for _ in range(2):
-        assert sources[0].load(SOFT.digest).result(WAIT) == SOFT
-    assert sources[0].stats().hits == {"store": 2}, "nothing fits the host tier"
+        assert source.load(SOFT.digest).result(WAIT) == SOFT
+    assert source.stats().hits == {"store": 2}, "nothing fits the host tier"
     with pytest.raises(CorruptData):
-        sources[0].load(OTHER.digest).result(WAIT)
+        source.load(OTHER.digest).result(WAIT)
     blob = root / "blobs" / f"{SOFT.digest}.safetensors"
     blob.write_bytes(OTHER.data)
     with pytest.raises(CorruptData):
-        sources[0].load(SOFT.digest).result(WAIT)
+        source.load(SOFT.digest).result(WAIT)
 
 
-def test_the_remote_tier(gated: GatedStore, sources: list[TieredPromptSource]) -> None:
-    remote: BlobCache = Remote()
-    assert isinstance(remote, Remote)
-    sources += [TieredPromptSource(gated, host_bytes=1 << 20, remote=remote) for _ in range(2)]
-    first, second = sources
-    assert first.load(SOFT.digest).result(WAIT) == SOFT
-    assert remote.blobs == {SOFT.digest: SOFT.data}
-    assert second.load(SOFT.digest).result(WAIT) == SOFT
-    assert len(gated.reads) == 1
-    assert second.stats().hits == {"remote": 1}
+def test_a_store_that_gives_another_prompt_is_not_believed(gated: GatedStore, make: Make) -> None:
+    gated.blobs[SOFT.digest] = OTHER.data
+    with pytest.raises(CorruptData):
+        make(gated).load(SOFT.digest).result(WAIT)
 
 
-@pytest.mark.parametrize("lie", [OTHER.data, b"", SOFT.data[:-1], SOFT.data + b"x"])
-def test_a_lying_remote_changes_nothing(
-    lie: bytes, gated: GatedStore, sources: list[TieredPromptSource]
-) -> None:
+@pytest.mark.usefixtures("patient")
+@pytest.mark.parametrize("prompt", [SOFT, LARGE], ids=["small", "large"])
+def test_the_remote_tier(prompt: Prompt, gated: GatedStore, make: Make) -> None:
+    remote = Remote()
+    first, second = (make(gated, remote=remote) for _ in range(2))
+    assert first.load(prompt.digest).result(WAIT) == prompt
+    until(lambda: remote.blobs == {prompt.digest: prompt.data})
+    assert second.load(prompt.digest).result(WAIT) == prompt
+    assert gated.reads == [prompt.digest]
+    stats = second.stats()
+    assert stats.hits == {"redis": 1}
+    assert stats.tier_bytes == {"redis": len(prompt.data)}
+    assert first.stats().misses == {"host": 1, "redis": 1}
+
+
+def test_a_remote_tier_that_is_down_is_not_asked(gated: GatedStore, make: Make) -> None:
+    remote = Remote()
+    remote.is_up = False
+    source = make(gated, remote=remote)
+    assert source.load(SOFT.digest).result(WAIT) == SOFT
+    assert (remote.num_gets, remote.blobs) == (0, {})
+    assert source.stats().misses == {"host": 1}
+
+
+@pytest.mark.parametrize("lie", [OTHER.data, b"", SOFT.data[:-1], SOFT.data + b"x", LARGE.data])
+@pytest.mark.usefixtures("patient")
+def test_a_lying_remote_changes_nothing(lie: bytes, gated: GatedStore, make: Make) -> None:
     remote = Remote()
     remote.blobs[SOFT.digest] = lie
-    sources.append(TieredPromptSource(gated, host_bytes=0, remote=remote))
-    assert sources[0].load(SOFT.digest).result(WAIT) == SOFT
-    assert sources[0].stats().remote_failures == 1
-    assert remote.blobs[SOFT.digest] == SOFT.data, "healed"
+    source = make(gated, host_bytes=0, remote=remote)
+    assert source.load(SOFT.digest).result(WAIT) == SOFT
+    assert source.stats().remote_failures == 1
+    until(lambda: remote.blobs[SOFT.digest] == SOFT.data)
     remote.fails = True
-    assert sources[0].load(SOFT.digest).result(WAIT) == SOFT
-    assert sources[0].stats().remote_failures == 3, "a failed get and a failed put"
+    assert source.load(SOFT.digest).result(WAIT) == SOFT
+    until(lambda: source.stats().remote_failures == 3)  # wrong bytes, a failed get and a failed put
+    assert source.stats().load_failures == 0
 
 
-def test_closing_ends_every_future(gated: GatedStore) -> None:
-    source = TieredPromptSource(gated, host_bytes=1 << 20)
+def test_a_slow_remote_is_overtaken_and_let_go(gated: GatedStore, make: Make) -> None:
+    remote = Remote(SOFT)
+    remote.seconds = 3600.0
+    source = make(gated, remote=remote)
+    assert source.load(SOFT.digest).result(WAIT) == SOFT
+    until(lambda: remote.num_cancelled == 1)
+    stats = source.stats()
+    assert (stats.hedged, stats.hits) == (1, {"store": 1})
+
+
+def test_a_slow_store_is_not_waited_for(gated: GatedStore, make: Make) -> None:
+    remote = Remote(SOFT)
+    remote.seconds = 0.05
+    source = make(gated, remote=remote)
     gated.gate.clear()
-    futures = [source.load(prompt.digest) for prompt in PROMPTS]  # four loaders, six prompts
+    assert source.load(SOFT.digest).result(WAIT) == SOFT
+    gated.gate.set()
+    stats = source.stats()
+    assert (stats.hedged, stats.hits) == (1, {"redis": 1})
+
+
+def test_a_late_remote_miss_waits_for_the_store(gated: GatedStore, make: Make) -> None:
+    remote = Remote()
+    remote.seconds = 0.05
+    source = make(gated, remote=remote)
+    gated.gate.clear()
+    future = source.load(SOFT.digest)
+    until(lambda: source.stats().misses == {"host": 1, "redis": 1})
+    assert not future.done()
+    gated.gate.set()
+    assert future.result(WAIT) == SOFT
+    until(lambda: remote.blobs == {SOFT.digest: SOFT.data})
+
+
+def test_what_the_store_lost_is_given_back(gated: GatedStore, make: Make) -> None:
+    remote = Remote(SOFT)
+    remote.seconds = 0.05  # so that the store is asked, too
+    source = make(gated, remote=remote)
+    del gated.blobs[SOFT.digest]
+    assert source.load(SOFT.digest).result(WAIT) == SOFT
+    until(lambda: source.stats().heals == 1)
+    assert gated.blobs[SOFT.digest] == SOFT.data
+
+
+def test_a_loss_is_remembered_until_the_remote_can_heal_it(gated: GatedStore, make: Make) -> None:
+    remote = Remote(SOFT)
+    remote.is_up = False
+    source = make(gated, remote=remote)
+    del gated.blobs[SOFT.digest]
+    with pytest.raises(CorruptData):
+        source.load(SOFT.digest).result(WAIT)
+    remote.is_up = True
+    assert source.load(SOFT.digest).result(WAIT) == SOFT
+    until(lambda: SOFT.digest in gated.blobs)
+
+
+def test_healing_may_fail(gated: GatedStore, make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    remote = Remote(SOFT)
+    remote.seconds = 0.05
+    source = make(gated, host_bytes=0, remote=remote)
+    gated.error = CorruptData("damaged for good")
+    with caplog.at_level(logging.WARNING, logger=tiers.__name__):
+        for _ in range(2):
+            assert source.load(SOFT.digest).result(WAIT) == SOFT
+        until(lambda: "could not be put back" in caplog.text)
+    assert source.stats().heals == 0
+
+
+def test_damage_that_no_tier_can_repair_is_told(gated: GatedStore, make: Make) -> None:
+    remote = Remote()
+    remote.blobs[SOFT.digest] = OTHER.data
+    remote.seconds = 0.05
+    source = make(gated, remote=remote)
+    del gated.blobs[SOFT.digest]
+    with pytest.raises(CorruptData):
+        source.load(SOFT.digest).result(WAIT)
+
+
+def test_bytes_under_way_to_the_remote_are_bounded(
+    gated: GatedStore, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiers, "MAX_BYTES_UNDER_WAY", 2 * len(PROMPTS[-1].data))
+    remote = Remote()
+    remote.gate = asyncio.Event()
+    source = make(gated, remote=remote)
+    for prompt in PROMPTS:
+        assert source.load(prompt.digest).result(WAIT) == prompt
+    source._loop.call_soon_threadsafe(remote.gate.set)
+    until(lambda: len(remote.blobs) >= 2)
+    assert len(remote.blobs) < len(PROMPTS)
+    until(lambda: source._tiers._bytes_under_way == 0)
+
+
+def test_an_upload_is_offered(gated: GatedStore, make: Make) -> None:
+    remote = Remote()
+    source = make(gated, remote=remote)
+    source.offer(SOFT)
+    assert source.load(SOFT.digest).done()
+    until(lambda: remote.blobs == {SOFT.digest: SOFT.data})
+    assert gated.reads == []
+
+
+def test_prefetching_counts_nothing_twice(gated: GatedStore, make: Make) -> None:
+    source = make(gated)
+    gated.gate.clear()
+    for _ in range(3):
+        source.prefetch(SOFT.digest)
+    future = source.load(SOFT.digest)
+    gated.gate.set()
+    assert future.result(WAIT) == SOFT
+    source.prefetch(SOFT.digest)
+    assert gated.reads == [SOFT.digest]
+    stats = source.stats()
+    assert (stats.hits, stats.misses) == ({"store": 1}, {"host": 1})
+
+
+def test_prefetching_fails_in_silence(
+    gated: GatedStore, make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = make(gated)
+    gated.error = RuntimeError("the disk is on fire")
+    with caplog.at_level(logging.INFO):
+        source.prefetch(SOFT.digest)
+        until(lambda: source.stats().load_failures == 1)
+        assert caplog.records == []
+        with pytest.raises(Unavailable):
+            source.load(SOFT.digest).result(WAIT)
+        assert "the disk is on fire" in caplog.text
+
+
+def test_closing_ends_every_future(gated: GatedStore, make: Make) -> None:
+    remote = Remote()
+    remote.seconds = 0.001
+    source = make(gated, remote=remote)
+    gated.gate.clear()
+    futures = [source.load(prompt.digest) for prompt in PROMPTS]  # four readers, six prompts
     threading.Timer(0.05, gated.gate.set).start()
     source.close()
     assert all(future.done() for future in futures)
     assert {type(future.exception()) for future in futures} <= {type(None), EngineStopped}
     with pytest.raises(EngineStopped):
         source.load(SOFT.digest).result(0)
-    source.check_integrity()
+    source.prefetch(SOFT.digest)
+    source.offer(SOFT)
+    assert remote.calls == ["start", "close"]
+
+
+def test_a_source_that_nobody_closes_does_not_keep_the_process() -> None:
+    program = (
+        "from app.store.sources import TieredPromptSource\n"
+        "source = TieredPromptSource(None, host_bytes=0)\n"
+        "print(source.load('0' * 64).exception(10))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert "could not be loaded" in done.stdout
 
 
 @settings(max_examples=100, deadline=None)
@@ -197,19 +433,21 @@ def test_host_cache_is_lru_by_bytes(capacity: int, steps: list[tuple[bool, int]]
         assert cache.num_bytes == sum(len(held.data) for held in model)
 
 
-def test_many_threads(gated: GatedStore, sources: list[TieredPromptSource]) -> None:
-    sources.append(TieredPromptSource(gated, host_bytes=3 * len(PROMPTS[0].data)))
+@pytest.mark.parametrize("with_remote", [False, True])
+def test_many_threads(with_remote: bool, gated: GatedStore, make: Make) -> None:
+    remote = Remote() if with_remote else None
+    source = make(gated, host_bytes=3 * len(PROMPTS[0].data), remote=remote)
 
     def work(seed: int) -> None:
         for step in range(50):
             prompt = PROMPTS[(seed * step) % len(PROMPTS)]
-            assert sources[0].load(prompt.digest).result(WAIT) == prompt
-            sources[0].check_integrity()
+            assert source.load(prompt.digest).result(WAIT) == prompt
+            source.check_integrity()
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(1, 6)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    stats = sources[0].stats()
+    stats = source.stats()
     assert stats.hits["host"] + stats.misses["host"] == 250

@@ -4,9 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from app.prompt import VersionDraft
 from app.store.prompt_store import open_store
 
-PROCESSES, EACH = 4, 8
+PROCESSES, EACH = 8, 25
 PUBLISHER = """
 import sys
 from pathlib import Path
@@ -22,17 +23,42 @@ for step in range(count):
     draft = VersionDraft(prompt=soft(seed=step), notes=f"{worker}-{step}")
     version, created = store.publish("t", draft)
     assert created
-    store.move_alias("t", "live", version.version, who=str(worker))
+    store.move_alias("t", "live", version.version, who=str(worker), why=str(step))
     assert store.resolve(f"t@{version.version}") == version
     print(version.version, flush=True)
 """
 
 
-def test_processes_publish_to_one_task_at_once(root: Path) -> None:
+MOVER = """
+import sys
+from pathlib import Path
+from app.errors import Conflict
+from app.store.prompt_store import open_store
+
+root, worker, count = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+store = open_store(root)
+print("ready", flush=True)
+sys.stdin.readline()
+won = 0
+while won < count:
+    last = len(store.history("t").releases)
+    target = (last + worker) % 8 + 1  # never what the alias means now in all workers' eyes
+    try:
+        release = store.move_alias("t", "live", target, expected_release=last, who=str(worker))
+    except Conflict:
+        continue
+    if release.number == last + 1:
+        print(release.number, flush=True)
+        won += 1
+"""
+
+
+def run_together(script: str, root: Path, each: int) -> list[list[int]]:
+    """Start all, let them go at once; the numbers that each printed."""
     repository = Path(__file__).parents[2]
-    publishers = [
+    workers = [
         subprocess.Popen(
-            [sys.executable, "-c", PUBLISHER, str(root), str(worker), str(EACH)],
+            [sys.executable, "-c", script, str(root), str(worker), str(each)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -40,21 +66,42 @@ def test_processes_publish_to_one_task_at_once(root: Path) -> None:
         )
         for worker in range(PROCESSES)
     ]
-    for publisher in publishers:
-        assert publisher.stdout is not None
-        assert publisher.stdout.readline() == "ready\n"
-    for publisher in publishers:
-        assert publisher.stdin is not None
-        publisher.stdin.write("go\n")
-        publisher.stdin.flush()
-    claimed: list[int] = []
-    for publisher in publishers:
-        out, _ = publisher.communicate(timeout=60)
-        assert publisher.returncode == 0
-        claimed += [int(line) for line in out.split()]
-    assert sorted(claimed) == list(range(1, PROCESSES * EACH + 1))
-    history = open_store(root).history("t")
-    assert [version.version for version in history.versions] == sorted(claimed)
+    for worker in workers:
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == "ready\n"
+    for worker in workers:
+        assert worker.stdin is not None
+        worker.stdin.write("go\n")
+        worker.stdin.flush()
+    printed: list[list[int]] = []
+    for worker in workers:
+        out, _ = worker.communicate(timeout=120)
+        assert worker.returncode == 0
+        printed.append([int(line) for line in out.split()])
+    return printed
+
+
+def test_processes_publish_to_one_task_at_once(root: Path) -> None:
+    claimed = sorted(number for numbers in run_together(PUBLISHER, root, EACH) for number in numbers)
+    assert claimed == list(range(1, PROCESSES * EACH + 1))
+    store = open_store(root)
+    history = store.history("t")
+    assert [version.version for version in history.versions] == claimed
     assert len({version.notes for version in history.versions}) == len(claimed)
     assert len(history.releases) == len(claimed)
+    for version in history.versions:
+        assert version.prompt_digest is not None
+        store.read_blob(version.prompt_digest)
     assert len(list((root / "blobs").iterdir())) == EACH
+
+
+def test_one_winner_per_release(root: Path) -> None:
+    store = open_store(root)
+    for number in range(8):
+        store.publish("t", VersionDraft(prompt=None, template="{x}", notes=str(number)))
+    won = run_together(MOVER, root, 10)
+    numbers = sorted(number for each in won for number in each)
+    assert numbers == list(range(1, 8 * 10 + 1)), "each release has one winner, and none is missing"
+    for worker, each in enumerate(won):
+        for number in each:
+            assert store.history("t").releases[number - 1].who == str(worker)

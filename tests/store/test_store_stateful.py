@@ -1,8 +1,9 @@
-"""PromptStore against a plain dictionary model: three instances on one directory, restarts between."""
+"""PromptStore against a plain dictionary model: three instances on one directory; restarts and crashes."""
 
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,17 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from app.errors import Conflict, NotFound
-from app.prompt import VersionDraft
-from app.store.prompt_store import open_store
+from app.prompt import TaskVersion, VersionDraft
+from app.store.files import DurableFiles
+from app.store.meanings import Meaning, choose, versions_of
+from app.store.prompt_store import PromptStore, open_store
 from tests.store.builders import prefix, soft
+from tests.store.faulty_disks import CrashedError, crashing_disk
 
 PROMPTS = (None, soft(seed=1), soft(seed=2), prefix(seed=3))
 tasks = st.sampled_from(["a", "b.c", "d-1"])
 aliases = st.sampled_from(["live", "canary"])
+ASKERS = ("anna", "ben", "cleo")
 settings_of_draft = st.tuples(st.integers(0, len(PROMPTS) - 1), st.sampled_from(["", "x", "y"]))
 instances = st.integers(0, 2)
 
@@ -29,15 +34,21 @@ class Model:
     """What a task is, in the plainest terms."""
 
     versions: list[tuple[int, str]] = field(default_factory=list)
-    releases: list[dict[str, int]] = field(default_factory=list)
-    meanings: dict[str, list[int]] = field(default_factory=dict)
+    releases: list[dict[str, Meaning]] = field(default_factory=list)
+    meanings: dict[str, list[Meaning]] = field(default_factory=dict)
+    retired: bool = False
 
     @property
-    def aliases(self) -> dict[str, int]:
+    def aliases(self) -> dict[str, Meaning]:
         return self.releases[-1] if self.releases else {}
 
-    def release(self, alias: str, version: int) -> None:
-        self.releases.append(self.aliases | {alias: version})
+    def release(self, alias: str, meaning: Meaning) -> None:
+        self.releases.append(self.aliases | {alias: meaning})
+
+    def move(self, alias: str, meaning: Meaning) -> None:
+        if self.aliases.get(alias) != meaning:
+            self.release(alias, meaning)
+            self.meanings.setdefault(alias, []).append(meaning)
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -52,43 +63,99 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(instance=instances, task=tasks, draft=settings_of_draft)
     def publish(self, instance: int, task: str, draft: tuple[int, str]) -> None:
-        prompt = PROMPTS[draft[0]]
-        version, created = self.stores[instance].publish(task, VersionDraft(prompt=prompt, notes=draft[1]))
-        model = self.models.setdefault(task, Model())
+        model = self.models.get(task, Model())
+        if model.retired:
+            self.refuses(Conflict, lambda: publish(self.stores[instance], task, draft))
+            return
+        version, created = publish(self.stores[instance], task, draft)
+        self.models[task] = model
         assert created == (draft not in model.versions)
         if created:
             model.versions.append(draft)
+        prompt = PROMPTS[draft[0]]
         assert version.version == model.versions.index(draft) + 1
         assert version.prompt_digest == (prompt.digest if prompt else None)
 
+    @rule(task=tasks, draft=settings_of_draft, point=st.integers(1, 40))
+    def crash_while_publishing(self, task: str, draft: tuple[int, str], point: int) -> None:
+        """Wherever it happened: the version is there whole, or not at all; and the next start goes on."""
+        model = self.models.get(task, Model())
+        if model.retired:
+            return
+        with suppress(CrashedError):
+            publish(PromptStore(DurableFiles(self.root, crashing_disk(point))), task, draft)
+        versions = open_store(self.root).histories.refresh(task).versions
+        if len(versions) == len(model.versions) + 1 and draft not in model.versions:
+            model.versions.append(draft)
+            self.models[task] = model
+        assert [version.notes for version in versions] == [notes for _, notes in model.versions]
+
+    @rule(task=tasks, alias=aliases, version=st.integers(1, 5), point=st.integers(1, 20))
+    def crash_while_moving(self, task: str, alias: str, version: int, point: int) -> None:
+        model = self.models.get(task, Model())
+        if model.retired or version > len(model.versions):
+            return
+        with suppress(CrashedError):
+            PromptStore(DurableFiles(self.root, crashing_disk(point))).move_alias(task, alias, version)
+        releases = open_store(self.root).history(task).releases
+        if len(releases) == len(model.releases) + 1:
+            model.move(alias, version)
+        assert [release.aliases for release in releases] == model.releases
+
     @rule(
-        instance=instances, task=tasks, alias=aliases, version=st.integers(0, 5), expected=st.integers(-1, 6)
+        instance=instances,
+        task=tasks,
+        alias=aliases,
+        meaning=st.one_of(
+            st.integers(0, 5), st.dictionaries(st.integers(1, 5), st.integers(1, 9), min_size=2, max_size=3)
+        ),
+        expected=st.integers(-1, 6),
     )
-    def move(self, instance: int, task: str, alias: str, version: int, expected: int) -> None:
+    def move(self, instance: int, task: str, alias: str, meaning: Meaning, expected: int) -> None:
         def call() -> Any:
             expectation = None if expected < 0 else expected
-            return self.stores[instance].move_alias(task, alias, version, expected_release=expectation)
+            return self.stores[instance].move_alias(task, alias, meaning, expected_release=expectation)
 
         model = self.models.get(task)
         if model is None:
             self.refuses(NotFound, call)
-        elif expected >= 0 and expected != len(model.releases):
+        elif model.retired or (expected >= 0 and expected != len(model.releases)):
             self.refuses(Conflict, call)
-        elif not 1 <= version <= len(model.versions):
+        elif not all(1 <= version <= len(model.versions) for version in versions_of(meaning)):
             self.refuses(NotFound, call)
         else:
-            if model.aliases.get(alias) != version:
-                model.release(alias, version)
-                model.meanings.setdefault(alias, []).append(version)
-            release = call()
-            assert (release.number, release.aliases) == (len(model.releases), model.aliases)
+            model.move(alias, meaning)
+            assert call().aliases == model.aliases
+
+    @rule(instance=instances, task=tasks)
+    def retire(self, instance: int, task: str) -> None:
+        model = self.models.get(task)
+        if model is None:
+            self.refuses(NotFound, lambda: self.stores[instance].retire(task))
+            return
+        if not model.retired:
+            model.releases.append(dict(model.aliases))
+            model.retired = True
+        assert self.stores[instance].retire(task).retired
+
+    @rule(instance=instances, task=tasks)
+    def restore(self, instance: int, task: str) -> None:
+        model = self.models.get(task)
+        if model is None or not model.retired:
+            return
+        model.releases.append(dict(model.aliases))
+        model.retired = False
+        assert not self.stores[instance].restore(task).retired
 
     @rule(instance=instances, task=tasks, alias=aliases)
     def rollback(self, instance: int, task: str, alias: str) -> None:
         model = self.models.get(task, Model())
         stack = model.meanings.get(alias, [])
-        if len(stack) < 2:
-            self.refuses(Conflict if stack else NotFound, lambda: self.stores[instance].rollback(task, alias))
+        if model.retired or len(stack) < 2:
+            self.refuses(
+                Conflict if stack or model.retired else NotFound,
+                lambda: self.stores[instance].rollback(task, alias),
+            )
             return
         stack.pop()
         model.release(alias, stack[-1])
@@ -102,7 +169,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(instance=instances, task=tasks, number=st.integers(1, 6))
     def resolve_number(self, instance: int, task: str, number: int) -> None:
         model = self.models.get(task, Model())
-        if number > len(model.versions):
+        if model.retired or number > len(model.versions):
             self.refuses(NotFound, lambda: self.stores[instance].resolve(f"{task}@{number}"))
             return
         version = self.stores[instance].resolve(f"{task}@{number}")
@@ -115,8 +182,10 @@ class StoreMachine(RuleBasedStateMachine):
             assert store.list_tasks() == sorted(self.models)
             for task, model in self.models.items():
                 for alias in ("live", "canary"):
-                    if alias in model.aliases:
-                        assert store.resolve(f"{task}@{alias}").version == model.aliases[alias]
+                    if alias in model.aliases and not model.retired:
+                        for asker in ASKERS:
+                            wanted = choose(model.aliases[alias], task, asker)
+                            assert store.resolve(f"{task}@{alias}", asker).version == wanted
                     else:
                         self.refuses(NotFound, lambda s=store, r=f"{task}@{alias}": s.resolve(r))
 
@@ -130,6 +199,10 @@ class StoreMachine(RuleBasedStateMachine):
     def refuses(self, error: type[Exception], call: Callable[[], Any]) -> None:
         with pytest.raises(error):
             call()
+
+
+def publish(store: PromptStore, task: str, draft: tuple[int, str]) -> tuple[TaskVersion, bool]:
+    return store.publish(task, VersionDraft(prompt=PROMPTS[draft[0]], notes=draft[1]))
 
 
 StoreMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)

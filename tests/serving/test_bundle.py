@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from app.cli.bundle import read_bundle
+from app.serving.bundle import read_bundle
 
 
 def _peft(directory: Path) -> Path:

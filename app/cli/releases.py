@@ -1,0 +1,86 @@
+"""`promptplex alias, rollback, retire, restore`: what a task's aliases mean, and whether it is served."""
+
+from typing import Annotated
+
+import typer
+
+from app.cli.server import DEFAULT_SERVER, ServerOption
+from app.cli.tasks import StoreOption, meaning_in_words, target_of
+
+TaskArgument = Annotated[str, typer.Argument(help="Task id")]
+WhyOption = Annotated[str, typer.Option("--why", help="The reason, for the record")]
+
+
+def alias(
+    task: TaskArgument,
+    name: Annotated[str, typer.Argument(help="The alias, such as live or canary")],
+    versions: Annotated[
+        list[str], typer.Argument(help="A version, such as 3, or versions with weights, such as 3=90 4=10")
+    ],
+    expected_release: Annotated[
+        int | None, typer.Option(help="Fail where the task's last release (0: none) is another one")
+    ] = None,
+    why: WhyOption = "",
+    server: ServerOption = DEFAULT_SERVER,
+    store: StoreOption = None,
+) -> None:
+    """Point an alias at a version, or at several by weight: who asks sticks to one of them."""
+    weights = _parse_weights(versions)
+    answer = target_of(server, store).move_alias(task, name, weights, expected_release, why)
+    meaning = meaning_in_words(answer.get("weights") or answer["version"])
+    typer.echo(f"{task}@{name} is version {meaning} since release {answer['release']}")
+
+
+def rollback(
+    task: TaskArgument,
+    alias: Annotated[str, typer.Option("--alias", help="The alias that is moved")] = "live",
+    why: WhyOption = "",
+    server: ServerOption = DEFAULT_SERVER,
+    store: StoreOption = None,
+) -> None:
+    """Point an alias back at what it meant before its current meaning; again goes one further."""
+    answer = target_of(server, store).rollback(task, alias, why)
+    meaning = meaning_in_words(answer.get("weights") or answer["version"])
+    typer.echo(f"{task}@{alias} is version {meaning} since release {answer['release']}")
+
+
+def retire(
+    task: TaskArgument,
+    why: WhyOption = "",
+    server: ServerOption = DEFAULT_SERVER,
+    store: StoreOption = None,
+) -> None:
+    """Take a task out of service; what runs finishes, and `restore` brings it back."""
+    answer = target_of(server, store).retire(task, why)
+    typer.echo(f"{task} is retired since release {answer['release']}")
+
+
+def restore(
+    task: TaskArgument,
+    why: WhyOption = "",
+    server: ServerOption = DEFAULT_SERVER,
+    store: StoreOption = None,
+) -> None:
+    """Bring a retired task back, with its aliases as they were."""
+    answer = target_of(server, store).restore(task, why)
+    typer.echo(f"{task} is served again since release {answer['release']}")
+
+
+def _parse_weights(texts: list[str]) -> dict[int, int]:
+    weights: dict[int, int] = {}
+    for text in texts:
+        version, equals, weight = text.partition("=")
+        if not version.isdecimal() or (equals and not weight.isdecimal()) or int(version) in weights:
+            raise ValueError(f"{text!r} is not a version (3) or a version with its weight (3=90), each once")
+        weights[int(version)] = int(weight) if equals else 1
+    if len(weights) > 1 and not all("=" in text for text in texts):
+        raise ValueError("several versions need weights: 3=90 4=10")
+    return weights
+
+
+def register(cli: typer.Typer) -> None:
+    """Add the commands."""
+    cli.command("alias")(alias)
+    cli.command("rollback")(rollback)
+    cli.command("retire")(retire)
+    cli.command("restore")(restore)

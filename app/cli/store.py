@@ -1,0 +1,51 @@
+"""`promptplex store check, sweep`: look for damage in a store's files, remove debris."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from app.store.damage import find_damage
+from app.store.debris import GRACE_SECONDS, sweep
+from app.store.prompt_store import PromptStore, open_store
+
+store_commands = typer.Typer(help="Look after a store's files.", no_args_is_help=True)
+PathArgument = Annotated[Path, typer.Argument(help="The store's directory")]
+_DAY = 86_400.0
+
+
+@store_commands.command("check")
+def check(path: PathArgument = Path("prompts_store")) -> None:
+    """Read and verify every record and every prompt; exit status 1 where something is damaged."""
+    store = _existing(path)
+    damages = list(find_damage(store))
+    for damage in damages:
+        typer.echo(damage.what)
+    tasks, blobs = len(store.list_tasks()), len(store.blobs.digests())
+    typer.echo(f"{tasks} tasks and {blobs} prompts checked: {len(damages) or 'no'} damage found")
+    if damages:
+        raise typer.Exit(1)
+
+
+@store_commands.command("sweep")
+def sweep_debris(
+    path: PathArgument = Path("prompts_store"),
+    days: Annotated[
+        float,
+        typer.Option(min=0, help="Leave alone what is younger: an upload may be under way"),
+    ] = GRACE_SECONDS / _DAY,
+) -> None:
+    """Remove unfinished files, and prompts that no version refers to."""
+    swept = sweep(_existing(path), older_than=days * _DAY)
+    typer.echo(f"removed {swept.leftovers} unfinished files and {swept.blobs} unreferenced prompts")
+
+
+def _existing(path: Path) -> PromptStore:
+    if not path.is_dir():
+        raise ValueError(f"there is no store at {path}")
+    return open_store(path)
+
+
+def register(cli: typer.Typer) -> None:
+    """Add the commands."""
+    cli.add_typer(store_commands, name="store")

@@ -1,0 +1,80 @@
+"""A folder that is watched: a PEFT directory dropped into it becomes a version of the task of its name.
+
+A directory is taken when two looks in a row find it unchanged, so that a copy under way isn't. What
+was imported already is the same version again, so a restart publishes nothing twice, and several
+replicas may watch one folder. What was refused is said once, and tried again when it has changed.
+"""
+
+import asyncio
+import logging
+from pathlib import Path
+
+from app.errors import PromptplexError
+from app.serving.bundle import Bundle, read_bundle
+from app.serving.publishing import PublishingService, UploadResult
+
+_log = logging.getLogger(__name__)
+_SECONDS = 1.0  # between two looks
+_Look = tuple[tuple[str, int, int], ...]  # name, size and time of change of each file
+
+
+class ImportFolder:
+    """Publishes what appears in a folder."""
+
+    def __init__(self, folder: Path, publishing: PublishingService) -> None:
+        self._folder = folder
+        self._publishing = publishing
+        self._seen: dict[str, _Look] = {}
+        self._done: dict[str, _Look] = {}  # imported or refused, as it looked then
+
+    async def watch(self) -> None:
+        """Until it is cancelled."""
+        _log.info("watching %s for prompts to import", self._folder)
+        while True:
+            await self.look()
+            await asyncio.sleep(_SECONDS)
+
+    async def look(self) -> None:
+        """Import every directory that is new or changed, and is as it was at the look before."""
+        found = await asyncio.to_thread(_look_into, self._folder)
+        for name, look in found.items():
+            if self._seen.get(name) == look and self._done.get(name) != look:
+                self._done[name] = look
+                await self._import(self._folder / name)
+        self._seen = found
+
+    async def _import(self, directory: Path) -> None:
+        try:
+            bundle = await asyncio.to_thread(read_bundle, directory)
+            result = await self._publish(bundle)
+        except (PromptplexError, OSError, ValueError) as error:
+            _log.warning("%s was not imported: %s", directory.name, error)
+            return
+        version = result.version
+        state = "imported as" if result.created else "is already"
+        _log.info("%s %s %s@%d", directory.name, state, version.task_id, version.version)
+
+    async def _publish(self, bundle: Bundle) -> UploadResult:
+        async with self._publishing.slot():
+            return await self._publishing.upload(
+                bundle.name, prompt=bundle.prompt, config=bundle.config, task=bundle.task, who="import-dir"
+            )
+
+
+def _look_into(folder: Path) -> dict[str, _Look]:
+    """How each directory with something in it looks now; links are not followed."""
+    try:
+        directories = [path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()]
+    except OSError as error:
+        _log.warning("the folder to import from can't be read: %s", error.strerror)
+        return {}
+    looks = {path.name: _look_at(path) for path in directories if not path.name.startswith(".")}
+    return {name: look for name, look in looks.items() if look}
+
+
+def _look_at(directory: Path) -> _Look:
+    try:
+        files = [(path.name, path.stat()) for path in sorted(directory.iterdir()) if path.is_file()]
+    except OSError:  # it changes under our eyes: the next look will tell
+        return ()
+    return tuple((name, found.st_size, found.st_mtime_ns) for name, found in files)

@@ -1,0 +1,52 @@
+"""Looking after the store while it is served: damage is looked for and mended, debris removed."""
+
+import logging
+import threading
+from collections.abc import Callable
+
+from app.errors import PromptplexError
+from app.store.damage import find_damage
+from app.store.debris import sweep
+from app.store.prompt_store import PromptStore
+
+_log = logging.getLogger(__name__)
+_PERIOD = 6 * 3600.0  # seconds between two rounds; the first one begins with the server
+
+
+class Upkeep:
+    """Rounds through the store, on a thread of its own, a server's life long."""
+
+    def __init__(self, store: PromptStore, fetch: Callable[[str], bytes]) -> None:
+        """`fetch` gets a prompt's bytes from the other tiers, or raises PromptplexError."""
+        self._store = store
+        self._fetch = fetch
+        self._stopping = threading.Event()
+        self.num_damaged = 0  # found by the last round, and not mended
+
+    def start(self) -> None:
+        """Begin the first round. A round under way doesn't keep the process from ending."""
+        threading.Thread(target=self._run, name="upkeep", daemon=True).start()
+
+    def stop(self) -> None:
+        """No round begins any more."""
+        self._stopping.set()
+
+    def round(self) -> None:
+        """Read everything once; remove debris where nothing is damaged."""
+        try:
+            num_damaged = 0
+            for damage in find_damage(self._store, self._fetch):
+                num_damaged += not damage.healed
+                _log.error("%s%s", damage.what, " (mended)" if damage.healed else "")
+            self.num_damaged = num_damaged
+            if not num_damaged:
+                swept = sweep(self._store)
+                if swept.leftovers or swept.blobs:
+                    _log.info("removed %d unfinished files, %d unused prompts", swept.leftovers, swept.blobs)
+        except PromptplexError as error:  # a read-only store can't be swept, and an unreadable one is told
+            _log.info("the store was not looked after: %s", error)
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            self.round()
+            self._stopping.wait(_PERIOD)

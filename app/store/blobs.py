@@ -1,0 +1,100 @@
+"""Canonical prompts by the sha256 of their bytes. What no longer hashes to its name is set aside."""
+
+import hashlib
+import logging
+import re
+from contextlib import suppress
+
+from app.errors import CorruptData, InvalidRequest, PromptplexError
+from app.store.files import Name, WriteOnceFiles
+
+_log = logging.getLogger(__name__)
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_SUFFIX = ".safetensors"
+FOLDER = "blobs"
+
+
+class Blobs:
+    """The folder of blobs. Thread-safe; any number of processes may share it."""
+
+    def __init__(self, files: WriteOnceFiles) -> None:
+        self._files = files
+
+    def put(self, digest: str, data: bytes) -> None:
+        """Make the blob durable. One that is there already is verified, and made young again."""
+        assert hashlib.sha256(data).hexdigest() == digest
+        name = blob_name(digest)
+        if not self._files.exists(name) and self._files.put_if_absent(name, data):
+            return
+        self._files.touch(name)
+        if self._is_good(name, digest):
+            self._files.sync(name)
+        else:
+            self._set_aside(name, digest)
+            self._files.put_if_absent(name, data)
+
+    def read(self, digest: str) -> bytes:
+        """Verified bytes. Raises CorruptData; damaged ones are in the quarantine then."""
+        name = blob_name(digest)
+        data = self._files.read(name)
+        if data is None:
+            raise CorruptData(f"Prompt {digest} is not in the store; upload it again")
+        if _hashes_to(data, digest):
+            return data
+        self._set_aside(name, digest)
+        if (again := self._files.read(name)) is not None and _hashes_to(again, digest):
+            return again  # somebody healed it meanwhile
+        raise CorruptData(
+            f"Prompt {digest} is damaged: its bytes do not hash to its name. They are in the quarantine; "
+            "upload the prompt again"
+        )
+
+    def heal(self, digest: str, data: bytes) -> bool:
+        """Put good bytes back where they are missing or damaged; whether that was needed."""
+        if not _hashes_to(data, digest):
+            raise CorruptData(f"These are not the bytes of prompt {digest}")
+        name = blob_name(digest)
+        if self._files.exists(name) and self._is_good(name, digest):
+            return False
+        self.put(digest, data)
+        _log.warning("prompt %s was missing or damaged in the store; it is there again", digest)
+        return True
+
+    def exists(self, digest: str) -> bool:
+        """Whether there is such a file, whatever it holds."""
+        return self._files.exists(blob_name(digest))
+
+    def digests(self) -> list[str]:
+        """All that lie in the folder, sorted."""
+        names = (
+            name.removesuffix(_SUFFIX) for name in self._files.names((FOLDER,)) if name.endswith(_SUFFIX)
+        )
+        return sorted(name for name in names if _DIGEST.fullmatch(name))
+
+    def _is_good(self, name: Name, digest: str) -> bool:
+        try:
+            data = self._files.read(name)
+        except CorruptData:  # no plain file
+            return False
+        return data is not None and _hashes_to(data, digest)
+
+    def _set_aside(self, name: Name, digest: str) -> None:
+        """To the quarantine, unless what was moved turns out to be good: then somebody was faster."""
+        with suppress(PromptplexError):  # a read-only store keeps its damage where it is
+            aside = self._files.set_aside(name)
+            moved = None if aside is None else self._files.read(aside)
+            if moved is not None and _hashes_to(moved, digest):
+                self._files.put_if_absent(name, moved)
+            elif aside is not None:
+                _log.error("prompt %s is damaged in the store: set aside as %s", digest, "/".join(aside))
+
+
+def blob_name(digest: str) -> Name:
+    """Where the blob lies. Raises InvalidRequest where that is no digest."""
+    if not _DIGEST.fullmatch(digest):
+        raise InvalidRequest("A prompt digest is 64 hex digits", param="digest")
+    return (FOLDER, f"{digest}{_SUFFIX}")
+
+
+def _hashes_to(data: bytes, digest: str) -> bool:
+    return hashlib.sha256(data).hexdigest() == digest

@@ -1,0 +1,115 @@
+"""When not to ask a server that doesn't answer.
+
+    closed --three failures in a row--> open --a probe passes--> closed
+
+While the breaker is open nobody waits for the server: only a background task probes it, ever more
+rarely. While it is closed the same task probes now and then, so that a server that nobody asks is
+known to be down, and one that never answers is found out although nobody waits for its answers.
+"""
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Awaitable, Callable, Iterator
+
+_log = logging.getLogger(__name__)
+
+MAX_FAILURES = 3  # in a row; then it opens
+HEALTH_SECONDS = 2.0  # between probes while it is closed
+FIRST_DELAY, LAST_DELAY = 0.25, 5.0  # seconds between probes while it is open
+_JITTER = 0.25  # share of a delay: replicas must not all come back in the same moment
+
+
+class Breaker:
+    """Whether a server may be asked. Open from the start, until the first probe passes.
+
+    Lives on one event loop; `is_open` may be read from any thread.
+    """
+
+    def __init__(self, name: str, probe: Callable[[], Awaitable[object]]) -> None:
+        """`probe` asks the server for a sign of life, within bounded time, and raises when it fails."""
+        self._name = name
+        self._probe = probe
+        self._is_open = True
+        self._num_failures = 0
+        self._closed = asyncio.Event()
+        self._wake = asyncio.Event()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the server must not be asked now."""
+        return self._is_open
+
+    async def wait_closed(self) -> None:
+        """Return when the server may be asked."""
+        await self._closed.wait()
+
+    def succeeded(self) -> None:
+        """The server has answered."""
+        self._num_failures = 0
+
+    def failed(self) -> None:
+        """The server hasn't answered, or with nonsense."""
+        self._num_failures += 1
+        if self._num_failures >= MAX_FAILURES and not self._is_open:
+            _log.warning("%s fails: going on without it", self._name)
+            self._open()
+
+    def suspect(self) -> None:
+        """Somebody has stopped waiting for an answer: probe now, for it may never have come."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Probe forever; the owner's background task."""
+        try:
+            while True:
+                await self._reconnect()
+                await self._watch()
+                await asyncio.sleep(next(_delays()))
+        finally:
+            self._open()
+
+    async def _reconnect(self) -> None:
+        delays = _delays()
+        while not await self._probe_passes():
+            delay = next(delays)
+            if self._num_failures == 1:  # it was never up; otherwise `failed` has said so
+                _log.warning("%s can't be reached: going on without it", self._name)
+            await asyncio.sleep(delay)
+        _log.info("%s is up", self._name)
+        self._is_open = False
+        self._closed.set()
+
+    async def _watch(self) -> None:
+        """Return when the breaker is open."""
+        while not self._is_open:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(HEALTH_SECONDS):
+                    await self._wake.wait()
+            self._wake.clear()
+            while not self._is_open and not await self._probe_passes():
+                pass  # each failed probe counts, and the third opens
+
+    async def _probe_passes(self) -> bool:
+        try:
+            await self._probe()
+        except Exception as error:
+            _log.debug("%s: a probe failed: %s", self._name, error)
+            self.failed()
+            return False
+        self.succeeded()
+        return True
+
+    def _open(self) -> None:
+        self._is_open = True
+        self._closed.clear()
+        self._wake.set()
+
+
+def _delays() -> Iterator[float]:
+    """Seconds to wait after each failed probe in a row."""
+    delay = FIRST_DELAY
+    while True:
+        yield delay * (1 + random.uniform(0, _JITTER))
+        delay = min(2 * delay, LAST_DELAY)

@@ -1,0 +1,106 @@
+"""Looking for damage at rest, and mending it from what is left elsewhere.
+
+Reading finds damage where it is read; this reads everything. Records are put back as they were when
+this process read and verified them, prompts from whatever tier still has their bytes.
+"""
+
+import hashlib
+import logging
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+
+from app.errors import CorruptData, PromptplexError
+from app.store import manifests, releases
+from app.store.files import QUARANTINE, Name
+from app.store.history import release_name, version_name
+from app.store.prompt_store import PromptStore, TaskHistory
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """Something in the store that is not as it was written."""
+
+    what: str  # for people
+    healed: bool = False
+
+
+def find_damage(store: PromptStore, fetch: Callable[[str], bytes] | None = None) -> Iterator[Damage]:
+    """Read and verify everything, one task and one prompt at a time; heal what can be healed.
+
+    `fetch` gets the bytes of a prompt, by digest, from tiers beside the store, or raises PromptplexError.
+    """
+    referenced: set[str] = set()
+    for task_id in store.list_tasks():
+        try:
+            history = _read_all(store, task_id)
+        except CorruptData as error:
+            healed = heal_records(store, task_id)
+            yield Damage(error.message, healed)
+            if not healed:
+                continue
+            history = store.histories.read_afresh(task_id)
+        referenced |= {version.prompt_digest for version in history.versions if version.prompt_digest}
+    for digest in sorted(referenced.union(store.blobs.digests())):
+        try:
+            store.read_blob(digest)
+        except CorruptData as error:
+            yield Damage(error.message, fetch is not None and _heal_blob(store, digest, fetch))
+
+
+def _read_all(store: PromptStore, task_id: str) -> TaskHistory:
+    known = store.histories.cached(task_id)
+    history = store.histories.read_afresh(task_id)
+    if known is not None and (
+        len(history.versions) < len(known.versions) or len(history.releases) < len(known.releases)
+    ):
+        raise CorruptData(f"Task {task_id!r} has lost its last version or release")
+    return history
+
+
+def heal_records(store: PromptStore, task_id: str) -> bool:
+    """Put a task's records back as this process knows them; False where it doesn't, or can't."""
+    known = store.histories.cached(task_id)
+    if known is None:
+        return False
+    records = [
+        (version_name(task_id, version.version), version.digest, manifests.encode_stored(version))
+        for version in known.versions
+    ]
+    records += [
+        (release_name(task_id, release.number), release.digest, releases.encode_stored(release))
+        for release in known.releases
+    ]
+    try:
+        for name, digest, data in records:
+            assert hashlib.sha256(data).hexdigest() == digest
+            _heal(store, name, data)
+        store.histories.read_afresh(task_id)
+    except PromptplexError as error:
+        _log.error("the records of task %s are damaged and can't be mended: %s", task_id, error)
+        return False
+    return True
+
+
+def _heal_blob(store: PromptStore, digest: str, fetch: Callable[[str], bytes]) -> bool:
+    try:
+        store.heal_blob(digest, fetch(digest))
+    except PromptplexError as error:
+        _log.error("prompt %s can't be mended: %s", digest, error)
+        return False
+    return True
+
+
+def _heal(store: PromptStore, name: Name, good: bytes) -> None:
+    found: bytes | None = None
+    with suppress(CorruptData):
+        found = store.files.read(name)
+    if found == good:
+        return
+    if found is not None:
+        store.files.put_if_absent((QUARANTINE, f"{'-'.join(name)}.{secrets.token_hex(4)}"), found)
+    store.files.replace(name, good)
+    _log.warning("%s was damaged; it is as it was written again", "/".join(name))

@@ -1,0 +1,87 @@
+"""A PEFT directory that appears in a folder becomes a version; what is refused is said and left alone."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+
+from app.serving.answers import GenerationAsk
+from app.serving.importing import ImportFolder
+from tests.oracle import greedy, soft_config
+from tests.serving.stack import Stack, run
+
+
+def look(folder: ImportFolder, times: int = 2) -> None:
+    for _ in range(times):
+        run(folder.look())
+
+
+def test_what_is_dropped_in_is_served(stack: Stack, tmp_path: Path) -> None:
+    watched = tmp_path / "in"
+    watched.mkdir()
+    folder = ImportFolder(watched, stack.publishing)
+    look(folder)
+    model, weights, config = stack.adapter(soft_config(4), tmp_path / "peft")
+    directory = watched / "dropped"
+    directory.mkdir()
+    (directory / "adapter_config.json").write_bytes(config)
+    (directory / "adapter_model.safetensors").write_bytes(weights[:100])
+    look(folder, times=1)
+    (directory / "adapter_model.safetensors").write_bytes(weights)  # the copy was still under way
+    look(folder, times=1)
+    assert "dropped" not in stack.store.list_tasks()
+    look(folder, times=1)
+    result = run(stack.generation.generate(GenerationAsk(inputs="the film", task="dropped")))
+    expected = greedy(model, stack.tokenizer("the film")["input_ids"], len(result.tokens)).tokens
+    assert [token.id for token in result.tokens] == expected
+    assert result.version is not None
+    assert result.version.provenance["uploader"] == "import-dir"
+
+
+def test_a_restart_imports_nothing_twice_and_moves_nothing_back(stack: Stack, tmp_path: Path) -> None:
+    directory = tmp_path / "again"
+    directory.mkdir()
+    for number in (1, 2):
+        (directory / "task.json").write_text(json.dumps({"template": f"{number} {{x}}"}))
+        look(ImportFolder(tmp_path, stack.publishing))
+    assert stack.store.resolve("again").version == 2
+    run(stack.publishing.rollback("again", "live"))
+    look(ImportFolder(tmp_path, stack.publishing), times=3)
+    assert stack.store.resolve("again").version == 1
+    assert len(stack.store.history("again").versions) == 2
+
+
+def test_a_change_is_another_version(stack: Stack, tmp_path: Path) -> None:
+    folder = ImportFolder(tmp_path, stack.publishing)
+    directory = tmp_path / "changing"
+    directory.mkdir()
+    for number in (1, 2, 3):
+        (directory / "task.json").write_text(json.dumps({"template": f"{'x' * number} {{x}}"}))
+        look(folder, times=3)
+        assert stack.store.resolve("changing").version == number
+
+
+def test_what_is_refused_is_said_once(stack: Stack, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    directory = tmp_path / "bad"
+    directory.mkdir()
+    (directory / "adapter_model.safetensors").write_bytes(b"not a safetensors file")
+    (tmp_path / "link").symlink_to(directory)
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / "file.txt").write_text("not a directory")
+    folder = ImportFolder(tmp_path, stack.publishing)
+    with caplog.at_level(logging.WARNING):
+        look(folder, times=5)
+    assert [record.getMessage().split(":")[0] for record in caplog.records] == ["bad was not imported"]
+    assert "bad" not in stack.store.list_tasks()
+    shutil.rmtree(tmp_path / "bad")
+    look(folder)
+
+
+def test_a_folder_that_is_gone_is_not_the_end(
+    stack: Stack, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = ImportFolder(tmp_path / "nothing", stack.publishing)
+    look(folder)
+    assert "can't be read" in caplog.text

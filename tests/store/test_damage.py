@@ -1,0 +1,133 @@
+"""A flipped bit anywhere is noticed, never served, told; and mended where good bytes are left."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from app.errors import CorruptData
+from app.prompt import VersionDraft
+from app.store.damage import find_damage
+from app.store.prompt_store import PromptStore, open_store
+from tests.store.builders import prefix, soft
+
+SOFT, OTHER = soft(seed=1), prefix(seed=2)
+BLOB = Path("blobs") / f"{SOFT.digest}.safetensors"
+RECORDS = ["versions/1.json", "versions/2.json", "releases/1.json", "releases/2.json", "releases/3.json"]
+
+
+@pytest.fixture
+def filled(root: Path) -> PromptStore:
+    """Version 2 is named by no release: only its own checksum vouches for it."""
+    store = open_store(root)
+    store.publish("t", VersionDraft(prompt=SOFT, template="{x}", notes="one"))
+    store.publish(
+        "t", VersionDraft(prompt=OTHER, notes="two", provenance={"uploader": "me", "metrics": {"a": 1}})
+    )
+    store.move_alias("t", "live", 1, who="me", why="first")
+    store.move_alias("t", "canary", 1, why="second")
+    store.retire("t", why="third")
+    store.history("t")
+    return store
+
+
+def flipped(data: bytes, step: int) -> Iterator[bytes]:
+    for bit in range(0, 8 * len(data), step):
+        changed = bytearray(data)
+        changed[bit // 8] ^= 1 << bit % 8
+        yield bytes(changed)
+
+
+@pytest.mark.parametrize("record", RECORDS)
+def test_every_bit_of_a_record_counts(record: str, root: Path, filled: PromptStore) -> None:
+    path = root / "tasks" / "t" / record
+    good = path.read_bytes()
+    for data in flipped(good, step=5):  # 5 and 8 are coprime: every bit of a byte has its turn
+        path.write_bytes(data)
+        with pytest.raises(CorruptData):
+            open_store(root).history("t")
+        with pytest.raises(CorruptData):
+            open_store(root).resolve("t@1")
+    path.write_bytes(good)
+    assert open_store(root).history("t") == filled.history("t")
+
+
+def test_every_bit_of_a_blob_counts(root: Path, filled: PromptStore) -> None:
+    for data in flipped(SOFT.data, step=29):
+        (root / BLOB).write_bytes(data)
+        with pytest.raises(CorruptData, match="do not hash"):
+            filled.read_blob(SOFT.digest)
+        assert not (root / BLOB).exists()
+        aside = list((root / "quarantine").iterdir())
+        assert [path.read_bytes() for path in aside] == [data], "kept for whoever looks into it"
+        aside[0].unlink()
+
+
+def test_a_damaged_blob_is_mended_by_the_same_upload(root: Path, filled: PromptStore) -> None:
+    (root / BLOB).write_bytes(SOFT.data[:-1])
+    _, created = filled.publish("u", VersionDraft(prompt=SOFT))
+    assert created
+    assert filled.read_blob(SOFT.digest) == SOFT.data
+
+
+def test_healing_needs_the_right_bytes(root: Path, filled: PromptStore) -> None:
+    assert not filled.heal_blob(SOFT.digest, SOFT.data), "nothing is wrong with it"
+    (root / BLOB).write_bytes(b"rot")
+    with pytest.raises(CorruptData):
+        filled.heal_blob(SOFT.digest, OTHER.data)
+    assert filled.heal_blob(SOFT.digest, SOFT.data)
+    assert filled.read_blob(SOFT.digest) == SOFT.data
+
+
+@pytest.mark.parametrize("record", RECORDS)
+@pytest.mark.parametrize("harm", ["flip", "remove", "empty"])
+def test_a_replica_mends_records_that_it_knows(
+    record: str, harm: str, root: Path, filled: PromptStore
+) -> None:
+    path = root / "tasks" / "t" / record
+    good = path.read_bytes()
+    if harm == "remove":
+        path.unlink()
+    else:
+        path.write_bytes(b"" if harm == "empty" else next(flipped(good, step=1)))
+    is_last = record in ("releases/3.json", "versions/2.json")
+    if harm != "remove" or not is_last:  # nothing tells a stranger of a last record that is gone
+        assert [damage.healed for damage in find_damage(open_store(root))] == [False]
+    assert [damage.healed for damage in find_damage(filled)] == [True]
+    assert path.read_bytes() == good
+    assert list(find_damage(filled)) == []
+    assert filled.history("t").retired
+
+
+def test_a_missing_blob_is_told(root: Path, filled: PromptStore) -> None:
+    (root / BLOB).unlink()
+    damages = list(find_damage(open_store(root)))
+    assert len(damages) == 1
+    assert SOFT.digest in damages[0].what
+    assert "upload" in damages[0].what
+
+
+def test_a_damaged_blob_is_mended_from_elsewhere(root: Path, filled: PromptStore) -> None:
+    (root / BLOB).write_bytes(SOFT.data[::-1])
+    fetched: list[str] = []
+
+    def fetch(digest: str) -> bytes:
+        fetched.append(digest)
+        return SOFT.data
+
+    assert [damage.healed for damage in find_damage(filled, fetch)] == [True]
+    assert fetched == [SOFT.digest]
+    assert filled.read_blob(SOFT.digest) == SOFT.data
+
+
+def test_wrong_bytes_from_elsewhere_mend_nothing(root: Path, filled: PromptStore) -> None:
+    (root / BLOB).write_bytes(SOFT.data[::-1])
+    assert [damage.healed for damage in find_damage(filled, lambda digest: OTHER.data)] == [False]
+
+
+def test_one_damaged_task_leaves_the_others_alone(root: Path, filled: PromptStore) -> None:
+    filled.publish("u", VersionDraft(prompt=OTHER))
+    (root / "tasks" / "t" / "versions" / "1.json").write_bytes(b"{}")
+    store = open_store(root)
+    assert store.list_tasks() == ["t", "u"]
+    assert store.resolve("u@1").prompt_digest == OTHER.digest
