@@ -13,19 +13,21 @@ was due. So a server that hangs can't better its figures by getting fewer reques
 
 import argparse
 import asyncio
+import itertools
 import json
-import os
 import random
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx2
+import numpy as np
 
 from app.prompt import VersionDraft
 from app.store.prompt_store import open_store
@@ -33,6 +35,8 @@ from benchmarks.registered_tasks import publish_task, soft_prompt, task_id
 from benchmarks.serve_process import prompt_cache_counts, serving
 from benchmarks.spread import Spread
 from benchmarks.tails import percentile
+from tests.store.fault_proxy import Fault, FaultProxy
+from tests.store.redis_server import RedisServer
 
 BAR_MILLISECONDS = 25.0  # that p99 may be above store-only
 STORE_ONLY, WITH_REDIS = "store_only", "redis"
@@ -42,6 +46,11 @@ _BLOCK = 16  # slots of a K/V block, and virtual tokens of a prompt: a prompt is
 _RESIDENT_PROMPTS = 8
 _REQUEST_SECONDS = 30.0
 _SLICE_SECONDS = 10.0
+_FLAP_SECONDS = 1.0  # up, and as long down
+_WARM_UP_SECONDS = 10.0
+_RECOVERY_SECONDS = 3.0  # between phases, until the server has found Redis again
+_INPUT_TOKENS = 16  # at most, of _INPUTS
+_PROMPT_SCALE = 0.02  # of the demo model's own embeddings, by and large
 _INPUTS = ("hello", "what is the time", "2 * 3 + 4", "the food was good")
 
 
@@ -166,3 +175,178 @@ def sliced(samples: list[Sample]) -> dict[int, list[Sample]]:
     for sample in samples:
         slices.setdefault(int(sample.due // _SLICE_SECONDS), []).append(sample)
     return slices
+
+
+async def flap(proxy: FaultProxy) -> None:
+    """Redis comes and goes by the second."""
+    for fault in itertools.cycle((Fault.REFUSE, Fault.NONE)):
+        proxy.set(fault)
+        await asyncio.sleep(_FLAP_SECONDS)
+
+
+async def stay(proxy: FaultProxy, fault: Fault) -> None:
+    """One state for the whole phase."""
+    proxy.set(fault)
+
+
+Conduct = Callable[[FaultProxy], Coroutine[Any, Any, None]]
+
+PHASES: dict[str, Conduct] = {
+    "up": partial(stay, fault=Fault.NONE),
+    "flapping": flap,
+    "black hole": partial(stay, fault=Fault.BLACK_HOLE),
+}
+
+
+async def measure_phase(
+    servers: dict[str, Server], proxy: FaultProxy, load: Load, name: str, seconds: float
+) -> dict[str, Any]:
+    """One phase under load, from a Redis that works to one that works again."""
+    before = {label: await prompt_cache_counts(each.http, each.url) for label, each in servers.items()}
+    conduct = asyncio.create_task(PHASES[name](proxy))
+    try:
+        samples = await run_phase(servers, load, name, seconds)
+    finally:
+        conduct.cancel()
+        proxy.set(Fault.NONE)
+    after = {label: await prompt_cache_counts(each.http, each.url) for label, each in servers.items()}
+    counts = {
+        label: {tier: now - before[label].get(tier, 0) for tier, now in after[label].items()}
+        for label in servers
+    }
+    return phase_report(samples, counts)
+
+
+async def measure_set(
+    urls: Mapping[str, str], proxy: FaultProxy, load: Load, seconds: float
+) -> dict[str, Any]:
+    """All phases on two servers, after a warm-up that isn't counted."""
+    limits = httpx2.Limits(max_connections=load.clients)
+    async with AsyncExitStack() as stack:
+        servers = {}
+        for label, url in urls.items():
+            client = httpx2.AsyncClient(timeout=_REQUEST_SECONDS, limits=limits, trust_env=False)
+            servers[label] = Server(url, await stack.enter_async_context(client))
+        await run_phase(servers, load, "warm-up", _WARM_UP_SECONDS)
+        report = {}
+        for name in PHASES:
+            report[name] = await measure_phase(servers, proxy, load, name, seconds)
+            say(f"  {name}: p99 {report[name]['added_p99_ms']:+.1f} ms, {report[name]['failed']} failed")
+            await asyncio.sleep(_RECOVERY_SECONDS)
+    return report
+
+
+def run(load: Load, seconds: float) -> dict[str, Any]:
+    """One pair of servers for each set; Redis starts empty for each."""
+    report = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        register_tasks(folder / "store", load.tasks)
+        for label, host_cache_bytes in HOST_CACHE_BYTES.items():
+            say(f"{label}: starting two servers")
+            with both_servers(folder, load, host_cache_bytes) as (urls, proxy):
+                report[label] = asyncio.run(measure_set(urls, proxy, load, seconds))
+    return report
+
+
+def register_tasks(folder: Path, num_tasks: int) -> None:
+    """Each with a random soft prompt that fits the demo model."""
+    hidden_size = _model_config()["hidden_size"]
+    generator = np.random.default_rng(0)
+    store = open_store(folder)
+    for number in range(num_tasks):
+        rows = generator.normal(scale=_PROMPT_SCALE, size=(_BLOCK, hidden_size)).astype(np.float32)
+        data = (rows.view(np.uint32) >> 16).astype("<u2").tobytes()  # bf16: the upper half of a float32
+        draft = VersionDraft(prompt=soft_prompt((_BLOCK, hidden_size), data), template="{text}\n")
+        publish_task(store, task_id(number), draft)
+
+
+@contextmanager
+def both_servers(
+    folder: Path, load: Load, host_cache_bytes: int
+) -> Iterator[tuple[dict[str, str], FaultProxy]]:
+    """Equal but for Redis; a thread each, so that two cores are enough for both."""
+    settings = {
+        "model": _MODEL,
+        "store": folder / "store",
+        "threads": 1,
+        "dtype": "float32",
+        "max_rows": load.clients,
+        "kv_cache_bytes": kv_cache_bytes(load),
+        "host_cache_bytes": host_cache_bytes,
+    }
+    with ExitStack() as stack:
+        redis = RedisServer(Path(stack.enter_context(tempfile.TemporaryDirectory(dir=folder))))
+        stack.callback(redis.kill)
+        proxy = FaultProxy(redis.port)
+        stack.callback(proxy.close)
+        plain = stack.enter_context(serving(folder / "store-only.log", settings))
+        behind = stack.enter_context(serving(folder / "redis.log", {**settings, "redis_url": proxy.url}))
+        yield {STORE_ONLY: plain, WITH_REDIS: behind}, proxy
+
+
+def kv_cache_bytes(load: Load) -> int:
+    """Room for as many rows as there are clients, a spare block for each, and a few idle prompts."""
+    config = _model_config()
+    bytes_per_token = 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * config["head_dim"] * 4
+    row = -(-(_INPUT_TOKENS + load.new_tokens) // _BLOCK) + 1
+    return int((load.clients * (row + 1) + _RESIDENT_PROMPTS) * _BLOCK * bytes_per_token)
+
+
+def _model_config() -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((_MODEL / "config.json").read_text())
+    return config
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report as Markdown."""
+    lines = [
+        "| prompts | Redis | store-only p99 ms | with Redis | added | by slice | failed | bar |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for label, phases in report["sets"].items():
+        for name, phase in phases.items():
+            low, high = phase["added_p99_ms_by_slice"]["quartiles"]
+            lines.append(
+                f"| {label} | {name} | {phase[STORE_ONLY]['p99_ms']} | {phase[WITH_REDIS]['p99_ms']} | "
+                f"{phase['added_p99_ms']:+} | {low} to {high} | {phase['failed']} | "
+                f"{'reached' if phase['reached'] else 'not reached'} |"
+            )
+    return "\n".join(lines)
+
+
+def say(line: str) -> None:
+    """Progress goes to stderr; stdout is for the result."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse the options, measure, print the table, write JSON."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.redis_faults", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=60.0, help="of each phase")
+    parser.add_argument("--clients", type=int, default=8, help="of each server")
+    parser.add_argument("--interval", type=float, default=0.5, help="seconds between a client's requests")
+    parser.add_argument("--tasks", type=int, default=64)
+    parser.add_argument("--new-tokens", type=int, default=16)
+    parser.add_argument("--out", type=Path, default=Path("build/bench/redis-faults.json"))
+    options = parser.parse_args(arguments)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    load = Load(
+        clients=options.clients,
+        interval=options.interval,
+        tasks=options.tasks,
+        new_tokens=options.new_tokens,
+    )
+    report = {
+        "load": asdict(load),
+        "seconds": options.seconds,
+        "bar_milliseconds": BAR_MILLISECONDS,
+        "sets": run(load, options.seconds),
+    }
+    options.out.write_text(json.dumps(report, indent=2) + "\n")
+    print(table(report))
+    print(f"written to {options.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -127,14 +127,9 @@ class PromptTiers:
         try:
             await asyncio.wait({remote_read}, timeout=HEDGE_SECONDS)
             if not remote_read.done():
-                prompt = await self._race(digest, remote_read)
-            elif (found := remote_read.result()) is not None:
-                return found
-            else:
-                prompt = await self._ask_store(digest)
-            if remote_read.done() and remote_read.result() is None:
-                self.tell_remote(prompt)
-            return prompt
+                return await self._race(digest, remote_read)
+            found = remote_read.result()
+            return await self._ask_store(digest) if found is None else found
         finally:
             self._let_go(remote_read)
 
@@ -176,6 +171,7 @@ class PromptTiers:
             raise
         self._damaged.discard(digest)
         self.counters.answered(STORE, started, num_bytes=len(prompt.data))
+        self.tell_remote(prompt)
         return prompt
 
     async def _ask_remote(self, remote: RemoteTier, digest: str) -> Prompt | None:

@@ -118,6 +118,8 @@ def test_every_route_is_documented(stack: Stack) -> None:
         "/tasks/{task_id}",
         "/tasks/{task_id}/versions",
         "/tasks/{task_id}/rollback",
+        "/tasks/{task_id}/aliases/{alias}",
+        "/tasks/{task_id}/restore",
         "/health",
         "/health/live",
         "/health/ready",

@@ -308,13 +308,13 @@ def test_a_task_is_retired_and_restored(client: httpx.Client) -> None:
 def test_metrics_of_the_training_are_kept(client: httpx.Client) -> None:
     task = {"template": "{x}", "metrics": {"accuracy": 0.94, "steps": 300}}
     files = {"task": (None, json.dumps(task))}
-    assert client.post("/tasks/measured/versions", files=files).status_code == 201
-    provenance = client.get("/tasks/measured").json()["versions"][0]["provenance"]
+    assert client.post("/tasks/trained/versions", files=files).status_code == 201
+    provenance = client.get("/tasks/trained").json()["versions"][0]["provenance"]
     assert provenance["metrics"] == {"accuracy": 0.94, "steps": 300}
     assert provenance["uploader"] == "http"
     for metrics in ({"a": "b"}, [1], {"a": True}, {"x" * 200: 1}):
         refused = {"task": (None, json.dumps({"template": "{x}", "metrics": metrics}))}
-        error_of(client.post("/tasks/measured/versions", files=refused), 422)
+        error_of(client.post("/tasks/trained/versions", files=refused), 422)
 
 
 def test_the_list_is_paged(client: httpx.Client) -> None:

@@ -33,7 +33,7 @@ class Cluster:
     flags: tuple[str, ...]  # of every replica
     client: httpx2.Client
     urls: list[str]
-    random: random.Random = field(default_factory=lambda: random.Random(0))
+    dice: random.Random = field(default_factory=lambda: random.Random(0))
 
     def health(self, index: int) -> dict[str, Any]:
         summary: dict[str, Any] = self.client.get(f"{self.urls[index]}/health").json()
@@ -48,7 +48,7 @@ class Cluster:
 
     def upload(self, task_id: str, prompt: Prompt) -> dict[str, Any]:
         """To a replica at random; the answer to a 2xx."""
-        url = self.random.choice(self.urls)
+        url = self.dice.choice(self.urls)
         answer = self.client.post(f"{url}/tasks/{task_id}/versions", files={"prompt": ("p", prompt.data)})
         assert answer.status_code == 201, answer.text
         body: dict[str, Any] = answer.json()
@@ -61,9 +61,9 @@ class Cluster:
         answered: dict[str, Any] = answer.json()
         return answered
 
-    def check_all_serve(self, uploaded: dict[str, Any]) -> None:
+    def check_all_serve(self, uploaded: dict[str, Any], *more_urls: str) -> None:
         """The next request on every replica is served by what was just uploaded, with the same numbers."""
-        answers = [self.ask(url, uploaded["task_id"]) for url in self.urls]
+        answers = [self.ask(url, uploaded["task_id"]) for url in (*self.urls, *more_urls)]
         assert {answer["version_digest"] for answer in answers} == {uploaded["version_digest"]}, "stale"
         first, *others = ([token["logprob"] for token in each["details"]["tokens"]] for each in answers)
         for other in others:

@@ -41,16 +41,16 @@ def test_what_is_dropped_in_is_served(stack: Stack, tmp_path: Path) -> None:
 
 
 def test_a_restart_imports_nothing_twice_and_moves_nothing_back(stack: Stack, tmp_path: Path) -> None:
-    directory = tmp_path / "again"
+    directory = tmp_path / "restarted"
     directory.mkdir()
     for number in (1, 2):
         (directory / "task.json").write_text(json.dumps({"template": f"{number} {{x}}"}))
         look(ImportFolder(tmp_path, stack.publishing))
-    assert stack.store.resolve("again").version == 2
-    run(stack.publishing.rollback("again", "live"))
+    assert stack.store.resolve("restarted").version == 2
+    run(stack.publishing.rollback("restarted", "live"))
     look(ImportFolder(tmp_path, stack.publishing), times=3)
-    assert stack.store.resolve("again").version == 1
-    assert len(stack.store.history("again").versions) == 2
+    assert stack.store.resolve("restarted").version == 1
+    assert len(stack.store.history("restarted").versions) == 2
 
 
 def test_a_change_is_another_version(stack: Stack, tmp_path: Path) -> None:

@@ -205,7 +205,7 @@ def test_deadlines(stack: Stack) -> None:
 def test_a_deadline_holds_while_the_store_is_slow(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     publish(stack, "slow", task={"template": "{x}"})
     resolve = stack.store.resolve
-    monkeypatch.setattr(stack.store, "resolve", lambda reference: (time.sleep(2), resolve(reference))[1])
+    monkeypatch.setattr(stack.store, "resolve", lambda *asked: (time.sleep(2), resolve(*asked))[1])
 
     async def impatient() -> float:
         begin = time.monotonic()
@@ -241,7 +241,7 @@ def test_a_deadline_that_passes_before_admission_is_told(
     assert reasons_told(stack, stack.generation.generate(past), DeadlineExceeded) == ["deadline"]
     assert (stack.outcomes[-1].task, stack.outcomes[-1].version) == ("late", 1)
     resolve = stack.store.resolve
-    monkeypatch.setattr(stack.store, "resolve", lambda reference: (time.sleep(1), resolve(reference))[1])
+    monkeypatch.setattr(stack.store, "resolve", lambda *asked: (time.sleep(1), resolve(*asked))[1])
     soon = GenerationAsk(inputs="a", task="late", deadline=time.monotonic() + 0.1)
     assert reasons_told(stack, stack.generation.generate(soon), DeadlineExceeded) == ["deadline"]
     assert (stack.outcomes[-1].task, stack.outcomes[-1].version) == ("", 0)  # not known yet

@@ -54,6 +54,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 
 
 @pytest.fixture
+def fragile(tmp_path: Path) -> Iterator[RedisServer]:
+    """A server of the test's own, to be killed."""
+    server = RedisServer(tmp_path)
+    yield server
+    server.kill()
+
+
+@pytest.fixture
 def direct(server: RedisServer) -> Iterator[redis.Redis]:
     """Another client of the same, empty Redis."""
     with redis.Redis(port=server.port) as client:
@@ -66,6 +74,13 @@ def proxy(server: RedisServer) -> Iterator[FaultProxy]:
     proxy = FaultProxy(server.port)
     yield proxy
     proxy.close()
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Megabytes take their time on a busy machine; what is tested is not the timeout."""
+    monkeypatch.setattr(redis_tier, "READ_SECONDS", WAIT)
+    monkeypatch.setattr(redis_tier, "WRITE_SECONDS", WAIT)
 
 
 @asynccontextmanager
@@ -116,13 +131,6 @@ def test_bytes_come_back_whole(size: int, server: RedisServer, direct: redis.Red
     assert all(TTL_SECONDS - 60 < direct.ttl(key) <= TTL_SECONDS for key in keys)
 
 
-@pytest.fixture
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Megabytes take their time on a busy machine; what is tested is not the timeout."""
-    monkeypatch.setattr(redis_tier, "READ_SECONDS", WAIT)
-    monkeypatch.setattr(redis_tier, "WRITE_SECONDS", WAIT)
-
-
 def spoil_type(client: redis.Redis) -> None:
     client.delete(KEY)
     client.lpush(KEY, "no", "string")
@@ -157,6 +165,7 @@ SPOILERS: dict[str, Callable[[redis.Redis], object]] = {
 }
 
 
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("spoil", SPOILERS.values(), ids=SPOILERS.keys())
 def test_spoiled_blobs_are_misses_and_writing_repairs_them(
     spoil: Callable[[redis.Redis], object],
@@ -194,6 +203,7 @@ def test_blobs_that_are_too_large_are_not_sent(
     assert direct.keys("*") == [f"{KEY_PREFIX}{'e' * 64}".encode()]
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_full_redis_still_gives_what_it_has(
     server: RedisServer, direct: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -214,40 +224,36 @@ def test_a_full_redis_still_gives_what_it_has(
     assert len(caplog.records) == 1, "said once"
 
 
-def test_the_server_starts_with_redis_down_and_finds_it_later(tmp_path: Path) -> None:
-    server = RedisServer(tmp_path)
-    server.kill()
-    source = TieredPromptSource(MemoryStore(*PROMPTS), host_bytes=0, remote=(tier := RedisTier(server.url)))
+def test_the_server_starts_with_redis_down_and_finds_it_later(fragile: RedisServer) -> None:
+    fragile.kill()
+    source = TieredPromptSource(MemoryStore(*PROMPTS), host_bytes=0, remote=(tier := RedisTier(fragile.url)))
     try:
         assert source.load(PROMPTS[0].digest).result(WAIT) == PROMPTS[0]
         assert (tier.state(), tier.breaker_open, source.stats().hits) == ("down", True, {"store": 1})
         tier.publish_hint("nobody.hears-this")
         for _ in range(2):  # comes, goes, and comes back
-            server.start()
+            fragile.start()
             wait_until(lambda: tier.state() == "up")
             assert source.load(PROMPTS[0].digest).result(WAIT) == PROMPTS[0]
-            server.kill()
+            fragile.kill()
             wait_until(lambda: tier.breaker_open)
             assert source.load(PROMPTS[0].digest).result(WAIT) == PROMPTS[0]
     finally:
         source.close()
-        server.kill()
 
 
-def test_a_restart_breaks_pooled_connections_and_nobody_notices(tmp_path: Path) -> None:
-    server = RedisServer(tmp_path)
-
+@pytest.mark.usefixtures("patient")
+def test_a_restart_breaks_pooled_connections_and_nobody_notices(fragile: RedisServer) -> None:
     async def scenario() -> None:
-        async with connected(server.url) as tier:
+        async with connected(fragile.url) as tier:
             await tier.put(DIGEST, b"before")
-            server.kill()
-            server.start()
+            fragile.kill()
+            fragile.start()
             await tier.put(DIGEST, b"after")
             assert await tier.get(DIGEST) == b"after"
             assert tier.is_up
 
     asyncio.run(scenario())
-    server.kill()
 
 
 FAULTS = [fault for fault in Fault if fault is not Fault.NONE]
@@ -287,7 +293,10 @@ def answers_from_redis(source: TieredPromptSource) -> bool:
 
 
 @pytest.mark.parametrize("fault", [Fault.BLACK_HOLE, Fault.REFUSE, Fault.CORRUPT, Fault.CUT])
-def test_faults_open_the_breaker_although_nobody_waits_for_answers(fault: Fault, proxy: FaultProxy) -> None:
+def test_faults_open_the_breaker_although_nobody_waits_for_answers(
+    fault: Fault, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(breaker, "HEALTH_SECONDS", 3600.0)  # it is the loads that find out
     tier = RedisTier(proxy.url)
     source = TieredPromptSource(MemoryStore(*PROMPTS), host_bytes=0, remote=tier)
     try:
@@ -320,6 +329,7 @@ def test_a_slow_redis_is_overtaken_but_stays_up(proxy: FaultProxy) -> None:
         source.close()
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_read_that_is_let_go_leaves_no_answer_for_the_next(server: RedisServer, proxy: FaultProxy) -> None:
     async def scenario() -> None:
         async with connected(proxy.url) as tier:
@@ -337,6 +347,41 @@ def test_a_read_that_is_let_go_leaves_no_answer_for_the_next(server: RedisServer
     asyncio.run(scenario())
 
 
+def test_reads_that_nobody_waits_for_open_the_breaker(
+    proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(breaker, "HEALTH_SECONDS", 3600.0)
+
+    async def scenario() -> None:
+        async with connected(proxy.url) as tier:
+            proxy.set(Fault.BLACK_HOLE)
+            reading = asyncio.create_task(tier.get(DIGEST))
+            await asyncio.sleep(0.01)
+            reading.cancel()
+            await until(lambda: tier.breaker_open)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.usefixtures("patient")
+def test_an_odd_reply_closes_its_connection(server: RedisServer, direct: redis.Redis) -> None:
+    def num_accepted() -> int:
+        return int(direct.info("stats")["total_connections_received"])
+
+    async def scenario() -> None:
+        async with connected(server.url) as tier:
+            await listening(direct, 1)
+            await tier.put(DIGEST, b"data")
+            direct.set(KEY, "odd")
+            before = num_accepted()
+            for _ in range(2):
+                assert await tier.get(DIGEST) is None
+            assert num_accepted() == before + 1, "the second read has a new one"
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.usefixtures("patient")
 def test_a_user_with_a_password(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     password = "s3cret@/:?#"
     server = RedisServer(tmp_path, user="promptplex", password=password)
@@ -363,6 +408,7 @@ def test_a_user_with_a_password(tmp_path: Path, caplog: pytest.LogCaptureFixture
     assert "s3cret" not in caplog.text
 
 
+@pytest.mark.usefixtures("patient")
 def test_sentinels_lead_to_the_master(server: RedisServer, direct: redis.Redis, tmp_path: Path) -> None:
     sentinel = RedisSentinel(tmp_path, server)
     dead = free_port()
@@ -383,6 +429,7 @@ def test_sentinels_lead_to_the_master(server: RedisServer, direct: redis.Redis, 
     assert direct.exists(KEY)
 
 
+@pytest.mark.usefixtures("patient")
 def test_over_tls(proxy: FaultProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     certificate = self_signed(tmp_path)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -517,22 +564,20 @@ def test_hints_of_one_task_become_fewer_and_the_last_is_never_lost(
     assert 1 <= heard.tasks.count("busy") < 200
 
 
-def test_the_listener_comes_back(tmp_path: Path) -> None:
+def test_the_listener_comes_back(fragile: RedisServer) -> None:
     heard = Heard()
-    server = RedisServer(tmp_path)
 
     async def scenario() -> None:
-        async with connected(server.url, on_hint=heard) as tier:
-            server.kill()
+        async with connected(fragile.url, on_hint=heard) as tier:
+            fragile.kill()
             await until(lambda: not tier.is_up)
-            server.start()
-            with redis.Redis(port=server.port) as client:
+            fragile.start()
+            with redis.Redis(port=fragile.port) as client:
                 await listening(client, 1)
             tier.publish_hint("back")
             await until(lambda: heard.tasks == ["back"])
 
     asyncio.run(scenario())
-    server.kill()
 
 
 def test_nothing_stays_behind(server: RedisServer, direct: redis.Redis) -> None:
