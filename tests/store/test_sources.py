@@ -305,6 +305,21 @@ def test_a_loss_is_remembered_until_the_remote_can_heal_it(gated: GatedStore, ma
     until(lambda: SOFT.digest in gated.blobs)
 
 
+def test_a_real_store_is_healed(root: Path, make: Make) -> None:
+    store = open_store(root)
+    store.publish("t", VersionDraft(prompt=SOFT))
+    blob = root / "blobs" / f"{SOFT.digest}.safetensors"
+    blob.chmod(0o600)
+    blob.write_bytes(OTHER.data)
+    remote = Remote(SOFT)
+    remote.seconds = 0.05  # so that the store is asked, too
+    source = make(store, remote=remote)
+    assert source.load(SOFT.digest).result(WAIT) == SOFT
+    until(lambda: source.stats().heals == 1)
+    assert blob.read_bytes() == SOFT.data
+    assert open_store(root).read_blob(SOFT.digest) == SOFT.data
+
+
 def test_healing_may_fail(gated: GatedStore, make: Make, caplog: pytest.LogCaptureFixture) -> None:
     remote = Remote(SOFT)
     remote.seconds = 0.05
