@@ -106,7 +106,7 @@ def assemble(
     engine = Engine(
         base.backbone, source, settings.engine_config(), on_step=metrics.on_step, on_failure=on_failure
     )
-    metrics.watch(engine.stats, source.stats)
+    metrics.watch(engine.stats, source.stats, redis)
     generation = GenerationService(
         engine,
         store,

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 from weakref import WeakSet
 
+from redis.asyncio.client import Redis
 from redis.asyncio.connection import (
     AbstractConnection,
     Connection,
@@ -86,11 +87,12 @@ class RedisConnections:
 
     async def close(self) -> None:
         """Close all connections."""
-        with contextlib.suppress(RedisError, OSError):
-            await self._pool.aclose()
+        clients: list[ConnectionPool | Redis] = [self._pool]
         if self._sentinel is not None:
+            clients += self._sentinel.sentinels
+        for client in clients:
             with contextlib.suppress(RedisError, OSError):
-                await self._sentinel.aclose()
+                await client.aclose()
 
     async def _exchange(self, command: tuple[Any, ...], parse: Callable[[Any], _Reply]) -> _Reply:
         connection = await self._acquire()
