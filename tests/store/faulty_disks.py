@@ -1,6 +1,5 @@
-"""Disks that kill the process, fail, or keep a log: they stand where the store's system calls go through."""
+"""Disks that kill the process, crash, or keep a log: they stand where the store's system calls go through."""
 
-import errno
 import os
 import signal
 from collections.abc import Callable
@@ -83,16 +82,6 @@ def crashing_disk(at: int) -> Disk:
         crashed(name)
         if crashed.count > at:
             raise CrashedError
-
-    return WatchedDisk(point)
-
-
-def failing_disk(call: str, error: int = errno.EIO) -> Disk:
-    """Every `call` fails with an errno."""
-
-    def point(name: str) -> None:
-        if name == f"before {call}":
-            raise OSError(error, os.strerror(error))
 
     return WatchedDisk(point)
 
