@@ -1,4 +1,4 @@
-"""`POST /generate`, and `POST /` for clients that post to the server's URL itself."""
+"""`POST /generate` and `/generate_stream`, and `POST /` for clients that post to the server's URL itself."""
 
 import asyncio
 import contextlib
@@ -8,12 +8,13 @@ from collections.abc import Coroutine
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Header, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 
-from app.api.schemas import ErrorEnvelope, GenerateRequest, GenerateResponse
+from app.api.schemas import ErrorEnvelope, GenerateRequest, GenerateResponse, StreamEvent
+from app.api.sse import EventStreamResponse, data_event, json_bytes
 from app.api.state import Services, services
 from app.errors import Cancelled
-from app.serving.answers import GenerationAsk, GenerationResult
+from app.serving.answers import GenerationAsk, GenerationResult, TextDelta
 from app.serving.parameters import GenerationParameters
 
 router = APIRouter(tags=["generate"])
@@ -32,17 +33,52 @@ Deadline = Annotated[
 ]
 
 
-@router.post("/generate", response_model=GenerateResponse, responses=ERRORS, summary="Generate text")
-@router.post("/", response_model=GenerateResponse, responses=ERRORS, summary="The same as /generate")
+_ANSWERS: dict[int | str, dict[str, Any]] = ERRORS | {
+    200: {"content": {"text/event-stream": {"schema": StreamEvent.model_json_schema()}}}
+}
+
+
+@router.post("/generate", response_model=GenerateResponse, responses=_ANSWERS, summary="Generate text")
+@router.post("/", response_model=GenerateResponse, responses=_ANSWERS, summary="The same as /generate")
 async def generate(
     body: GenerateRequest,
     request: Request,
     behind: Annotated[Services, Depends(services)],
     deadline_ms: Deadline = None,
-) -> JSONResponse:
+) -> Any:
     """Generate with a task's prompt, or with the base model where no task is named."""
     begin = time.monotonic()
-    ask = GenerationAsk(
+    ask = _ask(body, request, begin, deadline_ms)
+    if body.stream:
+        return await _stream(request, behind, ask)
+    result = await unless_client_leaves(request, behind.generation.generate(ask))
+    with_details = body.parameters is None or body.parameters.details
+    return JSONResponse(_answer(result, with_details), headers=_timing(result, time.monotonic() - begin))
+
+
+@router.post(
+    "/generate_stream",
+    response_class=Response,
+    responses=_ANSWERS,
+    summary="Generate text, a token at a time",
+)
+async def generate_stream(
+    body: GenerateRequest,
+    request: Request,
+    behind: Annotated[Services, Depends(services)],
+    deadline_ms: Deadline = None,
+) -> Any:
+    """The same as /generate with "stream": true. What fails before the first token has its own status."""
+    return await _stream(request, behind, _ask(body, request, time.monotonic(), deadline_ms))
+
+
+async def _stream(request: Request, behind: Services, ask: GenerationAsk) -> EventStreamResponse:
+    stream = await unless_client_leaves(request, behind.generation.start(ask))
+    return EventStreamResponse(stream, TokenEvents())
+
+
+def _ask(body: GenerateRequest, request: Request, begin: float, deadline_ms: int | None) -> GenerationAsk:
+    return GenerationAsk(
         inputs=body.inputs,
         request_id=request.state.request_id,
         task=body.reference,
@@ -50,9 +86,47 @@ async def generate(
         parameters=body.parameters.generation() if body.parameters else GenerationParameters(),
         deadline=None if deadline_ms is None else begin + deadline_ms / 1000,
     )
-    result = await unless_client_leaves(request, behind.generation.generate(ask))
-    with_details = body.parameters is None or body.parameters.details
-    return JSONResponse(_answer(result, with_details), headers=_timing(result, time.monotonic() - begin))
+
+
+class TokenEvents:
+    """Writes pieces as TGI does: an event for each token, which holds what may be shown of its text."""
+
+    def __init__(self) -> None:
+        self._index = 0
+
+    def __call__(self, piece: TextDelta) -> bytes:
+        """The event of one piece."""
+        token, result = piece.token, piece.result
+        if token is None:
+            return b""
+        self._index += 1
+        written = json_bytes(
+            {
+                "index": self._index,
+                "token": {
+                    "id": token.id,
+                    "text": piece.text,
+                    "logprob": _finite(token.logprob),
+                    "special": token.special,
+                },
+                "generated_text": None if result is None else result.generated_text,
+                "details": None if result is None else _details_of_stream(result),
+            }
+        )
+        return data_event(written)
+
+
+def _details_of_stream(result: GenerationResult) -> dict[str, Any]:
+    version = result.version
+    return {
+        "finish_reason": str(result.finish),
+        "generated_tokens": len(result.tokens),
+        "input_length": result.prompt_tokens,
+        "virtual_tokens": result.virtual_tokens,
+        "seed": result.seed,
+        "task_version": None if version is None else version.version,
+        "version_digest": None if version is None else f"sha256:{version.digest}",
+    }
 
 
 async def unless_client_leaves(request: Request, work: Coroutine[Any, Any, _T]) -> _T:
@@ -101,13 +175,17 @@ def _details(result: GenerationResult) -> dict[str, Any]:
             {
                 "id": token.id,
                 "text": token.text,
-                # JSON has no infinity: a token that the model itself gave no chance.
-                "logprob": token.logprob if math.isfinite(token.logprob) else -1e30,
+                "logprob": _finite(token.logprob),
                 "special": token.special,
             }
             for token in result.tokens
         ],
     }
+
+
+def _finite(logprob: float) -> float:
+    """JSON has no infinity: a token that the model itself gave no chance."""
+    return logprob if math.isfinite(logprob) else -1e30
 
 
 def _timing(result: GenerationResult, total: float) -> dict[str, str]:

@@ -124,14 +124,7 @@ class GenerateRequest(_Strict):
     inputs: Inputs = Field(description="A text, or an object with exactly the fields of the task's template")
     user: Annotated[str, Field(max_length=256)] | None = None
     parameters: Parameters | None = None
-    stream: Literal[False] | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _no_stream(cls, data: Any) -> Any:
-        if isinstance(data, dict) and not _is_neutral(data.get("stream"), False):
-            raise ValueError(f"stream {_LATER}; leave it out")
-        return data
+    stream: bool | None = Field(None, description="Server-sent events, a token each, as /generate_stream")
 
     @model_validator(mode="after")
     def _one_name(self) -> Self:
@@ -207,6 +200,15 @@ class ReasonRequest(_Strict):
     """Why, for the record."""
 
     why: Annotated[str, Field(max_length=1000)] = ""
+
+
+class StreamEvent(BaseModel):
+    """The data of one server-sent event; the last one holds the whole text and the details."""
+
+    index: int
+    token: Token
+    generated_text: str | None
+    details: dict[str, Any] | None
 
 
 class RollbackRequest(_Strict):

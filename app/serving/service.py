@@ -3,10 +3,10 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from typing import cast
+from typing import TypeVar, cast
 
 from transformers import PreTrainedTokenizerFast
 
@@ -20,6 +20,8 @@ from app.serving.detokenizer import detokenizer_tables
 from app.serving.tokenization import PromptTokenizer
 from app.serving.writer import AnswerWriter
 from app.store.prompt_store import PromptStore
+
+_T = TypeVar("_T")
 
 _ADMISSION_THREADS = 4
 _GRACE_SECONDS = 0.25
@@ -78,11 +80,23 @@ class GenerationService:
 
         Raises NotFound, NotServable, InvalidRequest, Unavailable, DeadlineExceeded, NonFiniteLogits.
         """
+        return await self._in_time(ask, _result_of(self.stream(ask)))
+
+    async def start(self, ask: GenerationAsk) -> "StartedStream":
+        """Wait for the first piece, so that whatever fails early is raised here."""
+        pieces = self.stream(ask)
+        try:
+            return StartedStream(await self._in_time(ask, anext(pieces)), pieces)
+        except BaseException:
+            await pieces.aclose()
+            raise
+
+    async def _in_time(self, ask: GenerationAsk, work: Awaitable[_T]) -> _T:
+        """The engine ends what is late; this is for what never reaches it, or finds it stuck."""
         seconds = self.timeout if ask.deadline is None else ask.deadline - time.monotonic()
         try:
-            # The engine ends what is late; this is for what never reaches it, or finds it stuck.
             async with asyncio.timeout(seconds + _GRACE_SECONDS) as limit:
-                return await _result_of(self.stream(ask))
+                return await work
         except TimeoutError:
             if not limit.expired():
                 raise
@@ -209,6 +223,24 @@ class GenerationService:
                 timings=timings,
             )
         )
+
+
+class StartedStream:
+    """The pieces of an answer, of which the first is there. `close` frees the row, however far it came."""
+
+    def __init__(self, first: TextDelta, rest: AsyncGenerator[TextDelta, None]) -> None:
+        self.first = first
+        self._rest = rest
+
+    async def __aiter__(self) -> AsyncGenerator[TextDelta, None]:
+        """All pieces, the first included; once."""
+        yield self.first
+        async for piece in self._rest:
+            yield piece
+
+    async def close(self) -> None:
+        """Cancel what still runs."""
+        await self._rest.aclose()
 
 
 async def _result_of(deltas: AsyncGenerator[TextDelta, None]) -> GenerationResult:

@@ -147,7 +147,6 @@ def test_habits_are_refused_otherwise(client: httpx.Client, name: str, value: An
         ({"inputs": "a", "user": "u" * 257}, "user", "at most 256"),
         ({"inputs": "a", "task_id": "UP"}, "task_id", "lower-case"),
         ({"inputs": "a", "task_id": "../x"}, "task_id", "lower-case"),
-        ({"inputs": "a", "stream": True}, None, "stream is not supported yet"),
         ({"inputs": "film " * 400}, "inputs", "positions"),
         ([], None, "JSON object"),
         (3, None, "JSON object"),

@@ -114,6 +114,7 @@ def test_every_route_is_documented(stack: Stack) -> None:
     assert set(document["paths"]) == {
         "/",
         "/generate",
+        "/generate_stream",
         "/tasks",
         "/tasks/{task_id}",
         "/tasks/{task_id}/versions",

@@ -1,0 +1,91 @@
+"""Server-sent events: bytes made by hand, sent as they come, given up when the client leaves."""
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from app.api.errors import error_response
+from app.errors import PromptplexError
+from app.serving.answers import TextDelta
+from app.serving.service import StartedStream
+
+log = logging.getLogger("promptplex.api")
+
+_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # nginx would collect what should be seen at once
+]
+
+
+class EventStreamResponse(Response):
+    """An ASGI response of a stream that has its first piece already: the status is decided, 200."""
+
+    def __init__(
+        self,
+        stream: StartedStream,
+        write: Callable[[TextDelta], bytes],
+        *,
+        end: bytes = b"",
+    ) -> None:
+        """`write` makes the events of a piece; `end` follows the last one."""
+        super().__init__(media_type="text/event-stream")
+        self._stream = stream
+        self._write = write
+        self._end = end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send everything, unless the client leaves; then the request is cancelled."""
+        sending = asyncio.ensure_future(self._send_all(send))
+        leaving = asyncio.ensure_future(_client_leaves(receive))
+        try:
+            await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if sending.done():
+                sending.result()
+        finally:
+            for task in (sending, leaving):
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError, Exception):
+                    await task
+            await self._stream.close()
+
+    async def _send_all(self, send: Send) -> None:
+        start = {"type": "http.response.start", "status": 200, "headers": _HEADERS}
+        await send(start)
+        async with aclosing(self._events()) as events:
+            async for event in events:
+                await send({"type": "http.response.body", "body": event, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _events(self) -> AsyncGenerator[bytes, None]:
+        try:
+            async for piece in self._stream:
+                if event := self._write(piece):
+                    yield event
+            yield self._end
+        except Exception as error:
+            if not isinstance(error, PromptplexError):
+                log.exception("a stream broke")
+            yield data_event(bytes(error_response(error).body))
+
+
+def data_event(payload: bytes) -> bytes:
+    """One event with this payload, which holds no line break."""
+    return b"data: " + payload + b"\n\n"
+
+
+def json_bytes(value: object) -> bytes:
+    """Compact JSON in UTF-8; halves of surrogate pairs, which UTF-8 can't carry, are replaced."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return text.encode("utf-8", "replace")
+
+
+async def _client_leaves(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,118 @@
+"""Server-sent events: joined they are the answer, errors have their status, leaving frees the row."""
+
+import json
+import random
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from tests.api.server import client_of
+from tests.api.test_generate import error_of, publish_text
+from tests.serving.stack import POSITIONS, Stack
+
+INPUTS = ("the film", "食べ物は美味しい", "🙂🙃👩‍👩‍👧", "Grüße aus", "a\nb", "name[The Eagle]")
+STOPS = ("e", "the", "\n", "ea", "漢", "a b", "é")
+
+
+def events(client: httpx.Client, body: dict[str, Any], path: str = "/generate_stream") -> Iterator[Any]:
+    with client.stream("POST", path, json=body) as response:
+        assert response.status_code == 200, response.read()
+        assert response.headers["content-type"].startswith("text/event-stream")
+        for line in response.iter_lines():
+            if line:
+                assert line.startswith("data: ")
+                yield json.loads(line.removeprefix("data: "))
+
+
+def test_the_shape_is_tgis(client: httpx.Client) -> None:
+    body = {"inputs": "what a film", "parameters": {"max_new_tokens": 5, "seed": 3}}
+    for path, more in (("/generate_stream", {}), ("/generate", {"stream": True}), ("/", {"stream": True})):
+        *early, last = events(client, body | more, path)
+        assert [event["index"] for event in (*early, last)] == [1, 2, 3, 4, 5]
+        assert all((event["generated_text"], event["details"]) == (None, None) for event in early)
+        assert set(last["token"]) == {"id", "text", "logprob", "special"}
+        assert last["generated_text"] == client.post("/generate", json=body).json()["generated_text"]
+        assert last["details"]["finish_reason"] == "length"
+        assert (last["details"]["generated_tokens"], last["details"]["seed"]) == (5, 3)
+
+
+def test_streams_joined_are_the_answer(url: str, stack: Stack) -> None:
+    """500 random requests, with text of many kinds and stop strings that span tokens."""
+    dice = random.Random(5)
+    bodies = []
+    for _ in range(500):
+        parameters: dict[str, Any] = {"max_new_tokens": dice.randint(1, 24), "seed": dice.randrange(1000)}
+        parameters |= {"do_sample": dice.random() < 0.7, "temperature": 1.5}
+        parameters |= {"stop": dice.sample(STOPS, dice.randint(0, 3))}
+        bodies.append({"inputs": dice.choice(INPUTS), "parameters": parameters})
+
+    def compare(body: dict[str, Any]) -> str:
+        with client_of(url) as client:
+            answer = client.post("/generate", json=body).json()
+            *early, last = events(client, body)
+        text = "".join(event["token"]["text"] for event in (*early, last))
+        assert text == answer["generated_text"] == last["generated_text"]
+        assert not any(stop in text for stop in body["parameters"]["stop"])
+        tokens = [event["token"]["id"] for event in (*early, last)]
+        assert tokens == [token["id"] for token in answer["details"]["tokens"]]
+        assert last["details"]["finish_reason"] == answer["details"]["finish_reason"]
+        return str(last["details"]["finish_reason"])
+
+    with ThreadPoolExecutor(8) as threads:
+        reasons = list(threads.map(compare, bodies))
+    assert reasons.count("stop_sequence") > 50
+    assert reasons.count("length") > 50
+
+
+def test_early_failures_have_their_own_status(client: httpx.Client) -> None:
+    error_of(client.post("/generate_stream", json={"inputs": "a", "task_id": "nobody"}), 404)
+    too_long = {"inputs": "a", "parameters": {"max_new_tokens": POSITIONS}}
+    error_of(client.post("/generate_stream", json=too_long), 422)
+    error_of(client.post("/generate_stream", json={"input": "a"}), 422)
+
+
+def test_a_late_failure_is_an_event(client: httpx.Client, stack: Stack) -> None:
+    body = {"inputs": stack.talkative(), "parameters": {"max_new_tokens": POSITIONS - 60}}
+    headers = {"x-request-deadline-ms": "150"}
+    with client.stream("POST", "/generate_stream", json=body, headers=headers) as response:
+        lines = [line for line in response.iter_lines() if line]
+    if response.status_code == 504:
+        pytest.skip("this machine was too slow for a first token in time")
+    last = json.loads(lines[-1].removeprefix("data: "))
+    assert last["error"]["code"] == "deadline_exceeded" or last["details"]["finish_reason"] == "length"
+
+
+def test_the_version_is_told(client: httpx.Client) -> None:
+    published = publish_text(client, "streamed", "S: {x}")
+    *_, last = events(client, {"task_id": "streamed", "inputs": "a"})
+    assert last["details"]["version_digest"] == published["version_digest"]
+
+
+def test_clients_that_leave_free_their_rows(url: str, stack: Stack) -> None:
+    """100 of them, at random moments."""
+    dice = random.Random(1)
+    where = urlsplit(url)
+    body = {"inputs": stack.talkative(), "parameters": {"max_new_tokens": 150}}
+
+    def leave(seconds: float) -> None:
+        data = json.dumps(body).encode()
+        head = f"POST /generate_stream HTTP/1.1\r\nHost: localhost\r\ncontent-length: {len(data)}\r\n"
+        head += "content-type: application/json\r\n\r\n"
+        with socket.create_connection((where.hostname, where.port), timeout=10) as connection:
+            connection.sendall(head.encode() + data)
+            time.sleep(seconds)
+
+    with ThreadPoolExecutor(25) as threads:
+        list(threads.map(leave, [dice.uniform(0, 0.3) for _ in range(100)]))
+    give_up = time.monotonic() + 20
+    while stack.engine.stats().num_running or stack.engine.stats().num_waiting:
+        assert time.monotonic() < give_up, "rows of clients that left still run"
+        time.sleep(0.01)
+    with client_of(url) as client:  # the loop checks its integrity whenever it comes to rest
+        assert client.post("/generate", json={"inputs": "a"}).status_code == 200
