@@ -296,9 +296,11 @@ def test_a_client_that_leaves_frees_its_row(url: str, stack: Stack) -> None:
     kind = "Content-Type: application/json"
     head = f"POST /generate HTTP/1.1\r\nHost: localhost\r\n{kind}\r\nContent-Length: {len(body)}\r\n\r\n"
     before = len(stack.outcomes)
+    until = time.monotonic() + 5
+    while stack.engine.stats().num_running:  # what talked before
+        assert time.monotonic() < until
     with socket.create_connection(("127.0.0.1", urlsplit(url).port or 0)) as connection:
         connection.sendall(head.encode() + body)
-        until = time.monotonic() + 5
         while not stack.engine.stats().num_running and len(stack.outcomes) == before:
             assert time.monotonic() < until
     while len(stack.outcomes) == before:
