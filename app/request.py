@@ -56,6 +56,7 @@ class Request:
     resident_ids: tuple[int, ...] = ()  # BOS and the template's leading text
     sampling: SamplingParams = field(default_factory=SamplingParams)
     max_new_tokens: int = 128
+    num_top: int = 0  # most probable tokens to report beside each generated one
     stop_ids: frozenset[int] = frozenset()  # EOS and stop ids; the one that stops is reported
     tenant: str = ""  # the key that asks; fair share is by tenant, then by task
     task: str = ""  # for fair share and statistics only, never a cache key
@@ -87,6 +88,7 @@ class TokenDelta:
     request_id: str
     token_id: int | None = None  # None: an end without a token (error, cancellation)
     logprob: float = 0.0
+    top: tuple[tuple[int, float], ...] = ()  # (id, log-probability) of the `num_top` most probable tokens
     finish: FinishReason | None = None
     error: PromptplexError | None = None
     timings: RequestTimings | None = None  # on the last delta

@@ -14,7 +14,7 @@ from app.api.schemas import ErrorEnvelope, GenerateRequest, GenerateResponse, St
 from app.api.sse import EventStreamResponse, data_event, json_bytes
 from app.api.state import Services, services
 from app.errors import Cancelled
-from app.serving.answers import GenerationAsk, GenerationResult, TextDelta
+from app.serving.answers import GenerationAsk, GenerationResult, OutputToken, TextDelta
 from app.serving.parameters import GenerationParameters
 
 router = APIRouter(tags=["generate"])
@@ -103,12 +103,8 @@ class TokenEvents:
         written = json_bytes(
             {
                 "index": self._index,
-                "token": {
-                    "id": token.id,
-                    "text": piece.text,
-                    "logprob": _finite(token.logprob),
-                    "special": token.special,
-                },
+                "token": _token(token) | {"text": piece.text},
+                **({"top_tokens": [_token(other) for other in token.top]} if token.top else {}),
                 "generated_text": None if result is None else result.generated_text,
                 "details": None if result is None else _details_of_stream(result),
             }
@@ -164,22 +160,26 @@ def _answer(result: GenerationResult, with_details: bool) -> dict[str, Any]:
 
 
 def _details(result: GenerationResult) -> dict[str, Any]:
-    return {
+    details: dict[str, Any] = {
         "finish_reason": str(result.finish),
         "generated_tokens": len(result.tokens),
         "prompt_tokens": result.prompt_tokens,
         "virtual_tokens": result.virtual_tokens,
         "seed": result.seed,
         "prefill": [],
-        "tokens": [
-            {
-                "id": token.id,
-                "text": token.text,
-                "logprob": _finite(token.logprob),
-                "special": token.special,
-            }
-            for token in result.tokens
-        ],
+        "tokens": [_token(token) for token in result.tokens],
+    }
+    if any(token.top for token in result.tokens):
+        details["top_tokens"] = [[_token(other) for other in token.top] for token in result.tokens]
+    return details
+
+
+def _token(token: OutputToken) -> dict[str, Any]:
+    return {
+        "id": token.id,
+        "text": token.text,
+        "logprob": _finite(token.logprob),
+        "special": token.special,
     }
 
 

@@ -69,13 +69,15 @@ class Parameters(_Strict):
         None, ge=1, le=bounds.MAX_TRUNCATE, description="Keep the last so many tokens of the inputs"
     )
     return_full_text: bool | None = Field(None, description="Put the rendered prompt before the answer")
+    top_n_tokens: int | None = Field(
+        None, ge=0, le=bounds.MAX_TOP_TOKENS, description="Also report the most probable tokens"
+    )
     details: bool = Field(True, description="Report tokens and counts")
     adapter_id: Reference | None = Field(None, description="Another name of task_id")
 
     # Known, but only at the value that changes nothing.
     n: Literal[1] | None = None
     best_of: Literal[1] | None = None
-    top_n_tokens: Literal[0] | None = None
     typical_p: float | None = None
     watermark: Literal[False] | None = None
     decoder_input_details: Literal[False] | None = None
@@ -106,7 +108,6 @@ _PASSED_ON = tuple(GenerationParameters.__dataclass_fields__)
 _NEUTRAL: dict[str, Any] = {
     "n": 1,
     "best_of": 1,
-    "top_n_tokens": 0,
     "typical_p": 1.0,
     "watermark": False,
     "decoder_input_details": False,
@@ -158,6 +159,7 @@ class Details(BaseModel):
     seed: int
     prefill: list[Token] = []
     tokens: list[Token]
+    top_tokens: list[list[Token]] | None = None
 
 
 class GenerateResponse(BaseModel):

@@ -4,18 +4,20 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
+from typing import Any, Protocol, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from app.api.errors import error_response
 from app.errors import PromptplexError
-from app.serving.answers import TextDelta
-from app.serving.service import StartedStream
 
 log = logging.getLogger("promptplex.api")
+
+_Piece = TypeVar("_Piece")
+_Piece_co = TypeVar("_Piece_co", covariant=True)
 
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -24,19 +26,31 @@ _HEADERS = [
 ]
 
 
+class Started(Protocol[_Piece_co]):
+    """A stream whose first piece is there already."""
+
+    def __aiter__(self) -> AsyncIterator[_Piece_co]:
+        """All pieces, once. May raise PromptplexError."""
+        ...
+
+    async def close(self) -> None:
+        """Cancel what still runs."""
+        ...
+
+
 class EventStreamResponse(Response):
     """An ASGI response of a stream that has its first piece already: the status is decided, 200."""
 
     def __init__(
         self,
-        stream: StartedStream,
-        write: Callable[[TextDelta], bytes],
+        stream: Started[_Piece],
+        write: Callable[[_Piece], bytes],
         *,
-        end: bytes = b"",
+        end: Callable[[], bytes] = bytes,
     ) -> None:
-        """`write` makes the events of a piece; `end` follows the last one."""
+        """`write` makes the events of a piece; `end` makes what follows the last one."""
         super().__init__(media_type="text/event-stream")
-        self._stream = stream
+        self._stream: Started[Any] = stream
         self._write = write
         self._end = end
 
@@ -68,7 +82,7 @@ class EventStreamResponse(Response):
             async for piece in self._stream:
                 if event := self._write(piece):
                     yield event
-            yield self._end
+            yield self._end()
         except Exception as error:
             if not isinstance(error, PromptplexError):
                 log.exception("a stream broke")

@@ -26,6 +26,7 @@ class SamplingInput:
     position: int
     prompt_ids: IdArray | None = None  # each once; with `generated_ids` only where penalties ask for them
     generated_ids: IdArray | None = None
+    num_top: int = 0  # most probable tokens to report
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,7 @@ class SampledToken:
     token_id: int
     logprob: float
     is_finite: bool
+    top: tuple[tuple[int, float], ...] = ()  # (id, log-probability), most probable first
 
 
 @dataclass(frozen=True, slots=True)

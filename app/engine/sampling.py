@@ -36,8 +36,17 @@ def choose_tokens(logits: Tensor, inputs: Sequence[SamplingInput]) -> tuple[Samp
         drawn = adjusted[rows].masked_fill(~finite[rows, None], 0.0)
         chosen[rows] = draw(drawn, [inputs[row] for row in rows])
     logprobs = logits.gather(1, chosen[:, None]).squeeze(1) - normaliser
-    columns = zip(chosen.tolist(), logprobs.tolist(), finite.tolist(), strict=True)
-    return tuple(SampledToken(token, logprob, is_finite) for token, logprob, is_finite in columns)
+    top = [
+        _most_probable(logits[row] - normaliser[row], given.num_top) if given.num_top else ()
+        for row, given in enumerate(inputs)
+    ]
+    columns = zip(chosen.tolist(), logprobs.tolist(), finite.tolist(), top, strict=True)
+    return tuple(SampledToken(*column) for column in columns)
+
+
+def _most_probable(logprobs: Tensor, count: int) -> tuple[tuple[int, float], ...]:
+    values, ids = logprobs.topk(min(count, logprobs.shape[0]))
+    return tuple(zip(ids.tolist(), values.tolist(), strict=True))
 
 
 def uniform(seed: int, sample_index: int, position: int) -> float:

@@ -309,6 +309,7 @@ class Scheduler:
             request_id=sequence.request.id,
             token_id=token.token_id if error is None else None,
             logprob=token.logprob if error is None else 0.0,
+            top=token.top,
             finish=reason,
             error=error,
             timings=sequence.timings(now) if reason is not None or error is not None else None,
@@ -333,10 +334,12 @@ class Scheduler:
 
 
 def _sampling_input(sequence: Sequence) -> SamplingInput:
-    params = sequence.request.sampling
+    params, num_top = sequence.request.sampling, sequence.request.num_top
     if not params.has_penalty:
-        return SamplingInput(params, sequence.num_generated)
-    return SamplingInput(params, sequence.num_generated, sequence.prompt_ids, sequence.generated_ids)
+        return SamplingInput(params, sequence.num_generated, num_top=num_top)
+    return SamplingInput(
+        params, sequence.num_generated, sequence.prompt_ids, sequence.generated_ids, num_top=num_top
+    )
 
 
 def _prefix_item(prefix: Prefix, budget: int) -> PlanItem:

@@ -8,14 +8,15 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 from app.engine.engine import Engine
 from app.errors import DeadlineExceeded, NotServable, RequestTooLong
 from app.prompt import PromptKind, TaskVersion
 from app.request import Request
 from app.serving.answers import GenerationAsk
+from app.serving.chat import ChatTemplate, last_of_user
 from app.serving.parameters import DEFAULT_MAX_NEW_TOKENS, GenerationParameters, parse_parameters
 from app.serving.servability import Servability
 from app.serving.template import PLAIN, Template, bind_inputs, parse_template
@@ -66,12 +67,14 @@ class Admission:
         base_name: str,
         timeout: float,
         prefetch: Callable[[str], object],
+        chat: ChatTemplate,
     ) -> None:
         self.tokenizer = tokenizer
         self.base_name = base_name
         self.eos_ids = eos_ids
         self.servability = Servability(store, engine.geometry)
         self._engine = engine
+        self._chat = chat
         self._store = store
         self._timeout = timeout
         self._prefetch = prefetch
@@ -115,10 +118,8 @@ class Admission:
         """The same for a version at hand, released or not."""
         begin = time.monotonic()
         prepared = self._prepared(version)
-        parameters = ask.parameters.over(prepared.defaults)
-        values = bind_inputs(prepared.template, ask.inputs)
-        self._check_size(prepared.template, values, parameters.truncate)
-        tokenized = self.tokenizer.tokenize(prepared.template, values, parameters.truncate)
+        parameters = ask.parameters.over(prepared.defaults.over(ask.fallbacks))
+        tokenized = self._tokenize(prepared.template, ask, parameters.truncate)
         check_not_empty(tokenized)
         request = self._request(version, prepared, ask, parameters, tokenized, begin)
         self._engine.check_admissible(request)
@@ -131,7 +132,17 @@ class Admission:
             begin=begin,
         )
 
-    def _check_size(self, template: Template, values: dict[str, str], truncate: int | None) -> None:
+    def _tokenize(self, template: Template, ask: GenerationAsk, truncate: int | None) -> Tokenized:
+        if ask.token_ids is not None:
+            return Tokenized(ask.token_ids, self.tokenizer.text_of(ask.token_ids))
+        if ask.messages is not None and template is PLAIN:
+            template, values = self._chat.render(ask.messages, is_task=ask.task not in (None, self.base_name))
+        else:
+            values = bind_inputs(template, ask.inputs if ask.messages is None else last_of_user(ask.messages))
+        self._check_size(template, values, truncate)
+        return self.tokenizer.tokenize(template, values, truncate)
+
+    def _check_size(self, template: Template, values: Mapping[str, str], truncate: int | None) -> None:
         """Refuse what can't fit before the cost of tokenizing it."""
         characters = template.num_chars(values)
         limit = self._engine.geometry.max_positions
@@ -166,7 +177,8 @@ class Admission:
             resident_ids=tokenized.ids[:resident],
             prompt_digest=None if version is None else version.prompt_digest,
             num_virtual_tokens=virtual,
-            sampling=parameters.sampling(seed),
+            sampling=replace(parameters.sampling(seed), sample_index=ask.sample_index),
+            num_top=parameters.top_n_tokens or 0,
             max_new_tokens=self._max_new_tokens(ask.parameters, parameters, virtual, len(tokenized.ids)),
             stop_ids=self.eos_ids | self._stop_ids(parameters.stop or ()),
             tenant=ask.tenant,

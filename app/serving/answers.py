@@ -8,15 +8,27 @@ from app.request import FinishReason, RequestTimings
 from app.serving.parameters import GenerationParameters
 
 
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message of a chat."""
+
+    role: str
+    content: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationAsk:
     """One request in words: a task, its inputs, how to generate."""
 
-    inputs: str | Mapping[str, str]
+    inputs: str | Mapping[str, str] = ""
+    token_ids: tuple[int, ...] | None = None  # instead of inputs: the model sees just these
+    messages: tuple[Message, ...] | None = None  # instead of inputs: a chat
+    sample_index: int = 0  # which of `n` answers to one request; hashed with the seed
     request_id: str = ""
     task: str | None = None  # a task reference (`task`, `task@alias`, `task@3`); None: the base model
     user: str | None = None
     parameters: GenerationParameters = field(default_factory=GenerationParameters)
+    fallbacks: GenerationParameters = field(default_factory=GenerationParameters)  # below the task's own
     deadline: float | None = None  # time.monotonic() seconds
     tenant: str = ""
 
@@ -29,6 +41,7 @@ class OutputToken:
     text: str
     logprob: float
     special: bool
+    top: tuple["OutputToken", ...] = ()  # the most probable tokens in its place
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

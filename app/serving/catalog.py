@@ -57,6 +57,10 @@ class Catalog:
         following = chosen[-1] if chosen and begin + limit < len(ids) else None
         return [self._summary(task_id) for task_id in chosen], following
 
+    def all(self) -> list[TaskSummary]:
+        """Every task."""
+        return [self._summary(task_id) for task_id in self._store.list_tasks()]
+
     def detail(self, task_id: str) -> TaskDetail:
         """Raises NotFound, InvalidRequest, CorruptData."""
         history = self._store.history(task_id)

@@ -31,6 +31,15 @@ class DetokenizerTables:
         """A detokenizer for ids that follow `context`."""
         return Detokenizer(self, context)
 
+    def text_of(self, token_id: int) -> str:
+        """The text of one token alone; a special one as the vocabulary writes it."""
+        if token_id in self.special_ids:
+            return self.literal(token_id)
+        if token_id in self.bytes_of:
+            return self.bytes_of[token_id].decode("utf-8", "replace")
+        text: str = self.backend.decode([token_id], skip_special_tokens=True)
+        return text
+
     def literal(self, token_id: int) -> str:
         """The token as the vocabulary writes it; empty for an id that has no token."""
         return self.backend.id_to_token(token_id) or ""

@@ -21,6 +21,7 @@ MAX_PENALTY = 2.0  # of frequency and presence, either sign
 MAX_SEED = 2**63 - 1
 MAX_TRUNCATE = 1_000_000
 MAX_STOPS = 16
+MAX_TOP_TOKENS = 20
 MAX_STOP_CHARS = 256
 
 
@@ -41,6 +42,7 @@ class GenerationParameters:
     stop: tuple[str, ...] | None = None
     truncate: int | None = None
     return_full_text: bool | None = None
+    top_n_tokens: int | None = None  # most probable tokens to report beside each generated one
 
     def over(self, defaults: "GenerationParameters") -> "GenerationParameters":
         """These parameters, completed by `defaults`."""
@@ -62,6 +64,7 @@ _INTEGERS = {
     "top_k": (0, MAX_TOP_K),
     "seed": (0, MAX_SEED),
     "truncate": (1, MAX_TRUNCATE),
+    "top_n_tokens": (0, MAX_TOP_TOKENS),
 }
 _NUMBERS = {
     "temperature": (MIN_TEMPERATURE, MAX_TEMPERATURE, False),

@@ -16,6 +16,7 @@ from app.prompt import TaskVersion
 from app.request import FinishReason, RequestTimings, TokenDelta
 from app.serving.admission import Admission, Admitted
 from app.serving.answers import GenerationAsk, GenerationResult, Outcome, TextDelta
+from app.serving.chat import ChatTemplate
 from app.serving.detokenizer import detokenizer_tables
 from app.serving.tokenization import PromptTokenizer
 from app.serving.writer import AnswerWriter
@@ -56,6 +57,7 @@ class GenerationService:
             base_name=base_name,
             timeout=timeout,
             prefetch=prefetch,
+            chat=ChatTemplate(tokenizer),
         )
         self.base_name = base_name
         self.timeout = timeout

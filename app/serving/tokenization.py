@@ -11,7 +11,7 @@ value tokenized apart can split differently from both together.
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, islice, pairwise
 from typing import Any
@@ -67,6 +67,11 @@ class PromptTokenizer:
     def special_id(self, text: str) -> int | None:
         """The id of the special token written `text`, if there is one."""
         return self._id_of.get(text)
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """Ids as text, special tokens left out."""
+        text: str = self._plain.decode(list(ids), skip_special_tokens=True)
+        return text
 
     def surely_longer(self, template: Template, values: Mapping[str, str], limit: int) -> bool:
         """Whether the text is far too long for `limit` tokens, told from its length alone."""

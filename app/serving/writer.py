@@ -36,13 +36,20 @@ class AnswerWriter:
         if delta.is_last:
             text += self._detokenizer.flush()
         written = self._tables.literal(delta.token_id) if special else text
-        token = OutputToken(delta.token_id, written, delta.logprob, special)
+        token = OutputToken(delta.token_id, written, delta.logprob, special, self._top(delta))
         self.tokens.append(token)
         shown = self._watch.push(text)
         if delta.is_last:
             shown += self._watch.flush()
         self._shown.append(shown)
         return TextDelta(text=shown, token=token)
+
+    def _top(self, delta: TokenDelta) -> tuple[OutputToken, ...]:
+        """Tokens that might have come instead, each as it would read alone."""
+        return tuple(
+            OutputToken(id_, self._tables.text_of(id_), logprob, id_ in self._tables.special_ids)
+            for id_, logprob in delta.top
+        )
 
     def finish(self, reported: FinishReason | None, eos_ids: frozenset[int]) -> FinishReason:
         """Why the answer ended: the engine's reason, unless it was a stop of the caller's own."""

@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from huggingface_hub import InferenceClient
+from huggingface_hub.errors import HfHubHTTPError
 
 from tests.api.server import client_of
 from tests.api.test_generate import error_of, publish_text
@@ -119,3 +121,25 @@ def test_clients_that_leave_free_their_rows(url: str, stack: Stack) -> None:
         time.sleep(0.01)
     with client_of(url) as client:  # the loop checks its integrity whenever it comes to rest
         assert client.post("/generate", json={"inputs": "a"}).status_code == 200
+
+
+def test_the_hubs_client(url: str, client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`huggingface_hub.InferenceClient`, unchanged."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # this server is no hub
+    hub = InferenceClient(model=url)
+    body = {"inputs": "what a film", "parameters": {"max_new_tokens": 6}}
+    expected = client.post("/generate", json=body).json()
+    assert hub.text_generation("what a film", max_new_tokens=6) == expected["generated_text"]
+    detailed = hub.text_generation("what a film", max_new_tokens=6, details=True, seed=1, stop=["zzz"])
+    assert detailed.details is not None
+    assert detailed.details.generated_tokens == expected["details"]["generated_tokens"]
+    assert [token.id for token in detailed.details.tokens] == [
+        token["id"] for token in expected["details"]["tokens"]
+    ]
+    pieces = list(hub.text_generation("what a film", max_new_tokens=6, stream=True, details=True))
+    assert "".join(piece.token.text for piece in pieces) == expected["generated_text"]
+    assert pieces[-1].generated_text == expected["generated_text"]
+    assert pieces[-1].details is not None
+    assert pieces[-1].details.finish_reason == expected["details"]["finish_reason"]
+    with pytest.raises(HfHubHTTPError, match="422"):
+        hub.text_generation("a", max_new_tokens=10 * POSITIONS)

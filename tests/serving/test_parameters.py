@@ -20,6 +20,7 @@ VALID: dict[str, Any] = {
     "stop": ["a", "b", "a"],
     "truncate": 3,
     "return_full_text": False,
+    "top_n_tokens": 4,
 }
 
 

@@ -1,0 +1,174 @@
+"""`/v1/completions`, `/v1/chat/completions`, `/v1/models`: tasks as models, for clients of OpenAI's."""
+
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse, Response
+
+from app.api.generate import ERRORS, Deadline, unless_client_leaves
+from app.api.openai_answers import (
+    ChatChunks,
+    CompletionChunks,
+    Head,
+    chat_choice,
+    completion_choice,
+    usage,
+)
+from app.api.openai_schemas import ChatRequest, CompletionRequest
+from app.api.sse import EventStreamResponse
+from app.api.state import Services, services
+from app.errors import InvalidRequest
+from app.prompt import TaskVersion
+from app.serving.answers import GenerationAsk
+from app.serving.catalog import Catalog
+from app.serving.group import generate_all, start_all
+from app.serving.parameters import GenerationParameters
+
+router = APIRouter(prefix="/v1", tags=["openai"])
+
+MAX_ANSWERS = 128  # prompts times n
+_SEED_BITS = 53
+Behind = Annotated[Services, Depends(services)]
+
+# What clients of this API expect where neither they nor the task say how to choose tokens.
+_FALLBACKS = GenerationParameters(do_sample=True)
+
+
+@router.post("/completions", responses=ERRORS, response_class=Response, summary="Complete prompts")
+async def completions(
+    body: CompletionRequest, request: Request, behind: Behind, deadline_ms: Deadline = None
+) -> Response:
+    """Complete each prompt `n` times; the task's template is put around prompts that are text."""
+    prompts = body.prompts
+    words = [{"inputs": prompt} if isinstance(prompt, str) else {"token_ids": prompt} for prompt in prompts]
+    asks = _asks(body, words, request, deadline_ms)
+    head = Head("text_completion", f"cmpl-{secrets.token_hex(12)}", body.model, _fingerprint(behind))
+    with_logprobs = body.logprobs is not None
+    if body.stream:
+        started = await unless_client_leaves(request, start_all(behind.generation, asks))
+        echoed = [prompt if body.echo and isinstance(prompt, str) else None for prompt in prompts]
+        chunks = CompletionChunks(
+            head,
+            prompts=[prompt for prompt in echoed for _ in range(body.n or 1)],
+            num_choices=len(asks),
+            num_prompts=len(prompts),
+            logprobs=with_logprobs,
+            usage=bool(body.stream_options and body.stream_options.include_usage),
+        )
+        return EventStreamResponse(started, chunks, end=chunks.end)
+    results = await unless_client_leaves(request, generate_all(behind.generation, asks))
+    choices = [
+        completion_choice(index, result, logprobs=with_logprobs, echo=bool(body.echo))
+        for index, result in enumerate(results)
+    ]
+    answer = head.of(results[0].version) | {"choices": choices, "usage": usage(results, len(prompts))}
+    return JSONResponse(answer)
+
+
+@router.post("/chat/completions", responses=ERRORS, response_class=Response, summary="Answer a chat")
+async def chat_completions(
+    body: ChatRequest, request: Request, behind: Behind, deadline_ms: Deadline = None
+) -> Response:
+    """A task's template renders the last user message; else the base's chat template renders all."""
+    messages = tuple(message.message() for message in body.messages)
+    asks = _asks(body, [{"messages": messages}], request, deadline_ms)
+    head = Head("chat.completion", f"chatcmpl-{secrets.token_hex(12)}", body.model, _fingerprint(behind))
+    if body.stream:
+        started = await unless_client_leaves(request, start_all(behind.generation, asks))
+        chunks = ChatChunks(
+            head,
+            num_choices=len(asks),
+            num_prompts=1,
+            logprobs=bool(body.logprobs),
+            usage=bool(body.stream_options and body.stream_options.include_usage),
+        )
+        return EventStreamResponse(started, chunks, end=chunks.end)
+    results = await unless_client_leaves(request, generate_all(behind.generation, asks))
+    choices = [
+        chat_choice(index, result, logprobs=bool(body.logprobs)) for index, result in enumerate(results)
+    ]
+    answer = head.of(results[0].version) | {"choices": choices, "usage": usage(results, 1)}
+    return JSONResponse(answer)
+
+
+@router.get("/models", responses=ERRORS, summary="List models: the base, and every task that can be served")
+async def list_models(behind: Behind) -> JSONResponse:
+    """Tasks in order of their ids, after the base model."""
+    catalog = Catalog(behind.store, behind.generation)
+    rows = await run_in_threadpool(catalog.all)
+    tasks = [
+        _card(behind, row.task_id, row.live.version)
+        for row in rows
+        if row.live is not None and row.why_not is None
+    ]
+    return JSONResponse(
+        {"object": "list", "data": [_card(behind, behind.generation.base_name, None), *tasks]}
+    )
+
+
+@router.get("/models/{model:path}", responses=ERRORS, summary="Show a model")
+async def show_model(model: str, behind: Behind) -> JSONResponse:
+    """A task by any reference, or the base model."""
+    if model == behind.generation.base_name:
+        return JSONResponse(_card(behind, model, None))
+    version = await run_in_threadpool(behind.store.resolve, model)
+    return JSONResponse(_card(behind, model, version))
+
+
+def _asks(
+    body: CompletionRequest | ChatRequest,
+    words: Sequence[dict[str, Any]],
+    request: Request,
+    deadline_ms: int | None,
+) -> list[GenerationAsk]:
+    """One for each answer: `n` for each prompt. They share a seed and differ in their number."""
+    count = body.n or 1
+    if len(words) * count > MAX_ANSWERS:
+        raise InvalidRequest(
+            f"{len(words)} prompts times n = {count} are more than {MAX_ANSWERS} answers; send fewer.",
+            param="n",
+        )
+    begin = time.monotonic()
+    parameters = body.generation()
+    if parameters.seed is None:
+        parameters = replace(parameters, seed=secrets.randbits(_SEED_BITS))
+    return [
+        GenerationAsk(
+            **each,
+            sample_index=index,
+            request_id=request.state.request_id,
+            task=body.model,
+            user=body.user,
+            parameters=parameters,
+            fallbacks=_FALLBACKS,
+            deadline=None if deadline_ms is None else begin + deadline_ms / 1000,
+        )
+        for each in words
+        for index in range(count)
+    ]
+
+
+def _fingerprint(behind: Services) -> str:
+    return behind.engine.geometry.fingerprint
+
+
+def _card(behind: Services, name: str, version: TaskVersion | None) -> dict[str, Any]:
+    base = behind.generation.base_name
+    published = None if version is None else version.provenance.get("published_at")
+    created = 0 if published is None else int(datetime.fromisoformat(published).timestamp())
+    return {
+        "id": name,
+        "object": "model",
+        "created": created,
+        "owned_by": "promptplex",
+        "root": base,
+        "parent": None if version is None else base,
+        "max_model_len": behind.engine.geometry.max_positions
+        - (0 if version is None else version.num_virtual_tokens),
+    }

@@ -1,0 +1,195 @@
+"""Bodies of the OpenAI routes. Unknown fields are refused; habits are taken where they change nothing."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from app.api.schemas import Reference, Stop
+from app.serving import parameters as bounds
+from app.serving.answers import Message
+from app.serving.parameters import GenerationParameters
+
+MAX_N = 16
+MAX_PROMPTS = 64
+MAX_MESSAGES = 1024
+MAX_PROMPT_IDS = 1_000_000
+
+TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=MAX_PROMPT_IDS)]
+Stops = Annotated[list[Stop], Field(max_length=bounds.MAX_STOPS)]
+Penalty = Annotated[float, Field(ge=-bounds.MAX_PENALTY, le=bounds.MAX_PENALTY)]
+
+# What clients send out of habit, and the values at which it changes nothing.
+_HABITS: dict[str, tuple[Any, ...]] = {
+    "service_tier": ("auto", "default"),
+    "store": (False,),
+    "suffix": ("",),
+    "logit_bias": ({},),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "parallel_tool_calls": (True, False),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "reasoning_effort": ("none",),
+    "prediction": (),
+    "audio": (),
+}
+
+
+class _OpenAi(BaseModel):
+    """What completions and chats have in common."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    model: Reference
+    max_tokens: int | None = Field(None, ge=1, le=bounds.MAX_NEW_TOKENS)
+    temperature: float | None = Field(None, ge=0, le=bounds.MAX_TEMPERATURE, description="0: greedy")
+    top_p: float | None = Field(None, gt=0, le=1)
+    n: int | None = Field(None, ge=1, le=MAX_N)
+    stop: Stop | Stops | None = None
+    seed: int | None = Field(None, ge=0, le=bounds.MAX_SEED)
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    user: Annotated[str, Field(max_length=256)] | None = None
+    stream: bool | None = None
+    stream_options: "StreamOptions | None" = None
+    metadata: dict[str, str] | None = Field(None, description="Taken, and left alone")
+
+    # Beyond OpenAI's own, as vLLM and others have them.
+    top_k: int | None = Field(None, ge=0, le=bounds.MAX_TOP_K)
+    min_p: float | None = Field(None, ge=0, le=1)
+    repetition_penalty: float | None = Field(
+        None, ge=bounds.MIN_REPETITION_PENALTY, le=bounds.MAX_REPETITION_PENALTY
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_habits(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        for name, neutral in _HABITS.items():
+            if data.get(name) is not None and data[name] not in neutral:
+                raise ValueError(f"{name} is not supported; leave it out")
+        return {name: value for name, value in data.items() if name not in _HABITS}
+
+    @model_validator(mode="after")
+    def _stream_options_need_a_stream(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options go with stream only")
+        return self
+
+    @property
+    def num_top(self) -> int | None:
+        """Most probable tokens to report."""
+        raise NotImplementedError
+
+    def generation(self) -> GenerationParameters:
+        """What the generation service is told."""
+        is_greedy = self.temperature is not None and self.temperature < bounds.MIN_TEMPERATURE
+        return GenerationParameters(
+            max_new_tokens=self._max_tokens(),
+            do_sample=None if self.temperature is None else not is_greedy,
+            temperature=None if is_greedy else self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            frequency_penalty=self.frequency_penalty,
+            presence_penalty=self.presence_penalty,
+            seed=self.seed,
+            stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop) if self.stop else None,
+            top_n_tokens=self.num_top,
+        )
+
+    def _max_tokens(self) -> int | None:
+        return self.max_tokens
+
+
+class StreamOptions(BaseModel):
+    """What else a stream tells."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    include_usage: bool = False
+    include_obfuscation: bool = False
+
+
+class CompletionRequest(_OpenAi):
+    """`POST /v1/completions`."""
+
+    prompt: (
+        str | TokenIds | Annotated[list[str] | list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)]
+    )
+    logprobs: int | None = Field(None, ge=0, le=bounds.MAX_TOP_TOKENS)
+    echo: bool | None = None
+    best_of: Literal[1] | None = None
+
+    @model_validator(mode="after")
+    def _no_scores_of_the_prompt(self) -> Self:
+        if self.echo and self.logprobs is not None:
+            raise ValueError("logprobs of an echoed prompt are not supported yet; leave out one of them")
+        return self
+
+    @property
+    def num_top(self) -> int | None:
+        """`logprobs: 0` asks for the generated tokens' only."""
+        return self.logprobs
+
+    @property
+    def prompts(self) -> list[str | tuple[int, ...]]:
+        """Each prompt: text, or token ids."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if all(isinstance(part, int) for part in self.prompt):
+            return [tuple(self.prompt)]  # type: ignore[arg-type]
+        return [part if isinstance(part, str) else tuple(part) for part in self.prompt]  # type: ignore[arg-type]
+
+
+class TextPart(BaseModel):
+    """A part of a message's content."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(BaseModel):
+    """A message of a chat."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart]
+    name: Annotated[str, Field(max_length=256)] | None = None
+
+    def message(self) -> Message:
+        """The message, its parts joined."""
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return Message("system" if self.role == "developer" else self.role, text)
+
+
+class ChatRequest(_OpenAi):
+    """`POST /v1/chat/completions`."""
+
+    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
+    max_completion_tokens: int | None = Field(None, ge=1, le=bounds.MAX_NEW_TOKENS)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=bounds.MAX_TOP_TOKENS)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs go with logprobs: true only")
+        if None not in (self.max_tokens, self.max_completion_tokens):
+            raise ValueError("max_tokens and max_completion_tokens mean the same; send one of them")
+        return self
+
+    @property
+    def num_top(self) -> int | None:
+        """As many as `top_logprobs` says."""
+        return self.top_logprobs
+
+    def _max_tokens(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens
