@@ -56,7 +56,9 @@ class Request:
     resident_ids: tuple[int, ...] = ()  # BOS and the template's leading text
     sampling: SamplingParams = field(default_factory=SamplingParams)
     max_new_tokens: int = 128
-    num_top: int = 0  # most probable tokens to report beside each generated one
+    num_top: int = 0  # most probable tokens to report beside each generated or scored one
+    num_scored: int = 0  # of the last so many `token_ids` the log-probabilities are reported
+    keeps_prefix: bool = True  # False: only requests that run together share it, nobody later will
     stop_ids: frozenset[int] = frozenset()  # EOS and stop ids; the one that stops is reported
     tenant: str = ""  # the key that asks; fair share is by tenant, then by task
     task: str = ""  # for fair share and statistics only, never a cache key
@@ -77,6 +79,15 @@ class RequestTimings:
     decode: float
 
 
+@dataclass(frozen=True, slots=True)
+class TokenScore:
+    """How probable the model found a token of the prompt, after all that stands before it."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()  # (id, log-probability) of the `num_top` most probable tokens
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenDelta:
     """One step's news of one request. The last one carries `finish` or `error`.
@@ -89,6 +100,7 @@ class TokenDelta:
     token_id: int | None = None  # None: an end without a token (error, cancellation)
     logprob: float = 0.0
     top: tuple[tuple[int, float], ...] = ()  # (id, log-probability) of the `num_top` most probable tokens
+    scores: tuple[TokenScore, ...] = ()  # of the prompt; with the first token
     finish: FinishReason | None = None
     error: PromptplexError | None = None
     timings: RequestTimings | None = None  # on the last delta

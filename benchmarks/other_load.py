@@ -25,5 +25,7 @@ class OtherLoad:
         """CPU seconds of everybody else since the machine started, and what its host took away."""
         everybody, own = psutil.cpu_times(), self._process.cpu_times()
         busy = sum(everybody) - everybody.idle - getattr(everybody, "iowait", 0.0)
-        busy -= getattr(everybody, "guest", 0.0) + getattr(everybody, "guest_nice", 0.0)  # in user and nice too
+        busy -= getattr(everybody, "guest", 0.0) + getattr(
+            everybody, "guest_nice", 0.0
+        )  # in user and nice too
         return float(busy - own.user - own.system)

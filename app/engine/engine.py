@@ -135,6 +135,8 @@ class Engine:
         """
         if not request.token_ids or request.max_new_tokens < 1:
             raise InvalidRequest("a request needs at least one prompt token and one new token")
+        if not 0 <= request.num_scored < len(request.token_ids):
+            raise InvalidRequest("every scored token needs a token before it")
         if (request.prompt_digest is None) != (request.num_virtual_tokens == 0):
             raise InvalidRequest("a prompt and its virtual tokens come together or not at all")
         if request.deadline is not None and not math.isfinite(request.deadline):

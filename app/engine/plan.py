@@ -6,7 +6,7 @@ from app.engine.prefixes import Prefix
 from app.engine.sequence import IdArray, Sequence
 from app.models.attention.step import PackedItem, Slots
 from app.prompt import Prompt
-from app.request import SamplingParams
+from app.request import SamplingParams, TokenScore
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,9 @@ class PlanItem:
     token_ids: tuple[int, ...] = ()
     soft_prompt: Prompt | None = None
     sampling: SamplingInput | None = None  # given: its last token's logits choose the next token
+    score_from: int = 0  # its tokens from here on tell how probable `score_ids` are, which follow them
+    score_ids: tuple[int, ...] = ()
+    num_top: int = 0  # most probable tokens to report beside each of `score_ids`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,9 +72,10 @@ class SampledToken:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """Sampled tokens, in the order of the Plan's sampling items."""
+    """Sampled tokens, in the order of the Plan's sampling items, and scores, in that of its scoring ones."""
 
     tokens: tuple[SampledToken, ...]
+    scores: tuple[tuple[TokenScore, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -54,6 +54,7 @@ class Prefix:
     num_virtual_tokens: int
     table: SlotTable
     prompt: Prompt | None  # until it is built
+    is_kept: bool = True  # False: gone as soon as nobody pins it
     virtual_positions: int = 0  # positions that the virtual tokens take
     num_computed: int = 0  # slots whose keys and values exist
     pins: int = 0
@@ -114,6 +115,7 @@ class PrefixCache:
             num_virtual_tokens=request.num_virtual_tokens,
             table=table,
             prompt=prompt,
+            is_kept=request.keeps_prefix,
             virtual_positions=prompt.position_offset if prompt is not None else 0,
             pins=1,
         )
@@ -136,12 +138,12 @@ class PrefixCache:
         prefix.pins += 1
 
     def unpin(self, prefix: Prefix) -> None:
-        """Let go; a prefix that nobody waits for is not built further."""
+        """Let go; a prefix that nobody waits for is not built further, nor kept where nobody will come."""
         assert prefix.pins > 0
         prefix.pins -= 1
         if prefix.pins:
             return
-        if prefix.is_ready:
+        if prefix.is_ready and prefix.is_kept:
             self._idle[prefix.key] = prefix  # the most recently used
             self._num_idle_blocks += prefix.num_blocks
         else:

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from app.engine.plan import Plan, PlanItem, StepResult
-from app.engine.sampling import choose_tokens
+from app.engine.sampling import choose_tokens, score_tokens
 from app.models.attention.kv_cache import KVCache
 from app.models.attention.step import build_step
 from app.models.backbone import Backbone
+from app.request import TokenScore
 
 
 class Runner:
@@ -32,19 +33,20 @@ class Runner:
         if not plan.items:
             return StepResult(())
         ends = np.cumsum([item.kv.num_tokens for item in plan.items])
-        sampled = [i for i, item in enumerate(plan.items) if item.sampling is not None]
+        sampled, scored = _sampled_rows(plan.items, ends), _scored_rows(plan.items, ends)
         # Some architectures take an empty selection for "all rows", so one row is always asked for.
-        logit_rows = self._to_device(ends[sampled or [0]] - 1)
+        rows = np.array([*sampled, *scored] or [0], dtype=np.int64)
         logits = self._backbone.forward(
             self._embeds(plan.items, ends),
             self._positions(plan.items),
             build_step(self._cache, [item.kv for item in plan.items]),
-            logit_rows,
+            self._to_device(rows),
         )
         inputs = [item.sampling for item in plan.items if item.sampling is not None]
-        return StepResult(choose_tokens(logits, inputs) if inputs else ())
+        tokens = choose_tokens(logits[: len(sampled)], inputs) if inputs else ()
+        return StepResult(tokens, _scores(logits[len(sampled) :], plan.items) if scored else ())
 
-    def _embeds(self, items: Sequence[PlanItem], ends: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Tensor:
+    def _embeds(self, items: Sequence[PlanItem], ends: "_Ends") -> Tensor:
         """Input embeddings `[T, d]`: of token ids, or a soft prompt's own rows."""
         ids = [token for item in items for token in item.token_ids or (0,) * item.kv.num_tokens]
         embeds = self._backbone.embed(torch.tensor(ids, device=self._backbone.device))
@@ -62,3 +64,30 @@ class Runner:
 
     def _to_device(self, values: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Tensor:
         return torch.from_numpy(values).to(self._backbone.device)
+
+
+_Ends = np.ndarray[tuple[int], np.dtype[np.int64]]
+
+
+def _sampled_rows(items: Sequence[PlanItem], ends: _Ends) -> list[int]:
+    """Rows of the packed step whose logits choose a token."""
+    return [int(end) - 1 for item, end in zip(items, ends, strict=True) if item.sampling is not None]
+
+
+def _scored_rows(items: Sequence[PlanItem], ends: _Ends) -> list[int]:
+    """Rows whose logits tell how probable the token after them is."""
+    return [
+        int(end) - item.kv.num_tokens + item.score_from + index
+        for item, end in zip(items, ends, strict=True)
+        for index in range(len(item.score_ids))
+    ]
+
+
+def _scores(logits: Tensor, items: Sequence[PlanItem]) -> tuple[tuple[TokenScore, ...], ...]:
+    scores, begin = [], 0
+    for item in items:
+        if item.score_ids:
+            rows = logits[begin : begin + len(item.score_ids)]
+            scores.append(score_tokens(rows, item.score_ids, item.num_top))
+            begin += len(item.score_ids)
+    return tuple(scores)

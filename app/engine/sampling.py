@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from app.engine.plan import SampledToken, SamplingInput
-from app.request import SamplingParams
+from app.request import SamplingParams, TokenScore
 
 # Candidates that a partial selection looks at; where they don't suffice, the row is sorted whole.
 _NUM_CANDIDATES = 1024
@@ -42,6 +42,17 @@ def choose_tokens(logits: Tensor, inputs: Sequence[SamplingInput]) -> tuple[Samp
     ]
     columns = zip(chosen.tolist(), logprobs.tolist(), finite.tolist(), top, strict=True)
     return tuple(SampledToken(*column) for column in columns)
+
+
+def score_tokens(logits: Tensor, token_ids: Sequence[int], num_top: int) -> tuple[TokenScore, ...]:
+    """How probable each of `token_ids` (N) is under its row of `logits [N, V]`; NaN where the row has NaN."""
+    logprobs = logits.log_softmax(dim=-1)
+    ids = torch.tensor(token_ids, device=logits.device)
+    own = logprobs.gather(1, ids[:, None]).squeeze(1).tolist()
+    return tuple(
+        TokenScore(id_, logprob, _most_probable(row, num_top) if num_top else ())
+        for id_, logprob, row in zip(token_ids, own, logprobs, strict=True)
+    )
 
 
 def _most_probable(logprobs: Tensor, count: int) -> tuple[tuple[int, float], ...]:

@@ -11,6 +11,7 @@ Nothing can deadlock: a sequence that waits holds no pin and no block, so the ol
 can always have everything else's (docs/architecture.md, "Preempted rows hold nothing").
 """
 
+import math
 from dataclasses import dataclass, field
 
 from app.engine.blocks import KVBlocks, SlotTable
@@ -22,6 +23,8 @@ from app.errors import NonFiniteLogits, PromptplexError, RequestTooLong
 from app.models.attention.step import PackedItem
 from app.prompt import Prompt
 from app.request import FinishReason, Request, TokenDelta
+
+MAX_SCORED_ROWS = 256  # logits over the whole vocabulary are large: so many at a time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,6 +192,10 @@ class Scheduler:
         assert sequence.table is not None
         count = min(sequence.num_pending, draft.budget)
         start = sequence.num_computed
+        score_from, score_ids = _scoring(sequence, start)
+        if score_ids:
+            count = min(count, MAX_SCORED_ROWS)
+        score_ids = score_ids[: max(start + count - score_from, 0)]
         before = sequence.num_prefix_slots + start
         draft.add(
             PlanItem(
@@ -197,6 +204,9 @@ class Scheduler:
                 position=sequence.first_position + start,
                 token_ids=tuple(sequence.tokens[start : start + count]),
                 sampling=_sampling_input(sequence) if count == sequence.num_pending else None,
+                score_from=score_from - start,
+                score_ids=score_ids,
+                num_top=sequence.request.num_top,
             )
         )
         sequence.num_computed += count
@@ -285,6 +295,10 @@ class Scheduler:
 
     def update(self, plan: Plan, result: StepResult, now: float) -> list[tuple[Sequence, TokenDelta]]:
         """Apply sampled tokens; sequences that end free what they hold."""
+        scoring = (item.owner for item in plan.items if item.score_ids)
+        for sequence, scores in zip(scoring, result.scores, strict=True):
+            assert isinstance(sequence, Sequence)
+            sequence.scores += scores
         news: list[tuple[Sequence, TokenDelta]] = []
         sampling = (item.owner for item in plan.items if item.sampling is not None)
         for sequence, token in zip(sampling, result.tokens, strict=True):
@@ -295,7 +309,8 @@ class Scheduler:
     def _accept(self, sequence: Sequence, token: SampledToken, now: float) -> TokenDelta:
         reason: FinishReason | None = None
         error: PromptplexError | None = None
-        if token.is_finite:
+        is_first = sequence.num_generated == 0
+        if token.is_finite and not (is_first and any(math.isnan(score.logprob) for score in sequence.scores)):
             reason = sequence.accept(token.token_id, now)
             self.waiting.charge(sequence, 1)
         else:
@@ -310,6 +325,7 @@ class Scheduler:
             token_id=token.token_id if error is None else None,
             logprob=token.logprob if error is None else 0.0,
             top=token.top,
+            scores=tuple(sequence.scores) if is_first and error is None else (),
             finish=reason,
             error=error,
             timings=sequence.timings(now) if reason is not None or error is not None else None,
@@ -331,6 +347,16 @@ class Scheduler:
             assert sequence.prefix is None
         assert all(sequence.phase is Phase.RUNNING for sequence in self.running)
         assert all(sequence.phase is Phase.LOADING for sequence in self.loading)
+
+
+def _scoring(sequence: Sequence, start: int) -> tuple[int, tuple[int, ...]]:
+    """Which prompt tokens are still to be scored: the first one's predecessor, and their ids.
+
+    Both as far as they can be had from own token `start` on.
+    """
+    ids = sequence.request.token_ids
+    first = max(len(ids) - sequence.request.num_scored + len(sequence.scores), start + 1)
+    return first - 1, ids[first:] if sequence.request.num_scored else ()
 
 
 def _sampling_input(sequence: Sequence) -> SamplingInput:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from app.engine.blocks import SlotTable
 from app.engine.prefixes import Prefix, PrefixKey
 from app.prompt import Prompt
-from app.request import FinishReason, Request, RequestTimings
+from app.request import FinishReason, Request, RequestTimings, TokenScore
 
 IdArray = NDArray[np.int64]
 
@@ -41,6 +41,7 @@ class Sequence:
     admitted: float | None = None
     first_token: float | None = None
     last_token: float | None = None
+    scores: list[TokenScore] = field(default_factory=list)  # as far as they are known
     latency: float = 0.0  # seconds that the last token took since the one before, or since arrival
 
     def __post_init__(self) -> None:
