@@ -14,7 +14,9 @@ from app.api.schemas import ErrorEnvelope, GenerateRequest, GenerateResponse, St
 from app.api.sse import EventStreamResponse, data_event, json_bytes
 from app.api.state import Services, services
 from app.errors import Cancelled
+from app.prompt import TaskVersion
 from app.serving.answers import GenerationAsk, GenerationResult, OutputToken, TextDelta
+from app.serving.choosing import Chosen, choose
 from app.serving.parameters import GenerationParameters
 
 router = APIRouter(tags=["generate"])
@@ -51,6 +53,10 @@ async def generate(
     ask = _ask(body, request, begin, deadline_ms)
     if body.stream:
         return await _stream(request, behind, ask)
+    how = body.parameters.choosing() if body.parameters else None
+    if how is not None:
+        chosen = await unless_client_leaves(request, choose(behind.generation, ask, how))
+        return JSONResponse(_chosen(chosen))
     result = await unless_client_leaves(request, behind.generation.generate(ask))
     with_details = body.parameters is None or body.parameters.details
     return JSONResponse(_answer(result, with_details), headers=_timing(result, time.monotonic() - begin))
@@ -70,6 +76,28 @@ async def generate_stream(
 ) -> Any:
     """The same as /generate with "stream": true. What fails before the first token has its own status."""
     return await _stream(request, behind, _ask(body, request, time.monotonic(), deadline_ms))
+
+
+def _chosen(chosen: Chosen) -> dict[str, Any]:
+    admitted = chosen.admitted
+    return _head(chosen.best.value, admitted.version) | {
+        "details": {
+            "finish_reason": "eos_token",
+            "generated_tokens": len(chosen.tokens),
+            "prompt_tokens": len(admitted.prompt_ids),
+            "virtual_tokens": admitted.request.num_virtual_tokens,
+            "seed": admitted.request.sampling.seed,
+            "prefill": [],
+            "tokens": [_token(token) for token in chosen.tokens],
+        },
+        "choice": {
+            "value": chosen.best.value,
+            "confidence": chosen.confidence,
+            "probabilities": [
+                {"value": value, "probability": probability} for value, probability in chosen.probabilities
+            ],
+        },
+    }
 
 
 async def _stream(request: Request, behind: Services, ask: GenerationAsk) -> EventStreamResponse:
@@ -147,16 +175,19 @@ async def _client_leaves(request: Request) -> None:
 
 
 def _answer(result: GenerationResult, with_details: bool) -> dict[str, Any]:
-    version = result.version
-    answer: dict[str, Any] = {
-        "generated_text": result.generated_text,
+    answer = _head(result.generated_text, result.version)
+    if with_details:
+        answer["details"] = _details(result)
+    return answer
+
+
+def _head(text: str, version: TaskVersion | None) -> dict[str, Any]:
+    return {
+        "generated_text": text,
         "task_id": None if version is None else version.task_id,
         "task_version": None if version is None else version.version,
         "version_digest": None if version is None else f"sha256:{version.digest}",
     }
-    if with_details:
-        answer["details"] = _details(result)
-    return answer
 
 
 def _details(result: GenerationResult) -> dict[str, Any]:
@@ -166,7 +197,14 @@ def _details(result: GenerationResult) -> dict[str, Any]:
         "prompt_tokens": result.prompt_tokens,
         "virtual_tokens": result.virtual_tokens,
         "seed": result.seed,
-        "prefill": [],
+        "prefill": [
+            {
+                "id": token.id,
+                "text": token.text,
+                "logprob": None if math.isnan(token.logprob) else _finite(token.logprob),
+            }
+            for token in result.prompt_scores
+        ],
         "tokens": [_token(token) for token in result.tokens],
     }
     if any(token.top for token in result.tokens):

@@ -59,7 +59,7 @@ def completion_choice(index: int, result: GenerationResult, *, logprobs: bool, e
     return {
         "index": index,
         "text": result.prompt_text + result.text if echo else result.text,
-        "logprobs": completion_logprobs(result.tokens) if logprobs else None,
+        "logprobs": completion_logprobs((*result.prompt_scores, *result.tokens)) if logprobs else None,
         "finish_reason": finish_reason(result.finish),
     }
 
@@ -73,10 +73,16 @@ def completion_logprobs(tokens: Sequence[OutputToken], offset: int = 0) -> dict[
     return {
         "tokens": [token.text for token in tokens],
         "token_logprobs": [_logprob(token) for token in tokens],
-        # By text, which tokens with parts of characters may share: the most probable one counts.
-        "top_logprobs": [{other.text: _logprob(other) for other in reversed(token.top)} for token in tokens],
+        "top_logprobs": [_alternatives(token) for token in tokens],
         "text_offset": offsets,
     }
+
+
+def _alternatives(token: OutputToken) -> dict[str, float | None] | None:
+    """By text, which tokens with parts of characters may share: the most probable one counts."""
+    if math.isnan(token.logprob):
+        return None
+    return {other.text: _logprob(other) for other in reversed(token.top)}
 
 
 def chat_choice(index: int, result: GenerationResult, *, logprobs: bool) -> dict[str, Any]:
@@ -107,7 +113,9 @@ def _scored(token: OutputToken) -> dict[str, Any]:
     }
 
 
-def _logprob(token: OutputToken) -> float:
+def _logprob(token: OutputToken) -> float | None:
+    if math.isnan(token.logprob):  # the first token of a prompt
+        return None
     return token.logprob if math.isfinite(token.logprob) else _LEAST
 
 
@@ -164,7 +172,7 @@ class CompletionChunks(_Chunks):
         self._echo[index] = None
         logprobs = None
         if self._logprobs and piece.token is not None:
-            logprobs = completion_logprobs([piece.token], self._offsets[index])
+            logprobs = completion_logprobs([*piece.prompt_scores, piece.token], self._offsets[index])
         self._offsets[index] += len(text)
         choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": self._finish(piece)}
         return self._chunk([choice])

@@ -84,6 +84,11 @@ class _OpenAi(BaseModel):
         """Most probable tokens to report."""
         raise NotImplementedError
 
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether log-probabilities of the prompt are asked for."""
+        return False
+
     def generation(self) -> GenerationParameters:
         """What the generation service is told."""
         is_greedy = self.temperature is not None and self.temperature < bounds.MIN_TEMPERATURE
@@ -100,6 +105,7 @@ class _OpenAi(BaseModel):
             seed=self.seed,
             stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop) if self.stop else None,
             top_n_tokens=self.num_top,
+            decoder_input_details=self.scores_prompt or None,
         )
 
     def _max_tokens(self) -> int | None:
@@ -125,16 +131,15 @@ class CompletionRequest(_OpenAi):
     echo: bool | None = None
     best_of: Literal[1] | None = None
 
-    @model_validator(mode="after")
-    def _no_scores_of_the_prompt(self) -> Self:
-        if self.echo and self.logprobs is not None:
-            raise ValueError("logprobs of an echoed prompt are not supported yet; leave out one of them")
-        return self
-
     @property
     def num_top(self) -> int | None:
         """`logprobs: 0` asks for the generated tokens' only."""
         return self.logprobs
+
+    @property
+    def scores_prompt(self) -> bool:
+        """An echoed prompt has its log-probabilities too."""
+        return bool(self.echo) and self.logprobs is not None
 
     @property
     def prompts(self) -> list[str | tuple[int, ...]]:

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from app.serving import parameters as bounds
+from app.serving.choosing import ChoosingAsk
+from app.serving.manifest import MAX_CHOICE_CHARS, MAX_CHOICES
 from app.serving.parameters import GenerationParameters, parse_parameters
 
 MAX_REFERENCE_CHARS = 512
@@ -44,6 +46,16 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
+class LabelledChoice(_Strict):
+    """A label whose scored text isn't its name."""
+
+    value: str = Field(min_length=1, max_length=MAX_CHOICE_CHARS)
+    text: str = Field(min_length=1, max_length=MAX_CHOICE_CHARS)
+
+
+Choices = Annotated[list[str | LabelledChoice], Field(max_length=MAX_CHOICES)]
+
+
 class Parameters(_Strict):
     """How to generate. What is not given, or null, comes from the task, then from the defaults."""
 
@@ -72,6 +84,12 @@ class Parameters(_Strict):
     top_n_tokens: int | None = Field(
         None, ge=0, le=bounds.MAX_TOP_TOKENS, description="Also report the most probable tokens"
     )
+    decoder_input_details: bool | None = Field(None, description="Also report the prompt's tokens")
+    choices: Literal[True] | Choices | None = Field(
+        None, description="Classify: labels, or true for the task's own"
+    )
+    score_eos: bool = Field(True, description="Whether the end of an answer counts in a label's score")
+    length_normalized: bool = Field(False, description="Compare means of log-probabilities, not sums")
     details: bool = Field(True, description="Report tokens and counts")
     adapter_id: Reference | None = Field(None, description="Another name of task_id")
 
@@ -80,9 +98,7 @@ class Parameters(_Strict):
     best_of: Literal[1] | None = None
     typical_p: float | None = None
     watermark: Literal[False] | None = None
-    decoder_input_details: Literal[False] | None = None
     grammar: None = None
-    choices: None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -98,6 +114,17 @@ class Parameters(_Strict):
         """What the generation service is told."""
         return parse_parameters({name: getattr(self, name) for name in _PASSED_ON})
 
+    def choosing(self) -> ChoosingAsk | None:
+        """How to classify, if that is what is asked for."""
+        if self.choices is None:
+            return None
+        given = (
+            None
+            if self.choices is True
+            else tuple(each if isinstance(each, str) else each.model_dump() for each in self.choices)
+        )
+        return ChoosingAsk(choices=given, score_eos=self.score_eos, length_normalized=self.length_normalized)
+
 
 def _is_neutral(value: Any, neutral: Any) -> bool:
     """In Python, True is 1 and False is 0; in JSON they aren't."""
@@ -110,9 +137,7 @@ _NEUTRAL: dict[str, Any] = {
     "best_of": 1,
     "typical_p": 1.0,
     "watermark": False,
-    "decoder_input_details": False,
     "grammar": None,
-    "choices": None,
 }
 
 
@@ -134,6 +159,13 @@ class GenerateRequest(_Strict):
             raise ValueError("task_id and parameters.adapter_id name different tasks; send one of them")
         return self
 
+    @model_validator(mode="after")
+    def _choices_alone(self) -> Self:
+        classifies = self.parameters is not None and self.parameters.choices is not None
+        if classifies and (self.stream or (self.parameters and self.parameters.do_sample)):
+            raise ValueError("choices don't go with stream or sampling: labels are scored, not generated")
+        return self
+
     @property
     def reference(self) -> str | None:
         """The task that is asked for, by either name."""
@@ -149,6 +181,29 @@ class Token(BaseModel):
     special: bool
 
 
+class Probability(BaseModel):
+    """One label's share."""
+
+    value: str
+    probability: float
+
+
+class ChoiceAnswer(BaseModel):
+    """The most probable label, and all of them."""
+
+    value: str
+    confidence: float
+    probabilities: list[Probability]
+
+
+class PromptToken(BaseModel):
+    """One token of the prompt; nothing stands before the first one."""
+
+    id: int
+    text: str
+    logprob: float | None
+
+
 class Details(BaseModel):
     """How an answer came about."""
 
@@ -157,7 +212,7 @@ class Details(BaseModel):
     prompt_tokens: int
     virtual_tokens: int
     seed: int
-    prefill: list[Token] = []
+    prefill: list[PromptToken] = []
     tokens: list[Token]
     top_tokens: list[list[Token]] | None = None
 
@@ -170,6 +225,7 @@ class GenerateResponse(BaseModel):
     task_version: int | None
     version_digest: str | None
     details: Details | None = None
+    choice: ChoiceAnswer | None = None
 
 
 class AliasRequest(_Strict):

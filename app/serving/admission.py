@@ -168,7 +168,8 @@ class Admission:
         now: float,
     ) -> Request:
         virtual = 0 if version is None else version.num_virtual_tokens
-        resident = _resident(tokenized.ids, prepared.leading_ids)
+        scored = len(tokenized.ids) - 1 if parameters.decoder_input_details else 0
+        resident = 0 if scored else _resident(tokenized.ids, prepared.leading_ids)
         seed = secrets.randbits(_SEED_BITS) if parameters.seed is None else parameters.seed
         timeout = now + self._timeout
         return Request(
@@ -179,6 +180,7 @@ class Admission:
             num_virtual_tokens=virtual,
             sampling=replace(parameters.sampling(seed), sample_index=ask.sample_index),
             num_top=parameters.top_n_tokens or 0,
+            num_scored=scored,
             max_new_tokens=self._max_new_tokens(ask.parameters, parameters, virtual, len(tokenized.ids)),
             stop_ids=self.eos_ids | self._stop_ids(parameters.stop or ()),
             tenant=ask.tenant,

@@ -39,7 +39,7 @@ class OutputToken:
 
     id: int
     text: str
-    logprob: float
+    logprob: float  # NaN: it is the first one, which nothing stands before
     special: bool
     top: tuple["OutputToken", ...] = ()  # the most probable tokens in its place
 
@@ -58,6 +58,7 @@ class GenerationResult:
     virtual_tokens: int
     seed: int
     timings: RequestTimings
+    prompt_scores: tuple[OutputToken, ...] = ()  # the prompt's tokens, where they were asked for
 
     @property
     def generated_text(self) -> str:
@@ -71,6 +72,7 @@ class TextDelta:
 
     text: str
     token: OutputToken | None = None
+    prompt_scores: tuple[OutputToken, ...] = ()  # on the first one, where they were asked for
     result: GenerationResult | None = None  # on the last one
 
 

@@ -50,7 +50,7 @@ def parse_task(task: Mapping[str, Any] | None) -> TaskSettings:
     return TaskSettings(
         template=template,
         defaults=_defaults(given.get("defaults", {})),
-        choices=_choices(given.get("choices", [])),
+        choices=parse_choices(given.get("choices", []), "task.choices"),
         examples=_examples(given.get("examples", []), parsed),
         notes=_string(given.get("notes", ""), "task.notes", MAX_NOTES_CHARS),
         base=_base(given.get("base", {})),
@@ -94,10 +94,11 @@ def _defaults(value: Any) -> Mapping[str, Any]:
     return {name: setting for name, setting in value.items() if setting is not None}
 
 
-def _choices(value: Any) -> tuple[Any, ...]:
-    choices = _list(value, "task.choices", MAX_CHOICES)
+def parse_choices(value: Any, where: str) -> tuple[Any, ...]:
+    """Check labels: strings, or objects with `value` and `text`. Raises InvalidRequest."""
+    choices = _list(value, where, MAX_CHOICES)
     for index, choice in enumerate(choices):
-        param = f"task.choices[{index}]"
+        param = f"{where}[{index}]"
         parts = (
             [choice] if isinstance(choice, str) else _object(choice, param, {"value", "text"}, set()).values()
         )

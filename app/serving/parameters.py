@@ -43,6 +43,7 @@ class GenerationParameters:
     truncate: int | None = None
     return_full_text: bool | None = None
     top_n_tokens: int | None = None  # most probable tokens to report beside each generated one
+    decoder_input_details: bool | None = None  # report the prompt's tokens and their log-probabilities
 
     def over(self, defaults: "GenerationParameters") -> "GenerationParameters":
         """These parameters, completed by `defaults`."""

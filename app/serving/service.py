@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import TypeVar, cast
@@ -13,13 +13,13 @@ from transformers import PreTrainedTokenizerFast
 from app.engine.engine import Engine
 from app.errors import Cancelled, DeadlineExceeded, Overloaded
 from app.prompt import TaskVersion
-from app.request import FinishReason, RequestTimings, TokenDelta
+from app.request import FinishReason, Request, RequestTimings, TokenDelta, TokenScore
 from app.serving.admission import Admission, Admitted
-from app.serving.answers import GenerationAsk, GenerationResult, Outcome, TextDelta
+from app.serving.answers import GenerationAsk, GenerationResult, Outcome, OutputToken, TextDelta
 from app.serving.chat import ChatTemplate
 from app.serving.detokenizer import detokenizer_tables
 from app.serving.tokenization import PromptTokenizer
-from app.serving.writer import AnswerWriter
+from app.serving.writer import AnswerWriter, scored_tokens
 from app.store.prompt_store import PromptStore
 
 _T = TypeVar("_T")
@@ -116,6 +116,25 @@ class GenerationService:
         admitted = await self._admit(lambda: self.admission.admit_version(version, ask))
         return await _result_of(self._write(admitted))
 
+    async def admit(self, ask: GenerationAsk) -> Admitted:
+        """Pin the version and prepare the request, without running it; in time."""
+        return await self._in_time(ask, self._admit_told(ask))
+
+    async def scores(self, request: Request) -> tuple[TokenScore, ...]:
+        """Run a request for the log-probabilities of its last tokens alone."""
+        source = cast(AsyncGenerator[TokenDelta, None], self.engine.generate(request))
+        async with aclosing(source) as deltas:
+            async for delta in deltas:
+                if delta.error is not None:
+                    raise delta.error
+                return delta.scores
+        raise AssertionError("a stream begins with a token or an error")
+
+    def scored_tokens(self, prompt: Sequence[int], scores: Sequence[TokenScore]) -> tuple[OutputToken, ...]:
+        """Scored ids as they read after the prompt."""
+        ids = [*prompt, *(score.token_id for score in scores)]
+        return scored_tokens(self._tables, ids, scores)[len(prompt) :]
+
     async def _admit_told(self, ask: GenerationAsk) -> Admitted:
         """Admit, and tell the statistics of a failure, unless it is that there is no such task."""
         begin = time.monotonic()
@@ -179,7 +198,10 @@ class GenerationService:
                     break
                 yield written
         yield TextDelta(
-            text=written.text, token=written.token, result=self._result(admitted, writer, delta, first)
+            text=written.text,
+            token=written.token,
+            prompt_scores=written.prompt_scores,
+            result=self._result(admitted, writer, delta, first),
         )
 
     def _result(
@@ -200,6 +222,7 @@ class GenerationService:
             virtual_tokens=admitted.request.num_virtual_tokens,
             seed=admitted.request.sampling.seed,
             timings=timings,
+            prompt_scores=writer.prompt_scores,
         )
 
     def _tell(

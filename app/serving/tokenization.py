@@ -68,6 +68,10 @@ class PromptTokenizer:
         """The id of the special token written `text`, if there is one."""
         return self._id_of.get(text)
 
+    def plain_ids(self, text: str) -> tuple[int, ...]:
+        """Ids of a text alone, without any special token."""
+        return tuple(self._literal.encode(text, add_special_tokens=False).ids)
+
     def text_of(self, ids: Sequence[int]) -> str:
         """Ids as text, special tokens left out."""
         text: str = self._plain.decode(list(ids), skip_special_tokens=True)

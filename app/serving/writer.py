@@ -1,8 +1,9 @@
 """Turns the deltas of one request into text and tokens, and says when a stop string ends it."""
 
+import math
 from collections.abc import Sequence
 
-from app.request import FinishReason, TokenDelta
+from app.request import FinishReason, TokenDelta, TokenScore
 from app.serving.answers import OutputToken, TextDelta
 from app.serving.detokenizer import DetokenizerTables
 from app.serving.stopping import StopWatch
@@ -17,6 +18,8 @@ class AnswerWriter:
         self._watch = StopWatch(stops)
         self._shown: list[str] = []
         self.tokens: list[OutputToken] = []
+        self.prompt_scores: tuple[OutputToken, ...] = ()
+        self._context = context
 
     @property
     def is_stopped(self) -> bool:
@@ -31,25 +34,21 @@ class AnswerWriter:
     def take(self, delta: TokenDelta) -> TextDelta:
         """Write one token; what can be shown of its text comes back."""
         assert delta.token_id is not None
+        if delta.scores:
+            self.prompt_scores = scored_tokens(self._tables, self._context, delta.scores)
         special = delta.token_id in self._tables.special_ids
         text = self._detokenizer.push(delta.token_id)
         if delta.is_last:
             text += self._detokenizer.flush()
         written = self._tables.literal(delta.token_id) if special else text
-        token = OutputToken(delta.token_id, written, delta.logprob, special, self._top(delta))
+        token = OutputToken(delta.token_id, written, delta.logprob, special, _top(self._tables, delta.top))
         self.tokens.append(token)
         shown = self._watch.push(text)
         if delta.is_last:
             shown += self._watch.flush()
         self._shown.append(shown)
-        return TextDelta(text=shown, token=token)
-
-    def _top(self, delta: TokenDelta) -> tuple[OutputToken, ...]:
-        """Tokens that might have come instead, each as it would read alone."""
-        return tuple(
-            OutputToken(id_, self._tables.text_of(id_), logprob, id_ in self._tables.special_ids)
-            for id_, logprob in delta.top
-        )
+        is_first = len(self.tokens) == 1
+        return TextDelta(text=shown, token=token, prompt_scores=self.prompt_scores if is_first else ())
 
     def finish(self, reported: FinishReason | None, eos_ids: frozenset[int]) -> FinishReason:
         """Why the answer ended: the engine's reason, unless it was a stop of the caller's own."""
@@ -57,3 +56,32 @@ class AnswerWriter:
             return FinishReason.STOP
         is_own_stop = reported is FinishReason.EOS and self.tokens[-1].id not in eos_ids
         return FinishReason.STOP if is_own_stop else reported
+
+
+def scored_tokens(
+    tables: DetokenizerTables, ids: Sequence[int], scores: Sequence[TokenScore]
+) -> tuple[OutputToken, ...]:
+    """Tokens of a prompt; the last of them have scores, those before have NaN."""
+    detokenizer = tables.new()
+    texts = [detokenizer.push(id_) for id_ in ids]
+    texts[-1] += detokenizer.flush()
+    unscored = len(ids) - len(scores)
+    tokens = [
+        OutputToken(id_, _written(tables, id_, text), math.nan, id_ in tables.special_ids)
+        for id_, text in zip(ids[:unscored], texts, strict=False)
+    ]
+    for score, text in zip(scores, texts[unscored:], strict=True):
+        special = score.token_id in tables.special_ids
+        written = _written(tables, score.token_id, text)
+        tokens.append(OutputToken(score.token_id, written, score.logprob, special, _top(tables, score.top)))
+    return tuple(tokens)
+
+
+def _written(tables: DetokenizerTables, token_id: int, text: str) -> str:
+    return tables.literal(token_id) if token_id in tables.special_ids else text
+
+
+def _top(tables: DetokenizerTables, top: Sequence[tuple[int, float]]) -> tuple[OutputToken, ...]:
+    return tuple(
+        OutputToken(id_, tables.text_of(id_), logprob, id_ in tables.special_ids) for id_, logprob in top
+    )

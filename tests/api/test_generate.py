@@ -118,8 +118,6 @@ def test_habits_are_fine_at_their_neutral_value(client: httpx.Client) -> None:
         ("typical_p", 0.5),
         ("watermark", True),
         ("grammar", {"type": "regex", "value": "a"}),
-        ("decoder_input_details", True),
-        ("choices", ["a", "b"]),
         ("n", True),
         ("watermark", 0),
         ("typical_p", "1"),

@@ -21,6 +21,7 @@ VALID: dict[str, Any] = {
     "truncate": 3,
     "return_full_text": False,
     "top_n_tokens": 4,
+    "decoder_input_details": True,
 }
 
 
