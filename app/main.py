@@ -25,7 +25,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from app.api.app import create_app
 from app.api.state import ApiConfig, ServerState, Services
 from app.engine.engine import Engine
-from app.errors import PromptplexError, UnsupportedModel
+from app.errors import PromptplexError, Unavailable, UnsupportedModel
 from app.metrics import Metrics
 from app.models.loading import load_base
 from app.models.probe import ProbeReport
@@ -129,7 +129,7 @@ def assemble(
             on_release=(lambda task_id: None) if redis is None else redis.publish_hint,
         ),
         metrics=metrics,
-        upkeep=Upkeep(store, lambda digest: source.load(digest).result(_FETCH_SECONDS).data),
+        upkeep=Upkeep(store, lambda digest: _fetch(source, digest)),
         redis=(lambda: "off") if redis is None else redis.state,
         device=str(base.backbone.device),
         probe=_probe_in_words(base.report),
@@ -143,6 +143,14 @@ def _redis_tier(settings: Settings, on_hint: Callable[[str], None]) -> RedisTier
     if settings.redis_url is None:
         return None
     return RedisTier(settings.redis_url.get_secret_value(), on_hint=on_hint)
+
+
+def _fetch(source: TieredPromptSource, digest: str) -> bytes:
+    """A prompt's bytes from any tier, for the upkeep."""
+    try:
+        return source.load(digest).result(_FETCH_SECONDS).data
+    except TimeoutError:
+        raise Unavailable(f"Prompt {digest} did not come in time") from None
 
 
 def _take_hint(store: PromptStore, source: TieredPromptSource, task_id: str) -> None:

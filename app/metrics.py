@@ -242,6 +242,7 @@ class Metrics(Collector):
 
 def _loads(prompts: SourceStats) -> Iterator[Metric]:
     seconds, num_bytes = _by_one(prompts.tier_seconds), _by_one(prompts.tier_bytes)
+    yield _counter("redis_failures", "Wrong bytes from Redis, reads that broke", prompts.remote_failures)
     yield _counter("prompt_load_failures", "Prompt loads that failed", prompts.load_failures)
     yield _counter("prompt_load_seconds", "Time spent on loading prompts", prompts.load_seconds)
     yield _labelled("prompt_tier_seconds", "Time until a tier has answered, summed", ["tier"], seconds)

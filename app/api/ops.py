@@ -54,7 +54,12 @@ def _cache_health(behind: Services) -> dict[str, Any]:
     """Tiers from the nearest on; a prompt is asked of the next where one misses."""
     prompts, engine = behind.source.stats(), behind.engine.stats()
     tiers = {
-        tier: {"hits": prompts.hits.get(tier, 0), "misses": prompts.misses.get(tier, 0)}
+        tier: {
+            "hits": prompts.hits.get(tier, 0),
+            "misses": prompts.misses.get(tier, 0),
+            "bytes_read": prompts.tier_bytes.get(tier, 0),
+            "seconds": round(prompts.tier_seconds.get(tier, 0.0), 3),
+        }
         for tier in ("host", "redis", "store")
     }
     return {
@@ -62,6 +67,8 @@ def _cache_health(behind: Services) -> dict[str, Any]:
         **tiers,
         "host_bytes": prompts.host_bytes,
         "failed_loads": prompts.load_failures,
+        "redis_failures": prompts.remote_failures,
+        "heals": prompts.heals,
     }
 
 

@@ -27,8 +27,8 @@ class Target(Protocol):
         """Versions, aliases and releases of one task."""
         ...
 
-    def push(self, task_id: str, bundle: Bundle, alias: str) -> Row:
-        """Publish a version; point `alias` at it unless that is `none`."""
+    def push(self, task_id: str, bundle: Bundle, alias: str | None) -> Row:
+        """Publish a version; point `alias` at it, or `live` where it is new and no alias is given."""
         ...
 
     def rollback(self, task_id: str, alias: str, why: str) -> Row:
@@ -71,7 +71,7 @@ class ServerTarget:
         """`GET /tasks/{id}`."""
         return self._call("GET", f"/tasks/{task_id}")
 
-    def push(self, task_id: str, bundle: Bundle, alias: str) -> Row:
+    def push(self, task_id: str, bundle: Bundle, alias: str | None) -> Row:
         """`POST /tasks/{id}/versions`: the server validates and tries it before it answers."""
         parts: dict[str, Any] = {}
         if bundle.prompt is not None:
@@ -80,7 +80,12 @@ class ServerTarget:
             parts["config"] = ("adapter_config.json", bundle.config, "application/json")
         if bundle.task is not None:
             parts["task"] = ("task.json", json.dumps(bundle.task).encode(), "application/json")
-        return self._call("POST", f"/tasks/{task_id}/versions", params={"alias": alias}, files=parts)
+        return self._call(
+            "POST",
+            f"/tasks/{task_id}/versions",
+            params={} if alias is None else {"alias": alias},
+            files=parts,
+        )
 
     def rollback(self, task_id: str, alias: str, why: str) -> Row:
         """`POST /tasks/{id}/rollback`."""
@@ -144,12 +149,13 @@ class StoreTarget:
             ],
         }
 
-    def push(self, task_id: str, bundle: Bundle, alias: str) -> Row:
+    def push(self, task_id: str, bundle: Bundle, alias: str | None) -> Row:
         """Import and publish; what only a loaded base can check is left to the server."""
-        version, _ = self._store.publish(task_id, _draft(bundle))
+        version, created = self._store.publish(task_id, _draft(bundle))
         row = {"task_id": task_id, **_version_row(version), "release": None}
-        if alias != "none":
-            row["release"] = self._store.move_alias(task_id, alias, version.version, who=self._who).number
+        if alias != "none" and (created or alias is not None):
+            moved = self._store.move_alias(task_id, alias or "live", version.version, who=self._who)
+            row["release"] = moved.number
         return row
 
     def rollback(self, task_id: str, alias: str, why: str) -> Row:

@@ -37,7 +37,10 @@ def push(
         str | None,
         typer.Option(help="Template of the input, such as 'Review: {text}'; alone, a text-only task"),
     ] = None,
-    alias: Annotated[str, typer.Option(help="Alias to point at the new version; none: don't")] = "live",
+    alias: Annotated[
+        str | None,
+        typer.Option(help="Alias to point at the version; default: live, if new; none: don't"),
+    ] = None,
     server: ServerOption = DEFAULT_SERVER,
     store: StoreOption = None,
     as_json: JsonOption = False,
@@ -48,7 +51,8 @@ def push(
     if as_json:
         typer.echo(json.dumps(answer, indent=2))
         return
-    where = f"{alias} since release {answer['release']}" if answer.get("release") else "no alias moved"
+    name = alias or "live"
+    where = f"{name} since release {answer['release']}" if answer.get("release") else "no alias moved"
     learned = f", {answer['virtual_tokens']} virtual tokens" if answer["virtual_tokens"] else ""
     typer.echo(f"{answer['task_id']}@{answer['version']} ({answer['kind']}{learned}): {where}")
     _warn_of_examples(answer)

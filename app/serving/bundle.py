@@ -1,10 +1,11 @@
 """What `push` and `validate` find on the user's disk: a prompt, its configuration, a task file."""
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from app.store.strict_json import JsonError, parse_json
 
 PEFT_WEIGHTS = "adapter_model.safetensors"
 PEFT_CONFIG = "adapter_config.json"
@@ -85,8 +86,8 @@ def _read_task(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        task = json.loads(path.read_bytes())
-    except ValueError as error:
+        task = parse_json(path.read_bytes())
+    except JsonError as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(task, dict):
         raise ValueError(f'{path} must hold a JSON object, such as {{"template": "Review: {{text}}"}}')

@@ -73,8 +73,9 @@ class Catalog:
     def _summary(self, task_id: str) -> TaskSummary:
         live, why_not = None, None
         try:
-            live = self._state(self._store.resolve(f"{task_id}@{DEFAULT_ALIAS}"))
-            why_not = live.why_not
+            states = [self._state(version) for version in self._store.meant_by(task_id, DEFAULT_ALIAS)]
+            live = states[0]
+            why_not = next((state.why_not for state in states if state.why_not is not None), None)
         except PromptplexError as error:  # one damaged task must not hide the others
             why_not = error.message
         served = self._generation.requests_served.get(task_id, 0)

@@ -9,9 +9,10 @@ import asyncio
 import logging
 from pathlib import Path
 
-from app.errors import PromptplexError
+from app.errors import PromptplexError, StoreFull, Unavailable
 from app.serving.bundle import Bundle, read_bundle
 from app.serving.publishing import PublishingService, UploadResult
+from app.store.references import check_task_id
 
 _log = logging.getLogger(__name__)
 _SECONDS = 1.0  # between two looks
@@ -26,6 +27,7 @@ class ImportFolder:
         self._publishing = publishing
         self._seen: dict[str, _Look] = {}
         self._done: dict[str, _Look] = {}  # imported or refused, as it looked then
+        self._said: dict[str, str] = {}  # complaints about what may pass, by directory; "": the folder
 
     async def watch(self) -> None:
         """Until it is cancelled."""
@@ -34,9 +36,20 @@ class ImportFolder:
             await self.look()
             await asyncio.sleep(_SECONDS)
 
+    def _say(self, about: str, what: str) -> None:
+        """Once, as long as it stays the same."""
+        if self._said.get(about) != what:
+            self._said[about] = what
+            _log.warning("%s", what)
+
     async def look(self) -> None:
         """Import every directory that is new or changed, and is as it was at the look before."""
-        found = await asyncio.to_thread(_look_into, self._folder)
+        try:
+            found = await asyncio.to_thread(_look_into, self._folder)
+            self._said.pop("", None)
+        except OSError as error:
+            self._say("", f"the folder to import from can't be read: {error.strerror}")
+            return
         for name, look in found.items():
             if self._seen.get(name) == look and self._done.get(name) != look:
                 self._done[name] = look
@@ -46,28 +59,37 @@ class ImportFolder:
     async def _import(self, directory: Path) -> None:
         try:
             bundle = await asyncio.to_thread(read_bundle, directory)
-            result = await self._publish(bundle)
-        except (PromptplexError, OSError, ValueError) as error:
+            result = await self._publish(directory.name, bundle)
+        except (Unavailable, StoreFull, OSError) as error:  # no fault of the directory
+            self._say(directory.name, f"{directory.name} was not imported yet, and is tried again: {error}")
+            self._done.pop(directory.name)
+            return
+        except (PromptplexError, ValueError) as error:
             _log.warning("%s was not imported: %s", directory.name, error)
             return
+        except Exception:
+            _log.exception("%s was not imported", directory.name)
+            return
+        self._said.pop(directory.name, None)
         version = result.version
         state = "imported as" if result.created else "is already"
         _log.info("%s %s %s@%d", directory.name, state, version.task_id, version.version)
 
-    async def _publish(self, bundle: Bundle) -> UploadResult:
+    async def _publish(self, name: str, bundle: Bundle) -> UploadResult:
+        check_task_id(name)
         async with self._publishing.slot():
             return await self._publishing.upload(
-                bundle.name, prompt=bundle.prompt, config=bundle.config, task=bundle.task, who="import-dir"
+                name,
+                prompt=bundle.prompt,
+                config=bundle.config,
+                task=bundle.task,
+                who="import-dir",
             )
 
 
 def _look_into(folder: Path) -> dict[str, _Look]:
     """How each directory with something in it looks now; links are not followed."""
-    try:
-        directories = [path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()]
-    except OSError as error:
-        _log.warning("the folder to import from can't be read: %s", error.strerror)
-        return {}
+    directories = [path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()]
     looks = {path.name: _look_at(path) for path in directories if not path.name.startswith(".")}
     return {name: look for name, look in looks.items() if look}
 

@@ -101,7 +101,7 @@ class PublishingService:
         Raises InvalidRequest, PromptRejected (UnsafeFile), StoreFull, Unavailable.
         """
         self._check_names(task_id, alias)
-        draft = await self._in_thread(lambda: self._draft(prompt, config, task, who))
+        draft = await self._in_thread(lambda: self._draft(prompt, config, task, who, alias))
         version, created = await self._in_thread(lambda: self._store.publish(task_id, draft))
         if draft.prompt is not None:
             self._on_stored(draft.prompt)
@@ -165,13 +165,21 @@ class PublishingService:
             )
 
     def _is_new(self, version: TaskVersion) -> bool:
+        """Whether its upload ended before the release that was wanted."""
+        if version.provenance.get("meant_for") is None:
+            return False
         releases = self._store.history(version.task_id).releases
         return all(version.version not in release.manifest_digests for release in releases)
 
     # -- before anything is stored ----------------------------------------------------------
 
     def _draft(
-        self, prompt: bytes | None, config: bytes | None, task: Mapping[str, Any] | None, who: str
+        self,
+        prompt: bytes | None,
+        config: bytes | None,
+        task: Mapping[str, Any] | None,
+        who: str,
+        alias: str | None,
     ) -> VersionDraft:
         settings = parse_task(task)
         learned, provenance = self._learned(prompt, config, settings)
@@ -187,6 +195,7 @@ class PublishingService:
                 **provenance,
                 **vouched_base(self._generation.engine.geometry),
                 "uploader": who,
+                "meant_for": alias,  # None: uploaded so that no alias would mean it
                 "metrics": dict(settings.metrics),
             },
         )

@@ -34,7 +34,11 @@ class Servability:
         with self._lock:
             if digest in self._reasons:
                 return self._reasons[digest]
-        reason = self._find_out(digest)
+        try:
+            prompt = read_prompt(self._store.read_blob(digest))
+        except (CorruptData, NotFound):  # not remembered: it may be mended the next time
+            return "its prompt's bytes are missing or damaged; publish it again"
+        reason = self._find_out(prompt)
         self._remember(digest, reason)
         return reason
 
@@ -47,13 +51,11 @@ class Servability:
         vouched = vouched_base(self._geometry)
         return all(version.provenance.get(name) == value for name, value in vouched.items())
 
-    def _find_out(self, digest: str) -> str | None:
+    def _find_out(self, prompt: Prompt) -> str | None:
         try:
-            validate_prompt(read_prompt(self._store.read_blob(digest)), self._geometry)
+            validate_prompt(prompt, self._geometry)
         except PromptRejected as error:
             return error.message
-        except (CorruptData, NotFound):
-            return "its prompt's bytes are missing or damaged; publish it again"
         return None
 
     def _remember(self, digest: str, reason: str | None) -> None:

@@ -45,6 +45,8 @@ class Upkeep:
                     _log.info("removed %d unfinished files, %d unused prompts", swept.leftovers, swept.blobs)
         except PromptplexError as error:  # a read-only store can't be swept, and an unreadable one is told
             _log.info("the store was not looked after: %s", error)
+        except Exception:  # the next round may do better
+            _log.exception("the store was not looked after")
 
     def _run(self) -> None:
         while not self._stopping.is_set():

@@ -5,7 +5,7 @@ import logging
 import re
 from contextlib import suppress
 
-from app.errors import CorruptData, InvalidRequest, PromptplexError
+from app.errors import CorruptData, InvalidRequest, PromptplexError, StoreFull
 from app.store.files import Name, WriteOnceFiles
 
 _log = logging.getLogger(__name__)
@@ -32,6 +32,10 @@ class Blobs:
         else:
             self._set_aside(name, digest)
             self._files.put_if_absent(name, data)
+            if not self._is_good(name, digest):
+                raise StoreFull(
+                    f"Prompt {digest} is damaged in the store and can't be replaced. Nothing was acknowledged"
+                )
 
     def read(self, digest: str) -> bytes:
         """Verified bytes. Raises CorruptData; damaged ones are in the quarantine then."""
@@ -45,8 +49,7 @@ class Blobs:
         if (again := self._files.read(name)) is not None and _hashes_to(again, digest):
             return again  # somebody healed it meanwhile
         raise CorruptData(
-            f"Prompt {digest} is damaged: its bytes do not hash to its name. They are in the quarantine; "
-            "upload the prompt again"
+            f"Prompt {digest} is damaged: its bytes do not hash to its name; upload the prompt again"
         )
 
     def heal(self, digest: str, data: bytes) -> bool:

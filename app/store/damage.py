@@ -15,6 +15,7 @@ from app.errors import CorruptData, PromptplexError
 from app.store import manifests, releases
 from app.store.files import QUARANTINE, Name
 from app.store.history import release_name, version_name
+from app.store.manifests import is_sealed
 from app.store.prompt_store import PromptStore, TaskHistory
 
 _log = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ def find_damage(store: PromptStore, fetch: Callable[[str], bytes] | None = None)
     `fetch` gets the bytes of a prompt, by digest, from tiers beside the store, or raises PromptplexError.
     """
     referenced: set[str] = set()
-    for task_id in store.list_tasks():
+    for task_id in sorted({*store.list_tasks(), *store.histories.cached_ids()}):
         try:
             history = _read_all(store, task_id)
         except CorruptData as error:
@@ -52,11 +53,19 @@ def find_damage(store: PromptStore, fetch: Callable[[str], bytes] | None = None)
 
 
 def _read_all(store: PromptStore, task_id: str) -> TaskHistory:
+    """What the files say, where this process knows nothing else."""
     known = store.histories.cached(task_id)
     history = store.histories.read_afresh(task_id)
-    if known is not None and (
-        len(history.versions) < len(known.versions) or len(history.releases) < len(known.releases)
-    ):
+    if known is None:
+        return history
+    same_versions = all(a.digest == b.digest for a, b in zip(known.versions, history.versions, strict=False))
+    same_releases = all(a.digest == b.digest for a, b in zip(known.releases, history.releases, strict=False))
+    if not (same_versions and same_releases):
+        store.histories.forget(task_id)
+        raise CorruptData(
+            f"The past of task {task_id!r} was changed: a record was lost, and its number claimed anew"
+        )
+    if len(history.versions) < len(known.versions) or len(history.releases) < len(known.releases):
         raise CorruptData(f"Task {task_id!r} has lost its last version or release")
     return history
 
@@ -100,7 +109,12 @@ def _heal(store: PromptStore, name: Name, good: bytes) -> None:
         found = store.files.read(name)
     if found == good:
         return
-    if found is not None:
+    if found is None:
+        if not store.files.put_if_absent(name, good) and store.files.read(name) != good:
+            raise CorruptData(f"{'/'.join(name)} was claimed anew")
+    elif is_sealed(found):
+        raise CorruptData(f"{'/'.join(name)} is another record now")
+    else:
         store.files.put_if_absent((QUARANTINE, f"{'-'.join(name)}.{secrets.token_hex(4)}"), found)
-    store.files.replace(name, good)
+        store.files.replace(name, good)
     _log.warning("%s was damaged; it is as it was written again", "/".join(name))

@@ -10,9 +10,11 @@ import hashlib
 import re
 from dataclasses import dataclass
 
+from app.errors import CorruptData
 from app.store.blobs import FOLDER, blob_name
 from app.store.files import QUARANTINE, Name
 from app.store.prompt_store import PromptStore
+from app.store.references import is_task_id
 
 GRACE_SECONDS = 7 * 86_400.0
 _ASIDE = re.compile(rf"{FOLDER}-([0-9a-f]{{64}})\.safetensors\.[0-9a-f]+")
@@ -33,7 +35,7 @@ def sweep(store: PromptStore, *, older_than: float = GRACE_SECONDS) -> Swept:
     StoreFull where nothing can be removed.
     """
     _bring_back(store, _referenced(store))  # what a sweep that was killed had set aside
-    leftovers = sum(store.files.remove_leftovers(folder, older_than) for folder in _folders(store))
+    leftovers = sum(_remove_leftovers(store, folder, older_than) for folder in _folders(store))
     referenced = _referenced(store)
     asides: list[Name] = []
     for digest in store.blobs.digests():
@@ -49,9 +51,16 @@ def sweep(store: PromptStore, *, older_than: float = GRACE_SECONDS) -> Swept:
 
 
 def _folders(store: PromptStore) -> list[Name]:
-    ids = store.files.names(("tasks",))  # also of what never became a task
+    ids = filter(is_task_id, store.files.names(("tasks",)))  # also of what never became a task
     tasks = [("tasks", task_id, kind) for task_id in ids for kind in ("versions", "releases")]
     return [(FOLDER,), (QUARANTINE,), *tasks]
+
+
+def _remove_leftovers(store: PromptStore, folder: Name, older_than: float) -> int:
+    try:
+        return store.files.remove_leftovers(folder, older_than)
+    except CorruptData:  # no folder, though it has the name of one
+        return 0
 
 
 def _referenced(store: PromptStore) -> set[str]:

@@ -11,13 +11,15 @@ import secrets
 import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from app.errors import CorruptData, PromptplexError, StoreFull, Unavailable
 from app.store.disk import Disk
+
+_T = TypeVar("_T")
 
 Name = tuple[str, ...]  # path components below the root
 
@@ -103,14 +105,15 @@ class DurableFiles:
         Either way the name is on disk when this returns. Raises StoreFull where the disk can't
         promise that.
         """
-        try:
+
+        def put() -> bool:
             self._make_directories(name[:-1])
             with self._directory(name[:-1]) as directory:
                 created = self._link_new(directory, name[-1], data)
                 self._disk.sync(directory)  # also when we lost: the winner may not have come to it yet
                 return created
-        except OSError as error:
-            raise _write_error(error) from error
+
+        return self._write(put)
 
     def sync(self, name: Name) -> None:
         """Return when a name that somebody else linked is on disk. A read-only store has it."""
@@ -155,27 +158,31 @@ class DurableFiles:
     def set_aside(self, name: Name) -> Name | None:
         """Move a file to the quarantine, under a name that says where it was; None: no such file."""
         aside = (QUARANTINE, f"{'-'.join(name)}.{secrets.token_hex(4)}")
-        try:
+
+        def move() -> None:
             self._make_directories((QUARANTINE,))
             with self._directory(name[:-1]) as directory, self._directory((QUARANTINE,)) as quarantine:
-                self._disk.rename(name[-1], directory, aside[-1], quarantine)
+                with suppress(FileNotFoundError):  # somebody else was faster
+                    self._disk.rename(name[-1], directory, aside[-1], quarantine)
                 self._disk.sync(quarantine)
                 self._disk.sync(directory)
-        except FileNotFoundError:
+
+        if not self.exists(name):
             return None
-        except OSError as error:
-            raise _write_error(error) from error
-        return aside
+        self._write(move)
+        return aside if self.exists(aside) else None
 
     def replace(self, name: Name, data: bytes) -> None:
         """Put good bytes in the place of damaged ones, atomically."""
-        try:
+
+        def swap() -> None:
+            self._make_directories(name[:-1])
             with self._directory(name[:-1]) as directory:
                 temporary = self._write_temporary(directory, data)
                 self._disk.rename(temporary, directory, name[-1], directory)
                 self._disk.sync(directory)
-        except OSError as error:
-            raise _write_error(error) from error
+
+        self._write(swap)
 
     def touch(self, name: Name) -> None:
         """Make the file young again, so that nobody takes it for debris; a read-only store has none."""
@@ -213,6 +220,18 @@ class DurableFiles:
             self.remove((*name, entry))
         return len(old)
 
+    def _write(self, work: Callable[[], _T]) -> _T:
+        """Errors become ours; where a directory that we had made is gone, once more from the start."""
+        try:
+            try:
+                return work()
+            except FileNotFoundError:
+                with self._lock:
+                    self._durable.clear()
+                return work()
+        except OSError as error:
+            raise _write_error(error) from error
+
     @contextmanager
     def _directory(self, name: Name) -> Iterator[int]:
         """Open component by component, so that no link in the middle is followed."""
@@ -231,7 +250,8 @@ class DurableFiles:
         """Make the directories of `name`; on disk themselves, once per process, when this returns."""
         if name in self._durable:
             return
-        self._make_root()
+        if not self._durable:
+            self._make_root()
         for depth, part in enumerate(name):
             with self._directory(name[:depth]) as directory:
                 with suppress(FileExistsError):
@@ -241,10 +261,9 @@ class DurableFiles:
             self._durable.add(name)
 
     def _make_root(self) -> None:
-        if self._root.is_dir():
-            return
+        """Make the root, and make sure of it: whoever else made it may have died before that."""
         self._root.mkdir(parents=True, exist_ok=True)
-        for parent in self._root.resolve().parents:  # whichever of them are new
+        for parent in self._root.resolve().parents:
             with suppress(OSError):
                 self._sync_directory(parent)
 
@@ -294,6 +313,8 @@ def _read_whole(file: int) -> bytes:
 
 
 def _write_error(error: OSError) -> PromptplexError:
+    if error.errno in _BUSY:
+        return Unavailable("The store can't be written to just now: the server is short of files or memory")
     if error.errno in (errno.ELOOP, errno.ENOTDIR):
         return CorruptData("A directory of the store is not a directory; symbolic links are not followed")
     reason = _WRITE_ERRORS.get(error.errno or 0, "the disk reported an error")

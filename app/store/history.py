@@ -31,8 +31,23 @@ class HistoryReader:
     def task_ids(self) -> list[str]:
         """Ids of all tasks, sorted. Damage is found by reading, per task, and hides nothing here."""
         names = sorted(name for name in self._files.names(("tasks",)) if is_task_id(name))
-        firsts = (version_name, release_name)
-        return [name for name in names if any(self._files.exists(first(name, 1)) for first in firsts)]
+        return [name for name in names if self._has_records(name)]
+
+    def cached_ids(self) -> list[str]:
+        """Ids of the tasks that were read before, whatever has become of their files."""
+        with self._lock:
+            return list(self._histories)
+
+    def forget(self, task_id: str) -> None:
+        """Read the task from its files the next time."""
+        with self._lock:
+            self._histories.pop(task_id, None)
+
+    def _has_records(self, task_id: str) -> bool:
+        try:
+            return any(self._files.exists(first(task_id, 1)) for first in (version_name, release_name))
+        except CorruptData:  # it can't be looked into; whoever asks for it is told why
+            return True
 
     def cached(self, task_id: str) -> TaskHistory | None:
         """What was read last, however old."""

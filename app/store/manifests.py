@@ -6,6 +6,7 @@ release names the record's digest yet.
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -99,6 +100,15 @@ def decode_record(data: bytes, what: str, record_format: str, names: frozenset[s
     if fields.keys() != names or seal(fields) != data:
         raise CorruptData(f"The record of {what} is damaged: it is not in canonical form")
     return fields
+
+
+def is_sealed(data: bytes) -> bool:
+    """Whether these are the bytes of some record, whatever it says."""
+    with suppress(JsonError):
+        fields = parse_json(data)
+        if isinstance(fields, dict) and _CHECKSUM in fields:
+            return bool(fields.pop(_CHECKSUM) == _checksum(fields))
+    return False
 
 
 def _checksum(fields: dict[str, Any]) -> str:

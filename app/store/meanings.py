@@ -71,5 +71,6 @@ def meaning_from_json(value: Any) -> Meaning:
 
 def _bid(weight: int, task_id: str, version: int, asker: str) -> float:
     digest = hashlib.sha256(f"{task_id}\0{version}\0{asker}".encode()).digest()
-    uniform = (int.from_bytes(digest[:8], "big") + 0.5) / 2**64  # strictly between 0 and 1
+    # 52 bits and a half: a float holds that exactly, and it is strictly between 0 and 1.
+    uniform = ((int.from_bytes(digest[:8], "big") >> 12) + 0.5) / 2**52
     return weight / -math.log(uniform)

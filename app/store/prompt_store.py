@@ -84,6 +84,18 @@ class PromptStore:
             raise _not_there(self.history(wanted.task_id), wanted)
         return version
 
+    def meant_by(self, task_id: str, alias: str) -> list[TaskVersion]:
+        """Every version that the alias means now, the one with the most weight first.
+
+        Raises NotFound, also where the task is retired.
+        """
+        first = self.resolve(f"{task_id}@{alias}")
+        history = self.history(task_id)
+        meaning = history.aliases.get(alias, first.version)
+        weights = {meaning: 1} if isinstance(meaning, int) else meaning
+        versions = sorted(weights, key=lambda version: (-weights[version], version))
+        return [history.versions[version - 1] for version in versions]
+
     def read_blob(self, digest: str) -> bytes:
         """The canonical bytes whose sha256 is `digest`, verified. Raises CorruptData."""
         return self.blobs.read(digest)

@@ -163,15 +163,22 @@ class PromptTiers:
         started = time.monotonic()
         loop = asyncio.get_running_loop()
         try:
-            prompt = await loop.run_in_executor(self._threads, _read_from, self._store, digest)
-        except Exception as error:
-            if isinstance(error, CorruptData):
-                self._damaged.add(digest)
+            prompt = await loop.run_in_executor(self._threads, self._read_store, digest)
+        except Exception:
             self.counters.answered(STORE, started, num_bytes=None)
             raise
-        self._damaged.discard(digest)
         self.counters.answered(STORE, started, num_bytes=len(prompt.data))
         self.tell_remote(prompt)
+        return prompt
+
+    def _read_store(self, digest: str) -> Prompt:
+        """On a thread. Damage is remembered also where nobody waits for the answer any more."""
+        try:
+            prompt = _read_from(self._store, digest)
+        except CorruptData:
+            self._damaged.add(digest)
+            raise
+        self._damaged.discard(digest)
         return prompt
 
     async def _ask_remote(self, remote: RemoteTier, digest: str) -> Prompt | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from app.errors import StoreFull
 from app.serving.answers import GenerationAsk
 from app.serving.importing import ImportFolder
 from tests.oracle import greedy, soft_config
@@ -85,3 +86,47 @@ def test_a_folder_that_is_gone_is_not_the_end(
     folder = ImportFolder(tmp_path / "nothing", stack.publishing)
     look(folder)
     assert "can't be read" in caplog.text
+
+
+@pytest.mark.parametrize("task", ["[" * 200_000, json.dumps({"template": "\ud800 {x}"}), "{", "[]"])
+def test_one_odd_directory_stops_nothing(
+    stack: Stack, tmp_path: Path, caplog: pytest.LogCaptureFixture, task: str
+) -> None:
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "task.json").write_text(task)
+    (tmp_path / "fine").mkdir()
+    (tmp_path / "fine" / "task.json").write_text(json.dumps({"template": f"fine {len(task)} {{x}}"}))
+    with caplog.at_level(logging.WARNING):
+        look(ImportFolder(tmp_path, stack.publishing))
+    assert "odd was not imported" in caplog.text
+    assert "fine" in stack.store.list_tasks()
+
+
+def test_what_may_pass_is_tried_again(
+    stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "patient").mkdir()
+    (tmp_path / "patient" / "task.json").write_text(json.dumps({"template": "patient {x}"}))
+    folder = ImportFolder(tmp_path, stack.publishing)
+    publish = stack.store.publish
+
+    def full(*_: object) -> None:
+        raise StoreFull("the disk is full")
+
+    monkeypatch.setattr(stack.store, "publish", full)
+    with caplog.at_level(logging.WARNING):
+        look(folder, times=5)
+    assert len([record for record in caplog.records if "patient" in record.getMessage()]) == 1
+    monkeypatch.setattr(stack.store, "publish", publish)
+    look(folder)
+    assert "patient" in stack.store.list_tasks()
+
+
+def test_a_directory_must_have_a_tasks_name(
+    stack: Stack, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "My Task").mkdir()
+    (tmp_path / "My Task" / "task.json").write_text(json.dumps({"template": "{x}"}))
+    with caplog.at_level(logging.WARNING):
+        look(ImportFolder(tmp_path, stack.publishing))
+    assert "A task id is" in caplog.text

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.errors import InvalidRequest, NotFound, PromptRejected, RequestTooLong, Unavailable
+from app.errors import InvalidRequest, NotFound, PromptRejected, RequestTooLong, StoreFull, Unavailable
 from app.serving.answers import GenerationAsk
 from app.serving.publishing import UploadResult
 from tests.oracle import greedy, prefix_config, soft_config
@@ -67,13 +67,31 @@ def test_no_alias_or_another(stack: Stack) -> None:
     assert canary.release.aliases == {"canary": 1}
 
 
-def test_what_a_crash_left_unreleased_is_released_by_the_retry(stack: Stack) -> None:
+def test_what_a_crash_left_unreleased_is_released_by_the_retry(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
     publish(stack, "crash", task={"template": "1 {x}"})
-    publish(stack, "crash", task={"template": "2 {x}"}, alias=None)  # as if it had died before the release
+
+    def full(*_: object, **__: object) -> None:
+        raise StoreFull("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stack.store, "move_alias", full)
+        with pytest.raises(StoreFull):
+            publish(stack, "crash", task={"template": "2 {x}"})
+    assert stack.store.resolve("crash").version == 1
     retried = publish(stack, "crash", task={"template": "2 {x}"})
     assert not retried.created
     assert retried.release is not None
     assert stack.store.resolve("crash").version == 2
+
+
+def test_what_was_not_to_be_released_stays_so(stack: Stack) -> None:
+    publish(stack, "quiet", task={"template": "1 {x}"})
+    publish(stack, "quiet", task={"template": "2 {x}"}, alias=None, alias_given=True)
+    again = publish(stack, "quiet", task={"template": "2 {x}"})
+    assert (again.created, again.release) == (False, None)
+    assert stack.store.resolve("quiet").version == 1
 
 
 def test_rollback(stack: Stack) -> None:

@@ -1,11 +1,12 @@
 """A flipped bit anywhere is noticed, never served, told; and mended where good bytes are left."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from app.errors import CorruptData
+from app.errors import CorruptData, StoreFull
 from app.prompt import VersionDraft
 from app.store.damage import find_damage
 from app.store.prompt_store import PromptStore, open_store
@@ -131,3 +132,55 @@ def test_one_damaged_task_leaves_the_others_alone(root: Path, filled: PromptStor
     store = open_store(root)
     assert store.list_tasks() == ["t", "u"]
     assert store.resolve("u@1").prompt_digest == OTHER.digest
+
+
+def test_a_quarantine_that_was_taken_away_is_made_again(root: Path, filled: PromptStore) -> None:
+    for _ in range(2):
+        (root / BLOB).write_bytes(b"rot")
+        filled.publish("u", VersionDraft(prompt=SOFT))
+        assert filled.read_blob(SOFT.digest) == SOFT.data
+        shutil.rmtree(root / "quarantine")
+
+
+def test_damage_that_cannot_be_set_aside_is_no_acknowledgement(root: Path, filled: PromptStore) -> None:
+    (root / "elsewhere").mkdir()
+    (root / "quarantine").symlink_to(root / "elsewhere")
+    (root / BLOB).write_bytes(b"rot")
+    with pytest.raises(StoreFull):
+        filled.publish("u", VersionDraft(prompt=SOFT))
+    assert "u" not in filled.list_tasks()
+
+
+def test_a_number_that_was_claimed_anew_is_told_and_stays(root: Path, filled: PromptStore) -> None:
+    """The last release was lost; another replica, which never saw it, released something else."""
+    lost = root / "tasks" / "t" / "releases" / "3.json"
+    lost.unlink()
+    other = open_store(root)
+    release = other.move_alias("t", "live", 2, why="unaware")
+    before = lost.read_bytes()
+    damages = list(find_damage(filled))
+    assert [damage.healed for damage in damages] == [False]
+    assert "claimed anew" in damages[0].what
+    assert lost.read_bytes() == before, "what another replica was acknowledged stays"
+    assert filled.resolve("t").version == 2 == release.aliases["live"]
+    assert list(find_damage(filled)) == []
+
+
+def test_a_task_that_is_gone_is_put_back(root: Path, filled: PromptStore) -> None:
+    before = filled.history("t")
+    shutil.rmtree(root / "tasks" / "t")
+    assert [damage.healed for damage in find_damage(filled)] == [True]
+    assert open_store(root).history("t") == before
+
+
+@pytest.mark.parametrize("harm", ["link", "file"])
+def test_a_task_that_cannot_be_looked_into_hides_no_other(harm: str, root: Path, store: PromptStore) -> None:
+    store.publish("u", VersionDraft(prompt=SOFT))
+    store.move_alias("u", "live", 1)
+    if harm == "link":
+        (root / "tasks" / "loop").symlink_to(root / "tasks" / "loop")
+    else:
+        (root / "tasks" / "readme").write_text("a note")
+    assert "u" in store.list_tasks()
+    assert store.resolve("u").version == 1
+    list(find_damage(store))

@@ -12,7 +12,7 @@ from app.store.debris import sweep
 from app.store.files import DurableFiles
 from app.store.prompt_store import PromptStore, open_store
 from tests.store.builders import prefix, soft, tree
-from tests.store.faulty_disks import CrashedError, crashing_disk
+from tests.store.faulty_disks import CrashedError, WatchedDisk, crashing_disk
 
 SOFT, OTHER = soft(seed=1), prefix(seed=2)
 DAY = 86_400.0
@@ -84,3 +84,33 @@ def test_nothing_is_swept_where_a_task_cannot_be_read(root: Path, store: PromptS
     with pytest.raises(CorruptData):
         sweep(open_store(root), older_than=DAY)
     assert tree(root) == before
+
+
+def test_a_stray_file_among_the_tasks_stops_no_sweep(root: Path, store: PromptStore) -> None:
+    store.publish("t", VersionDraft(prompt=SOFT))
+    (root / "tasks" / "README").write_text("a note")
+    (root / "tasks" / "notes").write_text("another")
+    store.blobs.put(OTHER.digest, OTHER.data)
+    make_older(blob(root, OTHER.digest), 2 * DAY)
+    assert sweep(store, older_than=DAY).blobs == 1
+
+
+@pytest.mark.parametrize("moment", ["rename", "unlink"])
+def test_a_manifest_that_appears_during_a_sweep_keeps_its_blob(
+    moment: str, root: Path, store: PromptStore
+) -> None:
+    """Another process publishes right after the sweeper looked at the references."""
+    store.publish("t", VersionDraft(prompt=SOFT))
+    store.blobs.put(OTHER.digest, OTHER.data)
+    make_older(blob(root, OTHER.digest), 2 * DAY)
+    publisher = open_store(root)
+    published: list[int] = []
+
+    def publish_meanwhile(point: str) -> None:
+        if point == f"before {moment}" and not published:
+            published.append(0)
+            published[0] = publisher.publish("t", VersionDraft(prompt=OTHER))[0].version
+
+    sweep(PromptStore(DurableFiles(root, WatchedDisk(publish_meanwhile))), older_than=DAY)
+    assert published == [2]
+    assert open_store(root).read_blob(OTHER.digest) == OTHER.data

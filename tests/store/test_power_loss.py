@@ -64,7 +64,7 @@ class Machine:
                 for entry, target in directory.pending:
                     _apply(directory.entries, entry, target)
                 directory.pending = []
-            case "sync":
+            case "sync" if call.inode in self.files:
                 self.files[call.inode].durable = self.files[call.inode].written
 
     def outcomes(self) -> Iterator[dict[Path, bytes | None]]:

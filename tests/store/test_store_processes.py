@@ -41,8 +41,9 @@ print("ready", flush=True)
 sys.stdin.readline()
 won = 0
 while won < count:
-    last = len(store.history("t").releases)
-    target = (last + worker) % 8 + 1  # never what the alias means now in all workers' eyes
+    history = store.history("t")
+    last = len(history.releases)
+    target = history.aliases.get("live", 0) % 8 + 1  # never what the alias means now
     try:
         release = store.move_alias("t", "live", target, expected_release=last, who=str(worker))
     except Conflict:
