@@ -326,7 +326,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help="of each phase")
     parser.add_argument("--clients", type=int, default=8, help="of each server")
     parser.add_argument("--interval", type=float, default=0.5, help="seconds between a client's requests")
-    parser.add_argument("--tasks", type=int, default=64)
+    parser.add_argument("--tasks", type=int, default=256)
     parser.add_argument("--new-tokens", type=int, default=16)
     parser.add_argument("--out", type=Path, default=Path("build/bench/redis-faults.json"))
     options = parser.parse_args(arguments)

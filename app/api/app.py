@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import Depends, FastAPI
 
 from app import __version__
-from app.api import errors, generate, openai, ops, tasks
+from app.api import errors, generate, openai, ops, tasks, tokens
 from app.api.edge import Edge
 from app.api.queries import only_known_queries
 from app.api.state import ApiConfig, ServerState
@@ -34,6 +34,7 @@ def create_app(
     errors.install(app)
     strict = [Depends(only_known_queries)]
     app.include_router(generate.router, dependencies=strict)
+    app.include_router(tokens.router, dependencies=strict)
     app.include_router(openai.router, dependencies=strict)
     app.include_router(tasks.router, dependencies=strict)
     app.include_router(ops.router)  # probes and scrapers may add queries of their own

@@ -14,6 +14,7 @@ from app.serving.manifest import MAX_CHOICE_CHARS, MAX_CHOICES
 from app.serving.parameters import GenerationParameters, parse_parameters
 
 MAX_REFERENCE_CHARS = 512
+MAX_IDS = 1_000_000
 _LATER = "is not supported yet"
 
 Stop = Annotated[str, Field(min_length=1, max_length=bounds.MAX_STOP_CHARS)]
@@ -170,6 +171,19 @@ class GenerateRequest(_Strict):
     def reference(self) -> str | None:
         """The task that is asked for, by either name."""
         return self.task_id or (self.parameters.adapter_id if self.parameters else None)
+
+
+class TokenizeRequest(_Strict):
+    """What is to be tokenized, as /generate takes it."""
+
+    task_id: Reference | None = None
+    inputs: Inputs
+
+
+class DetokenizeRequest(_Strict):
+    """Ids of the base model's vocabulary."""
+
+    ids: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=MAX_IDS)]
 
 
 class Token(BaseModel):

@@ -86,17 +86,18 @@ async def publish(
     ] = None,
 ) -> JSONResponse:
     """Validate, store, try and release a new version of a task."""
-    async with upload_form(request) as form, behind.publishing.slot():
-        parts = await read_parts(form)
-        result = await behind.publishing.upload(
-            task_id,
-            prompt=parts.prompt,
-            config=parts.config,
-            task=parts.task,
-            alias=None if alias == NO_ALIAS else alias or DEFAULT_ALIAS,
-            alias_given=alias is not None,
-            who=WHO,
-        )
+    with behind.publishing.place():
+        async with upload_form(request) as form, behind.publishing.slot():
+            parts = await read_parts(form)
+            result = await behind.publishing.upload(
+                task_id,
+                prompt=parts.prompt,
+                config=parts.config,
+                task=parts.task,
+                alias=None if alias == NO_ALIAS else alias or DEFAULT_ALIAS,
+                alias_given=alias is not None,
+                who=WHO,
+            )
     return JSONResponse(_uploaded(result), 201 if result.created else 200)
 
 

@@ -7,7 +7,7 @@ is stored (it had to be, to run), but no alias ever means it unless it passes la
 import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -66,22 +66,24 @@ class PublishingService:
         self._smoke = SmokeTest(generation)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="publishing")
         self._slots = asyncio.Semaphore(_THREADS)
-        self._num_waiting = 0
+        self._num_places = 0
 
-    @contextlib.asynccontextmanager
-    async def slot(self) -> AsyncIterator[None]:
-        """Hold this while an upload's bytes are in memory. Raises Overloaded."""
-        if self._num_waiting >= _MAX_WAITING:
+    @contextlib.contextmanager
+    def place(self) -> Iterator[None]:
+        """Hold this from before an upload's bytes are taken to its end. Raises Overloaded."""
+        if self._num_places >= _THREADS + _MAX_WAITING:
             raise Overloaded("Too many uploads at once; try again shortly.", retry_after=5.0)
-        self._num_waiting += 1
-        try:
-            await self._slots.acquire()
-        finally:
-            self._num_waiting -= 1
+        self._num_places += 1
         try:
             yield
         finally:
-            self._slots.release()
+            self._num_places -= 1
+
+    @contextlib.asynccontextmanager
+    async def slot(self) -> AsyncIterator[None]:
+        """Hold this while an upload's bytes are in memory."""
+        async with self._slots:
+            yield
 
     async def upload(
         self,

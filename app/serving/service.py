@@ -130,6 +130,10 @@ class GenerationService:
                 return delta.scores
         raise AssertionError("a stream begins with a token or an error")
 
+    def texts_of(self, ids: Sequence[int]) -> list[str]:
+        """What each id completes of the text; a special token as the vocabulary writes it."""
+        return [token.text for token in scored_tokens(self._tables, ids, ())]
+
     def scored_tokens(self, prompt: Sequence[int], scores: Sequence[TokenScore]) -> tuple[OutputToken, ...]:
         """Scored ids as they read after the prompt."""
         ids = [*prompt, *(score.token_id for score in scores)]

@@ -306,3 +306,19 @@ def test_a_client_that_leaves_frees_its_row(url: str, stack: Stack) -> None:
     assert stack.outcomes[-1].reason == "cancelled"
     while stack.engine.stats().num_running:
         assert time.monotonic() < until
+
+
+def test_tokenize_and_back(client: httpx.Client, stack: Stack) -> None:
+    publish_text(client, "tokenized", "Review: {text} 🙂")
+    answer = client.post("/tokenize", json={"task_id": "tokenized", "inputs": "the <s> film é"}).json()
+    text = "Review: the <s> film é 🙂"
+    assert answer["text"] == text
+    ids = [token["id"] for token in answer["tokens"]]
+    generated = client.post("/generate", json={"task_id": "tokenized", "inputs": "the <s> film é"}).json()
+    assert answer["prompt_tokens"] == len(ids) == generated["details"]["prompt_tokens"]
+    bos = stack.tokenizer.bos_token
+    assert "".join(token["text"] for token in answer["tokens"]) == bos + text
+    assert client.post("/detokenize", json={"ids": ids}).json() == {"text": text}
+    assert client.post("/detokenize", json={"ids": []}).json() == {"text": ""}
+    error_of(client.post("/detokenize", json={"ids": [10**9]}), 422)
+    error_of(client.post("/tokenize", json={"task_id": "nobody", "inputs": "a"}), 404)

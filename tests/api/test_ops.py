@@ -115,6 +115,8 @@ def test_every_route_is_documented(stack: Stack) -> None:
         "/",
         "/generate",
         "/generate_stream",
+        "/tokenize",
+        "/detokenize",
         "/v1/completions",
         "/v1/chat/completions",
         "/v1/models",

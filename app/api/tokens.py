@@ -1,0 +1,50 @@
+"""`POST /tokenize` and `/detokenize`: what a text becomes for the base model, with a task's template."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import JSONResponse
+
+from app.api.generate import ERRORS
+from app.api.schemas import DetokenizeRequest, TokenizeRequest
+from app.api.state import Services, services
+from app.errors import InvalidRequest
+from app.serving.answers import GenerationAsk
+from app.serving.parameters import GenerationParameters
+
+router = APIRouter(tags=["tokens"])
+
+Behind = Annotated[Services, Depends(services)]
+
+
+@router.post("/tokenize", responses=ERRORS, summary="Text to token ids")
+async def tokenize(body: TokenizeRequest, request: Request, behind: Behind) -> JSONResponse:
+    """The ids that a request with these inputs would have, BOS included; learned tokens are counted apart."""
+    ask = GenerationAsk(
+        inputs=body.inputs,
+        request_id=request.state.request_id,
+        task=body.task_id,
+        parameters=GenerationParameters(max_new_tokens=1),
+    )
+    admitted = await behind.generation.admit(ask)
+    texts = behind.generation.texts_of(admitted.prompt_ids)
+    tokens: list[dict[str, Any]] = [
+        {"id": id_, "text": text} for id_, text in zip(admitted.prompt_ids, texts, strict=True)
+    ]
+    return JSONResponse(
+        {
+            "tokens": tokens,
+            "prompt_tokens": len(tokens),
+            "virtual_tokens": admitted.request.num_virtual_tokens,
+            "text": admitted.prompt_text,
+        }
+    )
+
+
+@router.post("/detokenize", responses=ERRORS, summary="Token ids to text")
+async def detokenize(body: DetokenizeRequest, behind: Behind) -> JSONResponse:
+    """The text of the ids; special tokens have none."""
+    vocab = behind.engine.geometry.vocab_size
+    if any(id_ >= vocab for id_ in body.ids):
+        raise InvalidRequest(f"token ids must be from 0 to {vocab - 1}", param="ids")
+    return JSONResponse({"text": behind.generation.admission.tokenizer.text_of(body.ids)})
