@@ -7,7 +7,7 @@ import psutil
 
 
 class OtherLoad:
-    """Watches a block. Only this process counts as ours; children don't."""
+    """Watches a block. This process and its children are ours; they must outlive the block."""
 
     def __init__(self) -> None:
         self._process = psutil.Process()
@@ -23,9 +23,10 @@ class OtherLoad:
 
     def _others(self) -> float:
         """CPU seconds of everybody else since the machine started, and what its host took away."""
-        everybody, own = psutil.cpu_times(), self._process.cpu_times()
+        everybody = psutil.cpu_times()
+        ours = [each.cpu_times() for each in (self._process, *self._process.children(recursive=True))]
         busy = sum(everybody) - everybody.idle - getattr(everybody, "iowait", 0.0)
         busy -= getattr(everybody, "guest", 0.0) + getattr(
             everybody, "guest_nice", 0.0
         )  # in user and nice too
-        return float(busy - own.user - own.system)
+        return float(busy - sum(own.user + own.system for own in ours))

@@ -2,6 +2,7 @@
 
 import json
 import re
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -36,11 +37,20 @@ def _answer(url: str, body: dict[str, str]) -> str:
 
 
 def test_the_readmes_requests(demo_url: str) -> None:
-    answers = {body["task_id"]: _answer(demo_url, body) for body in _readme_bodies()}
-    assert answers["sentiment"].strip() == "positive"
-    assert "The Eagle" in answers["table-to-text"]
-    assert "Italian" in answers["table-to-text"]
-    assert answers["arithmetic"] == "4 + 5 = 9; 3 * 9 = 27; answer: 27"
+    sentiment, record, steps, choice = (_answer(demo_url, body) for body in _readme_bodies())
+    assert sentiment.strip() == "positive"
+    assert "The Eagle" in record
+    assert "Italian" in record
+    assert steps == "4 + 5 = 9; 3 * 9 = 27; answer: 27"
+    assert choice == "negative"
+
+
+def test_the_readmes_openai_client(demo_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    readme = (ROOT / "README.md").read_text()
+    snippet = readme[readme.index("    from openai import OpenAI") :].split("\n\nSo does")[0]
+    code = textwrap.dedent(snippet).replace("http://localhost:8000", demo_url)
+    exec(compile(code, "README.md", "exec"), {})
+    assert capsys.readouterr().out.strip() == "positive"
 
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
