@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import math
+import secrets
 import time
 from collections.abc import Coroutine
+from dataclasses import replace
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Header, Request
@@ -17,7 +19,8 @@ from app.errors import Cancelled
 from app.prompt import TaskVersion
 from app.serving.answers import GenerationAsk, GenerationResult, OutputToken, TextDelta
 from app.serving.choosing import Chosen, choose
-from app.serving.parameters import GenerationParameters
+from app.serving.group import generate_all
+from app.serving.parameters import SEED_BITS, GenerationParameters
 
 router = APIRouter(tags=["generate"])
 _T = TypeVar("_T")
@@ -57,9 +60,13 @@ async def generate(
     if how is not None:
         chosen = await unless_client_leaves(request, choose(behind.generation, ask, how))
         return JSONResponse(_chosen(chosen))
-    result = await unless_client_leaves(request, behind.generation.generate(ask))
+    asks = _samples(ask, body.num_answers)
+    results = await unless_client_leaves(request, generate_all(behind.generation, asks))
     with_details = body.parameters is None or body.parameters.details
-    return JSONResponse(_answer(result, with_details), headers=_timing(result, time.monotonic() - begin))
+    answer = _answer(results[0], with_details)
+    if len(results) > 1:
+        answer["samples"] = [_sample(result, with_details) for result in results]
+    return JSONResponse(answer, headers=_timing(results[0], time.monotonic() - begin))
 
 
 @router.post(
@@ -98,6 +105,22 @@ def _chosen(chosen: Chosen) -> dict[str, Any]:
             ],
         },
     }
+
+
+def _samples(ask: GenerationAsk, count: int) -> list[GenerationAsk]:
+    """They share a seed, each hashes its number into it, and the prompt's keys and values."""
+    if count == 1:
+        return [ask]
+    seed = secrets.randbits(SEED_BITS) if ask.parameters.seed is None else ask.parameters.seed
+    parameters = replace(ask.parameters, seed=seed)
+    return [
+        replace(ask, parameters=parameters, sample_index=index, shares_prompt=True) for index in range(count)
+    ]
+
+
+def _sample(result: GenerationResult, with_details: bool) -> dict[str, Any]:
+    sample: dict[str, Any] = {"generated_text": result.generated_text}
+    return sample | {"details": _details(result)} if with_details else sample
 
 
 async def _stream(request: Request, behind: Services, ask: GenerationAsk) -> EventStreamResponse:

@@ -28,12 +28,11 @@ from app.prompt import TaskVersion
 from app.serving.answers import GenerationAsk
 from app.serving.catalog import Catalog
 from app.serving.group import generate_all, start_all
-from app.serving.parameters import GenerationParameters
+from app.serving.parameters import SEED_BITS, GenerationParameters
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 
 MAX_ANSWERS = 128  # prompts times n
-_SEED_BITS = 53
 Behind = Annotated[Services, Depends(services)]
 
 # What clients of this API expect where neither they nor the task say how to choose tokens.
@@ -137,11 +136,12 @@ def _asks(
     begin = time.monotonic()
     parameters = body.generation()
     if parameters.seed is None:
-        parameters = replace(parameters, seed=secrets.randbits(_SEED_BITS))
+        parameters = replace(parameters, seed=secrets.randbits(SEED_BITS))
     return [
         GenerationAsk(
             **each,
             sample_index=index,
+            shares_prompt=count > 1,
             request_id=request.state.request_id,
             task=body.model,
             user=body.user,

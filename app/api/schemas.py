@@ -15,6 +15,7 @@ from app.serving.parameters import GenerationParameters, parse_parameters
 
 MAX_REFERENCE_CHARS = 512
 MAX_IDS = 1_000_000
+MAX_SAMPLES = 16
 _LATER = "is not supported yet"
 
 Stop = Annotated[str, Field(min_length=1, max_length=bounds.MAX_STOP_CHARS)]
@@ -77,6 +78,7 @@ class Parameters(_Strict):
     frequency_penalty: float | None = Field(None, ge=-bounds.MAX_PENALTY, le=bounds.MAX_PENALTY)
     presence_penalty: float | None = Field(None, ge=-bounds.MAX_PENALTY, le=bounds.MAX_PENALTY)
     seed: int | None = Field(None, ge=0, le=bounds.MAX_SEED, description="Default: drawn, and reported")
+    n: int | None = Field(None, ge=1, le=MAX_SAMPLES, description="So many answers, in `samples`")
     stop: list[Stop] | None = Field(None, max_length=bounds.MAX_STOPS)
     truncate: int | None = Field(
         None, ge=1, le=bounds.MAX_TRUNCATE, description="Keep the last so many tokens of the inputs"
@@ -95,7 +97,6 @@ class Parameters(_Strict):
     adapter_id: Reference | None = Field(None, description="Another name of task_id")
 
     # Known, but only at the value that changes nothing.
-    n: Literal[1] | None = None
     best_of: Literal[1] | None = None
     typical_p: float | None = None
     watermark: Literal[False] | None = None
@@ -134,7 +135,6 @@ def _is_neutral(value: Any, neutral: Any) -> bool:
 
 _PASSED_ON = tuple(GenerationParameters.__dataclass_fields__)
 _NEUTRAL: dict[str, Any] = {
-    "n": 1,
     "best_of": 1,
     "typical_p": 1.0,
     "watermark": False,
@@ -163,9 +163,18 @@ class GenerateRequest(_Strict):
     @model_validator(mode="after")
     def _choices_alone(self) -> Self:
         classifies = self.parameters is not None and self.parameters.choices is not None
-        if classifies and (self.stream or (self.parameters and self.parameters.do_sample)):
-            raise ValueError("choices don't go with stream or sampling: labels are scored, not generated")
+        if classifies and (
+            self.stream or self.num_answers > 1 or (self.parameters or Parameters()).do_sample
+        ):
+            raise ValueError("choices don't go with stream, n or sampling: labels are scored, not generated")
+        if self.stream and self.num_answers > 1:
+            raise ValueError("a stream has one answer; leave out n, or use /v1/completions")
         return self
+
+    @property
+    def num_answers(self) -> int:
+        """How many are asked for."""
+        return (self.parameters.n if self.parameters else None) or 1
 
     @property
     def reference(self) -> str | None:
@@ -231,6 +240,13 @@ class Details(BaseModel):
     top_tokens: list[list[Token]] | None = None
 
 
+class Sample(BaseModel):
+    """One of `n` answers."""
+
+    generated_text: str
+    details: Details | None = None
+
+
 class GenerateResponse(BaseModel):
     """A finished generation."""
 
@@ -240,6 +256,7 @@ class GenerateResponse(BaseModel):
     version_digest: str | None
     details: Details | None = None
     choice: ChoiceAnswer | None = None
+    samples: list[Sample] | None = None
 
 
 class AliasRequest(_Strict):

@@ -17,7 +17,12 @@ from app.prompt import PromptKind, TaskVersion
 from app.request import Request
 from app.serving.answers import GenerationAsk
 from app.serving.chat import ChatTemplate, last_of_user
-from app.serving.parameters import DEFAULT_MAX_NEW_TOKENS, GenerationParameters, parse_parameters
+from app.serving.parameters import (
+    DEFAULT_MAX_NEW_TOKENS,
+    SEED_BITS,
+    GenerationParameters,
+    parse_parameters,
+)
 from app.serving.servability import Servability
 from app.serving.template import PLAIN, Template, bind_inputs, parse_template
 from app.serving.tokenization import PromptTokenizer, Tokenized, check_not_empty
@@ -25,7 +30,6 @@ from app.store.prompt_store import PromptStore
 
 MAX_RENDERED_CHARS = 4_000_000
 _MAX_REMEMBERED = 4096  # versions whose template and leading ids are kept
-_SEED_BITS = 53  # a drawn seed survives JSON readers that have doubles only
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,8 +173,10 @@ class Admission:
     ) -> Request:
         virtual = 0 if version is None else version.num_virtual_tokens
         scored = len(tokenized.ids) - 1 if parameters.decoder_input_details else 0
-        resident = 0 if scored else _resident(tokenized.ids, prepared.leading_ids)
-        seed = secrets.randbits(_SEED_BITS) if parameters.seed is None else parameters.seed
+        usual = _resident(tokenized.ids, prepared.leading_ids)
+        # What others share is a prefix too; the last token stays each one's own.
+        resident = 0 if scored else len(tokenized.ids) - 1 if ask.shares_prompt else usual
+        seed = secrets.randbits(SEED_BITS) if parameters.seed is None else parameters.seed
         timeout = now + self._timeout
         return Request(
             id=f"{ask.request_id}#{next(self._numbers)}",  # ids that clients choose may repeat
@@ -181,6 +187,7 @@ class Admission:
             sampling=replace(parameters.sampling(seed), sample_index=ask.sample_index),
             num_top=parameters.top_n_tokens or 0,
             num_scored=scored,
+            keeps_prefix=resident in (0, usual),
             max_new_tokens=self._max_new_tokens(ask.parameters, parameters, virtual, len(tokenized.ids)),
             stop_ids=self.eos_ids | self._stop_ids(parameters.stop or ()),
             tenant=ask.tenant,

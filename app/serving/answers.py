@@ -24,6 +24,7 @@ class GenerationAsk:
     token_ids: tuple[int, ...] | None = None  # instead of inputs: the model sees just these
     messages: tuple[Message, ...] | None = None  # instead of inputs: a chat
     sample_index: int = 0  # which of `n` answers to one request; hashed with the seed
+    shares_prompt: bool = False  # others with the same words run beside it: keys and values are computed once
     request_id: str = ""
     task: str | None = None  # a task reference (`task`, `task@alias`, `task@3`); None: the base model
     user: str | None = None

@@ -22,6 +22,7 @@ MAX_SEED = 2**63 - 1
 MAX_TRUNCATE = 1_000_000
 MAX_STOPS = 16
 MAX_TOP_TOKENS = 20
+SEED_BITS = 53  # a drawn seed survives JSON readers that have doubles only
 MAX_STOP_CHARS = 256
 
 

@@ -113,12 +113,10 @@ def test_habits_are_fine_at_their_neutral_value(client: httpx.Client) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("n", 2),
         ("best_of", 2),
         ("typical_p", 0.5),
         ("watermark", True),
         ("grammar", {"type": "regex", "value": "a"}),
-        ("n", True),
         ("watermark", 0),
         ("typical_p", "1"),
     ],
@@ -322,3 +320,24 @@ def test_tokenize_and_back(client: httpx.Client, stack: Stack) -> None:
     assert client.post("/detokenize", json={"ids": []}).json() == {"text": ""}
     error_of(client.post("/detokenize", json={"ids": [10**9]}), 422)
     error_of(client.post("/tokenize", json={"task_id": "nobody", "inputs": "a"}), 404)
+
+
+def test_samples_share_a_seed_and_differ(client: httpx.Client, stack: Stack) -> None:
+    publish_text(client, "sampled", "Say: {text}")
+    parameters = {"n": 5, "do_sample": True, "max_new_tokens": 8, "seed": 11}
+    body = {"task_id": "sampled", "inputs": "the film was", "parameters": parameters}
+    answer = client.post("/generate", json=body).json()
+    texts = [sample["generated_text"] for sample in answer["samples"]]
+    assert len(texts) == 5
+    assert len(set(texts)) > 1
+    assert {sample["details"]["seed"] for sample in answer["samples"]} == {11}
+    assert answer["generated_text"] == texts[0]
+    alone = client.post("/generate", json=body | {"parameters": parameters | {"n": 1}}).json()
+    assert "samples" not in alone
+    assert alone["generated_text"] == texts[0], "the first sample is the answer of a request for one"
+    greedy = {"task_id": "sampled", "inputs": "the film was", "parameters": {"n": 3, "max_new_tokens": 8}}
+    same = client.post("/generate", json=greedy).json()
+    one = client.post("/generate", json=greedy | {"parameters": {"max_new_tokens": 8}}).json()
+    assert {sample["generated_text"] for sample in same["samples"]} == {one["generated_text"]}
+    error_of(client.post("/generate_stream", json=greedy | {"stream": True}), 422)
+    error_of(client.post("/generate", json=greedy | {"parameters": {"n": 17}}), 422)
