@@ -328,7 +328,7 @@ def _model_config() -> dict[str, Any]:
 def table(report: dict[str, Any]) -> str:
     """The report as Markdown."""
     lines = [
-        "| prompts | Redis | store-only p99 ms | with it | added | 90% interval | failed | other load | bar |",
+        "| prompts | Redis | store-only p99 ms | with it | added | 90% interval | failed | other | bar |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for label, phases in report["sets"].items():

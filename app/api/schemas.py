@@ -162,10 +162,8 @@ class GenerateRequest(_Strict):
 
     @model_validator(mode="after")
     def _choices_alone(self) -> Self:
-        classifies = self.parameters is not None and self.parameters.choices is not None
-        if classifies and (
-            self.stream or self.num_answers > 1 or (self.parameters or Parameters()).do_sample
-        ):
+        given = self.parameters or Parameters()
+        if given.choices is not None and (self.stream or self.num_answers > 1 or given.do_sample):
             raise ValueError("choices don't go with stream, n or sampling: labels are scored, not generated")
         if self.stream and self.num_answers > 1:
             raise ValueError("a stream has one answer; leave out n, or use /v1/completions")
