@@ -122,12 +122,7 @@ def assemble(
         store=store,
         source=source,
         generation=generation,
-        publishing=PublishingService(
-            store,
-            generation,
-            on_stored=source.offer,
-            on_release=(lambda task_id: None) if redis is None else redis.publish_hint,
-        ),
+        publishing=_publishing(store, generation, source, redis),
         metrics=metrics,
         upkeep=Upkeep(store, lambda digest: _fetch(source, digest)),
         redis=(lambda: "off") if redis is None else redis.state,
@@ -151,6 +146,15 @@ def _fetch(source: TieredPromptSource, digest: str) -> bytes:
         return source.load(digest).result(_FETCH_SECONDS).data
     except TimeoutError:
         raise Unavailable(f"Prompt {digest} did not come in time") from None
+
+
+def _publishing(
+    store: PromptStore, generation: GenerationService, source: TieredPromptSource, redis: RedisTier | None
+) -> PublishingService:
+    """What is stored goes into the tiers at once, and other replicas hear of what is released."""
+    if redis is None:
+        return PublishingService(store, generation, on_stored=source.offer)
+    return PublishingService(store, generation, on_stored=source.offer, on_release=redis.publish_hint)
 
 
 def _take_hint(store: PromptStore, source: TieredPromptSource, task_id: str) -> None:

@@ -1,29 +1,23 @@
 """`POST /generate` and `/generate_stream`, and `POST /` for clients that post to the server's URL itself."""
 
-import asyncio
-import contextlib
 import math
-import secrets
 import time
-from collections.abc import Coroutine
-from dataclasses import replace
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Request
 from fastapi.responses import JSONResponse, Response
 
+from app.api.leaving import unless_client_leaves
 from app.api.schemas import ErrorEnvelope, GenerateRequest, GenerateResponse, StreamEvent
 from app.api.sse import EventStreamResponse, data_event, json_bytes
 from app.api.state import Services, services
-from app.errors import Cancelled
 from app.prompt import TaskVersion
 from app.serving.answers import GenerationAsk, GenerationResult, OutputToken, TextDelta
 from app.serving.choosing import Chosen, choose
-from app.serving.group import generate_all
-from app.serving.parameters import SEED_BITS, GenerationParameters
+from app.serving.group import generate_all, samples
+from app.serving.parameters import GenerationParameters
 
 router = APIRouter(tags=["generate"])
-_T = TypeVar("_T")
 
 MAX_DEADLINE_MS = 86_400_000
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -60,7 +54,7 @@ async def generate(
     if how is not None:
         chosen = await unless_client_leaves(request, choose(behind.generation, ask, how))
         return JSONResponse(_chosen(chosen))
-    asks = _samples(ask, body.num_answers)
+    asks = samples(ask, body.num_answers)
     results = await unless_client_leaves(request, generate_all(behind.generation, asks))
     with_details = body.parameters is None or body.parameters.details
     answer = _answer(results[0], with_details)
@@ -105,17 +99,6 @@ def _chosen(chosen: Chosen) -> dict[str, Any]:
             ],
         },
     }
-
-
-def _samples(ask: GenerationAsk, count: int) -> list[GenerationAsk]:
-    """They share a seed, each hashes its number into it, and the prompt's keys and values."""
-    if count == 1:
-        return [ask]
-    seed = secrets.randbits(SEED_BITS) if ask.parameters.seed is None else ask.parameters.seed
-    parameters = replace(ask.parameters, seed=seed)
-    return [
-        replace(ask, parameters=parameters, sample_index=index, shares_prompt=True) for index in range(count)
-    ]
 
 
 def _sample(result: GenerationResult, with_details: bool) -> dict[str, Any]:
@@ -174,27 +157,6 @@ def _details_of_stream(result: GenerationResult) -> dict[str, Any]:
         "task_version": None if version is None else version.version,
         "version_digest": None if version is None else f"sha256:{version.digest}",
     }
-
-
-async def unless_client_leaves(request: Request, work: Coroutine[Any, Any, _T]) -> _T:
-    """Await `work`, but cancel it as soon as the client is gone. Raises Cancelled then."""
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_client_leaves(request))
-    try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise Cancelled("The client went away.")
-    finally:
-        for task in (working, leaving):
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await task
-
-
-async def _client_leaves(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def _answer(result: GenerationResult, with_details: bool) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -11,7 +10,8 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response
 
-from app.api.generate import ERRORS, Deadline, unless_client_leaves
+from app.api.generate import ERRORS, Deadline
+from app.api.leaving import unless_client_leaves
 from app.api.openai_answers import (
     ChatChunks,
     CompletionChunks,
@@ -27,8 +27,8 @@ from app.errors import InvalidRequest
 from app.prompt import TaskVersion
 from app.serving.answers import GenerationAsk
 from app.serving.catalog import Catalog
-from app.serving.group import generate_all, start_all
-from app.serving.parameters import SEED_BITS, GenerationParameters
+from app.serving.group import generate_all, samples, start_all
+from app.serving.parameters import GenerationParameters
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 
@@ -47,27 +47,24 @@ async def completions(
     prompts = body.prompts
     words = [{"inputs": prompt} if isinstance(prompt, str) else {"token_ids": prompt} for prompt in prompts]
     asks = _asks(body, words, request, deadline_ms)
-    head = Head("text_completion", f"cmpl-{secrets.token_hex(12)}", body.model, _fingerprint(behind))
-    with_logprobs = body.logprobs is not None
+    logprobs, echo = body.logprobs is not None, bool(body.echo)
     if body.stream:
         started = await unless_client_leaves(request, start_all(behind.generation, asks))
-        echoed = [prompt if body.echo and isinstance(prompt, str) else None for prompt in prompts]
+        admitted = [stream.admitted for stream in started.streams]
         chunks = CompletionChunks(
-            head,
-            prompts=[prompt for prompt in echoed for _ in range(body.n or 1)],
-            num_choices=len(asks),
+            _head("text_completion", body, behind, admitted[0].version),
+            prompts=[each.prompt_text if echo else None for each in admitted],
             num_prompts=len(prompts),
-            logprobs=with_logprobs,
-            usage=bool(body.stream_options and body.stream_options.include_usage),
+            logprobs=logprobs,
+            usage=body.wants_usage,
         )
         return EventStreamResponse(started, chunks, end=chunks.end)
     results = await unless_client_leaves(request, generate_all(behind.generation, asks))
     choices = [
-        completion_choice(index, result, logprobs=with_logprobs, echo=bool(body.echo))
-        for index, result in enumerate(results)
+        completion_choice(index, result, logprobs=logprobs, echo=echo) for index, result in enumerate(results)
     ]
-    answer = head.of(results[0].version) | {"choices": choices, "usage": usage(results, len(prompts))}
-    return JSONResponse(answer)
+    head = _head("text_completion", body, behind, results[0].version)
+    return JSONResponse(head.object() | {"choices": choices, "usage": usage(results, len(prompts))})
 
 
 @router.post("/chat/completions", responses=ERRORS, response_class=Response, summary="Answer a chat")
@@ -77,23 +74,21 @@ async def chat_completions(
     """A task's template renders the last user message; else the base's chat template renders all."""
     messages = tuple(message.message() for message in body.messages)
     asks = _asks(body, [{"messages": messages}], request, deadline_ms)
-    head = Head("chat.completion", f"chatcmpl-{secrets.token_hex(12)}", body.model, _fingerprint(behind))
+    logprobs = bool(body.logprobs)
     if body.stream:
         started = await unless_client_leaves(request, start_all(behind.generation, asks))
         chunks = ChatChunks(
-            head,
+            _head("chat.completion", body, behind, started.streams[0].admitted.version),
             num_choices=len(asks),
             num_prompts=1,
-            logprobs=bool(body.logprobs),
-            usage=bool(body.stream_options and body.stream_options.include_usage),
+            logprobs=logprobs,
+            usage=body.wants_usage,
         )
         return EventStreamResponse(started, chunks, end=chunks.end)
     results = await unless_client_leaves(request, generate_all(behind.generation, asks))
-    choices = [
-        chat_choice(index, result, logprobs=bool(body.logprobs)) for index, result in enumerate(results)
-    ]
-    answer = head.of(results[0].version) | {"choices": choices, "usage": usage(results, 1)}
-    return JSONResponse(answer)
+    choices = [chat_choice(index, result, logprobs=logprobs) for index, result in enumerate(results)]
+    head = _head("chat.completion", body, behind, results[0].version)
+    return JSONResponse(head.object() | {"choices": choices, "usage": usage(results, 1)})
 
 
 @router.get("/models", responses=ERRORS, summary="List models: the base, and every task that can be served")
@@ -126,7 +121,7 @@ def _asks(
     request: Request,
     deadline_ms: int | None,
 ) -> list[GenerationAsk]:
-    """One for each answer: `n` for each prompt. They share a seed and differ in their number."""
+    """One for each answer: `n` for each prompt."""
     count = body.n or 1
     if len(words) * count > MAX_ANSWERS:
         raise InvalidRequest(
@@ -135,13 +130,9 @@ def _asks(
         )
     begin = time.monotonic()
     parameters = body.generation()
-    if parameters.seed is None:
-        parameters = replace(parameters, seed=secrets.randbits(SEED_BITS))
-    return [
+    asks = [
         GenerationAsk(
             **each,
-            sample_index=index,
-            shares_prompt=count > 1,
             request_id=request.state.request_id,
             task=body.model,
             user=body.user,
@@ -150,12 +141,16 @@ def _asks(
             deadline=None if deadline_ms is None else begin + deadline_ms / 1000,
         )
         for each in words
-        for index in range(count)
     ]
+    return [sample for ask in asks for sample in samples(ask, count)]
 
 
-def _fingerprint(behind: Services) -> str:
-    return behind.engine.geometry.fingerprint
+def _head(
+    kind: str, body: CompletionRequest | ChatRequest, behind: Services, version: TaskVersion | None
+) -> Head:
+    prefix = "chatcmpl" if kind.startswith("chat") else "cmpl"
+    fingerprint = behind.engine.geometry.fingerprint
+    return Head(kind, f"{prefix}-{secrets.token_hex(12)}", body.model, fingerprint, version)
 
 
 def _card(behind: Services, name: str, version: TaskVersion | None) -> dict[str, Any]:

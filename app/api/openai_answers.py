@@ -2,6 +2,7 @@
 
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,21 +24,23 @@ class Head:
     id: str
     model: str
     fingerprint: str  # of the base
+    version: TaskVersion | None  # that answers; None: the base
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def of(self, version: TaskVersion | None, *, is_chunk: bool = False) -> dict[str, Any]:
+    def object(self, *, is_chunk: bool = False) -> dict[str, Any]:
         """The object without its choices."""
         return {
             "id": self.id,
             "object": f"{self.kind}.chunk" if is_chunk and self.kind.startswith("chat") else self.kind,
             "created": self.created,
             "model": self.model,
-            "system_fingerprint": self.system_fingerprint(version),
+            "system_fingerprint": self.system_fingerprint,
         }
 
-    def system_fingerprint(self, version: TaskVersion | None) -> str:
+    @property
+    def system_fingerprint(self) -> str:
         """Base and task version: what an answer depends on."""
-        base = f"base-{self.fingerprint[:12]}"
+        base, version = f"base-{self.fingerprint[:12]}", self.version
         return base if version is None else f"{base}-{version.task_id}@{version.version}"
 
 
@@ -119,7 +122,7 @@ def _logprob(token: OutputToken) -> float | None:
     return token.logprob if math.isfinite(token.logprob) else _LEAST
 
 
-class _Chunks:
+class _Chunks(ABC):
     """Writes the pieces of several answers as chunks, then the usage if it was asked for, then [DONE]."""
 
     def __init__(
@@ -130,7 +133,6 @@ class _Chunks:
         self._logprobs = logprobs
         self._usage = usage
         self._results: list[GenerationResult | None] = [None] * num_choices
-        self._versions: list[TaskVersion | None] = [None]
 
     def __call__(self, item: tuple[int, TextDelta]) -> bytes:
         """The chunks of one piece."""
@@ -146,12 +148,12 @@ class _Chunks:
         results = [result for result in self._results if result is not None]
         return self._chunk([], usage(results, self._num_prompts)) + DONE
 
+    @abstractmethod
     def _write(self, index: int, piece: TextDelta) -> bytes:
-        raise NotImplementedError
+        """The chunks of a piece of answer `index`."""
 
     def _chunk(self, choices: list[Mapping[str, Any]], used: Mapping[str, int] | None = None) -> bytes:
-        version = next((result.version for result in self._results if result is not None), None)
-        chunk = self._head.of(version, is_chunk=True) | {"choices": choices}
+        chunk = self._head.object(is_chunk=True) | {"choices": choices}
         return data_event(json_bytes(chunk | {"usage": used} if self._usage else chunk))
 
     def _finish(self, piece: TextDelta) -> str | None:
@@ -163,7 +165,7 @@ class CompletionChunks(_Chunks):
 
     def __init__(self, head: Head, *, prompts: Sequence[str | None], **options: Any) -> None:
         """`prompts`: what is echoed before each answer, or None."""
-        super().__init__(head, **options)
+        super().__init__(head, num_choices=len(prompts), **options)
         self._offsets = [0] * len(prompts)
         self._echo = list(prompts)
 

@@ -1,5 +1,6 @@
 """Bodies of the OpenAI routes. Unknown fields are refused; habits are taken where they change nothing."""
 
+from abc import abstractmethod
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -80,9 +81,14 @@ class _OpenAi(BaseModel):
         return self
 
     @property
+    def wants_usage(self) -> bool:
+        """Whether a stream is to end with its usage."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    @abstractmethod
     def num_top(self) -> int | None:
         """Most probable tokens to report."""
-        raise NotImplementedError
 
     @property
     def scores_prompt(self) -> bool:
@@ -144,11 +150,9 @@ class CompletionRequest(_OpenAi):
     @property
     def prompts(self) -> list[str | tuple[int, ...]]:
         """Each prompt: text, or token ids."""
-        if isinstance(self.prompt, str):
-            return [self.prompt]
-        if all(isinstance(part, int) for part in self.prompt):
-            return [tuple(self.prompt)]  # type: ignore[arg-type]
-        return [part if isinstance(part, str) else tuple(part) for part in self.prompt]  # type: ignore[arg-type]
+        given: list[Any] = self.prompt if isinstance(self.prompt, list) else [self.prompt]
+        prompts = [given] if isinstance(given[0], int) else given
+        return [prompt if isinstance(prompt, str) else tuple(prompt) for prompt in prompts]
 
 
 class TextPart(BaseModel):

@@ -1,6 +1,5 @@
 """Server-sent events: bytes made by hand, sent as they come, given up when the client leaves."""
 
-import asyncio
 import contextlib
 import json
 import logging
@@ -12,7 +11,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from app.api.errors import error_response
-from app.errors import PromptplexError
+from app.api.leaving import while_connected
+from app.errors import Cancelled, PromptplexError
 
 log = logging.getLogger("promptplex.api")
 
@@ -56,17 +56,10 @@ class EventStreamResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send everything, unless the client leaves; then the request is cancelled."""
-        sending = asyncio.ensure_future(self._send_all(send))
-        leaving = asyncio.ensure_future(_client_leaves(receive))
         try:
-            await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if sending.done():
-                sending.result()
+            with contextlib.suppress(Cancelled):  # there is nobody to tell
+                await while_connected(receive, self._send_all(send))
         finally:
-            for task in (sending, leaving):
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError, Exception):
-                    await task
             await self._stream.close()
 
     async def _send_all(self, send: Send) -> None:
@@ -98,8 +91,3 @@ def json_bytes(value: object) -> bytes:
     """Compact JSON in UTF-8; halves of surrogate pairs, which UTF-8 can't carry, are replaced."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text.encode("utf-8", "replace")
-
-
-async def _client_leaves(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

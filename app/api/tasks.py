@@ -114,15 +114,18 @@ async def rollback(
         raise InvalidRequest(
             "The query and the body name different aliases; send one of them.", param="alias"
         )
-    release = await behind.publishing.rollback(task_id, named, who=WHO, why=body.why if body else "")
+    why = body.why if body else ""
+    release = await behind.publishing.change(lambda store: store.rollback(task_id, named, who=WHO, why=why))
     return JSONResponse(_moved(release, named))
 
 
 @router.put("/{task_id:path}/aliases/{alias}", responses=ERRORS, summary="Move an alias")
 async def move_alias(task_id: str, alias: str, behind: Behind, body: AliasRequest) -> JSONResponse:
     """Let an alias mean a version, or versions by weight: a compare-and-set with `expected_release`."""
-    release = await behind.publishing.move_alias(
-        task_id, alias, body.target, expected_release=body.expected_release, who=WHO, why=body.why
+    release = await behind.publishing.change(
+        lambda store: store.move_alias(
+            task_id, alias, body.target, expected_release=body.expected_release, who=WHO, why=body.why
+        )
     )
     return JSONResponse(_moved(release, alias))
 
@@ -130,7 +133,8 @@ async def move_alias(task_id: str, alias: str, behind: Behind, body: AliasReques
 @router.post("/{task_id:path}/restore", responses=ERRORS, summary="Bring a retired task back")
 async def restore(task_id: str, behind: Behind, body: ReasonRequest | None = None) -> JSONResponse:
     """The task is served again, with its aliases as they were."""
-    release = await behind.publishing.restore(task_id, who=WHO, why=body.why if body else "")
+    why = body.why if body else ""
+    release = await behind.publishing.change(lambda store: store.restore(task_id, who=WHO, why=why))
     return JSONResponse(_state(release))
 
 
@@ -139,7 +143,8 @@ async def retire(
     task_id: str, behind: Behind, why: Annotated[str, Query(max_length=1000)] = ""
 ) -> JSONResponse:
     """Nothing of the task is served from now on; requests in flight finish, and nothing is deleted."""
-    return JSONResponse(_state(await behind.publishing.retire(task_id, who=WHO, why=why)))
+    release = await behind.publishing.change(lambda store: store.retire(task_id, who=WHO, why=why))
+    return JSONResponse(_state(release))
 
 
 @router.get("/{task_id:path}", responses=ERRORS, summary="Show a task")

@@ -14,6 +14,7 @@ from app.serving.manifest import parse_task
 from app.store.importers import import_prompt
 from app.store.meanings import Meaning, meaning_as_json
 from app.store.prompt_store import Release, open_store
+from app.store.references import DEFAULT_ALIAS
 
 
 class Target(Protocol):
@@ -183,7 +184,7 @@ class StoreTarget:
 
     def _row(self, task_id: str) -> Row:
         try:
-            return {"id": task_id, **_version_row(self._store.resolve(task_id))}
+            return {"id": task_id, **_version_row(self._store.meant_by(task_id, DEFAULT_ALIAS)[0])}
         except (NotFound, CorruptData) as error:  # no live version, retired, damaged: the others still count
             nothing = {"version": None, "kind": "unknown", "virtual_tokens": 0}
             return {"id": task_id, **nothing, "servable": False, "not_servable_because": error.message}

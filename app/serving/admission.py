@@ -93,8 +93,7 @@ class Admission:
 
         Raises NotFound, NotServable, InvalidRequest (RequestTooLong), DeadlineExceeded.
         """
-        is_base = ask.task is None or ask.task == self.base_name
-        version = None if is_base else self._store.resolve(ask.task or "", _asker(ask))
+        version = self.find(ask)
         on_found(version)
         if version is not None:
             self._check_servable(version)
@@ -103,6 +102,11 @@ class Admission:
         if admitted.request.deadline is not None and admitted.request.deadline <= time.monotonic():
             raise DeadlineExceeded("The deadline passed before the request could start.")
         return admitted
+
+    def find(self, ask: GenerationAsk) -> TaskVersion | None:
+        """The version that is asked for, as of now; None: the base model. Raises NotFound, InvalidRequest."""
+        is_base = ask.task is None or ask.task == self.base_name
+        return None if is_base else self._store.resolve(ask.task or "", _asker(ask))
 
     def _fetch_ahead(self, version: TaskVersion) -> None:
         """Begin to load a prompt that isn't on the device while the text is rendered and tokenized."""

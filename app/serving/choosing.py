@@ -4,7 +4,6 @@ Each label's ids follow the prompt's as they are. All labels run at once and sha
 of the prompt: they stand on one prefix that ends before the prompt's last token, and go with it.
 """
 
-import asyncio
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -56,7 +55,7 @@ async def choose(service: GenerationService, ask: GenerationAsk, how: ChoosingAs
     choices = _choices(how, admitted)
     labels = [_label_ids(service, choice, how.score_eos) for choice in choices]
     requests = [_request(admitted, number, ids) for number, ids in enumerate(labels)]
-    scores = await asyncio.gather(*(service.scores(request) for request in requests))
+    scores = await service.score(admitted, requests)
     totals = [_total(row, how.length_normalized) for row in scores]
     probabilities = _softmax(totals)
     best = max(range(len(choices)), key=probabilities.__getitem__)

@@ -1,25 +1,38 @@
-"""Several answers to one request: `n` samples, lists of prompts. All run at once, in one batch."""
+"""Several answers to one request: `n` samples, lists of prompts. All run at once, in one batch.
+
+All are answered by one version of the task: the reference is resolved once, for all of them.
+"""
 
 import asyncio
+import secrets
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
 
 from app.serving.answers import GenerationAsk, GenerationResult, TextDelta
+from app.serving.parameters import SEED_BITS
 from app.serving.service import GenerationService, StartedStream
+from app.serving.together import together
+
+
+def samples(ask: GenerationAsk, count: int) -> list[GenerationAsk]:
+    """`count` asks in the same words: they share the prompt and a seed, into which each hashes its number."""
+    if count == 1:
+        return [ask]
+    fallbacks = replace(ask.fallbacks, seed=secrets.randbits(SEED_BITS))
+    return [
+        replace(ask, fallbacks=fallbacks, sample_index=index, shares_prompt=True) for index in range(count)
+    ]
 
 
 async def generate_all(service: GenerationService, asks: Sequence[GenerationAsk]) -> list[GenerationResult]:
-    """Run all to their ends; where one fails, the others are cancelled and its error is raised."""
-    tasks = [asyncio.ensure_future(service.generate(ask)) for ask in asks]
-    try:
-        return list(await asyncio.gather(*tasks))
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    """Run all to their ends; an error of one ends all."""
+    asks = await _pinned(service, asks)
+    return await together([service.generate(ask) for ask in asks])
 
 
 async def start_all(service: GenerationService, asks: Sequence[GenerationAsk]) -> "StartedGroup":
-    """Wait for the first piece of each; where one fails, the others are cancelled and its error is raised."""
+    """Wait for the first piece of each; an error of one ends all."""
+    asks = await _pinned(service, asks)
     starting = [asyncio.ensure_future(service.start(ask)) for ask in asks]
     try:
         return StartedGroup(await asyncio.gather(*starting))
@@ -32,11 +45,19 @@ async def start_all(service: GenerationService, asks: Sequence[GenerationAsk]) -
         raise
 
 
+async def _pinned(service: GenerationService, asks: Sequence[GenerationAsk]) -> list[GenerationAsk]:
+    """An alias that moves meanwhile must not split the answers between two versions."""
+    if len(asks) == 1:
+        return list(asks)
+    reference = await service.pin(asks[0])
+    return [replace(ask, task=reference) for ask in asks]
+
+
 class StartedGroup:
     """Pieces of several answers as they come, each with the number of its answer."""
 
     def __init__(self, streams: Sequence[StartedStream]) -> None:
-        self._streams = streams
+        self.streams = streams
 
     async def __aiter__(self) -> AsyncGenerator[tuple[int, TextDelta], None]:
         """All pieces of all answers; once. An error of one ends all."""
@@ -50,7 +71,7 @@ class StartedGroup:
             except Exception as error:
                 queue.put_nowait(error)
 
-        readers = [asyncio.ensure_future(read(*each)) for each in enumerate(self._streams)]
+        readers = [asyncio.ensure_future(read(*each)) for each in enumerate(self.streams)]
         try:
             left = len(readers)
             while left:
@@ -68,5 +89,5 @@ class StartedGroup:
 
     async def close(self) -> None:
         """Cancel what still runs."""
-        for stream in self._streams:
+        for stream in self.streams:
             await stream.close()

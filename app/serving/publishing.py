@@ -115,42 +115,14 @@ class PublishingService:
         examples = await self._try(version)
         release = None
         if wanted and alias is not None:
-            release = await self._change(
-                lambda: self._store.move_alias(task_id, alias, version.version, who=who, why="upload")
+            release = await self.change(
+                lambda store: store.move_alias(task_id, alias, version.version, who=who, why="upload")
             )
         return UploadResult(version=version, created=created, release=release, examples=examples)
 
-    async def rollback(self, task_id: str, alias: str, *, who: str = "", why: str = "") -> Release:
-        """Let the alias mean what it meant before. Raises NotFound, Conflict."""
-        return await self._change(lambda: self._store.rollback(task_id, alias, who=who, why=why))
-
-    async def move_alias(
-        self,
-        task_id: str,
-        alias: str,
-        target: int | Mapping[int, int],
-        *,
-        expected_release: int | None = None,
-        who: str = "",
-        why: str = "",
-    ) -> Release:
-        """Let the alias mean a version, or versions by weight. Raises NotFound, Conflict, InvalidRequest."""
-        return await self._change(
-            lambda: self._store.move_alias(
-                task_id, alias, target, expected_release=expected_release, who=who, why=why
-            )
-        )
-
-    async def retire(self, task_id: str, *, who: str = "", why: str = "") -> Release:
-        """Take a task out of service; what runs finishes. Raises NotFound."""
-        return await self._change(lambda: self._store.retire(task_id, who=who, why=why))
-
-    async def restore(self, task_id: str, *, who: str = "", why: str = "") -> Release:
-        """Bring a retired task back. Raises NotFound, Conflict."""
-        return await self._change(lambda: self._store.restore(task_id, who=who, why=why))
-
-    async def _change(self, work: Callable[[], Release]) -> Release:
-        release = await self._in_thread(work)
+    async def change(self, work: Callable[[PromptStore], Release]) -> Release:
+        """Move an alias, roll back, retire, restore: do it on the store, and let other replicas know."""
+        release = await self._in_thread(lambda: work(self._store))
         self._on_release(release.task_id)
         return release
 

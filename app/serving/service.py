@@ -18,6 +18,7 @@ from app.serving.admission import Admission, Admitted
 from app.serving.answers import GenerationAsk, GenerationResult, Outcome, OutputToken, TextDelta
 from app.serving.chat import ChatTemplate
 from app.serving.detokenizer import detokenizer_tables
+from app.serving.together import together
 from app.serving.tokenization import PromptTokenizer
 from app.serving.writer import AnswerWriter, scored_tokens
 from app.store.prompt_store import PromptStore
@@ -86,12 +87,20 @@ class GenerationService:
 
     async def start(self, ask: GenerationAsk) -> "StartedStream":
         """Wait for the first piece, so that whatever fails early is raised here."""
-        pieces = self.stream(ask)
+        admitted = await self.admit(ask)
+        pieces = self.run(admitted)
         try:
-            return StartedStream(await self._in_time(ask, anext(pieces)), pieces)
+            return StartedStream(admitted, await self._in_time(ask, anext(pieces)), pieces)
         except BaseException:
             await pieces.aclose()
             raise
+
+    async def pin(self, ask: GenerationAsk) -> str | None:
+        """A reference to the very version that the ask is answered by now; None: the base model."""
+        loop = asyncio.get_running_loop()
+        finding = loop.run_in_executor(self._threads, self.admission.find, ask)
+        version = await self._in_time(ask, finding)
+        return None if version is None else f"{version.task_id}@sha256:{version.digest}"
 
     async def _in_time(self, ask: GenerationAsk, work: Awaitable[_T]) -> _T:
         """The engine ends what is late; this is for what never reaches it, or finds it stuck."""
@@ -120,8 +129,21 @@ class GenerationService:
         """Pin the version and prepare the request, without running it; in time."""
         return await self._in_time(ask, self._admit_told(ask))
 
-    async def scores(self, request: Request) -> tuple[TokenScore, ...]:
-        """Run a request for the log-probabilities of its last tokens alone."""
+    async def score(self, admitted: Admitted, requests: Sequence[Request]) -> list[tuple[TokenScore, ...]]:
+        """Run requests for the log-probabilities of their last tokens alone, as one for the statistics."""
+        reason = "error"
+        try:
+            scores = await together([self._scores(request) for request in requests])
+            reason = str(FinishReason.EOS)
+            return scores
+        except BaseException as error:
+            reason = _failure(error, admitted.request.deadline)
+            raise
+        finally:
+            num_prompt = len(admitted.prompt_ids)
+            self._tell(admitted.version, reason, admitted.begin, prompt_tokens=num_prompt)
+
+    async def _scores(self, request: Request) -> tuple[TokenScore, ...]:
         source = cast(AsyncGenerator[TokenDelta, None], self.engine.generate(request))
         async with aclosing(source) as deltas:
             async for delta in deltas:
@@ -257,7 +279,8 @@ class GenerationService:
 class StartedStream:
     """The pieces of an answer, of which the first is there. `close` frees the row, however far it came."""
 
-    def __init__(self, first: TextDelta, rest: AsyncGenerator[TextDelta, None]) -> None:
+    def __init__(self, admitted: Admitted, first: TextDelta, rest: AsyncGenerator[TextDelta, None]) -> None:
+        self.admitted = admitted
         self.first = first
         self._rest = rest
 

@@ -44,7 +44,7 @@ def sweep(store: PromptStore, *, older_than: float = GRACE_SECONDS) -> Swept:
             aside = store.files.set_aside(blob_name(digest))
             asides += [] if aside is None else [aside]
     kept = _bring_back(store, _referenced(store)) if asides else set()
-    removed = [aside for aside in asides if aside not in kept]
+    removed = {aside for aside in asides if aside not in kept} | _spare_copies(store, older_than)
     for aside in removed:
         store.files.remove(aside)
     return Swept(leftovers, len(removed))
@@ -73,6 +73,24 @@ def _referenced(store: PromptStore) -> set[str]:
     }
 
 
+def _spare_copies(store: PromptStore, older_than: float) -> set[Name]:
+    """Good blobs in the quarantine that nobody misses; damaged ones are evidence, and stay."""
+    referenced = _referenced(store)
+    return {
+        (QUARANTINE, entry)
+        for entry in store.files.names((QUARANTINE,))
+        if (match := _ASIDE.fullmatch(entry)) is not None
+        and (match[1] not in referenced or store.blobs.exists(match[1]))
+        and (store.files.age((QUARANTINE, entry)) or 0.0) > older_than
+        and _holds(store, (QUARANTINE, entry), match[1])
+    }
+
+
+def _holds(store: PromptStore, name: Name, digest: str) -> bool:
+    data = store.files.read(name)
+    return data is not None and hashlib.sha256(data).hexdigest() == digest
+
+
 def _bring_back(store: PromptStore, referenced: set[str]) -> set[Name]:
     """Good blobs that lie in the quarantine although a manifest refers to them and the store lacks them."""
     kept: set[Name] = set()
@@ -81,7 +99,7 @@ def _bring_back(store: PromptStore, referenced: set[str]) -> set[Name]:
         if match is None or match[1] not in referenced or store.blobs.exists(match[1]):
             continue
         data = store.files.read((QUARANTINE, entry))
-        if data is not None and hashlib.sha256(data).hexdigest() == match[1]:
+        if data is not None and _holds(store, (QUARANTINE, entry), match[1]):
             store.blobs.put(match[1], data)
             kept.add((QUARANTINE, entry))
     return kept

@@ -113,7 +113,7 @@ class RedisConnections:
             await self._pool.release(connection)
 
     async def _acquire(self) -> AbstractConnection:
-        connection: AbstractConnection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
+        connection: AbstractConnection = await self._pool.get_connection()  # type: ignore[no-untyped-call]  # redis-py's own
         return connection
 
     async def _drop(self, connection: AbstractConnection) -> None:
@@ -146,7 +146,7 @@ def _pool(location: RedisLocation, sentinel: Sentinel | None) -> ConnectionPool:
         "protocol": 2,  # RESP 3 costs a round trip more for each connection and gives us nothing
     }
     if sentinel is not None:
-        return SentinelConnectionPool(location.master, sentinel, **options)  # type: ignore[no-untyped-call]
+        return SentinelConnectionPool(location.master, sentinel, **options)  # type: ignore[no-untyped-call]  # redis-py's own
     if location.socket_path is not None:
         return ConnectionPool(UnixDomainSocketConnection, path=location.socket_path, **options)
     assert location.address is not None
@@ -161,4 +161,4 @@ def _sentinel(location: RedisLocation) -> Sentinel:
         "retry": Retry(NoBackoff(), 0),
         "protocol": 2,
     }
-    return Sentinel(location.sentinels, sentinel_kwargs=options)  # type: ignore[no-untyped-call]
+    return Sentinel(location.sentinels, sentinel_kwargs=options)  # type: ignore[no-untyped-call]  # redis-py's own

@@ -202,3 +202,52 @@ def test_habits_change_nothing(url: str, review: str) -> None:
         error_of(http.post("/v1/completions", json=body | {"prompts": "a"}), 422)
         error_of(http.post("/v1/completions", json=body | {"prompt": ["a"] * 64, "n": 16}), 422)
         error_of(http.post("/v1/completions", json=body | {"prompt": [10**9]}), 422)
+
+
+def test_an_echoed_stream_says_what_the_whole_answer_says(client: openai.OpenAI, review: str) -> None:
+    """The rendered prompt, its log-probabilities, and one fingerprint from the first chunk to the last."""
+    asked: dict[str, Any] = {"model": review, "max_tokens": 4, "temperature": 0, "echo": True, "logprobs": 1}
+    whole = client.completions.create(prompt="the film", **asked)
+    assert whole.choices[0].text.startswith("Review: the film\n")
+    chunks = list(client.completions.create(prompt="the film", stream=True, **asked))
+    assert "".join(chunk.choices[0].text for chunk in chunks) == whole.choices[0].text
+    assert {chunk.system_fingerprint for chunk in chunks} == {whole.system_fingerprint}
+    scored, expected = [chunk.choices[0].logprobs for chunk in chunks], whole.choices[0].logprobs
+    assert expected is not None
+    joined = [score for each in scored if each is not None for score in each.token_logprobs or []]
+    assert joined[0] is None
+    assert joined[1:] == pytest.approx((expected.token_logprobs or [])[1:], abs=1e-4)
+    offsets = [offset for each in scored if each is not None for offset in each.text_offset or []]
+    assert offsets == expected.text_offset
+
+
+def test_a_tasks_own_seed_counts(client: openai.OpenAI, url: str) -> None:
+    with client_of(url) as http:
+        defaults = {"seed": 7, "do_sample": True, "max_new_tokens": 12}
+        publish_text(http, "seeded", "{text}", defaults=defaults)
+    for n in (1, 3):
+        one, two = (client.completions.create(model="seeded", prompt="a", n=n) for _ in range(2))
+        assert [choice.text for choice in one.choices] == [choice.text for choice in two.choices]
+
+
+def test_an_alias_that_moves_meanwhile_splits_no_answer(
+    client: openai.OpenAI, url: str, stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with client_of(url) as http:
+        for number in (1, 2):
+            publish_text(http, "moving", f"{number}: {{text}}")
+    resolve = stack.store.resolve
+    seen: set[int] = set()
+
+    def move_and_resolve(reference: str, asker: str = "") -> Any:
+        version = resolve(reference, asker)
+        stack.store.move_alias("moving", "live", 3 - resolve("moving").version)
+        seen.add(version.version)
+        return version
+
+    monkeypatch.setattr(stack.store, "resolve", move_and_resolve)
+    answer = client.completions.create(
+        model="moving", prompt=["a", "b"], n=2, max_tokens=2, temperature=0, echo=True
+    )
+    assert len({choice.text[0] for choice in answer.choices}) == 1
+    assert len(seen) == 1

@@ -110,6 +110,7 @@ def test_a_task_brings_its_own_choices(client: httpx.Client) -> None:
     answer = response.json()
     assert {each["value"] for each in answer["choice"]["probabilities"]} == {"yes", "no"}
     assert sum(each["probability"] for each in answer["choice"]["probabilities"]) == pytest.approx(1)
+    assert client.get("/tasks/with-choices").json()["requests_served"] == 1
     error_of(client.post("/generate", json=ask | {"task_id": BASE_NAME}), 422)
 
 
@@ -128,4 +129,5 @@ def test_a_task_brings_its_own_choices(client: httpx.Client) -> None:
     ],
 )
 def test_choices_that_make_no_sense(client: httpx.Client, more: dict[str, Any]) -> None:
-    error_of(client.post("/generate", json={"inputs": "x"} | more), 422)
+    error = error_of(client.post("/generate", json={"inputs": "x"} | more), 422)
+    assert "choices" in f"{error['message']} {error['param']}"

@@ -76,10 +76,12 @@ def compare(client: httpx.Client, body: dict[str, Any]) -> str:
 
 
 def test_early_failures_have_their_own_status(client: httpx.Client) -> None:
-    error_of(client.post("/generate_stream", json={"inputs": "a", "task_id": "nobody"}), 404)
+    missing = client.post("/generate_stream", json={"inputs": "a", "task_id": "nobody"})
+    assert error_of(missing, 404)["code"] == "not_found"
     too_long = {"inputs": "a", "parameters": {"max_new_tokens": POSITIONS}}
-    error_of(client.post("/generate_stream", json=too_long), 422)
-    error_of(client.post("/generate_stream", json={"input": "a"}), 422)
+    assert error_of(client.post("/generate_stream", json=too_long), 422)["code"] == "request_too_long"
+    mistyped = error_of(client.post("/generate_stream", json={"input": "a"}), 422)
+    assert "input" in mistyped["message"]
 
 
 def test_a_late_failure_is_an_event(client: httpx.Client, stack: Stack) -> None:

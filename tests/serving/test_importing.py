@@ -48,7 +48,7 @@ def test_a_restart_imports_nothing_twice_and_moves_nothing_back(stack: Stack, tm
         (directory / "task.json").write_text(json.dumps({"template": f"{number} {{x}}"}))
         look(ImportFolder(tmp_path, stack.publishing))
     assert stack.store.resolve("restarted").version == 2
-    run(stack.publishing.rollback("restarted", "live"))
+    run(stack.publishing.change(lambda store: store.rollback("restarted")))
     look(ImportFolder(tmp_path, stack.publishing), times=3)
     assert stack.store.resolve("restarted").version == 1
     assert len(stack.store.history("restarted").versions) == 2

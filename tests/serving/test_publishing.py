@@ -97,10 +97,9 @@ def test_what_was_not_to_be_released_stays_so(stack: Stack) -> None:
 def test_rollback(stack: Stack) -> None:
     for number in (1, 2, 3):
         publish(stack, "back", task={"template": f"{number} {{x}}"})
-    versions = [
-        run(stack.publishing.rollback("back", "live", who="me", why="bad")).aliases["live"] for _ in range(2)
-    ]
-    assert versions == [2, 1]
+    back = stack.publishing.change
+    releases = [run(back(lambda store: store.rollback("back", who="me", why="bad"))) for _ in range(2)]
+    assert [release.aliases["live"] for release in releases] == [2, 1]
     assert stack.store.history("back").releases[-1].why == "bad"
 
 

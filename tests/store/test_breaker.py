@@ -119,8 +119,10 @@ def test_a_server_that_nobody_asks_is_known_to_be_down(monkeypatch: pytest.Monke
         server = Server(works=True)
         async with running(server) as breaker:
             await breaker.wait_closed()
+            probes = server.num_probes
             server.works = False
             await until(lambda: breaker.is_open)
+            assert server.num_probes >= probes + MAX_FAILURES
 
     asyncio.run(scenario())
 

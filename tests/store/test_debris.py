@@ -114,3 +114,17 @@ def test_a_manifest_that_appears_during_a_sweep_keeps_its_blob(
     sweep(PromptStore(DurableFiles(root, WatchedDisk(publish_meanwhile))), older_than=DAY)
     assert published == [2]
     assert open_store(root).read_blob(OTHER.digest) == OTHER.data
+
+
+def test_what_a_killed_sweep_had_set_aside_for_good_goes_later(root: Path, store: PromptStore) -> None:
+    store.publish("t", VersionDraft(prompt=SOFT))
+    store.blobs.put(OTHER.digest, OTHER.data)
+    aside = store.files.set_aside(("blobs", f"{OTHER.digest}.safetensors"))
+    evidence = root / "quarantine" / f"blobs-{SOFT.digest}.safetensors.00"
+    evidence.write_bytes(b"rot")
+    assert aside is not None
+    for path in (root.joinpath(*aside), evidence):
+        make_older(path, 2 * DAY)
+    assert sweep(store, older_than=DAY).blobs == 1
+    assert not root.joinpath(*aside).exists()
+    assert evidence.exists()
