@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from app.store.redis_url import parse_redis_url
+
 if TYPE_CHECKING:
     from app.engine.engine import EngineConfig
 
@@ -43,6 +45,12 @@ def _loopback_only(host: str) -> str:
     return host
 
 
+def _a_redis_url(url: SecretStr) -> SecretStr:
+    """A malformed one is told at once, not when the base model has been loaded."""
+    parse_redis_url(url.get_secret_value())
+    return url
+
+
 class Settings(BaseSettings):
     """What an operator may choose. Flags win over variables, variables over these defaults."""
 
@@ -56,7 +64,7 @@ class Settings(BaseSettings):
     import_dir: Path | None = Field(
         None, description="A folder to watch: each PEFT directory that appears in it becomes a version"
     )
-    redis_url: SecretStr | None = Field(
+    redis_url: Annotated[SecretStr, AfterValidator(_a_redis_url)] | None = Field(
         None,
         description="Redis in front of the store, such as redis://localhost:6379/0, rediss://user:pass@host, "
         "or redis+sentinel://host:26379/master; default: none",

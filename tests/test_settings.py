@@ -64,3 +64,19 @@ def test_a_mistyped_variable_is_pointed_out() -> None:
 def test_the_base_is_called_as_its_directory_unless_named() -> None:
     assert load_settings({"model": "hub/Some-Model"}).base_name == "Some-Model"
     assert load_settings({"model": "hub/Some-Model", "served_name": "base"}).base_name == "base"
+
+
+@pytest.mark.parametrize(
+    "url", ["http://h", "redis://:secret@h:port", "redis+sentinel://h:1", "rediss://h:1/x"]
+)
+def test_a_malformed_redis_url_is_told_at_once(url: str) -> None:
+    with pytest.raises(ValueError, match="--redis-url") as caught:
+        load_settings({"redis_url": url})
+    assert "secret" not in str(caught.value)
+
+
+def test_a_redis_url_is_not_shown() -> None:
+    settings = load_settings({"redis_url": "redis://user:secret@h:6379/0"})
+    assert "secret" not in repr(settings)
+    assert settings.redis_url is not None
+    assert settings.redis_url.get_secret_value() == "redis://user:secret@h:6379/0"
