@@ -291,7 +291,7 @@ def _without(pieces: tuple[Piece, ...], cut: int) -> tuple[Piece, ...]:
 
 def _common_prefix(rows: list[list[int]]) -> Iterator[int]:
     # One id of the shortest row is always left out: a request needs a token of its own.
-    for column in islice(zip(*rows, strict=False), min(map(len, rows)) - 1):
+    for column in islice(zip(*rows, strict=False), max(min(map(len, rows)) - 1, 0)):
         if len(set(column)) > 1:
             return
         yield column[0]

@@ -3,6 +3,8 @@ from functools import cache
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from app.errors import InvalidRequest
 from app.serving.template import PLAIN, Piece, joined, parse_template
@@ -123,6 +125,13 @@ def test_leading_ids_are_never_the_whole(kind: str, literal: str) -> None:
     assert len(leading) < len(whole)
     # Never more than the constant text and what comes before it.
     assert len(leading) <= len(tokenizer(kind).tokenize(template, {"x": ""}).ids)
+
+
+def test_a_tokenizer_that_drops_white_space_has_no_leading_ids() -> None:
+    words = Tokenizer(models.WordLevel({"[UNK]": 0, "film": 1}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]")
+    assert PromptTokenizer(fast).leading_ids(PLAIN) == ()
 
 
 def test_leading_ids_of_an_instruction() -> None:
