@@ -1,0 +1,87 @@
+"""The guides' commands, as they stand there, one after the other, against the demo that ships.
+
+A fenced block of `sh` or `python` is run; the `text` or `json` block right after it is what it must print,
+where `...` stands for anything.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.cli.conftest import Server
+
+ROOT = Path(__file__).parents[2]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
+RUN_SECONDS = 180
+
+
+class Step(NamedTuple):
+    language: str
+    code: str
+    expected: str | None
+
+
+def steps(guide: str) -> list[Step]:
+    blocks = BLOCK.findall((ROOT / "docs" / guide).read_text())
+    found: list[Step] = []
+    for language, text in blocks:
+        if language in ("sh", "python"):
+            found.append(Step(language, text, None))
+        else:
+            assert found, f"{guide}: nothing was run before this output: {text}"
+            assert found[-1].expected is None, f"{guide}: two outputs of one block"
+            found[-1] = found[-1]._replace(expected=text)
+    return found
+
+
+def matches(expected: str, printed: str) -> bool:
+    pattern = ".*?".join(map(re.escape, expected.strip().split("...")))
+    return re.fullmatch(pattern, printed.strip(), re.S) is not None
+
+
+@pytest.fixture
+def demo_url(tmp_path: Path) -> Iterator[str]:
+    """The demo on a store of its own, and in a dtype that is alike everywhere."""
+    shutil.copytree(ROOT / "prompts_store", tmp_path / "store")
+    with Server.running("--dtype", "float32", "--store", str(tmp_path / "store")) as server:
+        yield server.wait_until_ready()
+
+
+@pytest.mark.parametrize("guide", ["tour.md", "clients.md"])
+@pytest.mark.skipif(shutil.which("curl") is None, reason="the guides' commands need curl")
+@pytest.mark.skipif(shutil.which("bash") is None, reason="the guides' commands need bash")
+def test_what_a_guide_says_is_what_happens(guide: str, demo_url: str, tmp_path: Path) -> None:
+    folder = tmp_path / "clone"
+    folder.mkdir()
+    (folder / "models").symlink_to(ROOT / "models")
+    (folder / ".venv" / "bin").mkdir(parents=True)
+    (folder / ".venv" / "bin" / "promptplex").symlink_to(Path(sys.executable).with_name("promptplex"))
+    environment = {**os.environ, "PROMPTPLEX_SERVER": demo_url, "PYTHONPATH": str(ROOT), "NO_PROXY": "*"}
+    environment.pop("HF_HUB_OFFLINE", None)  # its client then refuses every address, this machine's too
+    ran = steps(guide)
+    assert sum(step.expected is not None for step in ran) >= 5
+    for step in ran:
+        code = step.code.replace("http://localhost:8000", demo_url).replace(
+            "localhost:8000", demo_url.removeprefix("http://")
+        )
+        command = ["bash", "-euo", "pipefail"] if step.language == "sh" else [sys.executable, "-"]
+        done = subprocess.run(
+            command,
+            input=code,
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=RUN_SECONDS,
+            check=False,
+        )
+        assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
+        if step.expected is not None:
+            assert matches(step.expected, done.stdout), f"{code}\nprinted\n{done.stdout}\n{done.stderr}"
