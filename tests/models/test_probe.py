@@ -1,5 +1,8 @@
 """The probe passes what is exact, refuses what isn't, and its comparisons have teeth."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -28,12 +31,21 @@ def test_supported_architectures_pass(architecture: str) -> None:
     assert probe_architecture(CONFIG_MAPPING[architecture]()) <= TWIN_TOLERANCE
 
 
-@pytest.mark.parametrize(
-    "architecture", ["falcon", "bloom", "mpt", "gptj", "codegen", "mamba", "llama4_text", "stablelm"]
-)
+REFUSED = ("falcon", "bloom", "mpt", "gptj", "codegen", "mamba", "llama4_text", "stablelm")
+
+
+@pytest.mark.parametrize("architecture", REFUSED)
 def test_architectures_with_their_own_attention_are_refused_by_name(architecture: str) -> None:
     with pytest.raises(UnsupportedModel, match=f"the architecture '{architecture}'"):
         probe_architecture(CONFIG_MAPPING[architecture]())
+
+
+def test_the_documents_table_names_what_is_shown_here() -> None:
+    table = (Path(__file__).parents[2] / "docs" / "models.md").read_text().splitlines()
+    exact, probed, refused = (set(re.findall(r"`(\w+)`", row)) for row in table if row.startswith("| `"))
+    assert exact == set(ARCHITECTURES)
+    assert probed == set(DEFAULTS) - set(ARCHITECTURES)
+    assert refused == set(REFUSED)
 
 
 def test_the_refusal_says_why() -> None:
