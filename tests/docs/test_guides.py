@@ -4,6 +4,7 @@ A fenced block of `sh` or `python` is run; the `text` or `json` block right afte
 where `...` stands for anything.
 """
 
+import json
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ from typing import NamedTuple
 
 import pytest
 
+from app.serving.manifest import parse_task
 from tests.cli.conftest import Server
 
 ROOT = Path(__file__).parents[2]
@@ -85,3 +87,11 @@ def test_what_a_guide_says_is_what_happens(guide: str, demo_url: str, tmp_path: 
         assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
         if step.expected is not None:
             assert matches(step.expected, done.stdout), f"{code}\nprinted\n{done.stdout}\n{done.stderr}"
+
+
+def test_the_task_file_of_the_peft_guide_is_taken() -> None:
+    guide = (ROOT / "docs" / "peft.md").read_text()
+    (written,) = (text for language, text in BLOCK.findall(guide) if language == "json")
+    task = parse_task(json.loads(written))
+    assert task.parsed.fields == ("text",)
+    assert task.choices == ("positive", "negative")
