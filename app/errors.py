@@ -9,8 +9,11 @@ PromptplexError
 ├── NotServable               the task exists, but not on the loaded base
 ├── Conflict                  somebody else moved first
 ├── PayloadTooLarge
+├── Unauthorized              no key, or none that is known
+├── Forbidden                 the key doesn't reach so far
 ├── Unavailable               try again later
 │   ├── Overloaded            the queue is full
+│   ├── RateLimited           the key has used up its quota
 │   └── EngineStopped         draining or dead
 ├── DeadlineExceeded
 ├── Cancelled                 the caller went away
@@ -88,6 +91,14 @@ class PayloadTooLarge(PromptplexError):
     """The body exceeds its documented bound."""
 
 
+class Unauthorized(PromptplexError):
+    """The request carries no key, or none that is valid."""
+
+
+class Forbidden(PromptplexError):
+    """The key is valid, but lacks the scope or the task."""
+
+
 class Unavailable(PromptplexError):
     """Nothing is wrong with the request; try again after `retry_after` seconds."""
 
@@ -98,6 +109,10 @@ class Unavailable(PromptplexError):
 
 class Overloaded(Unavailable):
     """The bounded queue is full."""
+
+
+class RateLimited(Unavailable):
+    """The key has used up its quota of requests or tokens."""
 
 
 class EngineStopped(Unavailable):

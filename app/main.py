@@ -26,9 +26,11 @@ from app.api.app import create_app
 from app.api.state import ApiConfig, ServerState, Services
 from app.engine.engine import Engine
 from app.errors import PromptplexError, Unavailable, UnsupportedModel
+from app.keys.keyring import Keyring
 from app.metrics import Metrics
 from app.models.loading import load_base
 from app.models.probe import ProbeReport
+from app.serving.answers import Outcome
 from app.serving.importing import ImportFolder
 from app.serving.publishing import PublishingService
 from app.serving.service import GenerationService
@@ -53,7 +55,6 @@ def run_server(settings: Settings) -> int:
     _configure_logging(settings)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    log.warning("no API keys: only this machine can connect, but any program on it may generate and upload")
     server = PromptplexServer(settings)
     try:
         server.run()
@@ -66,6 +67,18 @@ def run_server(settings: Settings) -> int:
         logging.shutdown()
         os._exit(status)
     return status
+
+
+def _keyring(settings: Settings) -> Keyring | None:
+    """The keys, told of in a line. Raises KeyFileError."""
+    if settings.keys_file is None:
+        log.warning(
+            "no API keys: only this machine can connect, but any program on it may generate and upload"
+        )
+        return None
+    keys = Keyring(settings.keys_file)
+    log.info("%d keys in %s; all but the probes need one", len(keys), settings.keys_file)
+    return keys
 
 
 def _check_demo(settings: Settings) -> None:
@@ -86,12 +99,17 @@ def _configure_logging(settings: Settings) -> None:
 
 
 def assemble(
-    settings: Settings, *, progress: Callable[[str], None], on_failure: Callable[[BaseException], None]
+    settings: Settings,
+    *,
+    progress: Callable[[str], None],
+    on_failure: Callable[[BaseException], None],
+    keys: Keyring | None = None,
 ) -> Services:
     """Load and wire everything below the HTTP edge; the engine runs when this returns.
 
     `progress` gets a line for each stage; `on_failure` is called, on the engine's thread, when the
-    engine dies. Raises UnsupportedModel when the base can't be served.
+    engine dies; `keys` hear of the tokens that they use. Raises UnsupportedModel when the base can't
+    be served.
     """
     store, metrics = open_store(settings.store), Metrics()
     base = load_base(
@@ -115,7 +133,7 @@ def assemble(
         base_name=settings.base_name,
         timeout=settings.request_timeout,
         prefetch=source.prefetch,
-        on_outcome=metrics.on_outcome,
+        on_outcome=_on_outcome(metrics, keys),
     )
     services = Services(
         engine=engine,
@@ -132,6 +150,19 @@ def assemble(
     engine.start()
     _report_tasks(store, generation)
     return services
+
+
+def _on_outcome(metrics: Metrics, keys: Keyring | None) -> Callable[[Outcome], None]:
+    """What hears of every request that ended: the metrics, and the quota of its key."""
+    if keys is None:
+        return metrics.on_outcome
+
+    def told(outcome: Outcome) -> None:
+        metrics.on_outcome(outcome)
+        if outcome.reason != "error":  # what the server failed at is free
+            keys.charge(outcome.tenant, outcome.prompt_tokens + outcome.generated_tokens)
+
+    return told
 
 
 def _redis_tier(settings: Settings, on_hint: Callable[[str], None]) -> RedisTier | None:
@@ -199,7 +230,9 @@ class PromptplexServer(uvicorn.Server):
     """uvicorn, which here drains before it stops listening, and knows whether it failed."""
 
     def __init__(self, settings: Settings) -> None:
+        """Raises KeyFileError where there are to be keys that can't be read."""
         self.settings = settings
+        self.keys = _keyring(settings)
         self.state = ServerState()
         self.failed = False
         self._loader: threading.Thread | None = None
@@ -207,12 +240,12 @@ class PromptplexServer(uvicorn.Server):
         api = ApiConfig(
             max_body_bytes=settings.max_body_bytes,
             max_upload_bytes=settings.max_upload_bytes,
-            allowed_hosts=settings.allowed_hosts,
+            allowed_hosts=settings.host_allow_list,
             allowed_origins=settings.allowed_origins,
         )
         super().__init__(
             uvicorn.Config(
-                create_app(self.state, api, lifespan=self._lifespan),
+                create_app(self.state, api, keys=self.keys, lifespan=self._lifespan),
                 host=settings.host,
                 port=settings.port,
                 log_config=None,
@@ -270,7 +303,7 @@ class PromptplexServer(uvicorn.Server):
         def work() -> None:
             try:
                 outcome: Services | BaseException = assemble(
-                    self.settings, progress=self._progress, on_failure=on_failure
+                    self.settings, progress=self._progress, on_failure=on_failure, keys=self.keys
                 )
             except BaseException as error:
                 outcome = error

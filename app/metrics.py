@@ -110,6 +110,7 @@ class Metrics(Collector):
         self._requests: Counter[tuple[str, str]] = Counter()
         self._reasons: Counter[str] = Counter()
         self._failures: Counter[str] = Counter()
+        self._refusals: Counter[str] = Counter()
         self._totals: Counter[str] = Counter()
         self._step_seconds = _Histogram(
             "promptplex_step_duration_seconds", "Duration of an engine step", _SECONDS
@@ -177,6 +178,11 @@ class Metrics(Collector):
                 self._prefill.observe((outcome.timings.prefill,))
                 self._decode.observe((outcome.timings.decode,))
 
+    def on_refusal(self, reason: str) -> None:
+        """The edge's callback: a request was refused for its key, before its body was read."""
+        with self._lock:
+            self._refusals[reason] += 1
+
     def render(self) -> bytes:
         """The exposition text."""
         return generate_latest(self._registry)
@@ -227,6 +233,12 @@ class Metrics(Collector):
         yield _labelled("request_success", "Finished requests", ["finish_reason"], _by_one(self._reasons))
         yield _labelled(
             "request_failure", "Requests that ended otherwise", ["reason"], _by_one(self._failures)
+        )
+        yield _labelled(
+            "request_refusals",
+            "Requests refused before their body was read",
+            ["reason"],
+            _by_one(self._refusals),
         )
         yield _labelled("requests", "Finished requests by task", ["task", "version"], self._requests.items())
 

@@ -11,7 +11,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, SecretStr, ValidationError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ByteSize,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.store.redis_url import parse_redis_url
@@ -20,6 +28,9 @@ if TYPE_CHECKING:
     from app.engine.engine import EngineConfig
 
 ENV_PREFIX = "PROMPTPLEX_"
+
+# What tells the commands where a server is and which key to send; no settings of a server.
+_OF_CLIENTS = {ENV_PREFIX + "SERVER", ENV_PREFIX + "KEY"}
 
 # What Kubernetes puts into every container for a Service named `promptplex`.
 _SERVICE_LINK = re.compile(r"SERVICE_(HOST|PORT)(_.*)?|PORT_.*")
@@ -34,13 +45,13 @@ def _split(value: Any) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
-def _loopback_only(host: str) -> str:
+def _loopback_without_keys(host: str, info: ValidationInfo) -> str:
     """Without keys, anybody who reaches the port may generate and upload: loopback only."""
-    if not is_loopback(host):
+    if info.data.get("keys_file") is None and not is_loopback(host):
         raise ValueError(
-            f"{host} can be reached from other machines, and this version has no API keys yet, so anybody "
-            "there could generate and upload; use 127.0.0.1, and an authenticating proxy or "
-            "`ssh -L 8000:localhost:8000` to come in from elsewhere"
+            f"{host} can be reached from other machines, and there are no API keys, so anybody there could "
+            "generate and upload; make one (`promptplex keys add NAME --scope generate`) and name its file "
+            "with --keys-file keys.json, or use 127.0.0.1"
         )
     return host
 
@@ -69,8 +80,11 @@ class Settings(BaseSettings):
         description="Redis in front of the store, such as redis://localhost:6379/0, rediss://user:pass@host, "
         "or redis+sentinel://host:26379/master; default: none",
     )
-    host: Annotated[str, AfterValidator(_loopback_only)] = Field(
-        "127.0.0.1", description="Address to listen on; without API keys it must be loopback"
+    keys_file: Path | None = Field(
+        None, description="File of API keys, which `promptplex keys add` writes; default: no keys"
+    )
+    host: Annotated[str, AfterValidator(_loopback_without_keys)] = Field(
+        "127.0.0.1", description="Address to listen on; without --keys-file it must be loopback"
     )
     port: Annotated[int, BeforeValidator(_without_service_link)] = Field(
         8000, ge=0, le=65535, description="Port to listen on; 0 takes any free one"
@@ -130,6 +144,16 @@ class Settings(BaseSettings):
         """What clients call the base model; no task may take this name."""
         return self.served_name or Path(self.model).name
 
+    @property
+    def host_allow_list(self) -> tuple[str, ...] | None:
+        """The names in `Host` that are answered; None: any.
+
+        A page that rebinds its name to this server has no key to send, so where there are keys and the
+        port is open to others anyway, only a list that the operator gave counts.
+        """
+        is_open = self.keys_file is not None and not is_loopback(self.host)
+        return None if is_open and "allowed_hosts" not in self.model_fields_set else self.allowed_hosts
+
     def engine_config(self) -> "EngineConfig":
         """The engine's share of the settings."""
         from app.engine.engine import EngineConfig  # brings torch, which most commands don't need
@@ -172,7 +196,7 @@ def _describe(problem: Any) -> str:
 
 def unknown_variables(names: Iterable[str]) -> list[str]:
     """One line for each `PROMPTPLEX_*` variable that is no setting: most likely a typing mistake."""
-    known = {ENV_PREFIX + field.upper() for field in Settings.model_fields} | {ENV_PREFIX + "SERVER"}
+    known = {ENV_PREFIX + field.upper() for field in Settings.model_fields} | _OF_CLIENTS
     strange = sorted(
         name
         for name in names

@@ -1,4 +1,4 @@
-"""What every request passes: its id, who may ask from where, and how large a body may be.
+"""What every request passes: its id, who may ask from where, its key, how large a body may be.
 
 Pure ASGI, so that nothing is buffered and a client's leaving reaches the route.
 """
@@ -13,6 +13,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.api.access import Door
 from app.api.errors import envelope, error_response
 from app.api.state import ApiConfig
 from app.errors import PayloadTooLarge
@@ -29,17 +30,21 @@ _DRAIN_BYTES = 64 << 20
 class Edge:
     """The outermost layer of the app; it also answers what nobody foresaw."""
 
-    def __init__(self, app: ASGIApp, config: ApiConfig) -> None:
+    def __init__(self, app: ASGIApp, config: ApiConfig, door: Door) -> None:
         self._app = app
         self._config = config
+        self._door = door
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection's request."""
+        if scope["type"] == "websocket":  # there are none, and none would pass what follows
+            await send({"type": "websocket.close", "code": 1008})
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         exchange = _Exchange(scope, receive, send, *self._body_limit(scope))
-        refusal = self._refusal(scope, Headers(scope=scope))
+        refusal = self._refusal(scope, Headers(scope=scope)) or self._door.refusal(scope)
         if refusal is not None:
             await refusal(scope, receive, exchange.send)
         elif exchange.declares_too_much():

@@ -28,6 +28,9 @@ _MAPPING: Mapping[type[errors.PromptplexError], tuple[int, str, str]] = {
     errors.NotServable: (422, "invalid_request_error", "not_servable"),
     errors.Conflict: (409, "invalid_request_error", "conflict"),
     errors.PayloadTooLarge: (413, "invalid_request_error", "payload_too_large"),
+    errors.Unauthorized: (401, "invalid_request_error", "unauthorized"),
+    errors.Forbidden: (403, "invalid_request_error", "forbidden"),
+    errors.RateLimited: (429, "rate_limit_error", "rate_limited"),
     errors.Overloaded: (503, "server_error", "overloaded"),
     errors.EngineStopped: (503, "server_error", "not_ready"),
     errors.Unavailable: (503, "server_error", "unavailable"),
@@ -71,7 +74,9 @@ def _ours(error: errors.PromptplexError) -> JSONResponse:
     status, kind, code = (500, "server_error", "internal") if known is None else _MAPPING[known]
     param = error.param if isinstance(error, errors.InvalidRequest) else None
     headers = {}
-    if status == 503:
+    if status == 401:
+        headers["www-authenticate"] = "Bearer"
+    if status in (429, 503):
         seconds = error.retry_after if isinstance(error, errors.Unavailable) else 1.0
         headers["retry-after"] = str(max(1, math.ceil(seconds)))
     message = error.message

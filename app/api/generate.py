@@ -7,10 +7,13 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Header, Request
 from fastapi.responses import JSONResponse, Response
 
+from app.api.access import needs
+from app.api.callers import Caller, Calling
 from app.api.leaving import unless_client_leaves
 from app.api.schemas import ErrorEnvelope, GenerateRequest, GenerateResponse, StreamEvent
 from app.api.sse import EventStreamResponse, data_event, json_bytes
 from app.api.state import Services, services
+from app.keys.key import Scope
 from app.prompt import TaskVersion
 from app.serving.answers import GenerationAsk, GenerationResult, OutputToken, TextDelta
 from app.serving.choosing import Chosen, choose
@@ -39,15 +42,18 @@ _ANSWERS: dict[int | str, dict[str, Any]] = ERRORS | {
 
 @router.post("/generate", response_model=GenerateResponse, responses=_ANSWERS, summary="Generate text")
 @router.post("/", response_model=GenerateResponse, responses=_ANSWERS, summary="The same as /generate")
+@needs(Scope.GENERATE)
 async def generate(
     body: GenerateRequest,
     request: Request,
     behind: Annotated[Services, Depends(services)],
+    calling: Calling,
     deadline_ms: Deadline = None,
 ) -> Any:
     """Generate with a task's prompt, or with the base model where no task is named."""
     begin = time.monotonic()
-    ask = _ask(body, request, begin, deadline_ms)
+    calling.require(body.reference or behind.generation.base_name)
+    ask = _ask(body, request, calling, begin, deadline_ms)
     if body.stream:
         return await _stream(request, behind, ask)
     how = body.parameters.choosing() if body.parameters else None
@@ -69,14 +75,17 @@ async def generate(
     responses=_ANSWERS,
     summary="Generate text, a token at a time",
 )
+@needs(Scope.GENERATE)
 async def generate_stream(
     body: GenerateRequest,
     request: Request,
     behind: Annotated[Services, Depends(services)],
+    calling: Calling,
     deadline_ms: Deadline = None,
 ) -> Any:
     """The same as /generate with "stream": true. What fails before the first token has its own status."""
-    return await _stream(request, behind, _ask(body, request, time.monotonic(), deadline_ms))
+    calling.require(body.reference or behind.generation.base_name)
+    return await _stream(request, behind, _ask(body, request, calling, time.monotonic(), deadline_ms))
 
 
 def _chosen(chosen: Chosen) -> dict[str, Any]:
@@ -111,7 +120,9 @@ async def _stream(request: Request, behind: Services, ask: GenerationAsk) -> Eve
     return EventStreamResponse(stream, TokenEvents())
 
 
-def _ask(body: GenerateRequest, request: Request, begin: float, deadline_ms: int | None) -> GenerationAsk:
+def _ask(
+    body: GenerateRequest, request: Request, calling: Caller, begin: float, deadline_ms: int | None
+) -> GenerationAsk:
     return GenerationAsk(
         inputs=body.inputs,
         request_id=request.state.request_id,
@@ -119,6 +130,7 @@ def _ask(body: GenerateRequest, request: Request, begin: float, deadline_ms: int
         user=body.user,
         parameters=body.parameters.generation() if body.parameters else GenerationParameters(),
         deadline=None if deadline_ms is None else begin + deadline_ms / 1000,
+        tenant=calling.tenant,
     )
 
 

@@ -10,6 +10,8 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response
 
+from app.api.access import needs
+from app.api.callers import Caller, Calling
 from app.api.generate import ERRORS, Deadline
 from app.api.leaving import unless_client_leaves
 from app.api.openai_answers import (
@@ -24,6 +26,7 @@ from app.api.openai_schemas import ChatRequest, CompletionRequest
 from app.api.sse import EventStreamResponse
 from app.api.state import Services, services
 from app.errors import InvalidRequest
+from app.keys.key import Scope
 from app.prompt import TaskVersion
 from app.serving.answers import GenerationAsk
 from app.serving.catalog import Catalog
@@ -40,13 +43,15 @@ _FALLBACKS = GenerationParameters(do_sample=True)
 
 
 @router.post("/completions", responses=ERRORS, response_class=Response, summary="Complete prompts")
+@needs(Scope.GENERATE)
 async def completions(
-    body: CompletionRequest, request: Request, behind: Behind, deadline_ms: Deadline = None
+    body: CompletionRequest, request: Request, behind: Behind, calling: Calling, deadline_ms: Deadline = None
 ) -> Response:
     """Complete each prompt `n` times; the task's template is put around prompts that are text."""
+    calling.require(body.model)
     prompts = body.prompts
     words = [{"inputs": prompt} if isinstance(prompt, str) else {"token_ids": prompt} for prompt in prompts]
-    asks = _asks(body, words, request, deadline_ms)
+    asks = _asks(body, words, request, calling, deadline_ms)
     logprobs, echo = body.logprobs is not None, bool(body.echo)
     if body.stream:
         started = await unless_client_leaves(request, start_all(behind.generation, asks))
@@ -68,12 +73,14 @@ async def completions(
 
 
 @router.post("/chat/completions", responses=ERRORS, response_class=Response, summary="Answer a chat")
+@needs(Scope.GENERATE)
 async def chat_completions(
-    body: ChatRequest, request: Request, behind: Behind, deadline_ms: Deadline = None
+    body: ChatRequest, request: Request, behind: Behind, calling: Calling, deadline_ms: Deadline = None
 ) -> Response:
     """A task's template renders the last user message; else the base's chat template renders all."""
+    calling.require(body.model)
     messages = tuple(message.message() for message in body.messages)
-    asks = _asks(body, [{"messages": messages}], request, deadline_ms)
+    asks = _asks(body, [{"messages": messages}], request, calling, deadline_ms)
     logprobs = bool(body.logprobs)
     if body.stream:
         started = await unless_client_leaves(request, start_all(behind.generation, asks))
@@ -92,23 +99,26 @@ async def chat_completions(
 
 
 @router.get("/models", responses=ERRORS, summary="List models: the base, and every task that can be served")
-async def list_models(behind: Behind) -> JSONResponse:
+@needs(Scope.GENERATE, Scope.UPLOAD, Scope.ADMIN)
+async def list_models(behind: Behind, calling: Calling) -> JSONResponse:
     """Tasks in order of their ids, after the base model."""
-    catalog = Catalog(behind.store, behind.generation)
+    catalog = Catalog(behind.store, behind.generation, calling.may_use)
     rows = await run_in_threadpool(catalog.all)
+    base = behind.generation.base_name
     tasks = [
         _card(behind, row.task_id, row.live.version)
         for row in rows
         if row.live is not None and row.why_not is None
     ]
-    return JSONResponse(
-        {"object": "list", "data": [_card(behind, behind.generation.base_name, None), *tasks]}
-    )
+    bases = [_card(behind, base, None)] if calling.may_use(base) else []
+    return JSONResponse({"object": "list", "data": [*bases, *tasks]})
 
 
 @router.get("/models/{model:path}", responses=ERRORS, summary="Show a model")
-async def show_model(model: str, behind: Behind) -> JSONResponse:
+@needs(Scope.GENERATE, Scope.UPLOAD, Scope.ADMIN)
+async def show_model(model: str, behind: Behind, calling: Calling) -> JSONResponse:
     """A task by any reference, or the base model."""
+    calling.require(model)
     if model == behind.generation.base_name:
         return JSONResponse(_card(behind, model, None))
     version = await run_in_threadpool(behind.store.resolve, model)
@@ -119,6 +129,7 @@ def _asks(
     body: CompletionRequest | ChatRequest,
     words: Sequence[dict[str, Any]],
     request: Request,
+    calling: Caller,
     deadline_ms: int | None,
 ) -> list[GenerationAsk]:
     """One for each answer: `n` for each prompt."""
@@ -139,6 +150,7 @@ def _asks(
             parameters=parameters,
             fallbacks=_FALLBACKS,
             deadline=None if deadline_ms is None else begin + deadline_ms / 1000,
+            tenant=calling.tenant,
         )
         for each in words
     ]

@@ -7,8 +7,11 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
 from app import __version__
+from app.api.access import any_key, needs, public
+from app.api.callers import Caller, Calling
 from app.api.schemas import ErrorEnvelope
 from app.api.state import ApiConfig, Phase, ServerState, Services, api_config, server_state, services
+from app.keys.key import Scope
 from app.metrics import CONTENT_TYPE
 from app.serving import parameters as bounds
 from app.serving.catalog import Catalog
@@ -22,7 +25,8 @@ _ERRORS: dict[int | str, dict[str, Any]] = {503: {"model": ErrorEnvelope}}
 
 
 @router.get("/health", summary="Summary")
-async def health(state: State) -> JSONResponse:
+@any_key
+async def health(state: State, calling: Calling) -> JSONResponse:
     """Status, model, device, tasks, queue, store, redis."""
     summary: dict[str, Any] = {"status": str(state.phase), "version": __version__}
     behind = state.services
@@ -34,7 +38,7 @@ async def health(state: State) -> JSONResponse:
         | {
             "model": behind.generation.base_name,
             "device": behind.device,
-            **await run_in_threadpool(_store_health, behind),
+            **await run_in_threadpool(_store_health, behind, calling),
             "queue": {"running": engine.num_running, "waiting": engine.num_waiting},
             "redis": behind.redis(),
             "prompt_cache": _cache_health(behind),
@@ -42,9 +46,9 @@ async def health(state: State) -> JSONResponse:
     )
 
 
-def _store_health(behind: Services) -> dict[str, Any]:
+def _store_health(behind: Services, calling: Caller) -> dict[str, Any]:
     try:
-        tasks = Catalog(behind.store, behind.generation).count()
+        tasks = Catalog(behind.store, behind.generation, calling.may_use).count()
         return {"store": "damaged" if behind.upkeep.num_damaged else "up", "tasks": tasks}
     except Exception:  # whatever is wrong with the disk, this route tells
         return {"store": "down", "tasks": None}
@@ -73,12 +77,14 @@ def _cache_health(behind: Services) -> dict[str, Any]:
 
 
 @router.get("/health/live", summary="Is the process alive?")
+@public
 async def live() -> JSONResponse:
     """200 as long as the event loop turns."""
     return JSONResponse({"status": "alive"})
 
 
 @router.get("/health/ready", responses=_NOT_READY, summary="May it get requests?")
+@public
 async def ready(state: State) -> JSONResponse:
     """503 while loading, draining or dead."""
     phase = state.phase
@@ -88,6 +94,7 @@ async def ready(state: State) -> JSONResponse:
 
 
 @router.get("/info", responses=_ERRORS, summary="What is served")
+@any_key
 async def info(behind: Behind, config: Annotated[ApiConfig, Depends(api_config)]) -> JSONResponse:
     """The base model, and the bounds of requests."""
     geometry = behind.engine.geometry
@@ -113,12 +120,14 @@ async def info(behind: Behind, config: Annotated[ApiConfig, Depends(api_config)]
 
 
 @router.get("/version", summary="Version of the server")
+@any_key
 async def version() -> JSONResponse:
     """The version of this package."""
     return JSONResponse({"version": __version__})
 
 
 @router.get("/metrics", responses=_ERRORS, summary="Prometheus metrics")
+@needs(Scope.METRICS)
 async def metrics(state: State) -> Response:
     """Exposition format 0.0.4; while draining too."""
     behind = state.services or state.ready_services()

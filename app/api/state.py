@@ -78,6 +78,11 @@ class ServerState:
             return Phase.LOADING
         return Phase.READY if self.services.engine.is_alive else Phase.DEAD
 
+    def on_refusal(self, reason: str) -> None:
+        """A request was refused at the door; counted as soon as there are metrics."""
+        if self.services is not None:
+            self.services.metrics.on_refusal(reason)
+
     def ready_services(self) -> Services:
         """The services; EngineStopped (503) while they can't be used."""
         phase = self.phase

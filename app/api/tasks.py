@@ -1,5 +1,6 @@
 """Tasks: list, show, publish a version, move and roll back aliases, retire and restore."""
 
+import logging
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -7,16 +8,21 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
+from app.api.access import needs
+from app.api.callers import Caller, Calling
 from app.api.schemas import AliasRequest, ErrorEnvelope, ReasonRequest, RollbackRequest
 from app.api.state import Services, services
 from app.api.uploads import read_parts, upload_form
 from app.errors import InvalidRequest
+from app.keys.key import Scope
 from app.prompt import TaskVersion
 from app.serving.catalog import Catalog, TaskDetail, TaskSummary, VersionState
 from app.serving.publishing import UploadResult
 from app.store.meanings import Meaning, meaning_as_json
 from app.store.prompt_store import Release
 from app.store.references import DEFAULT_ALIAS
+
+audit = logging.getLogger("promptplex.audit")
 
 router = APIRouter(prefix="/tasks", tags=["tasks"])
 
@@ -55,17 +61,18 @@ _MULTIPART = {
 }
 
 Behind = Annotated[Services, Depends(services)]
-WHO = "http"  # keys, and with them names, come with a later version
 
 
 @router.get("", responses=ERRORS, summary="List tasks")
+@needs(Scope.GENERATE, Scope.UPLOAD, Scope.ADMIN)
 async def list_tasks(
     behind: Behind,
+    calling: Calling,
     after: Annotated[str | None, Query(max_length=128, description="`next` of the page before")] = None,
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100,
 ) -> JSONResponse:
     """Tasks in order of their ids, a page at a time."""
-    catalog = Catalog(behind.store, behind.generation)
+    catalog = Catalog(behind.store, behind.generation, calling.may_use)
     rows, following = await run_in_threadpool(catalog.page, after, limit)
     return JSONResponse({"tasks": [_summary(row) for row in rows], "next": following})
 
@@ -77,15 +84,18 @@ async def list_tasks(
     openapi_extra=_MULTIPART,
     summary="Publish a version",
 )
+@needs(Scope.UPLOAD)
 async def publish(
     task_id: str,
     request: Request,
     behind: Behind,
+    calling: Calling,
     alias: Annotated[
         str | None, Query(max_length=64, description="Default: live; none: move no alias")
     ] = None,
 ) -> JSONResponse:
     """Validate, store, try and release a new version of a task."""
+    calling.require(task_id)
     with behind.publishing.place():
         async with upload_form(request) as form, behind.publishing.slot():
             parts = await read_parts(form)
@@ -96,62 +106,90 @@ async def publish(
                 task=parts.task,
                 alias=None if alias == NO_ALIAS else alias or DEFAULT_ALIAS,
                 alias_given=alias is not None,
-                who=WHO,
+                who=calling.who,
             )
+    _record(calling, f"uploaded version {result.version.version}", task_id, result.release)
     return JSONResponse(_uploaded(result), 201 if result.created else 200)
 
 
 @router.post("/{task_id:path}/rollback", responses=ERRORS, summary="Roll an alias back")
+@needs(Scope.ADMIN)
 async def rollback(
     task_id: str,
     behind: Behind,
+    calling: Calling,
     body: RollbackRequest | None = None,
     alias: Annotated[str | None, Query(max_length=64)] = None,
 ) -> JSONResponse:
     """The alias goes back to what it meant before its current meaning; again goes one further back."""
+    calling.require(task_id)
     named = (body.alias if body else None) or alias or DEFAULT_ALIAS
     if body and body.alias and alias not in (None, body.alias):
         raise InvalidRequest(
             "The query and the body name different aliases; send one of them.", param="alias"
         )
     why = body.why if body else ""
-    release = await behind.publishing.change(lambda store: store.rollback(task_id, named, who=WHO, why=why))
+    release = await behind.publishing.change(
+        lambda store: store.rollback(task_id, named, who=calling.who, why=why)
+    )
+    _record(calling, f"rolled {named} back", task_id, release)
     return JSONResponse(_moved(release, named))
 
 
 @router.put("/{task_id:path}/aliases/{alias}", responses=ERRORS, summary="Move an alias")
-async def move_alias(task_id: str, alias: str, behind: Behind, body: AliasRequest) -> JSONResponse:
+@needs(Scope.ADMIN)
+async def move_alias(
+    task_id: str, alias: str, behind: Behind, calling: Calling, body: AliasRequest
+) -> JSONResponse:
     """Let an alias mean a version, or versions by weight: a compare-and-set with `expected_release`."""
+    calling.require(task_id)
     release = await behind.publishing.change(
         lambda store: store.move_alias(
-            task_id, alias, body.target, expected_release=body.expected_release, who=WHO, why=body.why
+            task_id, alias, body.target, expected_release=body.expected_release, who=calling.who, why=body.why
         )
     )
+    _record(calling, f"moved {alias}", task_id, release)
     return JSONResponse(_moved(release, alias))
 
 
 @router.post("/{task_id:path}/restore", responses=ERRORS, summary="Bring a retired task back")
-async def restore(task_id: str, behind: Behind, body: ReasonRequest | None = None) -> JSONResponse:
+@needs(Scope.ADMIN)
+async def restore(
+    task_id: str, behind: Behind, calling: Calling, body: ReasonRequest | None = None
+) -> JSONResponse:
     """The task is served again, with its aliases as they were."""
+    calling.require(task_id)
     why = body.why if body else ""
-    release = await behind.publishing.change(lambda store: store.restore(task_id, who=WHO, why=why))
+    release = await behind.publishing.change(lambda store: store.restore(task_id, who=calling.who, why=why))
+    _record(calling, "restored", task_id, release)
     return JSONResponse(_state(release))
 
 
 @router.delete("/{task_id:path}", responses=ERRORS, summary="Retire a task")
+@needs(Scope.ADMIN)
 async def retire(
-    task_id: str, behind: Behind, why: Annotated[str, Query(max_length=1000)] = ""
+    task_id: str, behind: Behind, calling: Calling, why: Annotated[str, Query(max_length=1000)] = ""
 ) -> JSONResponse:
     """Nothing of the task is served from now on; requests in flight finish, and nothing is deleted."""
-    release = await behind.publishing.change(lambda store: store.retire(task_id, who=WHO, why=why))
+    calling.require(task_id)
+    release = await behind.publishing.change(lambda store: store.retire(task_id, who=calling.who, why=why))
+    _record(calling, "retired", task_id, release)
     return JSONResponse(_state(release))
 
 
 @router.get("/{task_id:path}", responses=ERRORS, summary="Show a task")
-async def show_task(task_id: str, behind: Behind) -> JSONResponse:
+@needs(Scope.GENERATE, Scope.UPLOAD, Scope.ADMIN)
+async def show_task(task_id: str, behind: Behind, calling: Calling) -> JSONResponse:
     """Versions, aliases, releases, templates, defaults, provenance."""
+    calling.require(task_id)
     catalog = Catalog(behind.store, behind.generation)
     return JSONResponse(_detail(await run_in_threadpool(catalog.detail, task_id)))
+
+
+def _record(calling: Caller, act: str, task_id: str, release: Release | None) -> None:
+    """A line in the log beside the store's own records; why and when stand there."""
+    number = "none" if release is None else release.number
+    audit.info("%s %s: task %s, release %s", calling.who, act, task_id, number)
 
 
 def _state(release: Release) -> dict[str, Any]:

@@ -5,10 +5,13 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse
 
+from app.api.access import needs
+from app.api.callers import Calling
 from app.api.generate import ERRORS
 from app.api.schemas import DetokenizeRequest, TokenizeRequest
 from app.api.state import Services, services
 from app.errors import InvalidRequest
+from app.keys.key import Scope
 from app.serving.answers import GenerationAsk
 from app.serving.parameters import GenerationParameters
 
@@ -18,13 +21,16 @@ Behind = Annotated[Services, Depends(services)]
 
 
 @router.post("/tokenize", responses=ERRORS, summary="Text to token ids")
-async def tokenize(body: TokenizeRequest, request: Request, behind: Behind) -> JSONResponse:
+@needs(Scope.GENERATE)
+async def tokenize(body: TokenizeRequest, request: Request, behind: Behind, calling: Calling) -> JSONResponse:
     """The ids that a request with these inputs would have, BOS included; learned tokens are counted apart."""
+    calling.require(body.task_id or behind.generation.base_name)
     ask = GenerationAsk(
         inputs=body.inputs,
         request_id=request.state.request_id,
         task=body.task_id,
         parameters=GenerationParameters(max_new_tokens=1),
+        tenant=calling.tenant,
     )
     admitted = await behind.generation.admit(ask)
     texts = behind.generation.texts_of(admitted.prompt_ids)
@@ -42,6 +48,7 @@ async def tokenize(body: TokenizeRequest, request: Request, behind: Behind) -> J
 
 
 @router.post("/detokenize", responses=ERRORS, summary="Token ids to text")
+@needs(Scope.GENERATE)
 async def detokenize(body: DetokenizeRequest, behind: Behind) -> JSONResponse:
     """The text of the ids; special tokens have none."""
     vocab = behind.engine.geometry.vocab_size

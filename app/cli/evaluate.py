@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from app.cli.scoring import Item, Outcome, Share, read_items, scores
-from app.cli.server import DEFAULT_SERVER, CommandFailed, NoAnswer, Row, ServerClient, ServerOption
+from app.cli.server import DEFAULT_SERVER, CommandFailed, KeyOption, NoAnswer, Row, ServerClient, ServerOption
 
 _BASE = "(base model)"
 
@@ -41,13 +41,14 @@ def evaluate(
     concurrency: Annotated[int, typer.Option(help="Requests under way at once", min=1, max=256)] = 16,
     out: Annotated[Path | None, typer.Option(help="Also write scores and every output here, as JSON")] = None,
     server: ServerOption = DEFAULT_SERVER,
+    key: KeyOption = None,
 ) -> None:
     """Run a held-out file through a running server: exact match, accuracy, slot coverage."""
     items = read_items(data)[:limit]
     if template is not None and "{text}" not in template:
         raise ValueError("--template must hold {text}, where the input goes")
     parameters = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
-    with ServerClient(server) as client:
+    with ServerClient(server, key) as client:
         asked = _pin(client, task)
         bodies = [_body(asked, _inputs(item, template), parameters) for item in items]
         began = time.monotonic()

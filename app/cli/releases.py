@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from app.cli.server import DEFAULT_SERVER, ServerOption
+from app.cli.server import DEFAULT_SERVER, KeyOption, ServerOption
 from app.cli.tasks import StoreOption, meaning_in_words, target_of
 
 TaskArgument = Annotated[str, typer.Argument(help="Task id")]
@@ -23,10 +23,11 @@ def alias(
     why: WhyOption = "",
     server: ServerOption = DEFAULT_SERVER,
     store: StoreOption = None,
+    key: KeyOption = None,
 ) -> None:
     """Point an alias at a version, or at several by weight: who asks sticks to one of them."""
     weights = _parse_weights(versions)
-    answer = target_of(server, store).move_alias(task, name, weights, expected_release, why)
+    answer = target_of(server, store, key).move_alias(task, name, weights, expected_release, why)
     meaning = meaning_in_words(answer.get("weights") or answer["version"])
     typer.echo(f"{task}@{name} is version {meaning} since release {answer['release']}")
 
@@ -37,9 +38,10 @@ def rollback(
     why: WhyOption = "",
     server: ServerOption = DEFAULT_SERVER,
     store: StoreOption = None,
+    key: KeyOption = None,
 ) -> None:
     """Point an alias back at what it meant before its current meaning; again goes one further."""
-    answer = target_of(server, store).rollback(task, alias, why)
+    answer = target_of(server, store, key).rollback(task, alias, why)
     meaning = meaning_in_words(answer.get("weights") or answer["version"])
     typer.echo(f"{task}@{alias} is version {meaning} since release {answer['release']}")
 
@@ -49,9 +51,10 @@ def retire(
     why: WhyOption = "",
     server: ServerOption = DEFAULT_SERVER,
     store: StoreOption = None,
+    key: KeyOption = None,
 ) -> None:
     """Take a task out of service; what runs finishes, and `restore` brings it back."""
-    answer = target_of(server, store).retire(task, why)
+    answer = target_of(server, store, key).retire(task, why)
     typer.echo(f"{task} is retired since release {answer['release']}")
 
 
@@ -60,9 +63,10 @@ def restore(
     why: WhyOption = "",
     server: ServerOption = DEFAULT_SERVER,
     store: StoreOption = None,
+    key: KeyOption = None,
 ) -> None:
     """Bring a retired task back, with its aliases as they were."""
-    answer = target_of(server, store).restore(task, why)
+    answer = target_of(server, store, key).restore(task, why)
     typer.echo(f"{task} is served again since release {answer['release']}")
 
 

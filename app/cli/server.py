@@ -14,6 +14,13 @@ ServerOption = Annotated[
     str, typer.Option("--server", envvar="PROMPTPLEX_SERVER", help="URL of the running server")
 ]
 
+KeyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--key", envvar="PROMPTPLEX_KEY", help="Key for the server; the variable shows it in no process list"
+    ),
+]
+
 _TIMEOUT = httpx2.Timeout(10.0, read=300.0, write=300.0)  # an upload ends with a trial generation
 
 Row = dict[str, Any]
@@ -30,11 +37,12 @@ class NoAnswer(CommandFailed):
 class ServerClient:
     """Calls one server and explains what goes wrong. May be shared by threads; ends with its block."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, key: str | None = None) -> None:
         self._url = url.rstrip("/")
+        self._has_key = bool(key)
         # A proxy of the environment must not stand between this machine and itself.
         is_local = is_loopback(urlsplit(self._url).hostname or "")
-        self._client = httpx2.Client(timeout=_TIMEOUT, trust_env=not is_local)
+        self._client = httpx2.Client(timeout=_TIMEOUT, trust_env=not is_local, headers=_headers(key))
 
     def __enter__(self) -> "ServerClient":
         return self
@@ -57,9 +65,26 @@ class ServerClient:
                 "another with --server URL"
             ) from None
         if response.is_error:
-            raise CommandFailed(_error_message(response))
+            raise CommandFailed(self._refusal(response))
         answer: Row = response.json()
         return answer
+
+    def _refusal(self, response: httpx2.Response) -> str:
+        if response.status_code != 401:
+            return _error_message(response)
+        if self._has_key:
+            return f"{self._url} doesn't know this key (--key or PROMPTPLEX_KEY): was it removed?"
+        return f"{self._url} wants a key: set PROMPTPLEX_KEY, or give --key; its operator has it"
+
+
+def _headers(key: str | None) -> dict[str, str]:
+    if not key:
+        return {}
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise ValueError(
+            "the key (--key or PROMPTPLEX_KEY) holds spaces or odd characters; was it cut in two?"
+        )
+    return {"authorization": f"Bearer {key}"}
 
 
 def _error_message(response: httpx2.Response) -> str:

@@ -54,8 +54,9 @@ class Target(Protocol):
 class ServerTarget:
     """A running server, over HTTP."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, key: str | None) -> None:
         self._url = url
+        self._key = key
 
     def tasks(self) -> list[Row]:
         """One row for each task, over all pages."""
@@ -108,7 +109,7 @@ class ServerTarget:
         return self._call("POST", f"/tasks/{task_id}/restore", json={"why": why})
 
     def _call(self, method: str, path: str, **options: Any) -> Row:
-        with ServerClient(self._url) as client:
+        with ServerClient(self._url, self._key) as client:
             try:
                 return client.call(method, path, **options)
             except NoAnswer as error:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from app.cli.server import DEFAULT_SERVER, Row, ServerOption
+from app.cli.server import DEFAULT_SERVER, KeyOption, Row, ServerOption
 from app.cli.targets import ServerTarget, StoreTarget, Target
 from app.prompt import Prompt
 from app.serving.bundle import Bundle, read_bundle, text_bundle
@@ -20,9 +20,9 @@ StoreOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the answer as JSON")]
 
 
-def target_of(server: str, store: Path | None) -> Target:
+def target_of(server: str, store: Path | None, key: str | None) -> Target:
     """A store's files where one is named, else a server."""
-    return ServerTarget(server) if store is None else StoreTarget(store)
+    return ServerTarget(server, key) if store is None else StoreTarget(store)
 
 
 def push(
@@ -43,11 +43,12 @@ def push(
     ] = None,
     server: ServerOption = DEFAULT_SERVER,
     store: StoreOption = None,
+    key: KeyOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Publish a trained prompt or a text-only task as a new version of a task."""
     bundle = _bundle(path, template)
-    answer = target_of(server, store).push(task or _named(bundle), bundle, alias)
+    answer = target_of(server, store, key).push(task or _named(bundle), bundle, alias)
     if as_json:
         typer.echo(json.dumps(answer, indent=2))
         return
@@ -87,10 +88,13 @@ def _named(bundle: Bundle) -> str:
 
 
 def list_tasks(
-    server: ServerOption = DEFAULT_SERVER, store: StoreOption = None, as_json: JsonOption = False
+    server: ServerOption = DEFAULT_SERVER,
+    store: StoreOption = None,
+    key: KeyOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """List the tasks: live version, kind, virtual tokens, and whether the server can serve them."""
-    rows = target_of(server, store).tasks()
+    rows = target_of(server, store, key).tasks()
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return
@@ -101,10 +105,11 @@ def show(
     task: Annotated[str, typer.Argument(help="Task id")],
     server: ServerOption = DEFAULT_SERVER,
     store: StoreOption = None,
+    key: KeyOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show one task: aliases, versions, releases, template and defaults."""
-    answer = target_of(server, store).task(task)
+    answer = target_of(server, store, key).task(task)
     if as_json:
         typer.echo(json.dumps(answer, indent=2))
     else:

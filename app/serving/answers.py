@@ -85,6 +85,7 @@ class Outcome:
     version: int  # 0 is the base model
     reason: str  # a FinishReason, or "cancelled", "deadline", "error"
     prompt_tokens: int
-    generated_tokens: int
+    generated_tokens: int  # or of all labels that were scored
     seconds: float  # from its arrival here to the end
     timings: RequestTimings | None
+    tenant: str = ""  # the party that asked

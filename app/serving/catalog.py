@@ -1,6 +1,7 @@
 """What there is: tasks and their histories, with what the loaded base makes of them."""
 
 from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from app.errors import PromptplexError
@@ -41,17 +42,24 @@ class TaskDetail:
 class Catalog:
     """Reads the store; every method may wait for the disk."""
 
-    def __init__(self, store: PromptStore, generation: GenerationService) -> None:
+    def __init__(
+        self,
+        store: PromptStore,
+        generation: GenerationService,
+        is_shown: Callable[[str], bool] = lambda task_id: True,
+    ) -> None:
+        """Tasks that aren't shown are in no list and in no count."""
         self._store = store
         self._generation = generation
+        self._is_shown = is_shown
 
     def count(self) -> int:
         """How many tasks there are."""
-        return len(self._store.list_tasks())
+        return len(self._ids())
 
     def page(self, after: str | None, limit: int) -> tuple[list[TaskSummary], str | None]:
         """Tasks in order of their ids, and after which id the next page begins (None: it doesn't)."""
-        ids = self._store.list_tasks()
+        ids = self._ids()
         begin = 0 if after is None else bisect_right(ids, after)
         chosen = ids[begin : begin + limit]
         following = chosen[-1] if chosen and begin + limit < len(ids) else None
@@ -59,7 +67,10 @@ class Catalog:
 
     def all(self) -> list[TaskSummary]:
         """Every task."""
-        return [self._summary(task_id) for task_id in self._store.list_tasks()]
+        return [self._summary(task_id) for task_id in self._ids()]
+
+    def _ids(self) -> list[str]:
+        return [task_id for task_id in self._store.list_tasks() if self._is_shown(task_id)]
 
     def detail(self, task_id: str) -> TaskDetail:
         """Raises NotFound, InvalidRequest, CorruptData."""

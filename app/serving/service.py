@@ -140,8 +140,14 @@ class GenerationService:
             reason = _failure(error, admitted.request.deadline)
             raise
         finally:
-            num_prompt = len(admitted.prompt_ids)
-            self._tell(admitted.version, reason, admitted.begin, prompt_tokens=num_prompt)
+            self._tell(
+                admitted.version,
+                reason,
+                admitted.begin,
+                tenant=admitted.request.tenant,
+                prompt_tokens=len(admitted.prompt_ids),
+                generated_tokens=sum(request.num_scored for request in requests),
+            )
 
     async def _scores(self, request: Request) -> tuple[TokenScore, ...]:
         source = cast(AsyncGenerator[TokenDelta, None], self.engine.generate(request))
@@ -171,7 +177,7 @@ class GenerationService:
         except (Exception, asyncio.CancelledError) as error:
             reason = _failure(error, deadline)
             if found or reason == "deadline":
-                self._tell(found[0] if found else None, reason, begin)
+                self._tell(found[0] if found else None, reason, begin, tenant=ask.tenant)
             raise
 
     async def _admit(self, admit: Callable[[], Admitted]) -> Admitted:
@@ -205,6 +211,7 @@ class GenerationService:
                 admitted.version,
                 reason or "error",
                 admitted.begin,
+                tenant=admitted.request.tenant,
                 prompt_tokens=len(admitted.prompt_ids),
                 generated_tokens=num_tokens,
                 timings=last.result.timings if last is not None and last.result is not None else None,
@@ -257,6 +264,7 @@ class GenerationService:
         reason: str,
         begin: float,
         *,
+        tenant: str,
         prompt_tokens: int = 0,
         generated_tokens: int = 0,
         timings: RequestTimings | None = None,
@@ -272,6 +280,7 @@ class GenerationService:
                 generated_tokens=generated_tokens,
                 seconds=time.monotonic() - begin,
                 timings=timings,
+                tenant=tenant,
             )
         )
 

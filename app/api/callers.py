@@ -1,0 +1,55 @@
+"""Who calls: the key behind a request, and which tasks it may see and use."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from app.errors import Forbidden
+from app.keys.key import Key
+
+NO_NAME = "http"  # who did it, in records of a server without keys
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Whoever sent a request that may reach its route. Without keys everybody may use every task."""
+
+    key: Key | None = None
+
+    @property
+    def tenant(self) -> str:
+        """The party that shares the engine with others; "" is all who have no key."""
+        return "" if self.key is None else self.key.name
+
+    @property
+    def who(self) -> str:
+        """The name for records."""
+        return NO_NAME if self.key is None else self.key.name
+
+    def may_use(self, name: str) -> bool:
+        """Whether a task id, or the base model's name, is among the caller's."""
+        return self.key is None or self.key.may_use(name)
+
+    def require(self, reference: str) -> None:
+        """Raise Forbidden unless the caller may use a task reference, or the base model by its name.
+
+        The message is the same whether there is such a task or not.
+        """
+        name = reference.partition("@")[0]
+        if not self.may_use(name):
+            raise Forbidden(
+                f"This key doesn't reach {name[:128]!r}; it is for "
+                f"{', '.join((self.key and self.key.tasks) or ())}. The operator gives keys more tasks."
+            )
+
+
+async def caller(request: Request) -> Caller:
+    """Whoever was let in to the route."""
+    found = request.state.caller
+    assert isinstance(found, Caller)
+    return found
+
+
+Calling = Annotated[Caller, Depends(caller)]
+EVERYBODY = Caller()

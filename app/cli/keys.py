@@ -1,0 +1,115 @@
+"""`promptplex keys add, list, remove`: the file of API keys, which a running server reads again by itself."""
+
+import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from app.keys.entries import MAX_PER_MINUTE, check_name, check_pattern
+from app.keys.key import Key, Scope, hash_of, new_key_text
+from app.keys.key_file import change_keys, read_keys
+
+keys_commands = typer.Typer(help="API keys: make, list and remove them.", no_args_is_help=True)
+FileOption = Annotated[
+    Path, typer.Option("--keys-file", envvar="PROMPTPLEX_KEYS_FILE", help="The file of the keys' hashes")
+]
+DEFAULT_FILE = Path("keys.json")
+
+
+@keys_commands.command("add")
+def add(
+    name: Annotated[str, typer.Argument(help="Who gets the key: the name in logs, releases and fair share")],
+    scope: Annotated[list[Scope], typer.Option(help="What it may do; give it once for each scope")],
+    task: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Task ids that it reaches, such as 'team-a-*', or the base model's name; default: all"
+        ),
+    ] = None,
+    requests_per_minute: Annotated[
+        int | None, typer.Option(min=1, max=MAX_PER_MINUTE, help="Requests a minute; default: any number")
+    ] = None,
+    tokens_per_minute: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=MAX_PER_MINUTE, help="Prompt and generated tokens a minute; default: any number"
+        ),
+    ] = None,
+    keys_file: FileOption = DEFAULT_FILE,
+) -> None:
+    """Make a key and print it, this once: the file keeps only its hash."""
+    text = new_key_text()
+    key = Key(
+        name=check_name(name),
+        sha256=hash_of(text),
+        scopes=frozenset(scope),
+        tasks=tuple(check_pattern(pattern) for pattern in task) if task else None,
+        requests_per_minute=requests_per_minute,
+        tokens_per_minute=tokens_per_minute,
+        created=datetime.datetime.now(datetime.UTC).date().isoformat(),
+    )
+
+    def with_it(keys: tuple[Key, ...]) -> tuple[Key, ...]:
+        if any(other.name == name for other in keys):
+            raise ValueError(
+                f"there is a key {name} in {keys_file}; choose another name, or remove it first with "
+                f"`promptplex keys remove {name}`"
+            )
+        return (*keys, key)
+
+    change_keys(keys_file, with_it)
+    typer.echo(text)
+    typer.echo(
+        f"{name} is in {keys_file}. The key above is shown only now. Clients send it as Authorization: "
+        f"Bearer <key>, commands take it from PROMPTPLEX_KEY; the server needs --keys-file {keys_file}",
+        err=True,
+    )
+
+
+@keys_commands.command("list")
+def list_keys(keys_file: FileOption = DEFAULT_FILE) -> None:
+    """List the keys: names, scopes, tasks, quotas. The keys themselves are known to nobody here."""
+    heads = ("name", "scopes", "tasks", "requests/min", "tokens/min", "created")
+    table = [heads, *(_row(key) for key in read_keys(keys_file))]
+    widths = [max(len(row[column]) for row in table) for column in range(len(heads))]
+    for row in table:
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+@keys_commands.command("remove")
+def remove(
+    name: Annotated[str, typer.Argument(help="The name that it was added by")],
+    keys_file: FileOption = DEFAULT_FILE,
+) -> None:
+    """Remove a key: a running server refuses its next request."""
+
+    def without_it(keys: tuple[Key, ...]) -> list[Key]:
+        kept = [key for key in keys if key.name != name]
+        if len(kept) == len(keys):
+            known = ", ".join(key.name for key in keys) or "no key"
+            raise ValueError(f"there is no key {name} in {keys_file}; there is {known}")
+        return kept
+
+    change_keys(keys_file, without_it)
+    typer.echo(f"{name} is removed", err=True)
+
+
+def _row(key: Key) -> tuple[str, ...]:
+    return (
+        key.name,
+        ",".join(sorted(key.scopes)),
+        "all" if key.tasks is None else ",".join(key.tasks),
+        _quota(key.requests_per_minute),
+        _quota(key.tokens_per_minute),
+        key.created or "-",
+    )
+
+
+def _quota(per_minute: int | None) -> str:
+    return "-" if per_minute is None else str(per_minute)
+
+
+def register(cli: typer.Typer) -> None:
+    """Add the commands."""
+    cli.add_typer(keys_commands, name="keys")

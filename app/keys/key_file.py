@@ -1,0 +1,74 @@
+"""The key file on disk: replaced whole, by one process at a time."""
+
+import contextlib
+import fcntl
+import os
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from app.keys.entries import KeyFileError, format_keys, parse_keys
+from app.keys.key import Key
+
+_MODE = 0o600
+
+
+def read_keys(path: Path) -> tuple[Key, ...]:
+    """The keys of a file. Raises KeyFileError with the file's name, or OSError."""
+    try:
+        return parse_keys(path.read_bytes())
+    except KeyFileError as error:
+        raise KeyFileError(f"the key file {path} can't be used: {error}") from None
+
+
+def change_keys(path: Path, change: Callable[[tuple[Key, ...]], Sequence[Key]]) -> None:
+    """Replace a file's keys by what `change` makes of them; a file that isn't there has none.
+
+    Whoever reads sees the old file or the new one. Another process that changes the file waits.
+    Raises KeyFileError, OSError.
+    """
+    path = path.resolve()  # a link stays one
+    with _locked(path.parent):
+        try:
+            keys, existing = read_keys(path), path.stat()
+        except FileNotFoundError:
+            keys, existing = (), None
+        _replace(path, format_keys(change(keys)), existing)
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """The directory is locked, since the file itself is a new one after each change."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _replace(path: Path, data: bytes, existing: os.stat_result | None) -> None:
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _MODE)
+        with open(descriptor, "wb") as file:
+            if existing is not None:
+                _keep_readers(descriptor, existing)
+            file.write(data)
+            file.flush()
+            os.fsync(descriptor)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _keep_readers(descriptor: int, existing: os.stat_result) -> None:
+    """A server that runs as another user must be able to read the new file as it read the old one."""
+    if (existing.st_uid, existing.st_gid) != (os.geteuid(), os.getegid()):
+        os.fchown(descriptor, existing.st_uid, existing.st_gid)
+    os.fchmod(descriptor, existing.st_mode & 0o755 & ~0o111)
