@@ -35,7 +35,10 @@ def test_loopback_is_allowed_without_keys(host: str) -> None:
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.2", "example.org"])
 def test_other_addresses_are_refused_without_keys(host: str) -> None:
-    with pytest.raises(ValueError, match=r"--host or PROMPTPLEX_HOST.*no API keys.*127\.0\.0\.1"):
+    assert load_settings({"host": host, "keys_file": "keys.json"}).host == host
+    with pytest.raises(
+        ValueError, match=r"--host or PROMPTPLEX_HOST.*no API keys.*promptplex keys add.*127\.0\.0\.1"
+    ):
         load_settings({"host": host})
 
 
@@ -52,7 +55,19 @@ def test_a_bad_value_names_its_flag_and_variable(name: str, value: str) -> None:
 def test_kubernetes_service_links_are_not_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PROMPTPLEX_PORT", "tcp://10.0.0.1:8000")
     assert load_settings({}).port == 8000
-    assert not unknown_variables(["PROMPTPLEX_SERVICE_HOST", "PROMPTPLEX_PORT_8000_TCP", "PROMPTPLEX_SERVER"])
+    assert not unknown_variables(
+        ["PROMPTPLEX_SERVICE_HOST", "PROMPTPLEX_PORT_8000_TCP", "PROMPTPLEX_SERVER", "PROMPTPLEX_KEY"]
+    )
+
+
+def test_a_list_of_hosts_counts_on_loopback_and_where_it_was_given() -> None:
+    usual = Settings().allowed_hosts
+    keys = {"keys_file": "keys.json"}
+    assert load_settings({}).host_allow_list == usual
+    assert load_settings(keys).host_allow_list == usual
+    assert load_settings(keys | {"host": "0.0.0.0"}).host_allow_list is None
+    given = keys | {"host": "0.0.0.0", "allowed_hosts": "prompts.example"}
+    assert load_settings(given).host_allow_list == ("prompts.example",)
 
 
 def test_a_mistyped_variable_is_pointed_out() -> None:

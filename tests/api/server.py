@@ -13,6 +13,7 @@ import uvicorn
 
 from app.api.app import create_app
 from app.api.state import ApiConfig, ServerState, Services
+from app.keys.keyring import Keyring
 from app.serving.upkeep import Upkeep
 from tests.serving.stack import Stack
 
@@ -30,9 +31,11 @@ def services_of(stack: Stack) -> Services:
 
 
 @contextmanager
-def serving(state: ServerState, config: ApiConfig | None = None) -> Iterator[str]:
+def serving(
+    state: ServerState, config: ApiConfig | None = None, keys: Keyring | None = None
+) -> Iterator[str]:
     """Serve until the block ends; yields the URL."""
-    settings = uvicorn.Config(create_app(state, config), port=0, log_config=None, lifespan="off")
+    settings = uvicorn.Config(create_app(state, config, keys=keys), port=0, log_config=None, lifespan="off")
     server = uvicorn.Server(settings)
     thread = threading.Thread(target=server.run)
     thread.start()
