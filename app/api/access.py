@@ -16,13 +16,18 @@ from starlette.types import Scope as AsgiScope
 
 from app.api.callers import EVERYBODY, Caller
 from app.api.errors import error_response
-from app.errors import Forbidden, PromptplexError, Unauthorized
+from app.errors import Forbidden, PromptplexError, RateLimited, Unauthorized
 from app.keys.key import Key, Scope
 from app.keys.keyring import Keyring
 
 _T = TypeVar("_T")
 
 _DECLARED = "__access__"
+_REASONS: dict[type[PromptplexError], str] = {
+    Unauthorized: "unauthorized",
+    Forbidden: "forbidden",
+    RateLimited: "rate_limited",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +79,7 @@ class Door:
     """Lets requests in, or says why not."""
 
     def __init__(self, keys: Keyring | None, on_refusal: Callable[[str], None]) -> None:
-        """`keys` None: everybody is let in. `on_refusal` hears the code of every refusal."""
+        """`keys` None: everybody is let in. `on_refusal` hears the reason of every refusal, for metrics."""
         self._keys = keys
         self._on_refusal = on_refusal
 
@@ -85,10 +90,9 @@ class Door:
             return None
         try:
             self._let_in(scope, self._keys)
-        except PromptplexError as error:
-            response, code = error_response(error), type(error).__name__
-            self._on_refusal(_REASONS.get(code, code))
-            return response
+        except (Unauthorized, Forbidden, RateLimited) as error:
+            self._on_refusal(_REASONS[type(error)])
+            return error_response(error)
         return None
 
     def _let_in(self, scope: AsgiScope, keys: Keyring) -> None:
@@ -112,9 +116,6 @@ class Door:
         _check_scope(key, access)
         if access.is_counted:
             keys.take(key, generates=access.generates)
-
-
-_REASONS = {"Unauthorized": "unauthorized", "Forbidden": "forbidden", "RateLimited": "rate_limited"}
 
 
 def _matching(routes: Sequence[BaseRoute], scope: AsgiScope) -> Any:

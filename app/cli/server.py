@@ -74,7 +74,7 @@ class ServerClient:
             return _error_message(response)
         if self._has_key:
             return f"{self._url} doesn't know this key (--key or PROMPTPLEX_KEY): was it removed?"
-        return f"{self._url} wants a key: set PROMPTPLEX_KEY, or give --key; its operator has it"
+        return f"{self._url} wants a key: set PROMPTPLEX_KEY, or give --key"
 
 
 def _headers(key: str | None) -> dict[str, str]:
