@@ -128,7 +128,7 @@ def test_every_dependency_is_pinned_exactly() -> None:
     pins = dict(
         line.split("==") for line in _document("constraints.txt").splitlines() if line and line[0] != "#"
     )
-    assert all(re.fullmatch(r"[0-9][0-9.]*(post\d+)?", version) for version in pins.values())
+    assert all(re.fullmatch(r"[0-9][0-9.]*((post|b)\d+)?", version) for version in pins.values())
     project = tomllib.loads(_document("pyproject.toml"))["project"]
     wanted = [*project["dependencies"], *itertools.chain(*project["optional-dependencies"].values())]
     names = {re.split(r"[<>=\[]", requirement)[0] for requirement in wanted} - {"promptplex"}
