@@ -10,7 +10,6 @@ import contextlib
 import logging
 import os
 import signal
-import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -22,11 +21,15 @@ import uvicorn
 from fastapi import FastAPI
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from app.api.access_log import note_outcome
 from app.api.app import create_app
-from app.api.state import ApiConfig, ServerState, Services
+from app.api.connections import raise_open_files, server_config
+from app.api.state import MAX_CONNECTIONS, ApiConfig, ServerState, Services
+from app.api.tracing import tracer_from_environment
 from app.engine.engine import Engine
 from app.errors import PromptplexError, Unavailable, UnsupportedModel
 from app.keys.keyring import Keyring
+from app.logs import take_over_libraries
 from app.metrics import Metrics
 from app.models.loading import load_base
 from app.models.probe import ProbeReport
@@ -46,13 +49,14 @@ log = logging.getLogger("promptplex")
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _FETCH_SECONDS = 60  # for a prompt from any tier, by the upkeep
+_OTHER_FILES = 256  # open at once beside connections: of the store, uploads, Redis, libraries
 _CONNECTION_SECONDS = 10  # for answers still on their way to slow clients when everything else is done
 
 
 def run_server(settings: Settings) -> int:
     """Serve until a signal or a failure; the exit status for the process."""
     _check_demo(settings)
-    _configure_logging(settings)
+    take_over_libraries()
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     server = PromptplexServer(settings)
@@ -87,15 +91,6 @@ def _check_demo(settings: Settings) -> None:
         raise ValueError(
             f"there is no {settings.model} here; start in a Promptplex checkout, or name a base with --model"
         )
-
-
-def _configure_logging(settings: Settings) -> None:
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(levelname)s %(message)s", stream=sys.stderr
-    )
-    logging.getLogger("httpx2").setLevel(logging.WARNING)  # the model hub's client, request by request
-    for library in ("huggingface_hub", "transformers"):
-        logging.getLogger(library).propagate = False  # they print their own lines already
 
 
 def assemble(
@@ -153,13 +148,12 @@ def assemble(
 
 
 def _on_outcome(metrics: Metrics, keys: Keyring | None) -> Callable[[Outcome], None]:
-    """What hears of every request that ended: the metrics, and the quota of its key."""
-    if keys is None:
-        return metrics.on_outcome
+    """What hears of every generation that ended: metrics, the log's line of its request, its key's quota."""
 
     def told(outcome: Outcome) -> None:
         metrics.on_outcome(outcome)
-        if outcome.reason != "error":  # what the server failed at is free
+        note_outcome(outcome)
+        if keys is not None and outcome.reason != "error":  # what the server failed at is free
             keys.charge(outcome.tenant, outcome.prompt_tokens + outcome.generated_tokens)
 
     return told
@@ -242,16 +236,17 @@ class PromptplexServer(uvicorn.Server):
             max_upload_bytes=settings.max_upload_bytes,
             allowed_hosts=settings.host_allow_list,
             allowed_origins=settings.allowed_origins,
+            max_connections=min(MAX_CONNECTIONS, max(1, raise_open_files() - _OTHER_FILES)),
         )
+        tracer = tracer_from_environment()
+        app = create_app(self.state, api, keys=self.keys, lifespan=self._lifespan, tracer=tracer)
         super().__init__(
-            uvicorn.Config(
-                create_app(self.state, api, keys=self.keys, lifespan=self._lifespan),
+            server_config(
+                app,
+                api,
                 host=settings.host,
                 port=settings.port,
-                log_config=None,
                 log_level=settings.log_level,
-                access_log=settings.log_level == "debug",
-                server_header=False,
                 timeout_graceful_shutdown=_CONNECTION_SECONDS,
                 lifespan="on",
             )

@@ -1,7 +1,8 @@
 """Every setting of the server, from `PROMPTPLEX_*` variables and the flags of `promptplex serve`.
 
-Nothing else reads the environment. Each component gets its own small frozen configuration, made
-here; what is found out at run time (such as how many K/V blocks fit) is never written back.
+Nothing else reads the environment, but OpenTelemetry, which has variables of its own. Each component
+gets its own small frozen configuration, made here; what is found out at run time (such as how many K/V
+blocks fit) is never written back.
 """
 
 import difflib
@@ -22,6 +23,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from app.logs import LogFormat
 from app.store.redis_url import parse_redis_url
 
 if TYPE_CHECKING:
@@ -35,6 +37,8 @@ _OF_CLIENTS = {ENV_PREFIX + "SERVER", ENV_PREFIX + "KEY"}
 # What Kubernetes puts into every container for a Service named `promptplex`.
 _SERVICE_LINK = re.compile(r"SERVICE_(HOST|PORT)(_.*)?|PORT_.*")
 
+_ORIGIN = re.compile(r"https?://[a-z0-9._\-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:]+\](:[0-9]{1,5})?")
+
 
 def _without_service_link(value: Any) -> Any:
     """Kubernetes sets PROMPTPLEX_PORT=tcp://... for a Service of that name; that isn't a choice."""
@@ -43,6 +47,14 @@ def _without_service_link(value: Any) -> Any:
 
 def _split(value: Any) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _origins(origins: tuple[str, ...]) -> tuple[str, ...]:
+    """As browsers send them. A wildcard would let every page on the web use this machine."""
+    for origin in origins:
+        if not _ORIGIN.fullmatch(origin):
+            raise ValueError(f"{origin} is no origin; name each one, such as https://app.example:8443")
+    return origins
 
 
 def _loopback_without_keys(host: str, info: ValidationInfo) -> str:
@@ -126,9 +138,9 @@ class Settings(BaseSettings):
         ("localhost", "127.0.0.1", "::1"),
         description="Names that clients may use for this server, with commas between (DNS rebinding)",
     )
-    allowed_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
-        (), description="Web origins whose pages may call this server, with commas between"
-    )
+    allowed_origins: Annotated[
+        tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_origins)
+    ] = Field((), description="Web origins whose pages may call this server, with commas between")
     request_timeout: float = Field(
         600.0, gt=0, le=86_400, description="Seconds that a request may take; beyond it 504"
     )
@@ -138,6 +150,7 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="debug, info, warning or error"
     )
+    log_format: LogFormat = Field("text", description="text for people, or json: one object a line")
 
     @property
     def base_name(self) -> str:

@@ -2,18 +2,25 @@
 
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import Depends, FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__
 from app.api import errors, generate, openai, ops, tasks, tokens
 from app.api.access import Door, any_key
+from app.api.access_log import AccessLog
 from app.api.edge import Edge
 from app.api.key_document import describe_keys
 from app.api.queries import only_known_queries
 from app.api.state import ApiConfig, ServerState
+from app.api.timing import TIMING_HEADERS
+from app.api.tracing import Tracing
 from app.keys.keyring import Keyring
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[Any]]
 
@@ -24,10 +31,12 @@ def create_app(
     *,
     keys: Keyring | None = None,
     lifespan: Lifespan | None = None,
+    tracer: "Tracer | None" = None,
 ) -> FastAPI:
     """The app over `state`, whose services may come later, when the base model is loaded.
 
     With `keys`, only what is declared public answers without one; None: everybody may do everything.
+    With a `tracer`, every request but probes is a span.
     """
     config = config or ApiConfig()
     app = FastAPI(
@@ -54,4 +63,26 @@ def create_app(
             any_key(getattr(route, "endpoint", None))
     if keys is not None:
         describe_keys(app)
+    _add_outer_layers(app, config, tracer)
     return app
+
+
+def _add_outer_layers(app: FastAPI, config: ApiConfig, tracer: "Tracer | None") -> None:
+    """From the inside out; without allowed origins no answer has a CORS header."""
+    if config.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=config.allowed_origins,
+            allow_methods=["GET", "POST", "PUT", "DELETE"],
+            allow_headers=[
+                "Authorization",
+                "Content-Type",
+                "Idempotency-Key",
+                "X-Request-Deadline-Ms",
+                "X-Request-Id",
+            ],
+            expose_headers=["X-Request-Id", "Retry-After", *TIMING_HEADERS],
+        )
+    if tracer is not None:
+        app.add_middleware(Tracing, tracer=tracer)
+    app.add_middleware(AccessLog)

@@ -1,4 +1,4 @@
-"""What every request passes: its id, who may ask from where, its key, how large a body may be.
+"""What every request passes: who may ask from where, its key, how large and how slow a body may be.
 
 Pure ASGI, so that nothing is buffered and a client's leaving reaches the route.
 """
@@ -6,10 +6,10 @@ Pure ASGI, so that nothing is buffered and a client's leaving reaches the route.
 import asyncio
 import logging
 import re
-import uuid
+import time
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -20,15 +20,15 @@ from app.errors import PayloadTooLarge
 
 log = logging.getLogger("promptplex.api")
 
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _UPLOAD_PATH = re.compile(r"/tasks/.+/versions/?")
 _DRAIN_SECONDS = 2.0
 _DRAIN_BYTES = 64 << 20
+_LEAST_BYTES_A_SECOND = 32 << 10  # of a body, on average; 64 MiB over 1 Mbit/s come four times as fast
 
 
 class Edge:
-    """The outermost layer of the app; it also answers what nobody foresaw."""
+    """It also answers what nobody foresaw."""
 
     def __init__(self, app: ASGIApp, config: ApiConfig, door: Door) -> None:
         self._app = app
@@ -43,12 +43,13 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = _Exchange(scope, receive, send, *self._body_limit(scope))
+        limit, option = self._body_limit(scope)
+        exchange = _Exchange(scope, receive, send, limit, option, self._config.body_seconds)
         refusal = self._refusal(scope, Headers(scope=scope)) or self._door.refusal(scope)
         if refusal is not None:
             await refusal(scope, receive, exchange.send)
         elif exchange.declares_too_much():
-            await exchange.refuse_body()
+            await exchange.refuse_size()
         else:
             await self._serve(exchange)
 
@@ -58,7 +59,7 @@ class Edge:
         except Exception as error:
             if exchange.is_refused:
                 return  # the route noticed that its body ended early
-            log.exception("request %s: unforeseen error", exchange.request_id)
+            log.exception("request %s: unforeseen error", exchange.scope["state"]["request_id"])
             if not exchange.is_answered:
                 await error_response(error)(exchange.scope, exchange.receive, exchange.send)
 
@@ -80,9 +81,12 @@ class Edge:
             )
         if scope["method"] in _SAFE_METHODS:
             return None
+        origins = headers.getlist("origin")
+        if origins and all(origin in self._config.allowed_origins for origin in origins):
+            return None
         if headers.get("sec-fetch-site") == "cross-site":
             return _forbidden("Requests from other sites' pages are refused (Sec-Fetch-Site).")
-        if any(not self._is_own(origin, headers) for origin in headers.getlist("origin")):
+        if any(not self._is_own(origin, headers) for origin in origins):
             return _forbidden(
                 "Requests from other origins' pages are refused (Origin); --allowed-origins names those that "
                 "the server takes."
@@ -99,19 +103,22 @@ class Edge:
 
 
 class _Exchange:
-    """One request and its response: counts the body, adds the id to the answer."""
+    """One request and its response: counts the body and the time that its client takes to send it."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, limit: int, option: str) -> None:
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, limit: int, option: str, seconds: float
+    ) -> None:
         self.scope = scope
-        self.request_id = _request_id(Headers(scope=scope))
-        scope.setdefault("state", {})["request_id"] = self.request_id
         self.is_answered = False
         self.is_refused = False
         self._receive = receive
         self._send = send
         self._limit = limit
         self._limit_option = option
+        self._seconds = seconds
         self._received = 0
+        self._waited = 0.0  # for the client, in seconds; the time that the route takes isn't its fault
+        self._is_whole = False
 
     def declares_too_much(self) -> bool:
         """Whether Content-Length alone says that the body is too large."""
@@ -121,38 +128,60 @@ class _Exchange:
         )
 
     async def receive(self) -> Message:
-        """Pass on the body until it exceeds its limit; then answer and end it."""
+        """Pass on the body until it exceeds its limit or its time; then answer and end it."""
         if self.is_refused:
             return {"type": "http.disconnect"}
-        message = await self._receive()
+        try:
+            message = await self._next()
+        except TimeoutError:
+            await self._refuse(_too_slow(self._received))
+            return {"type": "http.disconnect"}
         self._received += len(message.get("body", b""))
         if self._received <= self._limit:
             return message
-        await self.refuse_body()
+        await self.refuse_size()
         return {"type": "http.disconnect"}
 
+    async def _next(self) -> Message:
+        """Raises TimeoutError while the body comes; what comes after it is the client's leaving."""
+        if self._is_whole:
+            return await self._receive()
+        begin = time.monotonic()
+        allowed = self._seconds + self._received / _LEAST_BYTES_A_SECOND - self._waited
+        async with asyncio.timeout(allowed):
+            message = await self._receive()
+        self._waited += time.monotonic() - begin
+        self._is_whole = not message.get("more_body", False)
+        return message
+
     async def send(self, message: Message) -> None:
-        """Pass on the response with the request's id, unless it was answered already."""
+        """Pass on the response, unless the request was answered already."""
         if self.is_refused:
             return
         if message["type"] == "http.response.start":
             self.is_answered = True
-            MutableHeaders(scope=message)["x-request-id"] = self.request_id
         await self._send(message)
 
-    async def refuse_body(self) -> None:
-        """413, then a little patience: a client that still sends would lose the answer to a reset."""
+    async def refuse_size(self) -> None:
+        """413."""
         error = PayloadTooLarge(
             f"The body exceeds {self._limit} bytes; the server's {self._limit_option} bounds it."
         )
-        response = error_response(error)
-        response.headers["connection"] = "close"
-        response.headers["x-request-id"] = self.request_id
+        await self._refuse(error_response(error))
+
+    async def _refuse(self, response: JSONResponse) -> None:
+        """Answer, then have a little patience: a client that still sends would lose the answer to a reset."""
         if self.is_answered:
             self.is_refused = True
             return
         self.is_answered = self.is_refused = True
-        await self._send({"type": "http.response.start", "status": 413, "headers": response.raw_headers})
+        response.headers["connection"] = "close"
+        start = {
+            "type": "http.response.start",
+            "status": response.status_code,
+            "headers": response.raw_headers,
+        }
+        await self._send(start)
         await self._send({"type": "http.response.body", "body": bytes(response.body), "more_body": True})
         await self._discard_body()
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -174,10 +203,12 @@ def _forbidden(message: str) -> JSONResponse:
     return JSONResponse(envelope(message, kind="invalid_request_error", code="forbidden"), 403)
 
 
-def _request_id(headers: Headers) -> str:
-    """The client's own id where it is harmless in a header and a log, else a new one."""
-    given = headers.get("x-request-id", "")
-    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+def _too_slow(received: int) -> JSONResponse:
+    message = (
+        f"The body came too slowly: {received} bytes so far, where at least {_LEAST_BYTES_A_SECOND} a second "
+        "are expected; send it again over a faster connection, or a smaller one."
+    )
+    return JSONResponse(envelope(message, kind="invalid_request_error", code="request_timeout"), 408)
 
 
 def _host_name(host: str) -> str | None:

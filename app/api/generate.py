@@ -13,6 +13,7 @@ from app.api.leaving import unless_client_leaves
 from app.api.schemas import ErrorEnvelope, GenerateRequest, GenerateResponse, StreamEvent
 from app.api.sse import EventStreamResponse, data_event, json_bytes
 from app.api.state import Services, services
+from app.api.timing import timing_headers, timing_of
 from app.keys.key import Scope
 from app.prompt import TaskVersion
 from app.serving.answers import GenerationAsk, GenerationResult, OutputToken, TextDelta
@@ -59,14 +60,20 @@ async def generate(
     how = body.parameters.choosing() if body.parameters else None
     if how is not None:
         chosen = await unless_client_leaves(request, choose(behind.generation, ask, how))
-        return JSONResponse(_chosen(chosen))
+        timing = timing_headers(
+            chosen.timings,
+            time.monotonic() - begin,
+            prompt_tokens=len(chosen.admitted.prompt_ids),
+            generated_tokens=len(chosen.tokens),
+        )
+        return JSONResponse(_chosen(chosen), headers=timing)
     asks = samples(ask, body.num_answers)
     results = await unless_client_leaves(request, generate_all(behind.generation, asks))
     with_details = body.parameters is None or body.parameters.details
     answer = _answer(results[0], with_details)
     if len(results) > 1:
         answer["samples"] = [_sample(result, with_details) for result in results]
-    return JSONResponse(answer, headers=_timing(results[0], time.monotonic() - begin))
+    return JSONResponse(answer, headers=timing_of(results, time.monotonic() - begin))
 
 
 @router.post(
@@ -221,17 +228,3 @@ def _token(token: OutputToken) -> dict[str, Any]:
 def _finite(logprob: float) -> float:
     """JSON has no infinity: a token that the model itself gave no chance."""
     return logprob if math.isfinite(logprob) else -1e30
-
-
-def _timing(result: GenerationResult, total: float) -> dict[str, str]:
-    """Whole milliseconds, as TGI reports them."""
-    seconds = {
-        "x-queue-time": result.timings.queue,
-        "x-prefill-time": result.timings.prefill,
-        "x-decode-time": result.timings.decode,
-        "x-total-time": total,
-    }
-    return {name: str(round(value * 1000)) for name, value in seconds.items()} | {
-        "x-prompt-tokens": str(result.prompt_tokens),
-        "x-generated-tokens": str(len(result.tokens)),
-    }

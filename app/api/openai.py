@@ -25,6 +25,7 @@ from app.api.openai_answers import (
 from app.api.openai_schemas import ChatRequest, CompletionRequest
 from app.api.sse import EventStreamResponse
 from app.api.state import Services, services
+from app.api.timing import timing_of
 from app.errors import InvalidRequest
 from app.keys.key import Scope
 from app.prompt import TaskVersion
@@ -48,6 +49,7 @@ async def completions(
     body: CompletionRequest, request: Request, behind: Behind, calling: Calling, deadline_ms: Deadline = None
 ) -> Response:
     """Complete each prompt `n` times; the task's template is put around prompts that are text."""
+    begin = time.monotonic()
     calling.require(body.model)
     prompts = body.prompts
     words = [{"inputs": prompt} if isinstance(prompt, str) else {"token_ids": prompt} for prompt in prompts]
@@ -69,7 +71,10 @@ async def completions(
         completion_choice(index, result, logprobs=logprobs, echo=echo) for index, result in enumerate(results)
     ]
     head = _head("text_completion", body, behind, results[0].version)
-    return JSONResponse(head.object() | {"choices": choices, "usage": usage(results, len(prompts))})
+    return JSONResponse(
+        head.object() | {"choices": choices, "usage": usage(results, len(prompts))},
+        headers=timing_of(results, time.monotonic() - begin, len(prompts)),
+    )
 
 
 @router.post("/chat/completions", responses=ERRORS, response_class=Response, summary="Answer a chat")
@@ -78,6 +83,7 @@ async def chat_completions(
     body: ChatRequest, request: Request, behind: Behind, calling: Calling, deadline_ms: Deadline = None
 ) -> Response:
     """A task's template renders the last user message; else the base's chat template renders all."""
+    begin = time.monotonic()
     calling.require(body.model)
     messages = tuple(message.message() for message in body.messages)
     asks = _asks(body, [{"messages": messages}], request, calling, deadline_ms)
@@ -95,7 +101,10 @@ async def chat_completions(
     results = await unless_client_leaves(request, generate_all(behind.generation, asks))
     choices = [chat_choice(index, result, logprobs=logprobs) for index, result in enumerate(results)]
     head = _head("chat.completion", body, behind, results[0].version)
-    return JSONResponse(head.object() | {"choices": choices, "usage": usage(results, 1)})
+    return JSONResponse(
+        head.object() | {"choices": choices, "usage": usage(results, 1)},
+        headers=timing_of(results, time.monotonic() - begin),
+    )
 
 
 @router.get("/models", responses=ERRORS, summary="List models: the base, and every task that can be served")

@@ -21,7 +21,6 @@ _Piece_co = TypeVar("_Piece_co", covariant=True)
 
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # nginx would collect what should be seen at once
 ]
 

@@ -15,7 +15,9 @@ from app.serving.upkeep import Upkeep
 from app.store.prompt_store import PromptStore
 from app.store.sources import TieredPromptSource
 
+KIB = 1 << 10
 MIB = 1 << 20
+MAX_CONNECTIONS = 8192
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 
 
@@ -27,6 +29,12 @@ class ApiConfig:
     max_upload_bytes: int = 64 * MIB  # all parts of an upload together
     allowed_hosts: tuple[str, ...] | None = LOOPBACK_HOSTS  # names in `Host`, any port; None: all
     allowed_origins: tuple[str, ...] = ()  # of browsers, besides the server's own
+    head_seconds: float = 10.0  # for a request line and headers to come
+    body_seconds: float = 30.0  # for a body, beside what its size is given
+    stall_seconds: float = 30.0  # in which a client that reads an answer must take some of it
+    max_head_bytes: int = 64 * KIB  # of a request line and headers
+    max_headers: int = 128
+    max_connections: int = MAX_CONNECTIONS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,7 @@
 """`promptplex serve`: one flag for every setting, made from the settings themselves."""
 
 import inspect
+import logging
 import os
 from typing import Annotated, Any
 
@@ -8,7 +9,10 @@ import typer
 from pydantic import ByteSize
 from pydantic.fields import FieldInfo
 
+from app.logs import configure_logging
 from app.settings import Settings, load_settings, unknown_variables
+
+log = logging.getLogger("promptplex")
 
 
 def serve(**flags: str | None) -> None:
@@ -17,9 +21,10 @@ def serve(**flags: str | None) -> None:
     Every flag is also an environment variable: --max-rows is PROMPTPLEX_MAX_ROWS.
     """
     settings = load_settings({name: value for name, value in flags.items() if value is not None})
+    configure_logging(settings.log_format, settings.log_level)
     for warning in unknown_variables(os.environ):
-        typer.echo(f"warning: {warning}", err=True)
-    typer.echo("starting (the first seconds go into importing torch and transformers)", err=True)
+        log.warning("%s", warning)
+    log.info("starting (the first seconds go into importing torch and transformers)")
     from app.main import run_server  # torch and transformers take seconds to import
 
     raise typer.Exit(run_server(settings))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from app.errors import InvalidRequest
-from app.request import Request, SamplingParams, TokenScore
+from app.request import Request, RequestTimings, SamplingParams, TokenScore
 from app.serving.admission import Admitted
 from app.serving.answers import GenerationAsk, OutputToken
 from app.serving.manifest import parse_choices
@@ -42,6 +42,7 @@ class Chosen:
     probabilities: tuple[tuple[str, float], ...]
     tokens: tuple[OutputToken, ...]  # of the best label
     admitted: Admitted
+    timings: tuple[RequestTimings, ...]  # of the labels, which ran at once
 
     @property
     def confidence(self) -> float:
@@ -55,7 +56,8 @@ async def choose(service: GenerationService, ask: GenerationAsk, how: ChoosingAs
     choices = _choices(how, admitted)
     labels = [_label_ids(service, choice, how.score_eos) for choice in choices]
     requests = [_request(admitted, number, ids) for number, ids in enumerate(labels)]
-    scores = await service.score(admitted, requests)
+    scored = await service.score(admitted, requests)
+    scores = [delta.scores for delta in scored]
     totals = [_total(row, how.length_normalized) for row in scores]
     probabilities = _softmax(totals)
     best = max(range(len(choices)), key=probabilities.__getitem__)
@@ -64,6 +66,7 @@ async def choose(service: GenerationService, ask: GenerationAsk, how: ChoosingAs
         probabilities=tuple((choice.value, p) for choice, p in zip(choices, probabilities, strict=True)),
         tokens=service.scored_tokens(admitted.prompt_ids, scores[best]),
         admitted=admitted,
+        timings=tuple(delta.timings for delta in scored if delta.timings is not None),
     )
 
 

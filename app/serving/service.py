@@ -129,13 +129,16 @@ class GenerationService:
         """Pin the version and prepare the request, without running it; in time."""
         return await self._in_time(ask, self._admit_told(ask))
 
-    async def score(self, admitted: Admitted, requests: Sequence[Request]) -> list[tuple[TokenScore, ...]]:
-        """Run requests for the log-probabilities of their last tokens alone, as one for the statistics."""
+    async def score(self, admitted: Admitted, requests: Sequence[Request]) -> list[TokenDelta]:
+        """Run requests for the log-probabilities of their last tokens alone, as one for the statistics.
+
+        Returns the one delta of each, with `scores` and `timings`.
+        """
         reason = "error"
         try:
-            scores = await together([self._scores(request) for request in requests])
+            scored = await together([self._only_delta(request) for request in requests])
             reason = str(FinishReason.EOS)
-            return scores
+            return scored
         except BaseException as error:
             reason = _failure(error, admitted.request.deadline)
             raise
@@ -149,13 +152,13 @@ class GenerationService:
                 generated_tokens=sum(request.num_scored for request in requests),
             )
 
-    async def _scores(self, request: Request) -> tuple[TokenScore, ...]:
+    async def _only_delta(self, request: Request) -> TokenDelta:
         source = cast(AsyncGenerator[TokenDelta, None], self.engine.generate(request))
         async with aclosing(source) as deltas:
             async for delta in deltas:
                 if delta.error is not None:
                     raise delta.error
-                return delta.scores
+                return delta
         raise AssertionError("a stream begins with a token or an error")
 
     def texts_of(self, ids: Sequence[int]) -> list[str]:

@@ -5,13 +5,16 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from urllib.parse import urlsplit
 
 import httpx
 import uvicorn
+from opentelemetry.trace import Tracer
+from starlette.types import ASGIApp
 
 from app.api.app import create_app
+from app.api.connections import server_config
 from app.api.state import ApiConfig, ServerState, Services
 from app.keys.keyring import Keyring
 from app.serving.upkeep import Upkeep
@@ -30,13 +33,21 @@ def services_of(stack: Stack) -> Services:
     )
 
 
-@contextmanager
 def serving(
-    state: ServerState, config: ApiConfig | None = None, keys: Keyring | None = None
-) -> Iterator[str]:
+    state: ServerState,
+    config: ApiConfig | None = None,
+    keys: Keyring | None = None,
+    tracer: Tracer | None = None,
+) -> AbstractContextManager[str]:
     """Serve until the block ends; yields the URL."""
-    settings = uvicorn.Config(create_app(state, config, keys=keys), port=0, log_config=None, lifespan="off")
-    server = uvicorn.Server(settings)
+    config = config or ApiConfig()
+    return serving_app(create_app(state, config, keys=keys, tracer=tracer), config)
+
+
+@contextmanager
+def serving_app(app: ASGIApp, config: ApiConfig) -> Iterator[str]:
+    """The same for any app."""
+    server = uvicorn.Server(server_config(app, config, port=0, lifespan="off"))
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:

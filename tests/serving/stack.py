@@ -11,6 +11,7 @@ import torch
 from peft import PeftConfig, PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from app.api.access_log import note_outcome
 from app.engine.engine import Engine, EngineConfig
 from app.metrics import Metrics
 from app.models.decoder_only import DecoderOnly
@@ -83,6 +84,7 @@ def running_stack(
     def on_outcome(outcome: Outcome) -> None:
         outcomes.append(outcome)
         metrics.on_outcome(outcome)
+        note_outcome(outcome)
 
     generation = GenerationService(
         engine,

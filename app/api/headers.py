@@ -1,0 +1,29 @@
+"""Headers that every answer carries, also those that no route made."""
+
+import re
+import uuid
+from collections.abc import Iterable
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
+
+# A page of this server (the console) sends a policy of its own; to everything else no page belongs.
+_DEFAULTS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"cache-control", b"no-store"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"x-frame-options", b"DENY"),
+)
+
+
+def complete_headers(headers: Iterable[tuple[bytes, bytes]], request_id: str) -> list[tuple[bytes, bytes]]:
+    """The headers (names in lower case), the request's id, and each default that isn't set."""
+    kept = [header for header in headers if header[0] != b"x-request-id"]
+    names = {name for name, _ in kept}
+    missing = [header for header in _DEFAULTS if header[0] not in names]
+    return [*kept, (b"x-request-id", request_id.encode()), *missing]
+
+
+def request_id(given: str = "") -> str:
+    """The client's own id where it is harmless in a header and a log, else a new one."""
+    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex

@@ -1,0 +1,68 @@
+"""How the process logs: every record of every library as one line on stderr, text or JSON."""
+
+import logging
+import sys
+from collections.abc import MutableMapping
+from typing import Any, Literal
+
+import structlog
+
+LogFormat = Literal["text", "json"]
+
+
+def configure_logging(log_format: LogFormat, level: str) -> None:
+    """Send all records to stderr. A record's attribute `fields`, a dict, is shown beside its message."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_formatter(log_format))
+    logging.basicConfig(level=level.upper(), handlers=[handler])
+
+
+def take_over_libraries() -> None:
+    """Libraries with handlers of their own, and Python's warnings, go the same way, once imported."""
+    logging.captureWarnings(True)
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # the model hub's client, request by request
+    for name in ("huggingface_hub", "transformers"):
+        library = logging.getLogger(name)
+        library.handlers.clear()
+        library.propagate = True
+
+
+def _formatter(log_format: LogFormat) -> logging.Formatter:
+    """Records come from the standard library's loggers alone; structlog renders them."""
+    stamps: list[structlog.typing.Processor] = [
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    return structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=[
+            structlog.stdlib.add_log_level,
+            *(stamps if log_format == "json" else ()),
+            _add_fields,
+            structlog.processors.format_exc_info,
+        ],
+        processors=[
+            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+            structlog.processors.JSONRenderer() if log_format == "json" else _in_text,
+        ],
+    )
+
+
+def _add_fields(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    event.update(getattr(event["_record"], "fields", {}))
+    return event
+
+
+_fields_in_text = structlog.processors.LogfmtRenderer(bool_as_flag=False)
+
+
+def _in_text(_: Any, __: str, event: MutableMapping[str, Any]) -> str:
+    """`INFO message name=value ...`, with a traceback on lines of its own."""
+    level, message = event.pop("level").upper(), _on_one_line(event.pop("event"))
+    exception = event.pop("exception", None)
+    fields = _fields_in_text(None, "", event)
+    return " ".join(filter(None, (level, message, fields))) + (f"\n{exception}" if exception else "")
+
+
+def _on_one_line(text: str) -> str:
+    """What a client sent may be part of it, and must not look like another line."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
