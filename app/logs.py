@@ -17,14 +17,20 @@ def configure_logging(log_format: LogFormat, level: str) -> None:
     logging.basicConfig(level=level.upper(), handlers=[handler])
 
 
-def take_over_libraries() -> None:
-    """Libraries with handlers of their own, and Python's warnings, go the same way, once imported."""
+def take_over_libraries(log_format: LogFormat) -> None:
+    """Libraries with handlers of their own, and Python's warnings, go the same way; bars are for people."""
     logging.captureWarnings(True)
     logging.getLogger("httpx2").setLevel(logging.WARNING)  # the model hub's client, request by request
     for name in ("huggingface_hub", "transformers"):
         library = logging.getLogger(name)
         library.handlers.clear()
         library.propagate = True
+    if log_format == "json":
+        from huggingface_hub.utils import disable_progress_bars
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bars()
+        disable_progress_bar()
 
 
 def _formatter(log_format: LogFormat) -> logging.Formatter:

@@ -56,7 +56,7 @@ _CONNECTION_SECONDS = 10  # for answers still on their way to slow clients when 
 def run_server(settings: Settings) -> int:
     """Serve until a signal or a failure; the exit status for the process."""
     _check_demo(settings)
-    take_over_libraries()
+    take_over_libraries(settings.log_format)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     server = PromptplexServer(settings)

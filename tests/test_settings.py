@@ -95,3 +95,14 @@ def test_a_redis_url_is_not_shown() -> None:
     assert "secret" not in repr(settings)
     assert settings.redis_url is not None
     assert settings.redis_url.get_secret_value() == "redis://user:secret@h:6379/0"
+
+
+@pytest.mark.parametrize("origin", ["*", "null", "app.example", "https://app.example/", "ftp://app.example"])
+def test_only_origins_are_allowed_origins(origin: str) -> None:
+    with pytest.raises(ValueError, match=r"--allowed-origins.*name each one"):
+        load_settings({"allowed_origins": origin})
+
+
+def test_origins_come_with_commas_between() -> None:
+    settings = load_settings({"allowed_origins": "https://app.example, http://[::1]:3000"})
+    assert settings.allowed_origins == ("https://app.example", "http://[::1]:3000")

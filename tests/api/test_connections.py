@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import resource
 import select
 import socket
 import time
@@ -229,8 +230,6 @@ def wait_until(is_so: Callable[[], Any]) -> None:
 
 
 def test_the_bound_of_open_files_is_raised() -> None:
-    import resource
-
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(before[0], 512), before[1]))

@@ -1,9 +1,11 @@
 import json
 import time
+from collections.abc import Iterator
 
 import httpx
 import pytest
 
+from app.api.headers import complete_headers
 from app.api.state import ApiConfig, ServerState
 from tests.api.server import client_of, raw_exchange, services_of, serving
 from tests.api.test_generate import error_of
@@ -55,6 +57,7 @@ def test_a_host_is_named_once(url: str) -> None:
         ({"origin": "http://127.0.0.1:1"}, 403),
         ({"origin": "https://allowed.example"}, 200),
         ({"origin": "http://allowed.example"}, 403),
+        ({"origin": "https://allowed.example", "sec-fetch-site": "cross-site"}, 200),
         ({"sec-fetch-site": "cross-site"}, 403),
         ({"origin": "{own}", "sec-fetch-site": "cross-site"}, 403),
         ({"origin": ""}, 403),
@@ -126,6 +129,151 @@ def test_an_endless_body_is_cut(stack: Stack) -> None:
         answer = raw_exchange(url, head + "Transfer-Encoding: chunked\n\n", *chunks(2000, 2)[:-1])
         assert b"413" in answer.split(b"\r\n")[0]
         assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        ("Content-Length: 500\n\n", b"--b"),
+        ("Transfer-Encoding: chunked\n\n", b"5\r\n--b"),
+        ("Content-Length: 500\nExpect: 100-continue\n\n", b""),
+    ],
+)
+@pytest.mark.parametrize("path", ["/generate", "/tasks/slow/versions"])
+def test_a_body_that_does_not_come_is_cut(stack: Stack, path: str, body: tuple[str, bytes]) -> None:
+    before = stack.files()
+    with serving(ServerState(services=services_of(stack)), ApiConfig(body_seconds=0.3)) as url:
+        kind = "multipart/form-data; boundary=b" if "versions" in path else "application/json"
+        answer = raw_exchange(
+            url, f"POST {path} HTTP/1.1\nHost: localhost\nContent-Type: {kind}\n{body[0]}", body[1]
+        )
+        answer = answer.removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 408"), answer
+        assert b'"code":"request_timeout"' in answer
+        assert b"connection: close" in answer
+        assert b"x-request-id" in answer
+    assert stack.files() == before
+
+
+def test_a_body_that_comes_slowly_but_surely_is_taken(stack: Stack) -> None:
+    """It takes longer than `body_seconds`, but each part of it wins time."""
+    config = ApiConfig(body_seconds=1.0)
+    with (
+        serving(ServerState(services=services_of(stack)), config) as url,
+        httpx.Client(base_url=url, timeout=30, trust_env=False) as client,
+    ):
+
+        def parts() -> Iterator[bytes]:
+            yield b'{"inputs": "a", "parameters": {"max_new_tokens": 1}' + b" " * 200_000
+            for _ in range(10):
+                time.sleep(0.15)
+                yield b" " * 4096
+            yield b"}"
+
+        headers = {"content-type": "application/json"}
+        assert client.post("/generate", content=parts(), headers=headers).status_code == 200
+
+
+def test_generating_takes_as_long_as_it_takes(stack: Stack) -> None:
+    """Once the body is there, no deadline of the edge runs, however long the client only waits."""
+    config = ApiConfig(body_seconds=0.05, head_seconds=0.05, stall_seconds=0.05)
+    body = {"inputs": stack.talkative(), "parameters": {"max_new_tokens": 150}}
+    with serving(ServerState(services=services_of(stack)), config) as url, client_of(url) as client:
+        assert client.post("/generate", json=body).status_code == 200
+
+
+def test_every_answer_carries_the_security_headers(stack: Stack, client: httpx.Client) -> None:
+    expected = {
+        "x-content-type-options": "nosniff",
+        "cache-control": "no-store",
+        "referrer-policy": "no-referrer",
+        "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
+        "x-frame-options": "DENY",
+    }
+    answers = [
+        client.get("/version"),
+        client.get("/openapi.json"),
+        client.get("/metrics"),
+        client.get("/nothing"),
+        client.delete("/version"),
+        client.post("/generate", json={"inputs": 1}),
+        client.post("/generate", json={"inputs": "a", "parameters": {"max_new_tokens": 1}}),
+        client.post("/generate_stream", json={"inputs": "a", "parameters": {"max_new_tokens": 1}}),
+        client.post("/generate", content=b"x" * (5 << 20)),
+        client.get("/version", headers={"host": "evil.example"}),
+    ]
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 404, 405, 422, 200, 200, 413, 403]
+    for answer in answers:
+        assert expected.items() <= answer.headers.items()
+        assert answer.headers["x-request-id"]
+        assert "server" not in answer.headers
+
+
+def test_a_page_keeps_its_own_policy() -> None:
+    own = [(b"content-security-policy", b"default-src 'self'"), (b"cache-control", b"max-age=60")]
+    completed = complete_headers(own, "id")
+    assert completed[:2] == own
+    names = [name for name, _ in completed]
+    assert len(set(names)) == len(names)
+
+
+def test_docs_pages_are_off(client: httpx.Client) -> None:
+    assert [client.get(path).status_code for path in ("/docs", "/redoc", "/openapi.json")] == [404, 404, 200]
+
+
+PREFLIGHT = {
+    "origin": "https://allowed.example",
+    "access-control-request-method": "POST",
+    "access-control-request-headers": "authorization,content-type",
+}
+
+
+def cors_headers(response: httpx.Response) -> dict[str, str]:
+    return {name: value for name, value in response.headers.items() if name.startswith("access-control")}
+
+
+def test_without_allowed_origins_there_is_no_cors(client: httpx.Client) -> None:
+    for response in (
+        client.options("/generate", headers=PREFLIGHT),
+        client.get("/version", headers={"origin": "https://allowed.example"}),
+    ):
+        assert not cors_headers(response)
+
+
+def test_pages_of_named_origins_may_call(stack: Stack) -> None:
+    config = ApiConfig(allowed_origins=("https://allowed.example",), max_body_bytes=1000)
+    with serving(ServerState(services=services_of(stack)), config) as url, client_of(url) as client:
+        preflight = client.options("/generate", headers=PREFLIGHT)
+        assert preflight.status_code == 200
+        assert preflight.headers["x-request-id"]
+        found = cors_headers(preflight)
+        assert found["access-control-allow-origin"] == "https://allowed.example"
+        assert "POST" in found["access-control-allow-methods"]
+        assert "authorization" in found["access-control-allow-headers"].lower()
+        assert "access-control-allow-credentials" not in found
+
+        cross = {"origin": "https://allowed.example", "sec-fetch-site": "cross-site"}
+        body = {"inputs": "a", "parameters": {"max_new_tokens": 1}}
+        for answer, status in (
+            (client.post("/generate", json=body, headers=cross), 200),
+            (client.post("/generate", json={"inputs": 1}, headers=cross), 422),
+            (client.post("/generate", json={"inputs": "a" * 2000}, headers=cross), 413),
+        ):
+            assert answer.status_code == status
+            assert answer.headers["access-control-allow-origin"] == "https://allowed.example"
+            assert answer.headers["vary"] == "Origin"
+            exposed = answer.headers["access-control-expose-headers"].lower()
+            assert "x-request-id" in exposed
+            assert "x-total-time" in exposed
+
+        other = {"origin": "https://evil.example"}
+        assert client.options("/generate", headers=PREFLIGHT | other).status_code == 400
+        for answer in (
+            client.options("/generate", headers=PREFLIGHT | other),
+            client.get("/version", headers=other),
+            client.post("/generate", json=body, headers=other),
+        ):
+            assert "access-control-allow-origin" not in answer.headers
 
 
 def test_what_nobody_foresaw_says_nothing_of_the_inside(

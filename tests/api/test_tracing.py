@@ -1,0 +1,145 @@
+"""Spans: one for each request, under the client's own; sent to a collector that the environment names."""
+
+import http.server
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import httpx2
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from app.api.state import ServerState
+from app.api.tracing import tracer_from_environment
+from tests.api.server import client_of, services_of, serving
+from tests.api.test_generate import publish_text
+from tests.bases import save_tiny_llama
+from tests.cli.conftest import Server
+from tests.serving.stack import BASE_NAME, Stack
+
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+PARENT = "b7ad6b7169203331"
+
+
+@pytest.fixture
+def traced(stack: Stack) -> Iterator[tuple[httpx.Client, InMemorySpanExporter]]:
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    with (
+        serving(ServerState(services=services_of(stack)), tracer=provider.get_tracer("test")) as url,
+        client_of(url) as client,
+    ):
+        yield client, exporter
+
+
+def finished(exporter: InMemorySpanExporter, count: int) -> tuple[ReadableSpan, ...]:
+    """A span ends shortly after its answer."""
+    deadline = time.monotonic() + 20
+    while len(spans := exporter.get_finished_spans()) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return spans
+
+
+def test_a_request_is_a_span(traced: tuple[httpx.Client, InMemorySpanExporter]) -> None:
+    client, exporter = traced
+    version = publish_text(client, "spanned", "S: {x}")["version"]
+    finished(exporter, 1)
+    exporter.clear()
+    body = {"task_id": "spanned", "inputs": "private", "parameters": {"max_new_tokens": 3}}
+    headers = {"traceparent": f"00-{TRACE}-{PARENT}-01", "x-request-id": "mine"}
+    details = client.post("/generate", json=body, headers=headers).json()["details"]
+    (span,) = finished(exporter, 1)
+    assert (span.name, span.kind.name) == ("POST /generate", "SERVER")
+    assert span.context.trace_id == int(TRACE, 16)
+    assert span.parent is not None
+    assert span.parent.span_id == int(PARENT, 16)
+    assert dict(span.attributes or {}) == {
+        "http.request.method": "POST",
+        "http.route": "/generate",
+        "http.response.status_code": 200,
+        "promptplex.request_id": "mine",
+        "gen_ai.request.model": "spanned",
+        "gen_ai.response.model": BASE_NAME,
+        "gen_ai.usage.input_tokens": details["prompt_tokens"],
+        "gen_ai.usage.output_tokens": details["generated_tokens"],
+        "promptplex.task": "spanned",
+        "promptplex.task.version": version,
+    }
+
+
+def test_spans_of_other_requests(traced: tuple[httpx.Client, InMemorySpanExporter]) -> None:
+    client, exporter = traced
+    for path in ("/health", "/health/live", "/metrics"):
+        client.get(path)
+    assert not exporter.get_finished_spans()
+    client.post("/generate_stream", json={"inputs": "a", "parameters": {"max_new_tokens": 2}})
+    client.get("/tasks/nobody", headers={"traceparent": "nonsense"})
+    client.get("/nothing")
+    spans = finished(exporter, 3)
+    assert [span.name for span in spans] == ["POST /generate_stream", "GET /tasks/{task_id:path}", "GET"]
+    stream, missing, _ = (dict(span.attributes or {}) for span in spans)
+    assert 0 < stream["gen_ai.usage.output_tokens"] <= 2
+    assert stream["gen_ai.request.model"] == BASE_NAME
+    assert missing["http.response.status_code"] == 404
+    assert not [name for name in missing if name.startswith("gen_ai")]
+
+
+def test_without_a_collector_there_is_no_tracer(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"):
+        monkeypatch.delenv(name, raising=False)
+    assert tracer_from_environment() is None
+
+
+@pytest.fixture
+def collector() -> Iterator[tuple[str, list[bytes]]]:
+    """A receiver of OTLP over HTTP: its URL, and what it was sent."""
+    received: list[bytes] = []
+
+    class Receiver(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            received.append(self.rfile.read(int(self.headers["content-length"])))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            """Silent."""
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", received
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_the_standard_variable_turns_them_on(
+    collector: tuple[str, list[bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, received = collector
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", address)
+    monkeypatch.setenv("OTEL_SERVICE_NAME", "prompts")
+    base = save_tiny_llama(tmp_path / "tiny")
+    with Server.running(
+        "--model", str(base), "--store", str(tmp_path / "store"), "--dtype", "float32"
+    ) as server:
+        url = server.wait_until_ready()
+        body = {"inputs": "private words", "parameters": {"max_new_tokens": 2}}
+        assert httpx2.post(f"{url}/generate", json=body, trust_env=False, timeout=60).status_code == 200
+        assert server.end() == 0  # the end sends what is left
+    sent = [ExportTraceServiceRequest.FromString(data) for data in received]
+    (resource,) = [each for request in sent for each in request.resource_spans]
+    services = [
+        each.value.string_value for each in resource.resource.attributes if each.key == "service.name"
+    ]
+    assert services == ["prompts"]
+    (span,) = resource.scope_spans[0].spans
+    assert span.name == "POST /generate"
+    assert b"private" not in b"".join(received)
