@@ -26,7 +26,7 @@ def take_over_libraries(log_format: LogFormat) -> None:
         library.handlers.clear()
         library.propagate = True
     if log_format == "json":
-        from huggingface_hub.utils import disable_progress_bars
+        from huggingface_hub.utils.tqdm import disable_progress_bars
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bars()
