@@ -25,7 +25,7 @@ router = APIRouter(tags=["generate"])
 
 MAX_DEADLINE_MS = 86_400_000
 ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorEnvelope} for status in (400, 403, 404, 413, 422, 500, 503, 504)
+    status: {"model": ErrorEnvelope} for status in (400, 403, 404, 408, 413, 422, 500, 503, 504)
 }
 
 Deadline = Annotated[

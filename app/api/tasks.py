@@ -29,7 +29,7 @@ router = APIRouter(prefix="/tasks", tags=["tasks"])
 MAX_PAGE = 1000
 NO_ALIAS = "none"
 ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorEnvelope} for status in (400, 403, 404, 409, 413, 415, 422, 500, 503, 507)
+    status: {"model": ErrorEnvelope} for status in (400, 403, 404, 408, 409, 413, 415, 422, 500, 503, 507)
 }
 _SAME: dict[int | str, dict[str, Any]] = {
     200: {"description": "The same bytes and settings were a version already"}
