@@ -23,6 +23,7 @@ from app.store.sources import SourceStats
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 MAX_TASK_LABELS = 200
 OTHER = "_other"
+FAILURES = ("cancelled", "deadline", "error")
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
@@ -41,7 +42,7 @@ class RequestOutcome(Protocol):
 
     @property
     def reason(self) -> str:
-        """A FinishReason, or "cancelled", "deadline", "error"."""
+        """A FinishReason, or one of FAILURES."""
 
     @property
     def prompt_tokens(self) -> int:
@@ -108,8 +109,9 @@ class Metrics(Collector):
         self._sources: _Sources | None = None
         self._labels: set[tuple[str, str]] = set()
         self._requests: Counter[tuple[str, str]] = Counter()
-        self._reasons: Counter[str] = Counter()
-        self._failures: Counter[str] = Counter()
+        # There from the start: a series that begins with its first failure had no rate then.
+        self._reasons: Counter[str] = Counter({str(reason): 0 for reason in FinishReason})
+        self._failures: Counter[str] = Counter(dict.fromkeys(FAILURES, 0))
         self._refusals: Counter[str] = Counter()
         self._totals: Counter[str] = Counter()
         self._step_seconds = _Histogram(

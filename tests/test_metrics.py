@@ -4,8 +4,8 @@ from typing import Any
 
 from app.engine.plan import StepStats
 from app.engine.statistics import EngineStats
-from app.metrics import MAX_TASK_LABELS, Metrics
-from app.request import RequestTimings
+from app.metrics import FAILURES, MAX_TASK_LABELS, Metrics
+from app.request import FinishReason, RequestTimings
 from app.serving.answers import Outcome
 from app.store.sources import SourceStats
 
@@ -68,6 +68,14 @@ def test_failures_are_apart_from_successes() -> None:
     assert 'promptplex_requests_total{task="_base",version=""} 1.0' in text
     assert "promptplex_prompt_tokens_total 6.0" in text
     assert "promptplex_e2e_request_latency_seconds_count 2.0" in text
+
+
+def test_failures_are_counted_from_nought() -> None:
+    text = lines(Metrics())
+    for reason in FAILURES:
+        assert f'promptplex_request_failure_total{{reason="{reason}"}} 0.0' in text
+    for reason in FinishReason:
+        assert f'promptplex_request_success_total{{finish_reason="{reason}"}} 0.0' in text
 
 
 class DownRedis:

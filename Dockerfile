@@ -1,0 +1,69 @@
+# syntax=docker/dockerfile:1
+#
+#   docker build --tag promptplex .                                     torch as pip finds it: with CUDA
+#   docker build --tag promptplex --build-arg TORCH_INDEX_URL=... .     torch from the index for CPUs
+#   docker run --publish 127.0.0.1:8000:8000 promptplex      serves the demo; its log says where the key is
+#
+# docs/deployment.md is the guide. tests/docker/clean_root.py runs these instructions without an engine.
+
+ARG PYTHON_IMAGE=python:3.11-slim-bookworm
+
+# Everything that is installed: a virtual environment, made where it will stay.
+FROM ${PYTHON_IMAGE} AS build
+SHELL ["/bin/sh", "-eu", "-c"]
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
+ENV PATH=/srv/promptplex/venv/bin:$PATH
+WORKDIR /build
+RUN python3 -m venv /srv/promptplex/venv
+
+# The index that torch comes from (PyTorch's installation page lists them); empty means pip's own, whose
+# build for Linux brings CUDA.
+ARG TORCH_INDEX_URL=
+COPY constraints.txt ./
+RUN pip install --constraint constraints.txt ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL" --no-deps} torch
+
+# What Promptplex needs, before Promptplex itself: a change of its code makes the last layers only.
+COPY docker/requirements.py pyproject.toml ./
+RUN python requirements.py > requirements.txt \
+    && pip install --constraint constraints.txt --requirement requirements.txt
+
+COPY README.md LICENSE ./
+COPY app ./app
+RUN pip wheel --no-deps --wheel-dir dist . \
+    && pip install --no-deps dist/promptplex-*.whl \
+    && pip check \
+    && pip uninstall --yes pip
+
+FROM ${PYTHON_IMAGE} AS serve
+LABEL org.opencontainers.image.title="Promptplex" \
+      org.opencontainers.image.description="One frozen language model, thousands of tasks, each a small trained prompt" \
+      org.opencontainers.image.licenses="Apache-2.0"
+# The ids are fixed, so that volumes and Kubernetes' securityContext can name them.
+RUN groupadd --gid 10001 promptplex \
+    && useradd --uid 10001 --gid 10001 --home-dir /cache --no-create-home --shell /usr/sbin/nologin promptplex \
+    && install --directory --owner=10001 --group=10001 --mode=0750 /store /keys /metrics-key /cache
+WORKDIR /srv/promptplex
+COPY --from=build /srv/promptplex/venv ./venv
+COPY models/demo-causal ./models/demo-causal
+COPY prompts_store ./prompts_store
+COPY docker/entrypoint.py docker/healthcheck.py ./
+
+ENV PATH=/srv/promptplex/venv/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    HF_HOME=/cache/huggingface \
+    XDG_CACHE_HOME=/cache \
+    PROMPTPLEX_HOST=0.0.0.0 \
+    PROMPTPLEX_PORT=8000 \
+    PROMPTPLEX_STORE=/store \
+    PROMPTPLEX_KEYS_FILE=/keys/keys.json \
+    PROMPTPLEX_LOG_FORMAT=json
+# With these on volumes and /tmp on a tmpfs, the root file system may be read-only.
+VOLUME ["/store", "/keys", "/metrics-key", "/cache"]
+USER 10001:10001
+EXPOSE 8000
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=5s --start-period=5m --start-interval=2s --retries=3 \
+    CMD ["python3", "healthcheck.py"]
+ENTRYPOINT ["python3", "/srv/promptplex/entrypoint.py"]
+CMD ["serve"]
