@@ -103,7 +103,9 @@ def mode(path: Path) -> int:
 
 
 def test_an_empty_container_serves_the_demo_behind_keys(container: Container) -> None:
+    assert not is_healthy(container)
     url = container.serve()
+    assert is_healthy(container)
     admin_key = container.keys.with_name("admin.key")
     ask = {"task_id": "date-iso", "inputs": "the 22nd of November 1963"}
     assert httpx2.post(f"{url}/generate", json=ask, trust_env=False).status_code == 401
@@ -153,14 +155,11 @@ def _wait_until_running(url: str, headers: dict[str, str]) -> None:
     raise AssertionError("the request never ran")
 
 
-def test_health_check_asks_the_server(container: Container) -> None:
+def is_healthy(container: Container) -> bool:
+    """What the image's health check says, whatever proxy the container has."""
     check = [sys.executable, str(ROOT / "docker" / "healthcheck.py")]
-    # Whatever proxy the container has, it isn't asked.
     environment = container.environment | {"http_proxy": "http://127.0.0.1:1"}
-    assert subprocess.run(check, env=environment, capture_output=True, check=False).returncode == 1
-    url = container.serve()
-    wait_for_status(f"{url}/health/ready", 200)
-    assert subprocess.run(check, env=environment, capture_output=True, check=False).returncode == 0
+    return not subprocess.run(check, env=environment, capture_output=True, check=False).returncode
 
 
 def test_keys_that_are_there_are_left_alone(container: Container) -> None:
@@ -173,14 +172,6 @@ def test_keys_that_are_there_are_left_alone(container: Container) -> None:
     assert container.keys.read_bytes() == before
     assert not container.keys.with_name("admin.key").exists()
     assert f"Prometheus finds no key in {container.metrics_key}" in done.stderr
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root writes where nobody may")
-def test_a_directory_for_keys_that_is_read_only(container: Container) -> None:
-    container.keys.parent.chmod(0o500)
-    done = container.run()
-    assert done.returncode == 1
-    assert "docs/deployment.md" in done.stderr
 
 
 def test_a_missing_directory_for_keys_is_said(container: Container) -> None:

@@ -14,7 +14,6 @@ import httpx2
 import pytest
 import yaml
 
-from tests.bases import save_tiny_llama
 from tests.cli.conftest import Server
 from tests.docker.clean_root import settled
 from tests.store.redis_server import RedisServer, free_port
@@ -71,7 +70,8 @@ class Running:
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     place = tmp_path_factory.mktemp("watched")
-    redis, base = RedisServer(place), save_tiny_llama(place / "tiny")
+    redis = RedisServer(place)
+    shutil.copytree(ROOT / "prompts_store", place / "store")
     keys: dict[str, Path] = {}
     for name, scopes in (("prometheus", ("metrics",)), ("writer", ("generate", "upload"))):
         command = [
@@ -88,13 +88,20 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         made = subprocess.run(command, capture_output=True, text=True, check=True)
         keys[name] = place / f"{name}.key"
         keys[name].write_text(made.stdout)
-    flags = ("--model", str(base), "--store", str(place / "store"), "--dtype", "float32")
+    flags = (
+        "--model",
+        str(ROOT / "models" / "demo-causal"),
+        "--store",
+        str(place / "store"),
+        "--dtype",
+        "float32",
+    )
     try:
         with Server.running(
             *flags, "--redis-url", redis.url, "--keys-file", str(place / "keys.json")
         ) as server:
             url = server.wait_until_ready()
-            ask = {"inputs": "the film", "parameters": {"max_new_tokens": 5}}
+            ask = {"task_id": "date-iso", "inputs": "the 22nd of November 1963"}
             headers = {"authorization": f"Bearer {keys['writer'].read_text().strip()}"}
             answer = httpx2.post(f"{url}/generate", json=ask, headers=headers, trust_env=False, timeout=60)
             assert answer.status_code == 200
@@ -222,7 +229,7 @@ def test_a_real_prometheus_scrapes_and_answers(running: Running, tmp_path: Path)
     with open(tmp_path / "log", "w") as log, subprocess.Popen(command, stderr=log) as process:
         try:
             assert answer_of(url, 'up{job="promptplex"}')[0]["value"][1] == "1"
-            assert answer_of(url, "promptplex_requests_total")[0]["metric"]["task"] == "_base"
+            assert answer_of(url, "promptplex_requests_total")[0]["metric"]["task"] == "date-iso"
             for query in dashboard_queries():
                 if "label_values" not in query:
                     filled = query.replace("$__rate_interval", "1m").replace("$instance", ".*")
