@@ -57,7 +57,11 @@ def test_it_serves_as_nobody_from_a_read_only_root_and_drains(built: Path) -> No
     command = clean_root.run_command(
         built,
         clean_root.entrypoint(),
-        extra={"PROMPTPLEX_PORT": str(port), "METRICS_KEY_FILE": "/metrics-key/key"},
+        extra={
+            "PROMPTPLEX_HOST": "127.0.0.1",  # no network namespace is in between here
+            "PROMPTPLEX_PORT": str(port),
+            "METRICS_KEY_FILE": "/metrics-key/key",
+        },
     )
     url = f"http://127.0.0.1:{port}"
     with subprocess.Popen(command) as process:

@@ -38,7 +38,7 @@ class Container:
             "METRICS_KEY_FILE": str(self.metrics_key),
             "PROMPTPLEX_KEYS_FILE": str(self.keys),
             "PROMPTPLEX_STORE": str(self.store),
-            "PROMPTPLEX_HOST": "0.0.0.0",
+            "PROMPTPLEX_HOST": "127.0.0.1",
             "PROMPTPLEX_PORT": str(free_port()),
             "PROMPTPLEX_LOG_FORMAT": "json",
             "PROMPTPLEX_DTYPE": "float32",

@@ -105,6 +105,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
             headers = {"authorization": f"Bearer {keys['writer'].read_text().strip()}"}
             answer = httpx2.post(f"{url}/generate", json=ask, headers=headers, trust_env=False, timeout=60)
             assert answer.status_code == 200
+            assert httpx2.get(f"{url}/tasks", trust_env=False).status_code == 401
             yield Running(url, keys["prometheus"])
     finally:
         redis.kill()
@@ -163,6 +164,13 @@ def test_the_server_has_every_metric_and_label_that_is_asked_for(running: Runnin
     for query in queries:
         of_metrics = set().union(*(samples[name] for name, _ in used(query)))
         assert grouped(query) <= of_metrics | TARGET_LABELS, query
+
+
+def test_every_metric_is_documented(running: Running) -> None:
+    families = set(re.findall(r"^# TYPE (promptplex_[a-z0-9_]+) ", running.text, re.MULTILINE))
+    text = (ROOT / "docs" / "operations.md").read_text().split("\n## Watch\n")[1]
+    documented = {f"promptplex_{name}" for name in re.findall(r"^\| `([a-z0-9_]+)", text, re.MULTILINE)}
+    assert documented == families
 
 
 def test_the_dashboard_shows_what_it_should() -> None:
