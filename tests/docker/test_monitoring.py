@@ -264,7 +264,7 @@ def answer_of(url: str, query: str) -> list[dict[str, Any]]:
         try:
             if result := ask(url, "query", query=query)["result"]:
                 return list(result)
-        except httpx2.TransportError:
-            pass
+        except (httpx2.TransportError, json.JSONDecodeError):
+            pass  # while it starts, nobody listens, or the answer is a line of text
         time.sleep(0.2)
     raise AssertionError(f"no answer to {query}")
