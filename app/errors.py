@@ -18,6 +18,7 @@ PromptplexError
 ├── DeadlineExceeded
 ├── Cancelled                 the caller went away
 ├── NonFiniteLogits           the model produced NaN or infinity for this row
+├── ConstraintFailed          a row's grammar or bias left nothing to generate
 ├── CorruptData               stored bytes that no longer hash to their name
 ├── StoreFull                 no room to make an upload durable
 └── UnsupportedModel          a base that we can't serve exactly
@@ -129,6 +130,10 @@ class Cancelled(PromptplexError):
 
 class NonFiniteLogits(PromptplexError):
     """The model produced NaN or infinite logits for this row; its neighbours are unaffected."""
+
+
+class ConstraintFailed(PromptplexError):
+    """This row's grammar or bias leaves no token, or the grammar became too complex; neighbours go on."""
 
 
 class CorruptData(PromptplexError):

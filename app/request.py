@@ -14,12 +14,15 @@ class FinishReason(StrEnum):
     STOP = "stop_sequence"
 
 
+BAN = -100.0  # a bias that rules its token out, whatever the temperature
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """How the next token is chosen from the logits.
 
-    The order is: repetition, frequency and presence penalties, temperature, top-k, top-p, min-p,
-    as in `transformers`. Penalties see the request's own prompt and generated tokens
+    The order is: bias, repetition, frequency and presence penalties, grammar, temperature, top-k, top-p,
+    min-p, as in `transformers`. Penalties see the request's own prompt and generated tokens
     (`repetition_penalty`) or its generated tokens only (the other two), as in vLLM.
     """
 
@@ -32,6 +35,7 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     seed: int = 0  # the caller draws one where the user gave none, and reports it
+    logit_bias: tuple[tuple[int, float], ...] = ()  # (id, what is added to its logit), each id once
     sample_index: int = 0  # which of the `n` samples this is; hashed with the seed
 
     @property
@@ -58,6 +62,7 @@ class Request:
     max_new_tokens: int = 128
     num_top: int = 0  # most probable tokens to report beside each generated or scored one
     num_scored: int = 0  # of the last so many `token_ids` the log-probabilities are reported
+    grammar: str | None = None  # what the answer must match, in the language of the engine's GrammarSource
     keeps_prefix: bool = True  # False: only requests that run together share it, nobody later will
     stop_ids: frozenset[int] = frozenset()  # EOS and stop ids; the one that stops is reported
     tenant: str = ""  # the key that asks; fair share is by tenant, then by task

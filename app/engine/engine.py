@@ -6,10 +6,11 @@ import queue
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from app.engine.blocks import KVBlocks
+from app.engine.constraints import NUM_WORKERS, GrammarSource
 from app.engine.loop import Cancel, EngineLoop, Message, Stop, Submit
 from app.engine.memory import num_blocks_for
 from app.engine.plan import StepStats
@@ -44,10 +45,14 @@ class Engine:
         source: PromptSource,
         config: EngineConfig,
         *,
+        grammars: GrammarSource | None = None,
         on_step: Callable[[StepStats], None] | None = None,
         on_failure: Callable[[BaseException], None] | None = None,
     ) -> None:
-        """`on_step` runs on the engine's thread and must be cheap; `on_failure` when it dies."""
+        """`on_step` runs on the engine's thread and must be cheap; `on_failure` when it dies.
+
+        Without `grammars`, constrained requests are refused.
+        """
         num_blocks = num_blocks_for(backbone, config.block_size, config.kv_cache_bytes, config.max_rows)
         blocks = KVBlocks(num_blocks, config.block_size)
         cache = KVCache(
@@ -57,6 +62,8 @@ class Engine:
             device=backbone.device,
         )
         self._config = config
+        self._grammars = grammars
+        self._workers = ThreadPoolExecutor(NUM_WORKERS, thread_name_prefix="grammar")
         self._geometry = backbone.geometry
         self._router = OutputRouter()
         self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
@@ -74,6 +81,8 @@ class Engine:
             router=self._router,
             recorder=self._recorder,
             inbox=self._inbox,
+            grammars=grammars,
+            workers=self._workers,
         )
         self._on_failure = on_failure
         self._failure: BaseException | None = None
@@ -99,6 +108,7 @@ class Engine:
         self._inbox.put(Stop())
         if self._thread.is_alive():
             self._thread.join()
+        self._workers.shutdown(cancel_futures=True)
 
     @property
     def is_alive(self) -> bool:
@@ -131,7 +141,8 @@ class Engine:
         Raises:
             RequestTooLong: beyond the position limit, or K/V memory even when alone.
             InvalidRequest: no tokens, ids outside the vocabulary, nothing to generate, a prompt without
-                virtual tokens or the other way round, or a deadline that is no time.
+                virtual tokens or the other way round, a deadline that is no time, or a grammar where
+                there is nothing to follow it.
         """
         if not request.token_ids or request.max_new_tokens < 1:
             raise InvalidRequest("a request needs at least one prompt token and one new token")
@@ -141,10 +152,12 @@ class Engine:
             raise InvalidRequest("a prompt and its virtual tokens come together or not at all")
         if request.deadline is not None and not math.isfinite(request.deadline):
             raise InvalidRequest("a deadline is a finite time, or None")
-        ids = (*request.resident_ids, *request.token_ids)
+        if request.grammar is not None and self._grammars is None:
+            raise InvalidRequest("this engine can't constrain its answers; leave the grammar out")
+        ids = (*request.resident_ids, *request.token_ids, *(id_ for id_, _ in request.sampling.logit_bias))
         if min(ids) < 0 or max(ids) >= self._geometry.vocab_size:
             raise InvalidRequest(f"token ids must be from 0 to {self._geometry.vocab_size - 1}")
-        prompt = len(ids)
+        prompt = len(request.resident_ids) + len(request.token_ids)
         total = request.num_virtual_tokens + prompt + request.max_new_tokens
         if total > self._geometry.max_positions:
             raise RequestTooLong(

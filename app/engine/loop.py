@@ -7,10 +7,11 @@ device works.
 import queue
 import time
 from collections.abc import Iterable
-from concurrent.futures import Future
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from functools import partial
 
+from app.engine.constraints import ConstraintAhead, GrammarSource
 from app.engine.deadlines import Deadlines
 from app.engine.prefixes import prefix_key
 from app.engine.router import OutputRouter
@@ -67,7 +68,10 @@ class EngineLoop:
         router: OutputRouter,
         recorder: StepRecorder,
         inbox: "queue.SimpleQueue[Message]",
+        grammars: GrammarSource | None,
+        workers: Executor,
     ) -> None:
+        """`workers` keep constrained rows' masks a step ahead."""
         self._geometry = geometry
         self._source = source
         self._scheduler = scheduler
@@ -75,6 +79,8 @@ class EngineLoop:
         self._router = router
         self._recorder = recorder
         self._inbox = inbox
+        self._grammars = grammars
+        self._workers = workers
         self._open: dict[str, Sequence] = {}
         self._deadlines = Deadlines()
         self._stopping = False
@@ -128,6 +134,9 @@ class EngineLoop:
 
     def _accept(self, request: Request, arrived: float) -> None:
         sequence = Sequence(request, prefix_key(request, self._geometry), arrived=arrived)
+        if request.grammar is not None:
+            assert self._grammars is not None, "the front refuses what can't be constrained"
+            sequence.constraint = ConstraintAhead(self._grammars, request.grammar, self._workers)
         self._open[request.id] = sequence
         self._deadlines.add(sequence)
         self._scheduler.add(sequence)

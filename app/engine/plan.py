@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 
+from app.engine.constraints import ConstraintAhead
 from app.engine.prefixes import Prefix
 from app.engine.sequence import IdArray, Sequence
+from app.errors import PromptplexError
 from app.models.attention.step import PackedItem, Slots
 from app.prompt import Prompt
 from app.request import SamplingParams, TokenScore
@@ -27,6 +29,7 @@ class SamplingInput:
     prompt_ids: IdArray | None = None  # each once; with `generated_ids` only where penalties ask for them
     generated_ids: IdArray | None = None
     num_top: int = 0  # most probable tokens to report
+    constraint: ConstraintAhead | None = None  # knows which tokens may come
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +65,16 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class SampledToken:
-    """The next token of one sampling item; `is_finite` is False where its logits were not."""
+    """The next token of one sampling item; `is_finite` is False where its logits were not.
+
+    With an `error`, no token may come, and `token_id` means nothing.
+    """
 
     token_id: int
     logprob: float
     is_finite: bool
     top: tuple[tuple[int, float], ...] = ()  # (id, log-probability), most probable first
+    error: PromptplexError | None = None
 
 
 @dataclass(frozen=True, slots=True)

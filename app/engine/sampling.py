@@ -7,11 +7,11 @@ depends on its own parameters only, never on its neighbours'.
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from app.engine.adjusting import adjust
 from app.engine.plan import SampledToken, SamplingInput
 from app.request import SamplingParams, TokenScore
 
@@ -25,15 +25,18 @@ def choose_tokens(logits: Tensor, inputs: Sequence[SamplingInput]) -> tuple[Samp
     """The next token of every row of `logits [N, V]` (float32).
 
     Reported log-probabilities are the model's own, before any adjustment. A row with NaN or
-    positive infinity is reported as not finite; others are unaffected.
+    positive infinity is reported as not finite, one in which no token may come has an error; others
+    are unaffected.
     """
     normaliser = logits.logsumexp(dim=-1)  # [N]
-    adjusted = _apply_penalties(logits, inputs)
+    adjusted, failures = adjust(logits, inputs)
     chosen = adjusted.argmax(dim=-1)
     finite = normaliser.isfinite()
+    hopeless = ~finite
+    hopeless[list(failures)] = True
     for draw, rows in _sampled_rows(inputs):
-        # A row without finite logits has no distribution to draw from; zeros keep the call alive.
-        drawn = adjusted[rows].masked_fill(~finite[rows, None], 0.0)
+        # A hopeless row has no distribution to draw from; zeros keep the call alive.
+        drawn = adjusted[rows].masked_fill(hopeless[rows, None], 0.0)
         chosen[rows] = draw(drawn, [inputs[row] for row in rows])
     logprobs = logits.gather(1, chosen[:, None]).squeeze(1) - normaliser
     top = [
@@ -41,7 +44,8 @@ def choose_tokens(logits: Tensor, inputs: Sequence[SamplingInput]) -> tuple[Samp
         for row, given in enumerate(inputs)
     ]
     columns = zip(chosen.tolist(), logprobs.tolist(), finite.tolist(), top, strict=True)
-    return tuple(SampledToken(*column) for column in columns)
+    errors = map(failures.get, range(len(inputs)))
+    return tuple(SampledToken(*column, error) for column, error in zip(columns, errors, strict=True))
 
 
 def score_tokens(logits: Tensor, token_ids: Sequence[int], num_top: int) -> tuple[TokenScore, ...]:
@@ -73,29 +77,6 @@ def _mix(state: int) -> int:
     state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
     return state ^ (state >> 31)
-
-
-def _apply_penalties(logits: Tensor, inputs: Sequence[SamplingInput]) -> Tensor:
-    rows = [row for row, given in enumerate(inputs) if given.params.has_penalty]
-    if not rows:
-        return logits
-    adjusted = logits.clone()
-    for row in rows:
-        _penalise(adjusted[row], inputs[row])
-    return adjusted
-
-
-def _penalise(row: Tensor, given: SamplingInput) -> None:
-    """In place. Repetition as in transformers (CTRL, Keskar et al. 2019); the others as OpenAI's."""
-    assert given.prompt_ids is not None
-    assert given.generated_ids is not None
-    params = given.params
-    ids, counts = np.unique(given.generated_ids, return_counts=True)
-    seen = torch.from_numpy(np.union1d(given.prompt_ids, ids)).to(row.device)
-    scores, penalty = row[seen], params.repetition_penalty
-    row[seen] = torch.where(scores < 0, scores * penalty, scores / penalty)
-    toll = params.frequency_penalty * counts + params.presence_penalty
-    row[torch.from_numpy(ids).to(row.device)] -= torch.from_numpy(toll).to(row)
 
 
 Draw = Callable[[Tensor, Sequence[SamplingInput]], Tensor]

@@ -19,7 +19,7 @@ from app.engine.fair_queue import FairQueue
 from app.engine.plan import Plan, PlanItem, PrefixWrite, SampledToken, SamplingInput, StepResult
 from app.engine.prefixes import Prefix, PrefixCache, PrefixKey
 from app.engine.sequence import Phase, Sequence
-from app.errors import NonFiniteLogits, PromptplexError, RequestTooLong
+from app.errors import NonFiniteLogits, RequestTooLong
 from app.models.attention.step import PackedItem
 from app.prompt import Prompt
 from app.request import FinishReason, Request, TokenDelta
@@ -133,6 +133,7 @@ class Scheduler:
         elif sequence.phase is Phase.WAITING:
             self.waiting.remove(sequence)
         self.loading.discard(sequence)
+        sequence.constraint = None
         sequence.phase = Phase.FINISHED
 
     # -- schedule ---------------------------------------------------------------------------
@@ -288,6 +289,8 @@ class Scheduler:
         assert grown, "blocks were counted before"
         sequence.phase = Phase.RUNNING
         self.running.append(sequence)
+        if sequence.constraint is not None:
+            sequence.constraint.begin()
         if sequence.admitted is None:  # recomputing after a preemption is not charged
             self.waiting.charge(sequence, len(sequence.tokens))
 
@@ -308,16 +311,17 @@ class Scheduler:
 
     def _accept(self, sequence: Sequence, token: SampledToken, now: float) -> TokenDelta:
         reason: FinishReason | None = None
-        error: PromptplexError | None = None
+        error = token.error
         is_first = sequence.num_generated == 0
-        if token.is_finite and not (is_first and any(math.isnan(score.logprob) for score in sequence.scores)):
-            reason = sequence.accept(token.token_id, now)
-            self.waiting.charge(sequence, 1)
-        else:
+        scores = sequence.scores if is_first else ()
+        if not token.is_finite or any(math.isnan(score.logprob) for score in scores):
             error = NonFiniteLogits(
                 "the model produced NaN or infinite logits for this request; if it names a task, the task's "
                 "prompt is the likely cause: check its values, or roll the task back"
             )
+        if error is None:
+            reason = sequence.accept(token.token_id, now)
+            self.waiting.charge(sequence, 1)
         if reason is not None or error is not None:
             self.finish(sequence)
         return TokenDelta(
@@ -361,10 +365,13 @@ def _scoring(sequence: Sequence, start: int) -> tuple[int, tuple[int, ...]]:
 
 def _sampling_input(sequence: Sequence) -> SamplingInput:
     params, num_top = sequence.request.sampling, sequence.request.num_top
-    if not params.has_penalty:
-        return SamplingInput(params, sequence.num_generated, num_top=num_top)
     return SamplingInput(
-        params, sequence.num_generated, sequence.prompt_ids, sequence.generated_ids, num_top=num_top
+        params,
+        sequence.num_generated,
+        sequence.prompt_ids if params.has_penalty else None,
+        sequence.generated_ids if params.has_penalty else None,
+        num_top=num_top,
+        constraint=sequence.constraint,
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.engine.blocks import SlotTable
+from app.engine.constraints import ConstraintAhead
 from app.engine.prefixes import Prefix, PrefixKey
 from app.prompt import Prompt
 from app.request import FinishReason, Request, RequestTimings, TokenScore
@@ -33,6 +34,7 @@ class Sequence:
     prefix_key: PrefixKey | None
     tokens: list[int] = field(init=False)
     phase: Phase = Phase.WAITING
+    constraint: ConstraintAhead | None = None  # kept through preemptions, as the tokens are
     prompt: Prompt | None = None  # the loaded bytes, between their arrival and admission
     prefix: Prefix | None = None  # pinned while running
     table: SlotTable | None = None
@@ -90,6 +92,8 @@ class Sequence:
             return FinishReason.EOS
         if self.num_generated >= self.request.max_new_tokens:
             return FinishReason.LENGTH
+        if self.constraint is not None:
+            self.constraint.accept(token_id)
         return None
 
     def timings(self, now: float) -> RequestTimings:
