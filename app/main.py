@@ -34,6 +34,7 @@ from app.metrics import Metrics
 from app.models.loading import load_base
 from app.models.probe import ProbeReport
 from app.serving.answers import Outcome
+from app.serving.grammars import Grammars
 from app.serving.importing import ImportFolder
 from app.serving.publishing import PublishingService
 from app.serving.service import GenerationService
@@ -116,15 +117,23 @@ def assemble(
     )
     redis = _redis_tier(settings, lambda task_id: _take_hint(store, source, task_id))
     source = TieredPromptSource(store, host_bytes=settings.host_cache_bytes, remote=redis)
+    tokenizer = _fast(base.tokenizer)
+    grammars = Grammars(tokenizer, eos_ids=base.eos_ids, vocab_size=base.backbone.geometry.vocab_size)
     engine = Engine(
-        base.backbone, source, settings.engine_config(), on_step=metrics.on_step, on_failure=on_failure
+        base.backbone,
+        source,
+        settings.engine_config(),
+        grammars=grammars,
+        on_step=metrics.on_step,
+        on_failure=on_failure,
     )
     metrics.watch(engine.stats, source.stats, redis)
     generation = GenerationService(
         engine,
         store,
-        _fast(base.tokenizer),
+        tokenizer,
         eos_ids=base.eos_ids,
+        grammars=grammars,
         base_name=settings.base_name,
         timeout=settings.request_timeout,
         prefetch=source.prefetch,

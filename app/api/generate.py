@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse, Response
 from app.api.access import needs
 from app.api.callers import Caller, Calling
 from app.api.leaving import unless_client_leaves
-from app.api.schemas import ErrorEnvelope, GenerateRequest, GenerateResponse, StreamEvent
+from app.api.schemas import ErrorEnvelope, GenerateRequest, GenerateResponse, Parameters, StreamEvent
 from app.api.sse import EventStreamResponse, data_event, json_bytes
 from app.api.state import Services, services
 from app.api.timing import timing_headers, timing_of
@@ -19,7 +19,6 @@ from app.prompt import TaskVersion
 from app.serving.answers import GenerationAsk, GenerationResult, OutputToken, TextDelta
 from app.serving.choosing import Chosen, choose
 from app.serving.group import generate_all, samples
-from app.serving.parameters import GenerationParameters
 
 router = APIRouter(tags=["generate"])
 
@@ -130,12 +129,14 @@ async def _stream(request: Request, behind: Services, ask: GenerationAsk) -> Eve
 def _ask(
     body: GenerateRequest, request: Request, calling: Caller, begin: float, deadline_ms: int | None
 ) -> GenerationAsk:
+    given = body.parameters or Parameters()
     return GenerationAsk(
         inputs=body.inputs,
         request_id=request.state.request_id,
         task=body.reference,
         user=body.user,
-        parameters=body.parameters.generation() if body.parameters else GenerationParameters(),
+        parameters=given.generation(),
+        constraint=given.grammar.constraint() if given.grammar is not None else None,
         deadline=None if deadline_ms is None else begin + deadline_ms / 1000,
         tenant=calling.tenant,
     )

@@ -149,7 +149,7 @@ def _asks(
             param="n",
         )
     begin = time.monotonic()
-    parameters = body.generation()
+    parameters, constraint, bias = body.generation(), body.constraint(), body.bias()
     asks = [
         GenerationAsk(
             **each,
@@ -158,6 +158,8 @@ def _asks(
             user=body.user,
             parameters=parameters,
             fallbacks=_FALLBACKS,
+            constraint=constraint,
+            logit_bias=bias,
             deadline=None if deadline_ms is None else begin + deadline_ms / 1000,
             tenant=calling.tenant,
         )

@@ -5,18 +5,25 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from app.api.constraint_schemas import ResponseFormat, StructuredOutputs
 from app.api.schemas import Reference, Stop
 from app.serving import parameters as bounds
 from app.serving.answers import Message
+from app.serving.constraints import Constraint
 from app.serving.parameters import GenerationParameters
 
 MAX_N = 16
 MAX_PROMPTS = 64
 MAX_MESSAGES = 1024
 MAX_PROMPT_IDS = 1_000_000
+MAX_BIASES = 300
 
 TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=MAX_PROMPT_IDS)]
 Stops = Annotated[list[Stop], Field(max_length=bounds.MAX_STOPS)]
+LogitBias = Annotated[
+    dict[Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,8})$")], Annotated[float, Field(ge=-100, le=100)]],
+    Field(max_length=MAX_BIASES),
+]
 Penalty = Annotated[float, Field(ge=-bounds.MAX_PENALTY, le=bounds.MAX_PENALTY)]
 
 # What clients send out of habit, and the values at which it changes nothing.
@@ -24,13 +31,11 @@ _HABITS: dict[str, tuple[Any, ...]] = {
     "service_tier": ("auto", "default"),
     "store": (False,),
     "suffix": ("",),
-    "logit_bias": ({},),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "parallel_tool_calls": (True, False),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "reasoning_effort": ("none",),
     "prediction": (),
@@ -52,6 +57,10 @@ class _OpenAi(BaseModel):
     seed: int | None = Field(None, ge=0, le=bounds.MAX_SEED)
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
+    logit_bias: LogitBias | None = Field(
+        None, description="Added to the logits of tokens, by id; -100 rules a token out"
+    )
+    response_format: ResponseFormat | None = None
     user: Annotated[str, Field(max_length=256)] | None = None
     stream: bool | None = None
     stream_options: "StreamOptions | None" = None
@@ -63,6 +72,7 @@ class _OpenAi(BaseModel):
     repetition_penalty: float | None = Field(
         None, ge=bounds.MIN_REPETITION_PENALTY, le=bounds.MAX_REPETITION_PENALTY
     )
+    structured_outputs: StructuredOutputs | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -79,6 +89,23 @@ class _OpenAi(BaseModel):
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options go with stream only")
         return self
+
+    @model_validator(mode="after")
+    def _one_constraint(self) -> Self:
+        formatted = self.response_format is not None and self.response_format.type != "text"
+        if formatted and self.structured_outputs is not None:
+            raise ValueError("response_format and structured_outputs both say what the answer is; send one")
+        return self
+
+    def constraint(self) -> Constraint | None:
+        """What the answer must be."""
+        if self.structured_outputs is not None:
+            return self.structured_outputs.constraint()
+        return None if self.response_format is None else self.response_format.constraint()
+
+    def bias(self) -> tuple[tuple[int, float], ...]:
+        """What is added to the logits of which ids."""
+        return tuple((int(id_), bias) for id_, bias in (self.logit_bias or {}).items())
 
     @property
     def wants_usage(self) -> bool:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
+from app.api.constraint_schemas import Grammar
 from app.serving import parameters as bounds
 from app.serving.choosing import ChoosingAsk
 from app.serving.manifest import MAX_CHOICE_CHARS, MAX_CHOICES
@@ -88,6 +89,7 @@ class Parameters(_Strict):
         None, ge=0, le=bounds.MAX_TOP_TOKENS, description="Also report the most probable tokens"
     )
     decoder_input_details: bool | None = Field(None, description="Also report the prompt's tokens")
+    grammar: Grammar | None = Field(None, description="What the answer must be: a JSON schema or a regex")
     choices: Literal[True] | Choices | None = Field(
         None, description="Classify: labels, or true for the task's own"
     )
@@ -100,7 +102,6 @@ class Parameters(_Strict):
     best_of: Literal[1] | None = None
     typical_p: float | None = None
     watermark: Literal[False] | None = None
-    grammar: None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -138,7 +139,6 @@ _NEUTRAL: dict[str, Any] = {
     "best_of": 1,
     "typical_p": 1.0,
     "watermark": False,
-    "grammar": None,
 }
 
 
@@ -163,8 +163,11 @@ class GenerateRequest(_Strict):
     @model_validator(mode="after")
     def _choices_alone(self) -> Self:
         given = self.parameters or Parameters()
-        if given.choices is not None and (self.stream or self.num_answers > 1 or given.do_sample):
-            raise ValueError("choices don't go with stream, n or sampling: labels are scored, not generated")
+        generates = self.stream or self.num_answers > 1 or given.do_sample or given.grammar is not None
+        if given.choices is not None and generates:
+            raise ValueError(
+                "choices don't go with stream, n, sampling or grammar: labels are scored, not generated"
+            )
         if self.stream and self.num_answers > 1:
             raise ValueError("a stream has one answer; leave out n, or use /v1/completions")
         return self

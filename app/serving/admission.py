@@ -12,11 +12,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from app.engine.engine import Engine
-from app.errors import DeadlineExceeded, NotServable, RequestTooLong
+from app.errors import DeadlineExceeded, InvalidRequest, NotServable, RequestTooLong
 from app.prompt import PromptKind, TaskVersion
 from app.request import Request
 from app.serving.answers import GenerationAsk
 from app.serving.chat import ChatTemplate, last_of_user
+from app.serving.grammars import Grammars
 from app.serving.parameters import (
     DEFAULT_MAX_NEW_TOKENS,
     SEED_BITS,
@@ -72,6 +73,7 @@ class Admission:
         timeout: float,
         prefetch: Callable[[str], object],
         chat: ChatTemplate,
+        grammars: Grammars | None,
     ) -> None:
         self.tokenizer = tokenizer
         self.base_name = base_name
@@ -79,6 +81,7 @@ class Admission:
         self.servability = Servability(store, engine.geometry)
         self._engine = engine
         self._chat = chat
+        self._grammars = grammars
         self._store = store
         self._timeout = timeout
         self._prefetch = prefetch
@@ -188,7 +191,10 @@ class Admission:
             resident_ids=tokenized.ids[:resident],
             prompt_digest=None if version is None else version.prompt_digest,
             num_virtual_tokens=virtual,
-            sampling=replace(parameters.sampling(seed), sample_index=ask.sample_index),
+            sampling=replace(
+                parameters.sampling(seed), sample_index=ask.sample_index, logit_bias=self._bias(ask)
+            ),
+            grammar=self._grammar(ask),
             num_top=parameters.top_n_tokens or 0,
             num_scored=scored,
             keeps_prefix=resident in (0, usual),
@@ -213,6 +219,23 @@ class Admission:
                 param="parameters.max_new_tokens" if left > 0 else "inputs",
             )
         return asked.max_new_tokens or min(parameters.max_new_tokens or DEFAULT_MAX_NEW_TOKENS, left)
+
+    def _bias(self, ask: GenerationAsk) -> tuple[tuple[int, float], ...]:
+        size = self._engine.geometry.vocab_size
+        if any(id_ >= size for id_, _ in ask.logit_bias):
+            raise InvalidRequest(
+                f"logit_bias: token ids must be from 0 to {size - 1}; POST /tokenize tells them.",
+                param="logit_bias",
+            )
+        return ask.logit_bias
+
+    def _grammar(self, ask: GenerationAsk) -> str | None:
+        """Compiled here, so that what can't be followed is refused before the engine hears of it."""
+        if ask.constraint is None:
+            return None
+        if self._grammars is None:
+            raise InvalidRequest("This server can't constrain answers.", param=ask.constraint.param)
+        return self._grammars.compile(ask.constraint)
 
     def _stop_ids(self, stops: tuple[str, ...]) -> frozenset[int]:
         """A stop string that is a special token has no text to be found in; its id stops instead."""

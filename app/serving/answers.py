@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from app.prompt import TaskVersion
 from app.request import FinishReason, RequestTimings
+from app.serving.constraints import Constraint
 from app.serving.parameters import GenerationParameters
 
 
@@ -30,6 +31,8 @@ class GenerationAsk:
     user: str | None = None
     parameters: GenerationParameters = field(default_factory=GenerationParameters)
     fallbacks: GenerationParameters = field(default_factory=GenerationParameters)  # below the task's own
+    constraint: Constraint | None = None  # what the answer must be
+    logit_bias: tuple[tuple[int, float], ...] = ()  # (id, what is added to its logit)
     deadline: float | None = None  # time.monotonic() seconds
     tenant: str = ""
 

@@ -18,6 +18,7 @@ from app.serving.admission import Admission, Admitted
 from app.serving.answers import GenerationAsk, GenerationResult, Outcome, OutputToken, TextDelta
 from app.serving.chat import ChatTemplate
 from app.serving.detokenizer import detokenizer_tables
+from app.serving.grammars import Grammars
 from app.serving.together import together
 from app.serving.tokenization import PromptTokenizer
 from app.serving.writer import AnswerWriter, scored_tokens
@@ -41,6 +42,7 @@ class GenerationService:
         *,
         eos_ids: frozenset[int],
         base_name: str,
+        grammars: Grammars | None = None,
         timeout: float = 600.0,
         prefetch: Callable[[str], object] = lambda digest: None,
         on_outcome: Callable[[Outcome], None] = lambda outcome: None,
@@ -48,6 +50,7 @@ class GenerationService:
         """`timeout` bounds every request, in seconds; `on_outcome` hears how each one ended.
 
         `prefetch` is told the digest of a prompt that a request will need soon; it must return at once.
+        `grammars` are the engine's own; without them constrained requests are refused.
         """
         self.engine = engine
         self.admission = Admission(
@@ -59,6 +62,7 @@ class GenerationService:
             timeout=timeout,
             prefetch=prefetch,
             chat=ChatTemplate(tokenizer),
+            grammars=grammars,
         )
         self.base_name = base_name
         self.timeout = timeout
@@ -81,7 +85,8 @@ class GenerationService:
     async def generate(self, ask: GenerationAsk) -> GenerationResult:
         """Run one ask to its end. Cancelling this frees its row.
 
-        Raises NotFound, NotServable, InvalidRequest, Unavailable, DeadlineExceeded, NonFiniteLogits.
+        Raises NotFound, NotServable, InvalidRequest, Unavailable, DeadlineExceeded, NonFiniteLogits,
+        ConstraintFailed.
         """
         return await self._in_time(ask, _result_of(self.stream(ask)))
 

@@ -17,6 +17,7 @@ from app.metrics import Metrics
 from app.models.decoder_only import DecoderOnly
 from app.models.geometry import model_geometry
 from app.serving.answers import GenerationAsk, Outcome
+from app.serving.grammars import Grammars
 from app.serving.parameters import DEFAULT_MAX_NEW_TOKENS
 from app.serving.publishing import PublishingService
 from app.serving.service import GenerationService
@@ -79,7 +80,9 @@ def running_stack(
     settings = EngineConfig(**{"max_rows": 16, "token_budget": 256, "kv_cache_bytes": 1 << 22} | config)
     packed = packed_backbone(base).model.to(dtype)
     backbone = DecoderOnly(packed, model_geometry(packed, "tiny"))
-    engine = Engine(backbone, source, settings, on_step=metrics.on_step)
+    eos_ids = frozenset({tokenizer.eos_token_id} - {None})
+    grammars = Grammars(tokenizer, eos_ids=eos_ids, vocab_size=len(tokenizer))
+    engine = Engine(backbone, source, settings, grammars=grammars, on_step=metrics.on_step)
 
     def on_outcome(outcome: Outcome) -> None:
         outcomes.append(outcome)
@@ -90,7 +93,8 @@ def running_stack(
         engine,
         store,
         tokenizer,
-        eos_ids=frozenset({tokenizer.eos_token_id}),
+        eos_ids=eos_ids,
+        grammars=grammars,
         base_name=BASE_NAME,
         on_outcome=on_outcome,
     )
