@@ -22,14 +22,6 @@ MAX_REGEX_CHARS = 16_384
 # llguidance works out remainders by every multiple at once, which none of its own limits bound.
 MAX_MULTIPLE = 10_000
 
-_JSON = {
-    "whitespace_flexible": False,
-    "item_separator": ", ",
-    "key_separator": ": ",
-    "coerce_one_of": False,
-    "lenient": False,
-}
-
 
 class ConstraintKind(Enum):
     """What a constraint's value is."""
@@ -55,19 +47,22 @@ def grammar_of(constraint: Constraint) -> str:
         ConstraintKind.REGEX: _regex,
         ConstraintKind.CHOICE: _choice,
     }[constraint.kind]
+    return write(constraint.value, constraint.param)
+
+
+def _check_text(text: str, param: str) -> None:
+    """JSON can spell what UTF-8 can't."""
     try:
-        return write(constraint.value, constraint.param)
+        text.encode()
     except UnicodeEncodeError:
-        raise InvalidRequest(
-            f"{constraint.param} holds half a surrogate pair, which is no text.", param=constraint.param
-        ) from None
+        raise InvalidRequest(f"{param} holds half a surrogate pair, which is no text.", param=param) from None
 
 
 def _regex(pattern: Any, param: str) -> str:
     if not isinstance(pattern, str) or not 1 <= len(pattern) <= MAX_REGEX_CHARS:
         raise InvalidRequest(f"{param} must be a regex of 1 to {MAX_REGEX_CHARS} characters.", param=param)
-    grammar: str = LLMatcher.grammar_from_regex(pattern)
-    return grammar
+    _check_text(pattern, param)
+    return LLMatcher.grammar_from_regex(pattern)
 
 
 def _choice(texts: Sequence[Any], param: str) -> str:
@@ -77,8 +72,8 @@ def _choice(texts: Sequence[Any], param: str) -> str:
             f"{param} must be a list of 1 to {MAX_CHOICES} strings of 1 to {MAX_CHOICE_CHARS} characters.",
             param=param,
         )
-    grammar: str = LLMatcher.grammar_from_lark(f"start: {' | '.join(map(_literal, dict.fromkeys(texts)))}")
-    return grammar
+    _check_text("".join(texts), param)
+    return LLMatcher.grammar_from_lark(f"start: {' | '.join(map(_literal, dict.fromkeys(texts)))}")
 
 
 def _literal(text: str) -> str:
@@ -98,14 +93,21 @@ def _json_schema(schema: Any, param: str) -> str:
             f"{param} has {len(text)} characters as JSON; at most {MAX_SCHEMA_CHARS} are accepted.",
             param=param,
         )
+    _check_text(text, param)
     _check_schema(_read(text, param), param)
     try:
-        grammar: str = LLMatcher.grammar_from_json_schema(text, overrides=_JSON)
-    except UnicodeEncodeError:
-        raise
+        return LLMatcher.grammar_from_json_schema(
+            text,
+            overrides={
+                "whitespace_flexible": False,
+                "item_separator": ", ",
+                "key_separator": ": ",
+                "coerce_one_of": False,
+                "lenient": False,
+            },
+        )
     except ValueError:  # a number that no double holds, say
         raise InvalidRequest(f"{param} holds a number that is out of range.", param=param) from None
-    return grammar
 
 
 def _written(schema: Any, param: str) -> str:

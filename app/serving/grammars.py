@@ -79,11 +79,9 @@ class Grammars:
         """A matcher at the beginning, and why it can't be used, if it can't."""
         assert self._tokenizer is not None
         matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=LIMITS)
-        reason = matcher.get_error()
-        if not reason and not any(matcher.compute_bitmask()):  # some limits only show here
-            reason = matcher.get_error()
-            reason = "no text matches it" if not reason or "NoExtension" in reason else reason
-        return matcher, _in_plain_words(reason)
+        if not matcher.is_error():
+            matcher.compute_bitmask()  # some limits only show here
+        return matcher, _in_plain_words(matcher.get_error())
 
     def _remembered(self, grammar: str) -> LLMatcher | None:
         with self._lock:
@@ -135,5 +133,7 @@ def _in_plain_words(reason: str) -> str:
     """Llguidance's own words, without its pictures of the source."""
     inner = re.search(r"^error: (.+)$", reason, re.MULTILINE)
     text = inner[1] if inner else reason.split("\n")[0]
+    if text.startswith("NoExtension"):
+        return "no text matches it"
     text = re.sub(r"^(at )?\d+\(\d+\): ", "", text).strip().rstrip(".")
     return text if len(text) <= _MAX_REASON_CHARS else f"{text[:_MAX_REASON_CHARS]} ..."
