@@ -18,6 +18,7 @@ from transformers import (
 
 from app.engine.plan import SamplingInput
 from app.engine.sampling import choose_tokens, uniform
+from app.errors import ConstraintFailed
 from app.prompt import Prompt
 from app.request import SamplingParams
 from tests import oracle
@@ -222,3 +223,56 @@ def test_whatever_the_parameters_a_kept_token_is_drawn(
     assert rank < allowed
     scaled = (logits - logits.max()) / temperature
     assert float(scaled[token.token_id]) >= float(np.log(max(min_p, 1e-300))) - 1e-4
+
+
+# -- bias ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(),
+        SamplingParams(do_sample=True),
+        SamplingParams(do_sample=True, temperature=0.7, top_k=9, top_p=0.9, min_p=0.01),
+        SamplingParams(repetition_penalty=1.4, frequency_penalty=0.3, presence_penalty=-0.2),
+    ],
+)
+def test_a_bias_is_added_to_the_logits_and_not_to_what_is_reported(params: SamplingParams) -> None:
+    """The same choice as without a bias from logits that have it added by hand; the model's own figures."""
+    logits = torch.randn(300, 50, generator=torch.Generator().manual_seed(5))
+    bias = ((3, 2.5), (7, -4.0), (49, 100.0 / 64), (0, -100.0))
+    by_hand = logits.clone()
+    for id_, value in bias:
+        by_hand[:, id_] += value if value > -100 else -torch.inf
+    seen = (np.array([1, 3]), np.array([3, 7, 7])) if params.has_penalty else (None, None)
+    plain = [SamplingInput(replace(params, seed=seed), 4, *seen) for seed in range(300)]
+    biased = [replace(each, params=replace(each.params, logit_bias=bias)) for each in plain]
+    expected = [token.token_id for token in choose_tokens(by_hand, plain)]
+    before = logits.clone()
+    found = choose_tokens(logits, biased)
+    assert torch.equal(logits, before), "the model's logits are left alone"
+    assert [token.token_id for token in found] == expected
+    assert 0 not in expected
+    assert len(set(expected)) > 5
+    own = logits.log_softmax(-1)
+    for row, token in zip(own, found, strict=True):
+        assert token.logprob == pytest.approx(row[token.token_id].item(), abs=1e-6)
+
+
+def test_a_bias_of_minus_100_bans_whatever_the_temperature() -> None:
+    logits = torch.zeros(2000, 8)
+    logits[:, 5] = 1000.0
+    params = SamplingParams(do_sample=True, temperature=100.0, logit_bias=((5, -100.0),))
+    tokens = choose_tokens(logits, [SamplingInput(replace(params, seed=seed), 0) for seed in range(2000)])
+    assert {token.token_id for token in tokens} == {0, 1, 2, 3, 4, 6, 7}
+
+
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_a_row_that_may_say_nothing_fails_alone(do_sample: bool) -> None:
+    logits = torch.randn(3, 6, generator=torch.Generator().manual_seed(1))
+    plain = SamplingInput(SamplingParams(do_sample=do_sample, seed=2), 0)
+    banned = replace(plain.params, logit_bias=tuple((id_, -100.0) for id_ in range(6)))
+    alone = choose_tokens(logits[[0, 2]], [plain, plain])
+    first, bad, last = choose_tokens(logits, [plain, replace(plain, params=banned), plain])
+    assert isinstance(bad.error, ConstraintFailed)
+    assert (first, last) == alone
