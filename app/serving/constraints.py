@@ -6,6 +6,7 @@ with it for ever.
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -106,8 +107,11 @@ def _json_schema(schema: Any, param: str) -> str:
                 "lenient": False,
             },
         )
-    except ValueError:  # a number that no double holds, say
-        raise InvalidRequest(f"{param} holds a number that is out of range.", param=param) from None
+    except ValueError:
+        raise InvalidRequest(
+            f"{param} is nested too deeply (beyond about 100 levels), or holds a number that is out of range.",
+            param=param,
+        ) from None
 
 
 def _written(schema: Any, param: str) -> str:
@@ -129,13 +133,13 @@ def _check_schema(schema: Any, param: str) -> None:
         raise InvalidRequest(f"{param} must be a JSON schema, which is an object.", param=param)
     if "x-guidance" in schema:
         raise InvalidRequest(f"{param}: x-guidance is not supported; leave it out.", param=param)
-    product = 1
-    for multiple in set(_multiples(schema)):
-        product *= multiple
-        if product > MAX_MULTIPLE:
+    common = 1
+    for multiple in _multiples(schema):
+        common = math.lcm(common, multiple)
+        if common > MAX_MULTIPLE:
             raise InvalidRequest(
-                f"{param}: the schema's multipleOf, multiplied without their trailing zeros, exceed "
-                f"{MAX_MULTIPLE}; leave some out, or check the answer yourself.",
+                f"{param}: the least common multiple of the schema's multipleOf (without trailing zeros) "
+                f"exceeds {MAX_MULTIPLE}; leave some out, or check the answer yourself.",
                 param=param,
             )
 

@@ -116,7 +116,6 @@ def test_habits_are_fine_at_their_neutral_value(client: httpx.Client) -> None:
         ("best_of", 2),
         ("typical_p", 0.5),
         ("watermark", True),
-        ("grammar", {"type": "regex", "value": "a"}),
         ("watermark", 0),
         ("typical_p", "1"),
     ],

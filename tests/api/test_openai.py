@@ -198,7 +198,7 @@ def test_habits_change_nothing(url: str, review: str) -> None:
     with client_of(url) as http:
         plain = http.post("/v1/completions", json=body).json()["choices"]
         assert http.post("/v1/completions", json=body | habits).json()["choices"] == plain
-        error_of(http.post("/v1/completions", json=body | {"logit_bias": {"5": 1}}), 422)
+        error_of(http.post("/v1/completions", json=body | {"suffix": "b"}), 422)
         error_of(http.post("/v1/completions", json=body | {"prompts": "a"}), 422)
         error_of(http.post("/v1/completions", json=body | {"prompt": ["a"] * 64, "n": 16}), 422)
         error_of(http.post("/v1/completions", json=body | {"prompt": [10**9]}), 422)

@@ -71,17 +71,23 @@ class Stack:
 
 @contextmanager
 def running_stack(
-    root: Path, kind: str = "byte_level_bos", dtype: torch.dtype = torch.float32, **config: Any
+    root: Path,
+    kind: str = "byte_level_bos",
+    dtype: torch.dtype = torch.float32,
+    padding: int = 0,
+    **config: Any,
 ) -> Iterator[Stack]:
+    """`padding`: ids of the model beyond the tokenizer's."""
     tokenizer = tokenizer_of(kind)
-    base = tiny_model("llama", vocab_size=len(tokenizer), max_position_embeddings=POSITIONS)
+    vocab_size = len(tokenizer) + padding
+    base = tiny_model("llama", vocab_size=vocab_size, max_position_embeddings=POSITIONS)
     store, metrics, outcomes = open_store(root), Metrics(), list[Outcome]()
     source = TieredPromptSource(store, host_bytes=1 << 24)
     settings = EngineConfig(**{"max_rows": 16, "token_budget": 256, "kv_cache_bytes": 1 << 22} | config)
     packed = packed_backbone(base).model.to(dtype)
     backbone = DecoderOnly(packed, model_geometry(packed, "tiny"))
     eos_ids = frozenset({tokenizer.eos_token_id} - {None})
-    grammars = Grammars(tokenizer, eos_ids=eos_ids, vocab_size=len(tokenizer))
+    grammars = Grammars(tokenizer, eos_ids=eos_ids, vocab_size=vocab_size)
     engine = Engine(backbone, source, settings, grammars=grammars, on_step=metrics.on_step)
 
     def on_outcome(outcome: Outcome) -> None:
