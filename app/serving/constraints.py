@@ -109,7 +109,7 @@ def _json_schema(schema: Any, param: str) -> str:
         )
     except ValueError:
         raise InvalidRequest(
-            f"{param} is nested too deeply (beyond about 100 levels), or holds a number that is out of range.",
+            f"{param} is nested too deeply (beyond about 100 levels), or holds a number out of range.",
             param=param,
         ) from None
 

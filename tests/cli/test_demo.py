@@ -53,6 +53,16 @@ def test_the_readmes_openai_client(demo_url: str, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out.strip() == "positive"
 
 
+def test_the_snippet_of_constrained_output(demo_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (ROOT / "docs" / "constrained-output.md").read_text()
+    snippet = page[page.index("    from openai import OpenAI") :].split("\n\n| where")[0]
+    code = textwrap.dedent(snippet).replace("http://localhost:8000", demo_url)
+    exec(compile(code, "constrained-output.md", "exec"), {})
+    answer = json.loads(capsys.readouterr().out)
+    assert set(answer) == {"liked", "stars"}
+    assert answer["stars"] in range(1, 6)
+
+
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
 def test_outputs_are_those_of_peft_one_by_one(
     task: Task, demo_url: str, promptplex: Callable[..., tuple[int, str, str]], tmp_path: Path
