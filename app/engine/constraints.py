@@ -50,7 +50,7 @@ class ConstraintAhead:
         self._next: Future[PackedMask | None] | None = None
 
     def begin(self) -> None:
-        """Work out the first mask, unless it is known: rows that were preempted begin anew, this doesn't."""
+        """Work out the first mask. A row that comes back from a preemption goes on where it was."""
         if self._next is None:
             self._submit(self._start)
 

@@ -17,7 +17,8 @@ from app.engine.constraints import PackedMask, TokenConstraint
 from app.errors import ConstraintFailed, InvalidRequest
 from app.serving.constraints import Constraint, grammar_of
 
-MAX_REMEMBERED = 64  # compiled grammars
+MAX_REMEMBERED = 64  # compiled grammars, as far as their texts don't exceed:
+MAX_REMEMBERED_CHARS = 524_288  # compiled, the worst of them take 0.4 KB a character
 _MAX_REASON_CHARS = 300
 
 LIMITS = LLParserLimits(
@@ -93,8 +94,12 @@ class Grammars:
     def _remember(self, grammar: str, matcher: LLMatcher) -> None:
         with self._lock:
             self._compiled[grammar] = matcher
-            if len(self._compiled) > MAX_REMEMBERED:
+            while len(self._compiled) > 1 and self._is_full():
                 self._compiled.popitem(last=False)
+
+    def _is_full(self) -> bool:
+        size = sum(map(len, self._compiled))
+        return len(self._compiled) > MAX_REMEMBERED or size > MAX_REMEMBERED_CHARS
 
 
 class _Row:

@@ -13,7 +13,7 @@ import pytest
 
 from app.errors import ConstraintFailed, InvalidRequest
 from app.serving.constraints import MAX_REGEX_CHARS, MAX_SCHEMA_CHARS, Constraint, ConstraintKind
-from app.serving.grammars import MAX_REMEMBERED, Grammars
+from app.serving.grammars import MAX_REMEMBERED, MAX_REMEMBERED_CHARS, Grammars
 from tests.serving.tokenizer_zoo import ALL, tokenizer_of
 
 JSON, REGEX, CHOICE = ConstraintKind.JSON_SCHEMA, ConstraintKind.REGEX, ConstraintKind.CHOICE
@@ -258,14 +258,14 @@ BLOWN_UP: dict[str, tuple[ConstraintKind, Any]] = {
 
 @pytest.mark.parametrize("name", BLOWN_UP)
 def test_what_could_blow_up_is_followed_within_bounds(grammars: Grammars, name: str) -> None:
-    """Hundreds of tokens, whatever they are; what exceeds a bound is one row's typed error."""
+    """Many tokens, whatever they are; what exceeds a bound is one row's typed error."""
     kind, value = BLOWN_UP[name]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     row = grammars.start(grammars.compile(Constraint(kind, value, "p")))
     draw = np.random.default_rng(0)
     eos = tokenizer_of("byte_level_bos").eos_token_id
     with contextlib.suppress(ConstraintFailed):
-        for _ in range(500):
+        for _ in range(120):
             choices = sorted(allowed(row) - {eos})
             if not choices:
                 break
@@ -300,8 +300,12 @@ def test_a_grammar_is_compiled_once_and_few_are_kept(monkeypatch: pytest.MonkeyP
     for number in range(MAX_REMEMBERED):
         grammars.compile(Constraint(REGEX, f"other{number}", "p"))
     assert len(grammars._compiled) == MAX_REMEMBERED
+    for number in range(3):
+        grammars.compile(Constraint(CHOICE, [f"{number}-{label}" + "y" * 1000 for label in range(200)], "p"))
+    assert sum(map(len, grammars._compiled)) <= MAX_REMEMBERED_CHARS
+    assert len(grammars._compiled) == 2
     row = grammars.start(first)  # forgotten meanwhile, and compiled again
-    assert len(compiled) == MAX_REMEMBERED + 2
+    assert len(compiled) == MAX_REMEMBERED + 5
     assert allowed(row)
 
 
