@@ -3,13 +3,14 @@
 Shapes: N rows, V vocabulary. Rows that ask for nothing stay as they are.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from app.engine.constraints import PackedMask
+from app.engine.constraints import Mask
 from app.engine.plan import SamplingInput
 from app.errors import ConstraintFailed, PromptplexError
 from app.request import BAN, SamplingParams
@@ -23,15 +24,23 @@ def adjust(logits: Tensor, inputs: Sequence[SamplingInput]) -> tuple[Tensor, dic
     Such a row's adjusted logits mean nothing. The logits themselves are left alone.
     """
     rows = [row for row, given in enumerate(inputs) if _asks(given)]
-    failures: dict[int, PromptplexError] = {}
     if not rows:
-        return logits, failures
+        return logits, {}
     adjusted = logits.clone()
     for row in rows:
-        try:
-            _adjust(adjusted[row], inputs[row])
-        except PromptplexError as error:
-            failures[row] = error
+        if inputs[row].params.logit_bias:
+            _bias(adjusted[row], inputs[row].params)
+        if inputs[row].params.has_penalty:
+            _penalise(adjusted[row], inputs[row])
+    masks, failures = _masks(rows, inputs)
+    if masks:
+        _mask(adjusted, masks)
+    limited = [row for row in rows if row in masks or inputs[row].params.logit_bias]
+    if limited:
+        highest = adjusted[limited].amax(dim=-1).tolist()
+        failures |= {
+            row: _nothing_left() for row, value in zip(limited, highest, strict=True) if value == _NEVER
+        }
     return adjusted, failures
 
 
@@ -39,30 +48,38 @@ def _asks(given: SamplingInput) -> bool:
     return given.params.has_penalty or bool(given.params.logit_bias) or given.constraint is not None
 
 
-def _adjust(row: Tensor, given: SamplingInput) -> None:
-    """In place. Raises ConstraintFailed where no token is left, or the grammar can't go on."""
-    if given.params.logit_bias:
-        _bias(row, given.params)
-    if given.params.has_penalty:
-        _penalise(row, given)
-    if given.constraint is not None:
-        _mask(row, given.constraint.mask())
-    may_be_empty = given.constraint is not None or bool(given.params.logit_bias)
-    if may_be_empty and row.amax() == _NEVER:
-        raise ConstraintFailed(
-            "no token may come next: the grammar or logit_bias leaves only tokens that are banned, or that "
-            "the model can't produce; loosen one of them"
-        )
+def _masks(
+    rows: Sequence[int], inputs: Sequence[SamplingInput]
+) -> tuple[dict[int, Mask], dict[int, PromptplexError]]:
+    """What each constrained row may say, waited for; and why those that fail do."""
+    masks: dict[int, Mask] = {}
+    failures: dict[int, PromptplexError] = {}
+    for row in rows:
+        constraint = inputs[row].constraint
+        try:
+            if constraint is not None:
+                masks[row] = constraint.mask()
+        except PromptplexError as error:
+            failures[row] = error
+    return masks, failures
+
+
+def _nothing_left() -> PromptplexError:
+    return ConstraintFailed(
+        "no token may come next: the grammar or logit_bias leaves only tokens that are banned, or that "
+        "the model can't produce; loosen one of them"
+    )
 
 
 def _bias(row: Tensor, params: SamplingParams) -> None:
+    """In place."""
     ids, values = zip(*params.logit_bias, strict=True)
     bias = torch.tensor([_NEVER if value <= BAN else value for value in values])
     row[torch.tensor(ids, device=row.device)] += bias.to(row)
 
 
 def _penalise(row: Tensor, given: SamplingInput) -> None:
-    """Repetition as in transformers (CTRL, Keskar et al. 2019); the others as OpenAI's."""
+    """In place. Repetition as in transformers (CTRL, Keskar et al. 2019); the others as OpenAI's."""
     assert given.prompt_ids is not None
     assert given.generated_ids is not None
     params = given.params
@@ -74,10 +91,9 @@ def _penalise(row: Tensor, given: SamplingInput) -> None:
     row[torch.from_numpy(ids).to(row.device)] -= torch.from_numpy(toll).to(row)
 
 
-def _mask(row: Tensor, packed: PackedMask) -> None:
-    """Ids that the mask doesn't reach can't come either."""
-    words = torch.from_numpy(packed.view(np.int32)).to(row.device)
-    bits = words[:, None] >> torch.arange(32, dtype=torch.int32, device=row.device) & 1
-    allowed = bits.flatten()[: row.shape[0]].bool()
-    row[: allowed.shape[0]].masked_fill_(~allowed, _NEVER)
-    row[allowed.shape[0] :] = _NEVER
+def _mask(adjusted: Tensor, masks: Mapping[int, Mask]) -> None:
+    """In place. Ids that a mask doesn't reach can't come either."""
+    rows = list(masks)
+    allowed = torch.from_numpy(np.stack(list(masks.values()))).to(adjusted.device)
+    allowed = functional.pad(allowed, (0, adjusted.shape[1] - allowed.shape[1]))
+    adjusted[rows] = adjusted[rows].masked_fill(~allowed, _NEVER)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from app.errors import ConstraintFailed
 
 PackedMask = NDArray[np.uint32]  # [ceil(V / 32)]; bit i % 32 of word i // 32: token i may come next
+Mask = NDArray[np.bool_]  # the same, unpacked: [ceil(V / 32) * 32]
 
 NUM_WORKERS = 2  # a mask takes far less than a forward pass
 
@@ -47,7 +48,7 @@ class ConstraintAhead:
         self._grammar = grammar
         self._workers = workers
         self._constraint: TokenConstraint | None = None
-        self._next: Future[PackedMask | None] | None = None
+        self._next: Future[Mask | None] | None = None
 
     def begin(self) -> None:
         """Work out the first mask. A row that comes back from a preemption goes on where it was."""
@@ -58,7 +59,7 @@ class ConstraintAhead:
         """Go on with the row's new token. The last mask must have been taken."""
         self._submit(lambda: self._advance(token_id))
 
-    def mask(self) -> PackedMask:
+    def mask(self) -> Mask:
         """What may come next, waited for. Raises ConstraintFailed: this row can't go on."""
         assert self._next is not None, "a row begins before it gets a token"
         mask = self._next.result()
@@ -70,7 +71,7 @@ class ConstraintAhead:
         return mask
 
     def _submit(self, work: Callable[[], PackedMask]) -> None:
-        self._next = self._workers.submit(_or_none, work)
+        self._next = self._workers.submit(_unpacked, work)
 
     def _start(self) -> PackedMask:
         self._constraint = self._source.start(self._grammar)
@@ -82,9 +83,9 @@ class ConstraintAhead:
         return self._constraint.mask()
 
 
-def _or_none(work: Callable[[], PackedMask]) -> PackedMask | None:
+def _unpacked(work: Callable[[], PackedMask]) -> Mask | None:
     """Whatever goes wrong in a grammar, a panic of native code included, is one row's matter alone."""
     try:
-        return work()
+        return np.unpackbits(work().view(np.uint8), bitorder="little").view(np.bool_)
     except BaseException:
         return None
