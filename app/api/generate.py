@@ -10,7 +10,14 @@ from fastapi.responses import JSONResponse, Response
 from app.api.access import needs
 from app.api.callers import Caller, Calling
 from app.api.leaving import unless_client_leaves
-from app.api.schemas import ErrorEnvelope, GenerateRequest, GenerateResponse, Parameters, StreamEvent
+from app.api.schemas import (
+    ErrorEnvelope,
+    GenerateRequest,
+    GenerateResponse,
+    GenerateStreamRequest,
+    Parameters,
+    StreamEvent,
+)
 from app.api.sse import EventStreamResponse, data_event, json_bytes
 from app.api.state import Services, services
 from app.api.timing import timing_headers, timing_of
@@ -54,7 +61,7 @@ async def generate(
     begin = time.monotonic()
     calling.require(body.reference or behind.generation.base_name)
     ask = _ask(body, request, calling, begin, deadline_ms)
-    if body.stream:
+    if body.is_stream:
         return await _stream(request, behind, ask)
     how = body.parameters.choosing() if body.parameters else None
     if how is not None:
@@ -83,7 +90,7 @@ async def generate(
 )
 @needs(Scope.GENERATE)
 async def generate_stream(
-    body: GenerateRequest,
+    body: GenerateStreamRequest,
     request: Request,
     behind: Annotated[Services, Depends(services)],
     calling: Calling,

@@ -163,14 +163,19 @@ class GenerateRequest(_Strict):
     @model_validator(mode="after")
     def _choices_alone(self) -> Self:
         given = self.parameters or Parameters()
-        generates = self.stream or self.num_answers > 1 or given.do_sample or given.grammar is not None
+        generates = self.is_stream or self.num_answers > 1 or given.do_sample or given.grammar is not None
         if given.choices is not None and generates:
             raise ValueError(
                 "choices don't go with stream, n, sampling or grammar: labels are scored, not generated"
             )
-        if self.stream and self.num_answers > 1:
+        if self.is_stream and self.num_answers > 1:
             raise ValueError("a stream has one answer; leave out n, or use /v1/completions")
         return self
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether the answer comes a token at a time."""
+        return bool(self.stream)
 
     @property
     def num_answers(self) -> int:
@@ -181,6 +186,17 @@ class GenerateRequest(_Strict):
     def reference(self) -> str | None:
         """The task that is asked for, by either name."""
         return self.task_id or (self.parameters.adapter_id if self.parameters else None)
+
+
+class GenerateStreamRequest(GenerateRequest):
+    """The same, always as a stream."""
+
+    stream: Literal[True] | None = Field(None, description="It is one anyway")
+
+    @property
+    def is_stream(self) -> bool:
+        """Always."""
+        return True
 
 
 class TokenizeRequest(_Strict):

@@ -44,6 +44,14 @@ def test_the_shape_is_tgis(client: httpx.Client) -> None:
         assert (last["details"]["generated_tokens"], last["details"]["seed"]) == (5, 3)
 
 
+@pytest.mark.parametrize("parameters", [{"choices": ["a", "b"]}, {"n": 2}])
+def test_what_a_stream_cannot_hold_is_refused(client: httpx.Client, parameters: dict[str, Any]) -> None:
+    body = {"inputs": "what a film", "parameters": parameters}
+    for path, more in (("/generate_stream", {}), ("/generate", {"stream": True})):
+        assert "stream" in error_of(client.post(path, json=body | more), 422)["message"]
+    assert error_of(client.post("/generate_stream", json=body | {"stream": False}), 422)["param"] == "stream"
+
+
 def test_streams_joined_are_the_answer(client: httpx.Client) -> None:
     """500 random requests, with text of many kinds and stop strings that span tokens; one at a time.
 
