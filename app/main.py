@@ -21,11 +21,13 @@ import uvicorn
 from fastapi import FastAPI
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from app.api.access import public
 from app.api.access_log import note_outcome
 from app.api.app import create_app
 from app.api.connections import raise_open_files, server_config
 from app.api.state import MAX_CONNECTIONS, ApiConfig, ServerState, Services
 from app.api.tracing import tracer_from_environment
+from app.console.pages import console_router
 from app.engine.engine import Engine
 from app.errors import PromptplexError, Unavailable, UnsupportedModel
 from app.keys.keyring import Keyring
@@ -249,6 +251,8 @@ class PromptplexServer(uvicorn.Server):
         )
         tracer = tracer_from_environment()
         app = create_app(self.state, api, keys=self.keys, lifespan=self._lifespan, tracer=tracer)
+        if settings.console:
+            app.include_router(console_router(public))
         super().__init__(
             server_config(
                 app,

@@ -5,8 +5,9 @@ gauges and cache counters are read when somebody scrapes.
 """
 
 import threading
+import time
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -22,6 +23,8 @@ from app.store.sources import SourceStats
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 MAX_TASK_LABELS = 200
+RECENT_SECONDS = 30.0  # that the live percentiles look back
+_MAX_RECENT = 4096
 OTHER = "_other"
 FAILURES = ("cancelled", "deadline", "error")
 
@@ -92,6 +95,17 @@ class _Histogram:
         return HistogramMetricFamily(self._name, self._documentation, buckets=buckets, sum_value=self._sum)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveCounts:
+    """What a live view shows of the steps so far."""
+
+    generated_tokens: int
+    device_hits: int
+    device_misses: int
+    first_token_p50: float | None  # seconds, of the last RECENT_SECONDS; None: no first token in them
+    first_token_p95: float | None
+
+
 @dataclass(frozen=True, slots=True)
 class _Sources:
     """What is read at a scrape."""
@@ -114,6 +128,7 @@ class Metrics(Collector):
         self._failures: Counter[str] = Counter(dict.fromkeys(FAILURES, 0))
         self._refusals: Counter[str] = Counter()
         self._totals: Counter[str] = Counter()
+        self._recent: deque[tuple[float, float]] = deque(maxlen=_MAX_RECENT)  # when, time to first token
         self._step_seconds = _Histogram(
             "promptplex_step_duration_seconds", "Duration of an engine step", _SECONDS
         )
@@ -158,6 +173,9 @@ class Metrics(Collector):
             self._batch_size.observe((step.num_decode_rows,))
             self._distinct_tasks.observe((step.num_distinct_tasks,))
             self._first_token.observe(step.first_token_latencies)
+            if step.first_token_latencies:
+                now = time.monotonic()
+                self._recent.extend((now, latency) for latency in step.first_token_latencies)
             self._inter_token.observe(step.inter_token_latencies)
             self._totals["generation_tokens"] += step.new_tokens
             self._totals["preemptions"] += step.num_preempted
@@ -184,6 +202,23 @@ class Metrics(Collector):
         """The edge's callback: a request was refused for its key, before its body was read."""
         with self._lock:
             self._refusals[reason] += 1
+
+    def live(self) -> LiveCounts:
+        """Totals, and percentiles of recent first tokens."""
+        since = time.monotonic() - RECENT_SECONDS
+        with self._lock:
+            while self._recent and self._recent[0][0] < since:
+                self._recent.popleft()
+            latencies = [latency for _, latency in self._recent]
+            totals = self._totals.copy()
+        latencies.sort()
+        return LiveCounts(
+            generated_tokens=totals["generation_tokens"],
+            device_hits=totals["device_hits"],
+            device_misses=totals["device_misses"],
+            first_token_p50=_percentile(latencies, 0.50),
+            first_token_p95=_percentile(latencies, 0.95),
+        )
 
     def render(self) -> bytes:
         """The exposition text."""
@@ -252,6 +287,10 @@ class Metrics(Collector):
         yield _labelled("prompt_cache_misses", "Prompts not found, by tier", ["tier"], _by_one(misses))
         yield _gauge("prompt_cache_host_prompts", "Prompts in host memory", prompts.host_prompts)
         yield _gauge("prompt_cache_host_bytes", "Bytes of prompts in host memory", prompts.host_bytes)
+
+
+def _percentile(ordered: list[float], share: float) -> float | None:
+    return ordered[min(int(share * len(ordered)), len(ordered) - 1)] if ordered else None
 
 
 def _loads(prompts: SourceStats) -> Iterator[Metric]:

@@ -67,6 +67,7 @@ class Request:
     stop_ids: frozenset[int] = frozenset()  # EOS and stop ids; the one that stops is reported
     tenant: str = ""  # the key that asks; fair share is by tenant, then by task
     task: str = ""  # for fair share and statistics only, never a cache key
+    task_version: int = 0  # for statistics only; 0 is the base model
     deadline: float | None = None  # time.monotonic() seconds
 
     @property

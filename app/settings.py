@@ -147,6 +147,7 @@ class Settings(BaseSettings):
     drain_timeout: float = Field(
         30.0, ge=0, le=86_400, description="Seconds that running requests get to finish at Ctrl-C or SIGTERM"
     )
+    console: bool = Field(True, description="Serve the web console at /")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="debug, info, warning or error"
     )

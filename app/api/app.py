@@ -8,7 +8,7 @@ from fastapi import Depends, FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__
-from app.api import errors, generate, openai, ops, tasks, tokens
+from app.api import errors, generate, live, openai, ops, tasks, tokens
 from app.api.access import Door, any_key
 from app.api.access_log import AccessLog
 from app.api.edge import Edge
@@ -50,6 +50,7 @@ def create_app(
     )
     app.state.server = state
     app.state.config = config
+    app.state.live = live.LiveFeed(state)
     errors.install(app)
     strict = [Depends(only_known_queries)]
     app.include_router(generate.router, dependencies=strict)
@@ -57,6 +58,7 @@ def create_app(
     app.include_router(openai.router, dependencies=strict)
     app.include_router(tasks.router, dependencies=strict)
     app.include_router(ops.router)  # probes and scrapers may add queries of their own
+    app.include_router(live.router, dependencies=strict)
     app.add_middleware(Edge, config=config, door=Door(keys, state.on_refusal))
     for route in app.routes:
         if getattr(route, "path", None) == app.openapi_url:

@@ -17,7 +17,7 @@ from app.engine.plan import StepStats
 from app.engine.router import Completion, FuturePort, OutputRouter, Port, StreamPort
 from app.engine.runner import Runner
 from app.engine.scheduler import Scheduler, SchedulerConfig
-from app.engine.statistics import EngineStats, StepRecorder
+from app.engine.statistics import EngineStats, LiveRow, StepRecorder
 from app.errors import EngineStopped, InvalidRequest, Overloaded, PromptplexError, RequestTooLong
 from app.models.attention.kv_cache import KVCache
 from app.models.backbone import Backbone
@@ -132,6 +132,18 @@ class Engine:
     def stats(self) -> EngineStats:
         """A snapshot; safe from any thread."""
         return self._recorder.snapshot
+
+    def take_rows(self) -> tuple[LiveRow, ...] | None:
+        """For one watcher: the rows of a step since its last call, None where there was none.
+
+        Rows are put down only once for each call, so watching costs a step nothing measurable.
+        """
+        return self._recorder.take_rows()
+
+    @property
+    def max_rows(self) -> int:
+        """Sequences that run at once."""
+        return self._config.max_rows
 
     # -- requests ---------------------------------------------------------------------------
 

@@ -21,6 +21,17 @@ class EngineStats:
     steps: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class LiveRow:
+    """A sequence of the batch, as of one step."""
+
+    request_id: str
+    task: str  # "" is the base model
+    version: int
+    is_prefill: bool  # the step took its prompt, or a part of it
+    num_generated: int
+
+
 class StepRecorder:
     """Keeps the snapshot, and reports every step to `on_step`."""
 
@@ -32,6 +43,16 @@ class StepRecorder:
         self._bytes_per_slot = bytes_per_slot
         self._on_step = on_step
         self._num_steps = 0
+        # A letter box between the engine's thread and whoever watches, without a lock: the one asks, the
+        # other one answers with its next step. At worst an answer is lost, and asked for again.
+        self._rows: tuple[LiveRow, ...] | None = None
+        self._rows_are_asked_for = False
+
+    def take_rows(self) -> tuple[LiveRow, ...] | None:
+        """The rows of a step since the last call, None where there was none; asks for those of the next."""
+        rows, self._rows = self._rows, None
+        self._rows_are_asked_for = True
+        return rows
 
     def refresh(self) -> None:
         """Replace the snapshot by the scheduler's state."""
@@ -50,6 +71,9 @@ class StepRecorder:
         """Report a step of `duration` seconds in which each of `served` got a token."""
         self._num_steps += 1
         self.refresh()
+        if self._rows_are_asked_for:
+            self._rows_are_asked_for = False
+            self._rows = _rows_of(plan, self._scheduler.running)
         if self._on_step is None:
             return
         now, counts = self.snapshot, self._scheduler.counts
@@ -76,3 +100,18 @@ class StepRecorder:
                 inter_token_latencies=tuple(each.latency for each in served if each.num_generated > 1),
             )
         )
+
+
+def _rows_of(plan: Plan, running: Collection[Sequence]) -> tuple[LiveRow, ...]:
+    """Who took part in the step, those included who ended with it, and who runs besides."""
+    owners = [item.owner for item in plan.items if isinstance(item.owner, Sequence)]
+    return tuple(
+        LiveRow(
+            each.request.id,
+            each.request.task,
+            each.request.task_version,
+            each.num_generated < 2,
+            each.num_generated,
+        )
+        for each in dict.fromkeys([*running, *owners])
+    )

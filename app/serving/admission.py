@@ -202,6 +202,7 @@ class Admission:
             stop_ids=self.eos_ids | self._stop_ids(parameters.stop or ()),
             tenant=ask.tenant,
             task="" if version is None else version.task_id,
+            task_version=0 if version is None else version.version,
             deadline=timeout if ask.deadline is None else min(ask.deadline, timeout),
         )
 

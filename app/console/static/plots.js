@@ -1,0 +1,58 @@
+// Lines over the last two minutes, by uPlot.
+
+const SPAN = 120;  // seconds
+const PER_SECOND = 4;
+
+const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+const clock = (seconds) => new Date(seconds * 1000).toLocaleTimeString("en-GB");
+
+export class Plot {
+  // `lines`: [{label, colour: name of a custom property, dash, fill}]
+  constructor(container, lines, format) {
+    this.container = container;
+    this.data = [[], ...lines.map(() => [])];
+    const axis = { stroke: () => css("--muted"), grid: { stroke: () => css("--line"), width: 1 }, ticks: { show: false }, font: "12px system-ui" };
+    this.plot = new globalThis.uPlot({
+      width: container.clientWidth || 300,
+      height: 150,
+      legend: { show: false },
+      cursor: { show: false },
+      scales: {
+        x: { time: true, range: (_, low, high) => [high - SPAN, high] },
+        y: { range: (_, low, high) => [0, Math.max(high * 1.15, 1)] },
+      },
+      axes: [
+        { ...axis, space: 90, values: (_, splits) => splits.map(clock) },
+        { ...axis, size: 56, values: (_, splits) => splits.map(format) },
+      ],
+      series: [{}, ...lines.map((line) => ({
+        label: line.label,
+        stroke: () => css(line.colour),
+        fill: line.fill ? () => css(line.fill) : undefined,
+        dash: line.dash,
+        width: 2,
+        points: { show: false },
+        spanGaps: false,
+      }))],
+    }, this.data, container);
+    this.resizing = new ResizeObserver(() => this.plot.setSize({ width: container.clientWidth, height: 150 }));
+    this.resizing.observe(container);
+    this.scheme = matchMedia("(prefers-color-scheme: dark)");
+    this.redraw = () => this.plot.redraw();
+    this.scheme.addEventListener("change", this.redraw);
+  }
+
+  add(values) {
+    [Date.now() / 1000, ...values].forEach((value, column) => {
+      this.data[column].push(value);
+      if (this.data[column].length > SPAN * PER_SECOND) this.data[column].shift();
+    });
+    this.plot.setData(this.data);
+  }
+
+  close() {
+    this.resizing.disconnect();
+    this.scheme.removeEventListener("change", this.redraw);
+    this.plot.destroy();
+  }
+}

@@ -1,0 +1,180 @@
+// One task: what its aliases mean, its versions, its history.
+
+import { call, taskPath } from "./api.js";
+import { taskVars } from "./colours.js";
+import { field, h, number, options, percent, problem } from "./dom.js";
+import { stateOf } from "./tasks.js";
+import { inWords, uploadPanel } from "./upload.js";
+
+const ACTIONS = { move: "moved", rollback: "rolled back", retire: "retired the task", restore: "restored the task" };
+
+export function taskDetail(main, id) {
+  const content = h("div", { class: "detail" }, h("p", { class: "muted" }, "Loading…"));
+  const told = h("div", { "aria-live": "polite" });  // what the last change did; stays when the rest is drawn again
+  main.append(h("nav", { "aria-label": "Back" }, h("a", { href: "#/tasks" }, "← All tasks")), told, content);
+
+  async function load(news) {
+    if (news) told.replaceChildren(h("p", { class: "notice good" }, news));
+    try {
+      const task = await call(taskPath(id));
+      content.replaceChildren(...sections(task, change, load));
+    } catch (error) {
+      if (error.status !== 401) content.replaceChildren(h("h1", {}, id), problem(error, "It can't be shown"));
+    }
+  }
+
+  async function change(path, request, news) {
+    try {
+      const answer = await call(taskPath(id, path), request);
+      await load(news(answer));
+    } catch (error) {
+      if (error.status === 401) return;
+      told.replaceChildren(problem(error, error.status === 409 ? "Somebody was faster" : undefined));
+      if (error.status === 409) content.replaceChildren(...sections(await call(taskPath(id)), change, load));
+    }
+    told.scrollIntoView({ block: "nearest" });
+  }
+  load();
+}
+
+function sections(task, change, load) {
+  const aliases = Object.entries(task.aliases);
+  return [
+    head(task, change),
+    h("div", { class: "columns" },
+      h("div", {},
+        h("section", { class: "panel", "aria-labelledby": "aliases-title" }, h("div", { class: "panel-head" }, h("h2", { id: "aliases-title" }, "Aliases")),
+          aliases.length ? aliases.map(([alias, meaning]) => aliasCard(task, alias, meaning, change)) : h("p", { class: "muted" }, "No alias means anything yet."), newAlias(task, change)),
+        h("section", { class: "panel", "aria-labelledby": "versions-title" }, h("div", { class: "panel-head" }, h("h2", { id: "versions-title" }, "Versions")), [...task.versions].reverse().map((version, index) => versionCard(task, version, index === 0)))),
+      h("section", { class: "panel", "aria-labelledby": "history-title" }, h("div", { class: "panel-head" }, h("h2", { id: "history-title" }, "History"), h("small", { class: "muted" }, "nothing is ever rewritten")), timeline(task.releases))),
+    uploadPanel({ task: task.id, onUploaded: (answer) => load(`Version ${answer.version} is stored.`) }),
+  ];
+}
+
+function head(task, change) {
+  const why = h("input", { maxlength: 1000, autocomplete: "off" });
+  const dialog = h("dialog", { "aria-labelledby": "retire-title" }, h("form", { method: "dialog" }, h("h2", { id: "retire-title" }, `Retire ${task.id}?`),
+    h("p", {}, "New requests for it are refused from now on; those that run finish, and nothing is deleted."), field("Why", why, "kept in the history"),
+    h("div", { class: "actions" }, h("button", { value: "yes", class: "danger" }, "Retire"), h("button", { value: "no" }, "Keep"))));
+  dialog.addEventListener("close", () => {
+    if (dialog.returnValue === "yes") change(`?why=${encodeURIComponent(why.value)}`, { method: "DELETE" }, () => `${task.id} is retired.`);
+    dialog.returnValue = "";
+  });
+  const action = task.retired
+    ? h("button", { type: "button", onclick: () => change("/restore", { method: "POST", body: { why: "" } }, () => `${task.id} is served again.`) }, "Restore")
+    : h("button", { type: "button", onclick: () => dialog.showModal() }, "Retire…");
+  return h("div", { class: "lead row", vars: taskVars(task.id) },
+    h("div", {}, h("h1", {}, h("i", { class: "dot", "aria-hidden": "true" }), task.id), h("p", {}, task.retired ? h("span", { class: "badge bad" }, "retired") : null, `${count(task.versions.length, "version")}, ${count(task.releases.length, "release")}, ${count(task.requests_served, "request")} served here`)),
+    h("div", { class: "actions" }, task.retired ? null : h("a", { class: "button primary", href: `#/playground?task=${encodeURIComponent(task.id)}` }, "Try it"), action, dialog));
+}
+
+function count(many, noun) {
+  return `${number(many)} ${noun}${many === 1 ? "" : "s"}`;
+}
+
+export function meaningInWords(meaning) {
+  if (typeof meaning === "number") return `version ${meaning}`;
+  const total = Object.values(meaning).reduce((sum, weight) => sum + weight, 0);
+  return Object.entries(meaning).map(([version, weight]) => `version ${version}: ${percent(weight / total)}`).join(", ");
+}
+
+function aliasCard(task, alias, meaning, change) {
+  const why = h("input", { maxlength: 1000, autocomplete: "off" });
+  const target = targetFields(task, meaning);
+  const form = h("form", { class: "alias", "aria-label": `Alias ${alias}` },
+    h("div", { class: "alias-head" }, h("h3", {}, alias), h("span", { class: "meaning" }, meaningInWords(meaning))),
+    typeof meaning === "object" ? weightBar(meaning) : null,
+    h("div", { class: "fields" }, target.elements, field("Reason", why, "kept in the history")),
+    h("div", { class: "actions" }, h("button", { class: "primary" }, "Move"),
+      h("button", { type: "button", onclick: () => change("/rollback", { method: "POST", body: { alias, why: why.value } }, (answer) => `${alias} is rolled back: it means ${meaningInWords(answer.version ?? answer.weights)} again.`) }, "Roll back")));
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    move(task, alias, target, why.value, change);
+  });
+  return form;
+}
+
+function move(task, alias, target, why, change) {
+  const body = { ...target.value(), expected_release: task.releases.at(-1)?.number ?? 0, why };
+  change(`/aliases/${encodeURIComponent(alias)}`, { method: "PUT", body }, (answer) => `${alias} means ${meaningInWords(answer.version ?? answer.weights)} now.`);
+}
+
+// One version, or a weight for each.
+function targetFields(task, meaning) {
+  const versions = task.versions.map((each) => each.version);
+  const isSplit = typeof meaning === "object";
+  const choice = h("select", {}, options([...versions.map((each) => [each, `version ${each}`]), ...(versions.length > 1 ? [["split", "several, by weight"]] : [])].reverse(), isSplit ? "split" : meaning ?? versions.at(-1)));
+  const weights = versions.map((version) => h("input", { type: "number", min: 0, max: 1000000, inputmode: "numeric", value: isSplit ? meaning[version] ?? 0 : version === meaning ? 90 : version === versions.at(-1) ? 10 : 0 }));
+  const box = h("div", { class: "weights" }, versions.map((version, index) => field(`Version ${version}, weight`, weights[index])));
+  const show = () => { box.hidden = choice.value !== "split"; };
+  choice.addEventListener("change", show);
+  show();
+  return {
+    elements: [field("Means", choice), box],
+    value() {
+      if (choice.value !== "split") return { version: Number(choice.value) };
+      return { weights: Object.fromEntries(versions.map((version, index) => [version, Number(weights[index].value)]).filter(([, weight]) => weight > 0)) };
+    },
+  };
+}
+
+function weightBar(meaning) {
+  const total = Object.values(meaning).reduce((sum, weight) => sum + weight, 0);
+  return h("div", { class: "weight-bar", "aria-hidden": "true" }, Object.entries(meaning).map(([version, weight]) => h("span", { vars: { share: weight / total } }, `v${version}`)));
+}
+
+function newAlias(task, change) {
+  const [name, why] = [h("input", { required: true, pattern: "[a-z0-9]+([._\\-][a-z0-9]+)*", maxlength: 64, placeholder: "canary", autocomplete: "off" }), h("input", { maxlength: 1000, autocomplete: "off" })];
+  const target = targetFields(task, task.versions.at(-1)?.version);
+  const form = h("form", { class: "alias" }, h("div", { class: "fields" }, field("Name", name), target.elements, field("Reason", why)), h("div", { class: "actions" }, h("button", { class: "primary" }, "Add")));
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    move(task, name.value, target, why.value, change);
+  });
+  return task.versions.length ? h("details", {}, h("summary", {}, "Another alias"), form) : null;
+}
+
+function versionCard(task, version, isOpen) {
+  const aliases = Object.entries(task.aliases).filter(([, meaning]) => meaning === version.version || meaning[version.version]).map(([alias]) => h("span", { class: "badge" }, alias));
+  const facts = {
+    Kind: `${version.kind}${version.virtual_tokens ? `, ${version.virtual_tokens} virtual tokens` : ""}`,
+    Version: h("code", {}, version.version_digest),
+    Prompt: version.prompt_digest ? h("code", {}, version.prompt_digest) : "none",
+    Template: version.template === null ? "none: the text as it is" : h("pre", { class: "template" }, version.template),
+    Defaults: pairs(version.defaults),
+    Choices: version.choices.length ? version.choices.map((choice) => choice.value ?? choice).join(", ") : null,
+    Notes: version.notes || null,
+    "Trained on": pairs(version.base),
+    Provenance: Object.keys(version.provenance).length ? provenance(version.provenance) : null,
+    Examples: version.examples.length ? h("ul", { class: "plain" }, version.examples.map((each) => h("li", {}, inWords(each.inputs), " → ", h("strong", {}, each.expected)))) : null,
+  };
+  return h("details", { class: "version", open: isOpen }, h("summary", {}, h("span", { class: "version-name" }, `Version ${version.version}`), aliases, stateOf(version)),
+    h("dl", { class: "facts" }, Object.entries(facts).filter(([, value]) => value !== null).map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])));
+}
+
+function pairs(values) {
+  const given = Object.entries(values).filter(([, value]) => value !== null);
+  return given.length ? given.map(([name, value]) => `${name}: ${typeof value === "object" ? JSON.stringify(value) : value}`).join(", ") : null;
+}
+
+function provenance(values) {
+  return h("details", {}, h("summary", {}, "where it came from"), h("dl", { class: "facts small" }, Object.entries(values).filter(([, value]) => value !== null).map(([name, value]) =>
+    [h("dt", {}, name.replaceAll("_", " ")), h("dd", {}, h("code", {}, typeof value === "object" ? JSON.stringify(value) : String(value)))])));
+}
+
+function timeline(releases) {
+  return h("ol", { class: "timeline", reversed: true }, [...releases].reverse().map((release) => h("li", { class: release.action },
+    h("p", {}, h("strong", {}, `Release ${release.number}`), " ", inSentence(release)),
+    release.why ? h("blockquote", {}, release.why) : null,
+    h("small", {}, `${release.who || "somebody"} · `, h("time", { datetime: release.at }, when(release.at))))));
+}
+
+function inSentence(release) {
+  if (!release.alias) return ACTIONS[release.action] ?? release.action;
+  return [h("em", {}, release.alias), ` ${ACTIONS[release.action] ?? release.action} to ${meaningInWords(release.aliases[release.alias])}`];
+}
+
+function when(at) {
+  const time = new Date(at);
+  return Number.isNaN(time.getTime()) ? at : time.toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
+}
