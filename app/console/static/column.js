@@ -106,6 +106,10 @@ export class Column {
   }
 
   async score(signal) {
+    if (this.ask.parameters().choices === true && !this.version?.choices.length) {
+      this.answer.replaceChildren(h("p", { class: "muted" }, `${this.task || "The base model"} has no labels of its own; name some above.`));
+      return;
+    }
     const began = performance.now();
     const { choice, task_version: version } = await call("generate", { method: "POST", body: this.body, signal });
     const ordered = [...choice.probabilities].sort((one, other) => other.probability - one.probability);
@@ -116,7 +120,7 @@ export class Column {
 
   drawSnippets() {
     if (!this.snippetDetails.open) return;
-    const texts = snippets(new URL(".", location.href.split("#")[0]).href, this.body, Boolean(key()), "base");
+    const texts = snippets(new URL(".", location.href.split("#")[0]).href, this.body, Boolean(key()), this.ask.baseName());
     const shown = h("pre", { tabindex: "0", role: "region", "aria-label": "Code" });
     let chosen = Object.keys(texts).includes(this.kind) ? this.kind : "curl";
     const buttons = Object.keys(texts).map((kind) => h("button", { type: "button", class: "small", onclick: () => pick(kind) }, kind));
@@ -126,7 +130,7 @@ export class Column {
       buttons.forEach((button) => button.setAttribute("aria-pressed", String(button.textContent === kind)));
     };
     pick(chosen);
-    this.snippetBox.replaceChildren(h("div", { class: "segments", role: "group", "aria-label": "Language" }, buttons), h("div", { class: "code" }, shown, copyButton(() => texts[chosen])));
+    this.snippetBox.replaceChildren(h("div", { class: "segments", role: "group", "aria-label": "Language" }, buttons, copyButton(() => texts[chosen])), shown);
   }
 }
 

@@ -94,6 +94,5 @@ export function milliseconds(value) {
 }
 
 export function percent(share) {
-  const value = 100 * share;
-  return `${value >= 99.95 || value === 0 ? Math.round(value) : value.toFixed(1)}%`;
+  return `${Number((100 * share).toFixed(1))}%`;
 }

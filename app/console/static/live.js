@@ -1,19 +1,21 @@
 // The live view: what the engine does now, from /ops/stream.
 
-import { allTasks, call, events } from "./api.js";
+import { allTasks, call, events, key, taskPath } from "./api.js";
 import { taskVars } from "./colours.js";
 import { bytes, code, h, milliseconds, number, percent, problem, setText, setVars } from "./dom.js";
 import { Lanes } from "./lanes.js";
 import { Plot } from "./plots.js";
+import { bodyOf, snippetCurl } from "./snippets.js";
 
 const QUIET = 10;  // seconds without a request until the page explains how to send one
 const RETRY = [1, 2, 4, 8];  // seconds
 const TIERS = { device: "Device", host: "Host memory", redis: "Redis", store: "Store" };
 const BURST = 120;  // requests
+const SENDERS = 4;  // at once: a browser has few connections to spare
 
 export function live(main, tellServer) {
   const stopped = new AbortController();
-  const view = build();
+  const view = build(stopped.signal);
   main.append(...view.elements);
   view.start();
   listen(view, tellServer, stopped.signal);
@@ -39,7 +41,7 @@ async function listen(view, tellServer, signal) {
   }
 }
 
-function build() {
+function build(signal) {
   const stats = {
     running: stat("In the batch"), waiting: stat("Waiting"), tasks: stat("Tasks at once"),
     rate: stat("Tokens per second"), first: stat("First token, p50"),
@@ -59,7 +61,7 @@ function build() {
     pause.setAttribute("aria-pressed", String(isPaused));
     setText(pause, isPaused ? "Go on" : "Pause");
   });
-  fillEmpty(empty);
+  fillEmpty(empty, signal);
 
   const elements = [
     h("div", { class: "lead" }, h("h1", {}, "One frozen model, many tasks, one batch"),
@@ -141,18 +143,27 @@ function showTasks(list, rows) {
 }
 
 function memoryPanel() {
-  const [text, prefixes] = [h("span", { class: "value" }, "–"), h("p", { class: "muted" })];
+  const text = h("span", { class: "value" }, "–");
+  const facts = { count: fact("Resident prompts"), size: fact("Their size"), steps: fact("Forward passes so far") };
   const bar = meter("K/V memory in use");
   return {
     element: h("section", { class: "panel", "aria-labelledby": "memory-title" },
-      h("div", { class: "panel-head" }, h("h2", { id: "memory-title" }, "Keys and values"), text), bar.element, prefixes),
+      h("div", { class: "panel-head" }, h("h2", { id: "memory-title" }, "Keys and values"), text), bar.element,
+      h("dl", { class: "trio" }, Object.values(facts).map((each) => each.element)),
+      h("p", { class: "muted" }, "A task's prompt is kept as keys and values, once, and all its requests stand on them.")),
     show(snapshot) {
       setText(text, `${percent(snapshot.kv_usage)} in use`);
       bar.tell(snapshot.kv_usage);
-      const count = snapshot.resident_prefixes;
-      setText(prefixes, `${number(count)} ${count === 1 ? "prompt is" : "prompts are"} resident, ${bytes(snapshot.resident_prefix_bytes)}; every request of a task shares its prompt's keys and values.`);
+      setText(facts.count.value, number(snapshot.resident_prefixes));
+      setText(facts.size.value, bytes(snapshot.resident_prefix_bytes));
+      setText(facts.steps.value, number(snapshot.steps));
     },
   };
+}
+
+function fact(name) {
+  const value = h("dd", {}, "–");
+  return { value, element: h("div", {}, h("dt", {}, name), value) };
 }
 
 function meter(name) {
@@ -170,9 +181,10 @@ function tierPanel() {
   const rows = Object.entries(TIERS).map(([tier, name]) => ({ tier, name: h("th", { scope: "row" }, name), hits: h("td"), misses: h("td"), share: h("td"), bar: meter(`Found in ${name}`) }));
   return {
     element: h("section", { class: "panel", "aria-labelledby": "tiers-title" },
-      h("table", { class: "tiers" }, h("caption", {}, h("h2", { id: "tiers-title" }, "Where prompts are found"), h("span", { class: "muted" }, "each tier is asked where the one above misses")),
-        h("thead", {}, h("tr", {}, ["Tier", "Hits", "Misses", "Found"].map((each) => h("th", { scope: "col" }, each)))),
-        h("tbody", {}, rows.map((row) => h("tr", {}, row.name, row.hits, row.misses, h("td", {}, row.bar.element, row.share)))))),
+      h("div", { class: "panel-head" }, h("h2", { id: "tiers-title" }, "Where prompts are found"), h("small", {}, "where one tier misses, the next is asked")),
+      h("table", { class: "tiers" }, h("caption", { class: "off-screen" }, "Hits and misses of each tier since the start"),
+        h("thead", {}, h("tr", {}, ["Tier", "Hits", "Misses"].map((each) => h("th", { scope: "col" }, each)), h("th", { scope: "col", colspan: 2 }, "Found"))),
+        h("tbody", {}, rows.map((row) => h("tr", {}, row.name, row.hits, row.misses, h("td", { class: "bar" }, row.bar.element), row.share))))),
     show(snapshot) {
       for (const row of rows) {
         const { hits, misses } = snapshot.tiers[row.tier];
@@ -187,25 +199,20 @@ function tierPanel() {
   };
 }
 
-function fillEmpty(empty) {
-  const address = new URL("generate", location.href.split("#")[0]).href;
+function fillEmpty(empty, signal) {
+  const address = new URL(".", location.href.split("#")[0]).href;
   const [command, burst] = [h("div", {}), h("div", { class: "actions" })];
-  const show = (task, inputs) => command.replaceChildren(code(curl(address, task, inputs)));
+  const show = (task, inputs) => command.replaceChildren(code(snippetCurl(address, bodyOf(task, inputs, {}), Boolean(key()))));
   show(null, "Hello");
   burst.append(h("a", { class: "button", href: "#/playground" }, "Try a task"));
   empty.append(h("h3", {}, "Nothing is running"), h("p", {}, "Send a request and watch its lane appear:"), command, burst);
-  offerBurst(burst, show).catch(() => {});  // without tasks, or a key that may read them, the line above does
-}
-
-function curl(address, task, inputs) {
-  const body = JSON.stringify(task ? { task_id: task, inputs } : { inputs }).replaceAll("'", "'\\''");
-  return `curl ${address} -H 'content-type: application/json' \\\n     -d '${body}'`;
+  offerBurst(burst, show, signal).catch(() => {});  // without tasks, or a key that may read them, the line above does
 }
 
 // A first request made of a task's own example, and a button that sends many of all tasks.
-async function offerBurst(actions, show) {
+async function offerBurst(actions, show, signal) {
   const tasks = (await allTasks()).filter((task) => task.servable).slice(0, 12);
-  const details = await Promise.all(tasks.map((task) => call(`tasks/${encodeURIComponent(task.id)}`)));
+  const details = await Promise.all(tasks.map((task) => call(taskPath(task.id))));
   const asks = details.flatMap((detail, index) => {
     const examples = detail.versions.find((each) => each.version === tasks[index].version)?.examples ?? [];
     return examples.map((example) => ({ task_id: detail.id, inputs: example.inputs }));
@@ -214,10 +221,14 @@ async function offerBurst(actions, show) {
   show(asks[0].task_id, asks[0].inputs);
   const button = h("button", { type: "button", class: "primary" }, `Send ${BURST} requests of ${new Set(asks.map((ask) => ask.task_id)).size} tasks`);
   button.addEventListener("click", () => {
-    for (let count = 0; count < BURST; count += 1) {
-      const ask = asks[Math.floor(Math.random() * asks.length)];
-      call("generate", { method: "POST", body: ask }).catch(() => {});  // the lanes show what comes of it
-    }
+    let left = BURST;
+    const sender = async () => {
+      while (left-- > 0 && !signal.aborted) {
+        const body = asks[Math.floor(Math.random() * asks.length)];
+        await call("generate", { method: "POST", body }).catch(() => {});  // the lanes show what comes of it
+      }
+    };
+    for (let count = 0; count < SENDERS; count += 1) sender();
   });
   actions.prepend(button);
 }

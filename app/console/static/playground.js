@@ -1,14 +1,15 @@
 // The playground: one input, up to four tasks or versions side by side.
 
-import { allTasks } from "./api.js";
+import { allTasks, call, taskPath } from "./api.js";
 import { Column } from "./column.js";
 import { field, h, problem } from "./dom.js";
 
 const MOST = 4;
 const EXAMPLES_SHOWN = 3;
+const LOOKED_AT = 12;
 
 export function playground(main, query) {
-  const state = { columns: [], tasks: [] };
+  const state = { columns: [], tasks: [], baseName: "" };
   const inputs = new Map();  // field of a template ("" for the plain text) -> its control
   const fieldsBox = h("div", { class: "inputs" });
   const examples = h("div", { class: "examples-row" });
@@ -22,6 +23,7 @@ export function playground(main, query) {
     inputs: (fields) => fields.length > 1 ? Object.fromEntries(fields.map((name) => [name, inputs.get(name)?.value ?? ""])) : inputs.get("")?.value ?? "",
     parameters: () => controls.value(),
     choosing: () => controls.choosing(),
+    baseName: () => state.baseName,
   };
 
   // One box for plain text where any column takes one, and one for each named field of the others.
@@ -81,15 +83,23 @@ export function playground(main, query) {
   start().catch((error) => { if (error.status !== 401) grid.replaceChildren(problem(error, "The tasks can't be read")); });
 
   async function start() {
+    state.baseName = (await call("health")).model;
     state.tasks = (await allTasks()).filter((task) => task.servable);
     const asked = query.getAll("task");
-    const first = asked.length ? asked.slice(0, MOST) : state.tasks.slice(0, 3).map((task) => task.id).concat("");
+    const first = asked.length ? asked.slice(0, MOST) : [...await alike(state.tasks), ""];
     await Promise.all(first.map((reference) => addColumn(reference)));
     const example = state.columns.flatMap((column) => column.examples)[0];
     if (example) fillIn(example.inputs);
   }
 
   return () => running?.abort();
+}
+
+// Three tasks to begin with, such as understand the same text: those with labels, where there are any.
+async function alike(tasks) {
+  const details = await Promise.all(tasks.slice(0, LOOKED_AT).map((task) => call(taskPath(task.id))));
+  const labels = (detail) => detail.versions.at(-1)?.choices.length || Infinity;
+  return details.sort((one, other) => labels(one) - labels(other) || 0).slice(0, MOST - 1).map((detail) => detail.id);
 }
 
 function nextTask(state) {

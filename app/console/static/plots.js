@@ -2,6 +2,8 @@
 
 const SPAN = 120;  // seconds
 const PER_SECOND = 4;
+const HEIGHT = 190;
+const LOWEST = 10;  // that the scale ends at
 
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const clock = (seconds) => new Date(seconds * 1000).toLocaleTimeString("en-GB");
@@ -14,15 +16,16 @@ export class Plot {
     const axis = { stroke: () => css("--muted"), grid: { stroke: () => css("--line"), width: 1 }, ticks: { show: false }, font: "12px system-ui" };
     this.plot = new globalThis.uPlot({
       width: container.clientWidth || 300,
-      height: 150,
+      height: HEIGHT,
+      padding: [8, 8, 0, 0],
       legend: { show: false },
       cursor: { show: false },
       scales: {
         x: { time: true, range: (_, low, high) => [high - SPAN, high] },
-        y: { range: (_, low, high) => [0, Math.max(high * 1.15, 1)] },
+        y: { range: (_, low, high) => [0, Math.max((high ?? 0) * 1.15, LOWEST)] },
       },
       axes: [
-        { ...axis, space: 90, values: (_, splits) => splits.map(clock) },
+        { ...axis, space: 90, size: 26, values: (_, splits) => splits.map(clock) },
         { ...axis, size: 56, values: (_, splits) => splits.map(format) },
       ],
       series: [{}, ...lines.map((line) => ({
@@ -35,7 +38,7 @@ export class Plot {
         spanGaps: false,
       }))],
     }, this.data, container);
-    this.resizing = new ResizeObserver(() => this.plot.setSize({ width: container.clientWidth, height: 150 }));
+    this.resizing = new ResizeObserver(() => this.plot.setSize({ width: container.clientWidth, height: HEIGHT }));
     this.resizing.observe(container);
     this.scheme = matchMedia("(prefers-color-scheme: dark)");
     this.redraw = () => this.plot.redraw();

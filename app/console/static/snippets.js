@@ -16,7 +16,7 @@ export function snippets(origin, body, hasKey, model) {
   return { curl: snippetCurl(origin, body, hasKey), Python: snippetPython(origin, body, hasKey), ...(chat ? { OpenAI: chat } : {}) };
 }
 
-function snippetCurl(origin, body, hasKey) {
+export function snippetCurl(origin, body, hasKey) {
   const key = hasKey ? ` \\\n     -H "authorization: Bearer $PROMPTPLEX_KEY"` : "";
   return `curl ${origin}generate \\\n     -H 'content-type: application/json'${key} \\\n     -d '${JSON.stringify(body).replaceAll("'", "'\\''")}'`;
 }

@@ -38,7 +38,7 @@ export function taskDetail(main, id) {
 }
 
 function sections(task, change, load) {
-  const aliases = Object.entries(task.aliases);
+  const aliases = Object.entries(task.aliases).sort(([one], [other]) => (other === "live") - (one === "live") || one.localeCompare(other));
   return [
     head(task, change),
     h("div", { class: "columns" },

@@ -12,12 +12,14 @@ const PARTS = {
 export function uploadPanel({ task = null, onUploaded }) {
   const files = new Map();
   const list = h("ul", { class: "files" });
-  const picker = h("input", { type: "file", multiple: true, accept: ".safetensors,.json" });
+  const picker = h("input", { type: "file", class: "off-screen", multiple: true, accept: ".safetensors,.json" });
   const name = h("input", { required: true, value: task ?? "", readonly: task !== null, pattern: "[a-z0-9]+([._\\-][a-z0-9]+)*", maxlength: 128, placeholder: "my-task", autocomplete: "off", spellcheck: "false" });
   const alias = h("input", { value: "live", required: true, autocomplete: "off", spellcheck: "false" });
   const template = h("textarea", { rows: 2, placeholder: "Review: {text}", spellcheck: "false" });
   const [send, report] = [h("button", { class: "primary" }, "Upload"), h("div", { class: "report", "aria-live": "polite" })];
-  const zone = h("div", { class: "drop" }, h("p", {}, h("strong", {}, "Drop a PEFT directory or its files here"), h("br"), h("span", { class: "muted" }, "adapter_model.safetensors, adapter_config.json and, where there is one, task.json")), field("or choose files", picker), list);
+  picker.id = `pick-${task ?? "new"}`;
+  const picking = h("div", { class: "pick" }, picker, h("label", { class: "button", for: picker.id }, "Choose files"));
+  const zone = h("div", { class: "drop" }, h("p", {}, h("strong", {}, "Drop a PEFT directory or its files here"), h("br"), h("span", { class: "muted" }, "adapter_model.safetensors, adapter_config.json and, where there is one, task.json")), picking, list);
 
   const add = (given) => {
     for (const file of given) {
