@@ -13,9 +13,11 @@ import uvicorn
 from opentelemetry.trace import Tracer
 from starlette.types import ASGIApp
 
+from app.api.access import public
 from app.api.app import create_app
 from app.api.connections import server_config
 from app.api.state import ApiConfig, ServerState, Services
+from app.console.pages import console_router
 from app.keys.keyring import Keyring
 from app.serving.upkeep import Upkeep
 from tests.serving.stack import Stack
@@ -38,10 +40,15 @@ def serving(
     config: ApiConfig | None = None,
     keys: Keyring | None = None,
     tracer: Tracer | None = None,
+    *,
+    console: bool = False,
 ) -> AbstractContextManager[str]:
     """Serve until the block ends; yields the URL."""
     config = config or ApiConfig()
-    return serving_app(create_app(state, config, keys=keys, tracer=tracer), config)
+    app = create_app(state, config, keys=keys, tracer=tracer)
+    if console:
+        app.include_router(console_router(public))
+    return serving_app(app, config)
 
 
 @contextmanager

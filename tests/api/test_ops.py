@@ -40,6 +40,7 @@ def test_before_and_after_only_health_answers(draining: bool) -> None:
             client.get("/tasks"),
             client.get("/info"),
             client.get("/metrics"),
+            client.get("/ops/stream"),
         ):
             assert error_of(response, 503)["code"] == "not_ready"
             assert int(response.headers["retry-after"]) >= 1
@@ -133,4 +134,5 @@ def test_every_route_is_documented(stack: Stack) -> None:
         "/info",
         "/version",
         "/metrics",
+        "/ops/stream",
     }
