@@ -12,6 +12,8 @@ import pytest
 
 from app.api.state import ServerState
 from app.console.pages import read_pages
+from app.keys.key_file import change_keys
+from app.keys.keyring import Keyring
 from app.main import PromptplexServer
 from app.settings import Settings
 from tests.api.server import client_of, raw_exchange, serving
@@ -110,6 +112,18 @@ def test_a_file_is_sent_again_only_when_it_changed(client: httpx.Client) -> None
 def test_no_other_path_is_a_file(url: str, path: str) -> None:
     answer = raw_exchange(url, f"GET {path} HTTP/1.1\nHost: localhost\n\n")
     assert answer.startswith(b"HTTP/1.1 404"), answer[:200]
+
+
+def test_it_is_public_where_all_else_wants_a_key(tmp_path: Path) -> None:
+    change_keys(tmp_path / "keys.json", lambda keys: [])
+    ring = Keyring(tmp_path / "keys.json")
+    with serving(ServerState(), keys=ring, console=True) as url, client_of(url) as client:
+        for path in ("/", *(f"/console/{name}" for name in read_pages())):
+            assert client.get(path).status_code == client.head(path).status_code == 200, path
+        assert client.get("/console/../tasks").status_code == 401
+        assert client.get("/console/nothing").status_code == 404
+        assert client.post("/", json={"inputs": "a"}).status_code == 401
+        assert client.get("/ops/stream").status_code == 401
 
 
 def test_generating_at_the_root_goes_on(client: httpx.Client) -> None:

@@ -1,0 +1,74 @@
+"""A real browser in front of a real server on the demo; skipped where there is no chromium."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
+
+from tests.cli.conftest import Server
+
+ROOT = Path(__file__).parent.parent.parent
+PATIENCE_MS = 20_000
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("needs a chromium on the PATH (Debian's package `chromium`)")
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the store that ships, to be changed."""
+    copy = tmp_path_factory.mktemp("console") / "store"
+    shutil.copytree(ROOT / "prompts_store", copy)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def url(browser: Browser, store: Path) -> Iterator[str]:
+    """The demo; asked for after the browser, so that nothing starts where there is none."""
+    with Server.running("--dtype", "float32", "--threads", "1", "--store", str(store)) as server:
+        yield server.wait_until_ready()
+
+
+class Watched:
+    """A page, and what went wrong on it."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+        self.errors: list[str] = []
+        page.on("console", self._hear)
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+
+    def _hear(self, message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning"):
+            self.errors.append(message.text)
+
+
+@contextmanager
+def opened_page(browser: Browser, **context: Any) -> Iterator[Watched]:
+    """A page in a context of its own; an error that nobody expected fails the test."""
+    inside = browser.new_context(**context)
+    inside.set_default_timeout(PATIENCE_MS)
+    watched = Watched(inside.new_page())
+    try:
+        yield watched
+        assert watched.errors == []
+    finally:
+        inside.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    with opened_page(browser) as watched:
+        yield watched.page
