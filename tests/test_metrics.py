@@ -2,6 +2,8 @@ import threading
 from dataclasses import fields
 from typing import Any
 
+import pytest
+
 from app.engine.plan import StepStats
 from app.engine.statistics import EngineStats
 from app.metrics import FAILURES, MAX_TASK_LABELS, Metrics
@@ -141,3 +143,14 @@ def test_scrapes_beside_steps() -> None:
     while any(writer.is_alive() for writer in writers):
         metrics.render()
     assert "promptplex_generation_tokens_total 1000.0" in lines(metrics)
+
+
+def test_a_live_view_gets_totals_and_percentiles_of_recent_first_tokens() -> None:
+    metrics = Metrics()
+    assert (metrics.live().first_token_p50, metrics.live().first_token_p95) == (None, None)
+    latencies = tuple(number / 100 for number in range(1, 101))
+    metrics.on_step(step(new_tokens=100, first_token_latencies=latencies, prefix_hits=4, prefix_misses=1))
+    live = metrics.live()
+    assert (live.generated_tokens, live.device_hits, live.device_misses) == (100, 4, 1)
+    assert live.first_token_p50 == pytest.approx(0.5, abs=0.011)
+    assert live.first_token_p95 == pytest.approx(0.95, abs=0.011)

@@ -52,7 +52,7 @@ export function playground(main, query) {
   function addColumn(reference) {
     const column = new Column(state.tasks, reference, ask, {
       changed: drawFields,
-      removed: () => { state.columns = state.columns.filter((each) => each !== column); column.element.remove(); drawFields(); settle(); },
+      removed: () => { state.columns = state.columns.filter((each) => each !== column); column.element.remove(); drawFields(); settle(); addButton.focus(); },
     });
     state.columns.push(column);
     grid.append(column.element);

@@ -10,7 +10,7 @@ const ACTIONS = { move: "moved", rollback: "rolled back", retire: "retired the t
 
 export function taskDetail(main, id) {
   const content = h("div", { class: "detail" }, h("p", { class: "muted" }, "Loading…"));
-  const told = h("div", { "aria-live": "polite" });  // what the last change did; stays when the rest is drawn again
+  const told = h("div", { class: "told", tabindex: "-1", "aria-live": "polite" });  // what the last change did; stays when the rest is drawn again
   main.append(h("nav", { "aria-label": "Back" }, h("a", { href: "#/tasks" }, "← All tasks")), told, content);
 
   async function load(news) {
@@ -30,9 +30,9 @@ export function taskDetail(main, id) {
     } catch (error) {
       if (error.status === 401) return;
       told.replaceChildren(problem(error, error.status === 409 ? "Somebody was faster" : undefined));
-      if (error.status === 409) content.replaceChildren(...sections(await call(taskPath(id)), change, load));
+      if (error.status === 409) await load();
     }
-    told.scrollIntoView({ block: "nearest" });
+    told.focus();  // what was pressed is gone, and this says what came of it
   }
   load();
 }

@@ -8,6 +8,7 @@ import { uploadPanel } from "./upload.js";
 const COLUMNS = [
   ["id", "Task"], ["kind", "Kind"], ["version", "Live"], ["virtual_tokens", "Virtual tokens"], ["servable", "State"], ["requests_served", "Requests"],
 ];
+const SHOWN = 500;  // rows; a search finds the others
 const KINDS = { soft: "soft prompt", prefix: "prefix", text: "text only", unknown: "unknown" };
 
 export function taskList(main) {
@@ -22,8 +23,9 @@ export function taskList(main) {
     const wanted = search.value.trim().toLowerCase();
     const rows = state.tasks.filter((task) => task.id.includes(wanted) || KINDS[task.kind]?.includes(wanted)).sort(order(state));
     heads.forEach((each) => each.tell());
-    body.replaceChildren(...rows.map(row));
-    setText(count, rows.length === state.tasks.length ? `${number(rows.length)} tasks` : `${number(rows.length)} of ${number(state.tasks.length)} tasks`);
+    body.replaceChildren(...rows.slice(0, SHOWN).map(row));
+    const found = rows.length === state.tasks.length ? `${number(rows.length)} tasks` : `${number(rows.length)} of ${number(state.tasks.length)} tasks`;
+    setText(count, rows.length > SHOWN ? `${found}, the first ${SHOWN} of them shown` : found);
     table.hidden = !rows.length;
     empty.hidden = Boolean(rows.length);
     empty.replaceChildren(state.tasks.length ? h("p", {}, "No task is called so.") : h("p", {}, "There is no task yet. Drop a prompt below, and it becomes one."));
