@@ -17,7 +17,7 @@ export class Plot {
     this.plot = new globalThis.uPlot({
       width: container.clientWidth || 300,
       height: HEIGHT,
-      padding: [8, 8, 0, 0],
+      padding: [8, 28, 0, 0],
       legend: { show: false },
       cursor: { show: false },
       scales: {
