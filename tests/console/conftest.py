@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent.parent
 PATIENCE_MS = 20_000
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # Playwright's loop occupies the thread: no `asyncio.run` beside it
 def browser() -> Iterator[Browser]:
     path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if path is None:

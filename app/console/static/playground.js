@@ -70,6 +70,7 @@ export function playground(main, query) {
     running?.abort();
     const mine = running = new AbortController();
     [runButton.textContent, stopButton.hidden] = ["Run again", false];
+    await ready;
     await Promise.all(state.columns.map((column) => column.run(mine.signal)));
     if (running === mine) stopButton.hidden = true;
   }
@@ -80,7 +81,7 @@ export function playground(main, query) {
   addButton.addEventListener("click", () => addColumn(nextTask(state)));
   main.append(h("div", { class: "lead" }, h("h1", {}, "Playground"), h("p", {}, "The same text, several tasks at once: they share the model, and each brings its own prompt. Tokens are shaded by how sure the model was.")), form, grid);
 
-  start().catch((error) => { if (error.status !== 401) grid.replaceChildren(problem(error, "The tasks can't be read")); });
+  const ready = start().catch((error) => { if (error.status !== 401) grid.replaceChildren(problem(error, "The tasks can't be read")); });
 
   async function start() {
     state.baseName = (await call("health")).model;
@@ -89,7 +90,7 @@ export function playground(main, query) {
     const first = asked.length ? asked.slice(0, MOST) : [...await alike(state.tasks), ""];
     await Promise.all(first.map((reference) => addColumn(reference)));
     const example = state.columns.flatMap((column) => column.examples)[0];
-    if (example) fillIn(example.inputs);
+    if (example && [...inputs.values()].every((control) => !control.value)) fillIn(example.inputs);
   }
 
   return () => running?.abort();
