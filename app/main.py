@@ -10,7 +10,9 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -53,6 +55,7 @@ log = logging.getLogger("promptplex")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _FETCH_SECONDS = 60  # for a prompt from any tier, by the upkeep
 _OTHER_FILES = 256  # open at once beside connections: of the store, uploads, Redis, libraries
+_LINGER_SECONDS = 0.25  # between the port's closing and that of connections without a request
 _CONNECTION_SECONDS = 10  # for answers still on their way to slow clients when everything else is done
 
 
@@ -353,11 +356,22 @@ class PromptplexServer(uvicorn.Server):
         services = self.state.services
         if services is not None:
             seconds = self.settings.drain_timeout
+            end = time.monotonic() + seconds
             log.info("draining: running requests get %g seconds; signal again to end at once", seconds)
-            if not services.engine.drain(seconds):
+            self.state.requests.wait_until_none(seconds)  # also those that are still being admitted
+            if not services.engine.drain(max(0.0, end - time.monotonic())):
                 log.warning("some requests didn't finish in time and were ended")
             services.engine.stop()  # before the connections close, so that everybody gets an answer
         self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Whoever still sends a body, or has just connected, gets a 503 before the connections close."""
+        for server in self.servers:
+            server.close()
+        self.state.requests.close()
+        if not self.force_exit:
+            await asyncio.sleep(_LINGER_SECONDS)
+        await super().shutdown(sockets)
 
 
 def _settle(loop: asyncio.AbstractEventLoop, future: "asyncio.Future[_T]", outcome: _T) -> None:

@@ -59,7 +59,7 @@ def create_app(
     app.include_router(tasks.router, dependencies=strict)
     app.include_router(ops.router)  # probes and scrapers may add queries of their own
     app.include_router(live.router, dependencies=strict)
-    app.add_middleware(Edge, config=config, door=Door(keys, state.on_refusal))
+    app.add_middleware(Edge, config=config, state=state, door=Door(keys, state.on_refusal))
     for route in app.routes:
         if getattr(route, "path", None) == app.openapi_url:
             any_key(getattr(route, "endpoint", None))

@@ -7,21 +7,24 @@ import asyncio
 import logging
 import re
 import time
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.access import Door
 from app.api.errors import envelope, error_response
-from app.api.state import ApiConfig
-from app.errors import PayloadTooLarge
+from app.api.open_requests import OpenRequests
+from app.api.state import ApiConfig, ServerState
+from app.errors import PayloadTooLarge, PromptplexError
 
 log = logging.getLogger("promptplex.api")
 
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _UPLOAD_PATH = re.compile(r"/tasks/.+/versions/?")
+_MAX_BODIES = 64  # as many of the largest size may be held at once
 _DRAIN_SECONDS = 2.0
 _DRAIN_BYTES = 64 << 20
 _LEAST_BYTES_A_SECOND = 32 << 10  # of a body, on average; 64 MiB over 1 Mbit/s come four times as fast
@@ -30,9 +33,10 @@ _LEAST_BYTES_A_SECOND = 32 << 10  # of a body, on average; 64 MiB over 1 Mbit/s 
 class Edge:
     """It also answers what nobody foresaw."""
 
-    def __init__(self, app: ASGIApp, config: ApiConfig, door: Door) -> None:
+    def __init__(self, app: ASGIApp, config: ApiConfig, state: ServerState, door: Door) -> None:
         self._app = app
         self._config = config
+        self._state = state
         self._door = door
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -43,15 +47,17 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        limit, option = self._body_limit(scope)
-        exchange = _Exchange(scope, receive, send, limit, option, self._config.body_seconds)
+        exchange = _Exchange(scope, receive, send, self._state, self._body_limit(scope))
         refusal = self._refusal(scope, Headers(scope=scope)) or self._door.refusal(scope)
         if refusal is not None:
             await refusal(scope, receive, exchange.send)
         elif exchange.declares_too_much():
-            await exchange.refuse_size()
-        else:
+            await exchange.refuse(error_response(exchange.too_large()))
+        elif self._state.draining or scope["method"] in _SAFE_METHODS:
             await self._serve(exchange)
+        else:
+            with self._state.requests.one():  # a drain waits for it
+                await self._serve(exchange)
 
     async def _serve(self, exchange: "_Exchange") -> None:
         try:
@@ -62,12 +68,17 @@ class Edge:
             log.exception("request %s: unforeseen error", exchange.scope["state"]["request_id"])
             if not exchange.is_answered:
                 await error_response(error)(exchange.scope, exchange.receive, exchange.send)
+        finally:
+            exchange.forget_body()
 
-    def _body_limit(self, scope: Scope) -> tuple[int, str]:
-        """The bound, and the option that sets it."""
-        if _UPLOAD_PATH.fullmatch(scope["path"]) is not None:
-            return self._config.max_upload_bytes, "--max-upload-bytes"
-        return self._config.max_body_bytes, "--max-body-bytes"
+    def _body_limit(self, scope: Scope) -> "_BodyLimit":
+        config = self._config
+        if _UPLOAD_PATH.fullmatch(scope["path"]) is not None:  # these lie on disk, and are few
+            return _BodyLimit(
+                config.max_upload_bytes, "--max-upload-bytes", config.body_seconds, in_memory=None
+            )
+        size = config.max_body_bytes
+        return _BodyLimit(size, "--max-body-bytes", config.body_seconds, in_memory=_MAX_BODIES * size)
 
     def _refusal(self, scope: Scope, headers: Headers) -> JSONResponse | None:
         """A page of another site must not reach a server that trusts everybody on this machine."""
@@ -102,21 +113,29 @@ class Edge:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _BodyLimit:
+    size: int  # bytes of one body
+    option: str  # that sets it
+    seconds: float  # that the client may take for it, and more for a large one
+    in_memory: int | None  # bytes of all bodies that are held in memory; None: this one isn't
+
+
 class _Exchange:
     """One request and its response: counts the body and the time that its client takes to send it."""
 
     def __init__(
-        self, scope: Scope, receive: Receive, send: Send, limit: int, option: str, seconds: float
+        self, scope: Scope, receive: Receive, send: Send, state: ServerState, limit: _BodyLimit
     ) -> None:
         self.scope = scope
+        self._state = state
+        self._requests: OpenRequests = state.requests
         self.is_answered = False
         self.is_refused = False
         self._receive = receive
         self._send = send
         self._limit = limit
-        self._limit_option = option
-        self._seconds = seconds
-        self._received = 0
+        self._received = self._held = 0
         self._waited = 0.0  # for the client, in seconds; the time that the route takes isn't its fault
         self._is_whole = False
 
@@ -124,35 +143,45 @@ class _Exchange:
         """Whether Content-Length alone says that the body is too large."""
         declared = Headers(scope=self.scope).get("content-length", "0")
         return (
-            declared.isascii() and declared.isdigit() and (len(declared) > 18 or int(declared) > self._limit)
+            declared.isascii()
+            and declared.isdigit()
+            and (len(declared) > 18 or int(declared) > self._limit.size)
         )
 
     async def receive(self) -> Message:
         """Pass on the body until it exceeds its limit or its time; then answer and end it."""
-        if self.is_refused:
-            return {"type": "http.disconnect"}
-        try:
-            message = await self._next()
-        except TimeoutError:
-            await self._refuse(_too_slow(self._received))
-            return {"type": "http.disconnect"}
-        self._received += len(message.get("body", b""))
-        if self._received <= self._limit:
-            return message
-        await self.refuse_size()
-        return {"type": "http.disconnect"}
-
-    async def _next(self) -> Message:
-        """Raises TimeoutError while the body comes; what comes after it is the client's leaving."""
         if self._is_whole:
             return await self._receive()
+        try:
+            if not self.is_refused:
+                return await self._receive_body()
+        except TimeoutError:
+            await self.refuse(_too_slow(self._received))
+        except PromptplexError as error:
+            await self.refuse(error_response(error))
+        return {"type": "http.disconnect"}
+
+    async def _receive_body(self) -> Message:
+        """Raises TimeoutError while the body comes; what comes after it is the client's leaving."""
         begin = time.monotonic()
-        allowed = self._seconds + self._received / _LEAST_BYTES_A_SECOND - self._waited
-        async with asyncio.timeout(allowed):
+        allowed = self._limit.seconds + self._received / _LEAST_BYTES_A_SECOND - self._waited
+        async with self._requests.waiting_for_body(allowed):
             message = await self._receive()
         self._waited += time.monotonic() - begin
+        size = len(message.get("body", b""))
+        self._received += size
+        if self._received > self._limit.size:
+            raise self.too_large()
+        if self._limit.in_memory is not None:
+            self._requests.take_bytes(size, self._limit.in_memory)
+            self._held += size
         self._is_whole = not message.get("more_body", False)
         return message
+
+    def forget_body(self) -> None:
+        """The request has its answer; what it held is free."""
+        self._requests.give_bytes(self._held)
+        self._held = 0
 
     async def send(self, message: Message) -> None:
         """Pass on the response, unless the request was answered already."""
@@ -160,16 +189,17 @@ class _Exchange:
             return
         if message["type"] == "http.response.start":
             self.is_answered = True
+            if self._state.is_leaving:
+                MutableHeaders(scope=message)["connection"] = "close"  # the next one had better go elsewhere
         await self._send(message)
 
-    async def refuse_size(self) -> None:
-        """413."""
-        error = PayloadTooLarge(
-            f"The body exceeds {self._limit} bytes; the server's {self._limit_option} bounds it."
+    def too_large(self) -> PayloadTooLarge:
+        """The error of a body beyond its limit."""
+        return PayloadTooLarge(
+            f"The body exceeds {self._limit.size} bytes; the server's {self._limit.option} bounds it."
         )
-        await self._refuse(error_response(error))
 
-    async def _refuse(self, response: JSONResponse) -> None:
+    async def refuse(self, response: JSONResponse) -> None:
         """Answer, then have a little patience: a client that still sends would lose the answer to a reset."""
         if self.is_answered:
             self.is_refused = True

@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse, Response
 
 from app.api.access import needs
 from app.api.callers import Caller, Calling
+from app.api.gate import GatedRoute
 from app.api.leaving import unless_client_leaves
 from app.api.schemas import (
     ErrorEnvelope,
@@ -25,9 +26,9 @@ from app.keys.key import Scope
 from app.prompt import TaskVersion
 from app.serving.answers import GenerationAsk, GenerationResult, OutputToken, TextDelta
 from app.serving.choosing import Chosen, choose
-from app.serving.group import generate_all, samples
+from app.serving.group import generate_all, samples, start_all
 
-router = APIRouter(tags=["generate"])
+router = APIRouter(tags=["generate"], route_class=GatedRoute)
 
 MAX_DEADLINE_MS = 86_400_000
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -129,7 +130,7 @@ def _sample(result: GenerationResult, with_details: bool) -> dict[str, Any]:
 
 
 async def _stream(request: Request, behind: Services, ask: GenerationAsk) -> EventStreamResponse:
-    stream = await unless_client_leaves(request, behind.generation.start(ask))
+    stream = await unless_client_leaves(request, start_all(behind.generation, [ask]))
     return EventStreamResponse(stream, TokenEvents())
 
 
@@ -155,8 +156,9 @@ class TokenEvents:
     def __init__(self) -> None:
         self._index = 0
 
-    def __call__(self, piece: TextDelta) -> bytes:
+    def __call__(self, item: tuple[int, TextDelta]) -> bytes:
         """The event of one piece."""
+        _, piece = item
         token, result = piece.token, piece.result
         if token is None:
             return b""

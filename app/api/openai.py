@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse, Response
 
 from app.api.access import needs
 from app.api.callers import Caller, Calling
+from app.api.gate import GatedRoute
 from app.api.generate import ERRORS, Deadline
 from app.api.leaving import unless_client_leaves
 from app.api.openai_answers import (
@@ -34,7 +35,7 @@ from app.serving.catalog import Catalog
 from app.serving.group import generate_all, samples, start_all
 from app.serving.parameters import GenerationParameters
 
-router = APIRouter(prefix="/v1", tags=["openai"])
+router = APIRouter(prefix="/v1", tags=["openai"], route_class=GatedRoute)
 
 MAX_ANSWERS = 128  # prompts times n
 Behind = Annotated[Services, Depends(services)]

@@ -6,6 +6,7 @@ from enum import StrEnum
 
 from fastapi import Request
 
+from app.api.open_requests import OpenRequests
 from app.engine.engine import Engine
 from app.errors import EngineStopped
 from app.metrics import Metrics
@@ -76,6 +77,7 @@ class ServerState:
     services: Services | None = None  # None while the base model loads
     draining: bool = False
     progress: str = "starting"  # what loading is at, for /health
+    requests: OpenRequests = field(default_factory=OpenRequests)
 
     @property
     def phase(self) -> Phase:

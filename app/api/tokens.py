@@ -7,6 +7,7 @@ from fastapi.responses import JSONResponse
 
 from app.api.access import needs
 from app.api.callers import Calling
+from app.api.gate import GatedRoute
 from app.api.generate import ERRORS
 from app.api.schemas import DetokenizeRequest, TokenizeRequest
 from app.api.state import Services, services
@@ -15,7 +16,7 @@ from app.keys.key import Scope
 from app.serving.answers import GenerationAsk
 from app.serving.parameters import GenerationParameters
 
-router = APIRouter(tags=["tokens"])
+router = APIRouter(tags=["tokens"], route_class=GatedRoute)
 
 Behind = Annotated[Services, Depends(services)]
 
@@ -32,7 +33,8 @@ async def tokenize(body: TokenizeRequest, request: Request, behind: Behind, call
         parameters=GenerationParameters(max_new_tokens=1),
         tenant=calling.tenant,
     )
-    admitted = await behind.generation.admit(ask)
+    with behind.generation.places.hold(1):
+        admitted = await behind.generation.admit(ask)
     texts = behind.generation.texts_of(admitted.prompt_ids)
     tokens: list[dict[str, Any]] = [
         {"id": id_, "text": text} for id_, text in zip(admitted.prompt_ids, texts, strict=True)

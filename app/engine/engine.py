@@ -126,6 +126,11 @@ class Engine:
         return self._failure
 
     @property
+    def max_open(self) -> int:
+        """Requests that run or wait, at most."""
+        return self._config.max_rows + self._config.max_queue
+
+    @property
     def geometry(self) -> ModelGeometry:
         return self._geometry
 
@@ -213,9 +218,8 @@ class Engine:
         if not self.is_accepting:
             raise EngineStopped("the server takes no requests now (loading, draining or failed); try later")
         self.check_admissible(request)
-        bound = self._config.max_rows + self._config.max_queue
-        if len(self._router) >= bound:
-            raise Overloaded(f"{bound} requests are running or waiting already; try again shortly")
+        if len(self._router) >= self.max_open:
+            raise Overloaded(f"{self.max_open} requests are running or waiting already; try again shortly")
         self._router.open(request.id, port)
         self._inbox.put(Submit(request, time.monotonic()))
         if self._has_ended:  # the thread may have told everybody before this one came

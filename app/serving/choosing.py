@@ -52,11 +52,14 @@ class Chosen:
 
 async def choose(service: GenerationService, ask: GenerationAsk, how: ChoosingAsk) -> Chosen:
     """Score every label. Raises what `GenerationService.generate` raises."""
-    admitted = await service.admit(ask)
-    choices = _choices(how, admitted)
-    labels = [_label_ids(service, choice, how.score_eos) for choice in choices]
-    requests = [_request(admitted, number, ids) for number, ids in enumerate(labels)]
-    scored = await service.score(admitted, requests)
+    ahead = len(how.choices or ()) or 1  # the task's own choices are known when it is found
+    with service.places.hold(ahead):
+        admitted = await service.admit(ask)
+        choices = _choices(how, admitted)
+        labels = [_label_ids(service, choice, how.score_eos) for choice in choices]
+        requests = [_request(admitted, number, ids) for number, ids in enumerate(labels)]
+        with service.places.hold(len(requests) - ahead):
+            scored = await service.score(admitted, requests)
     scores = [delta.scores for delta in scored]
     totals = [_total(row, how.length_normalized) for row in scores]
     probabilities = _softmax(totals)

@@ -1,4 +1,4 @@
-"""Several answers to one request: `n` samples, lists of prompts. All run at once, in one batch.
+"""The answers to one request: one, `n` samples, lists of prompts. All run at once, in one batch.
 
 All are answered by one version of the task: the reference is resolved once, for all of them.
 """
@@ -6,6 +6,7 @@ All are answered by one version of the task: the reference is resolved once, for
 import asyncio
 import secrets
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 
 from app.serving.answers import GenerationAsk, GenerationResult, TextDelta
@@ -26,16 +27,23 @@ def samples(ask: GenerationAsk, count: int) -> list[GenerationAsk]:
 
 async def generate_all(service: GenerationService, asks: Sequence[GenerationAsk]) -> list[GenerationResult]:
     """Run all to their ends; an error of one ends all."""
-    asks = await _pinned(service, asks)
-    return await together([service.generate(ask) for ask in asks])
+    with service.places.hold(len(asks)):
+        asks = await _pinned(service, asks)
+        return await together([service.generate(ask) for ask in asks])
 
 
 async def start_all(service: GenerationService, asks: Sequence[GenerationAsk]) -> "StartedGroup":
     """Wait for the first piece of each; an error of one ends all."""
-    asks = await _pinned(service, asks)
+    with ExitStack() as places:
+        places.enter_context(service.places.hold(len(asks)))
+        streams = await _start(service, await _pinned(service, asks))
+        return StartedGroup(streams, places.pop_all())
+
+
+async def _start(service: GenerationService, asks: Sequence[GenerationAsk]) -> list[StartedStream]:
     starting = [asyncio.ensure_future(service.start(ask)) for ask in asks]
     try:
-        return StartedGroup(await asyncio.gather(*starting))
+        return await asyncio.gather(*starting)
     except BaseException:
         for future in starting:
             future.cancel()
@@ -56,11 +64,17 @@ async def _pinned(service: GenerationService, asks: Sequence[GenerationAsk]) -> 
 class StartedGroup:
     """Pieces of several answers as they come, each with the number of its answer."""
 
-    def __init__(self, streams: Sequence[StartedStream]) -> None:
+    def __init__(self, streams: Sequence[StartedStream], places: ExitStack) -> None:
+        """`places` are given back when the group is closed."""
         self.streams = streams
+        self._places = places
 
     async def __aiter__(self) -> AsyncGenerator[tuple[int, TextDelta], None]:
         """All pieces of all answers; once. An error of one ends all."""
+        if len(self.streams) == 1:
+            async for piece in self.streams[0]:
+                yield 0, piece
+            return
         queue: asyncio.Queue[tuple[int, TextDelta] | BaseException | None] = asyncio.Queue()
 
         async def read(number: int, stream: StartedStream) -> None:
@@ -88,6 +102,7 @@ class StartedGroup:
             await asyncio.gather(*readers, return_exceptions=True)
 
     async def close(self) -> None:
-        """Cancel what still runs."""
-        for stream in self.streams:
-            await stream.close()
+        """Cancel what still runs, and give the places back."""
+        with self._places:
+            for stream in self.streams:
+                await stream.close()

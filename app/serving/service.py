@@ -11,7 +11,7 @@ from typing import TypeVar, cast
 from transformers import PreTrainedTokenizerFast
 
 from app.engine.engine import Engine
-from app.errors import Cancelled, DeadlineExceeded, Overloaded
+from app.errors import Cancelled, DeadlineExceeded
 from app.prompt import TaskVersion
 from app.request import FinishReason, Request, RequestTimings, TokenDelta, TokenScore
 from app.serving.admission import Admission, Admitted
@@ -19,6 +19,7 @@ from app.serving.answers import GenerationAsk, GenerationResult, Outcome, Output
 from app.serving.chat import ChatTemplate
 from app.serving.detokenizer import detokenizer_tables
 from app.serving.grammars import Grammars
+from app.serving.places import Places
 from app.serving.together import together
 from app.serving.tokenization import PromptTokenizer
 from app.serving.writer import AnswerWriter, scored_tokens
@@ -28,7 +29,6 @@ _T = TypeVar("_T")
 
 _ADMISSION_THREADS = 4
 _GRACE_SECONDS = 0.25
-_MAX_ADMITTING = 1024  # asks that may wait for an admission thread
 
 
 class GenerationService:
@@ -66,12 +66,12 @@ class GenerationService:
         )
         self.base_name = base_name
         self.timeout = timeout
+        self.places = Places(engine.max_open)
         self._tables = detokenizer_tables(tokenizer)
         self._eos_ids = eos_ids
         self._on_outcome = on_outcome
         self._served: Counter[str] = Counter()
         self._threads = ThreadPoolExecutor(_ADMISSION_THREADS, thread_name_prefix="admission")
-        self._num_admitting = 0
 
     @property
     def requests_served(self) -> Mapping[str, int]:
@@ -190,13 +190,7 @@ class GenerationService:
 
     async def _admit(self, admit: Callable[[], Admitted]) -> Admitted:
         """On a thread: it may wait for the store, and tokenizing a long text takes long."""
-        if self._num_admitting >= _MAX_ADMITTING:
-            raise Overloaded("Too many requests are waiting to be admitted; try again shortly.")
-        self._num_admitting += 1
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, admit)
-        finally:
-            self._num_admitting -= 1
+        return await asyncio.get_running_loop().run_in_executor(self._threads, admit)
 
     async def run(self, admitted: Admitted) -> AsyncGenerator[TextDelta, None]:
         """Run what was admitted, and tell the statistics how it ended."""
