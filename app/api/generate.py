@@ -19,7 +19,7 @@ from app.api.schemas import (
     Parameters,
     StreamEvent,
 )
-from app.api.sse import EventStreamResponse, data_event, json_bytes
+from app.api.sse import EventStreamResponse, data_event, described_events, json_bytes
 from app.api.state import Services, services
 from app.api.timing import timing_headers, timing_of
 from app.keys.key import Scope
@@ -44,7 +44,7 @@ Deadline = Annotated[
 
 
 _ANSWERS: dict[int | str, dict[str, Any]] = ERRORS | {
-    200: {"content": {"text/event-stream": {"schema": StreamEvent.model_json_schema()}}}
+    200: {"content": {"text/event-stream": described_events(StreamEvent, ErrorEnvelope)}}
 }
 
 

@@ -11,6 +11,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response
 
 from app.api.access import needs
+from app.api.answer_schemas import ChatCompletion, Completion, ModelCard, ModelList
 from app.api.callers import Caller, Calling
 from app.api.gate import GatedRoute
 from app.api.generate import ERRORS, Deadline
@@ -24,7 +25,7 @@ from app.api.openai_answers import (
     usage,
 )
 from app.api.openai_schemas import ChatRequest, CompletionRequest
-from app.api.sse import EventStreamResponse
+from app.api.sse import EventStreamResponse, described_events
 from app.api.state import Services, services
 from app.api.timing import timing_of
 from app.errors import InvalidRequest
@@ -39,12 +40,15 @@ router = APIRouter(prefix="/v1", tags=["openai"], route_class=GatedRoute)
 
 MAX_ANSWERS = 128  # prompts times n
 Behind = Annotated[Services, Depends(services)]
+_ANSWERS: dict[int | str, dict[str, Any]] = ERRORS | {
+    200: {"content": {"text/event-stream": described_events()}}  # OpenAI's chunks, then [DONE]
+}
 
 # What clients of this API expect where neither they nor the task say how to choose tokens.
 _FALLBACKS = GenerationParameters(do_sample=True)
 
 
-@router.post("/completions", responses=ERRORS, response_class=Response, summary="Complete prompts")
+@router.post("/completions", response_model=Completion, responses=_ANSWERS, summary="Complete prompts")
 @needs(Scope.GENERATE)
 async def completions(
     body: CompletionRequest, request: Request, behind: Behind, calling: Calling, deadline_ms: Deadline = None
@@ -78,7 +82,7 @@ async def completions(
     )
 
 
-@router.post("/chat/completions", responses=ERRORS, response_class=Response, summary="Answer a chat")
+@router.post("/chat/completions", response_model=ChatCompletion, responses=_ANSWERS, summary="Answer a chat")
 @needs(Scope.GENERATE)
 async def chat_completions(
     body: ChatRequest, request: Request, behind: Behind, calling: Calling, deadline_ms: Deadline = None
@@ -108,7 +112,12 @@ async def chat_completions(
     )
 
 
-@router.get("/models", responses=ERRORS, summary="List models: the base, and every task that can be served")
+@router.get(
+    "/models",
+    response_model=ModelList,
+    responses=ERRORS,
+    summary="List models: the base, and every task that can be served",
+)
 @needs(Scope.GENERATE, Scope.UPLOAD, Scope.ADMIN)
 async def list_models(behind: Behind, calling: Calling) -> JSONResponse:
     """Tasks in order of their ids, after the base model."""
@@ -124,7 +133,7 @@ async def list_models(behind: Behind, calling: Calling) -> JSONResponse:
     return JSONResponse({"object": "list", "data": [*bases, *tasks]})
 
 
-@router.get("/models/{model:path}", responses=ERRORS, summary="Show a model")
+@router.get("/models/{model:path}", response_model=ModelCard, responses=ERRORS, summary="Show a model")
 @needs(Scope.GENERATE, Scope.UPLOAD, Scope.ADMIN)
 async def show_model(model: str, behind: Behind, calling: Calling) -> JSONResponse:
     """A task by any reference, or the base model."""

@@ -4,10 +4,11 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Response
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 
 from app import __version__
 from app.api.access import any_key, needs, public
+from app.api.answer_schemas import Health, Info, Status, Version
 from app.api.callers import Caller, Calling
 from app.api.schemas import ErrorEnvelope
 from app.api.state import ApiConfig, Phase, ServerState, Services, api_config, server_state, services
@@ -20,11 +21,13 @@ router = APIRouter(tags=["operations"])
 
 State = Annotated[ServerState, Depends(server_state)]
 Behind = Annotated[Services, Depends(services)]
-_NOT_READY: dict[int | str, dict[str, Any]] = {503: {"description": "Loading, draining or dead"}}
+_NOT_READY: dict[int | str, dict[str, Any]] = {
+    503: {"model": Status, "description": "Loading, draining or dead"}
+}
 _ERRORS: dict[int | str, dict[str, Any]] = {503: {"model": ErrorEnvelope}}
 
 
-@router.get("/health", summary="Summary")
+@router.get("/health", response_model=Health, summary="Summary")
 @any_key
 async def health(state: State, calling: Calling) -> JSONResponse:
     """Status, model, device, tasks, queue, store, redis."""
@@ -76,14 +79,14 @@ def _cache_health(behind: Services) -> dict[str, Any]:
     }
 
 
-@router.get("/health/live", summary="Is the process alive?")
+@router.get("/health/live", response_model=Status, summary="Is the process alive?")
 @public
 async def live() -> JSONResponse:
     """200 as long as the event loop turns."""
     return JSONResponse({"status": "alive"})
 
 
-@router.get("/health/ready", responses=_NOT_READY, summary="May it get requests?")
+@router.get("/health/ready", response_model=Status, responses=_NOT_READY, summary="May it get requests?")
 @public
 async def ready(state: State) -> JSONResponse:
     """503 while loading, draining or dead."""
@@ -93,7 +96,7 @@ async def ready(state: State) -> JSONResponse:
     return JSONResponse({"status": str(phase)}, 503, {"retry-after": "5"})
 
 
-@router.get("/info", responses=_ERRORS, summary="What is served")
+@router.get("/info", response_model=Info, responses=_ERRORS, summary="What is served")
 @any_key
 async def info(behind: Behind, config: Annotated[ApiConfig, Depends(api_config)]) -> JSONResponse:
     """The base model, and the bounds of requests."""
@@ -119,14 +122,14 @@ async def info(behind: Behind, config: Annotated[ApiConfig, Depends(api_config)]
     )
 
 
-@router.get("/version", summary="Version of the server")
+@router.get("/version", response_model=Version, summary="Version of the server")
 @any_key
 async def version() -> JSONResponse:
     """The version of this package."""
     return JSONResponse({"version": __version__})
 
 
-@router.get("/metrics", responses=_ERRORS, summary="Prometheus metrics")
+@router.get("/metrics", response_class=PlainTextResponse, responses=_ERRORS, summary="Prometheus metrics")
 @needs(Scope.METRICS)
 async def metrics(state: State) -> Response:
     """Exposition format 0.0.4; while draining too."""

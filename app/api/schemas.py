@@ -313,6 +313,7 @@ class StreamEvent(BaseModel):
 
     index: int
     token: Token
+    top_tokens: list[Token] | None = None
     generated_text: str | None
     details: dict[str, Any] | None
 

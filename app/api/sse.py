@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any, Protocol, TypeVar
 
+from pydantic import BaseModel
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -79,6 +80,20 @@ class EventStreamResponse(Response):
             if not isinstance(error, PromptplexError):
                 log.exception("a stream broke")
             yield data_event(bytes(error_response(error).body))
+
+
+def described_events(*data: type[BaseModel]) -> dict[str, Any]:
+    """For the OpenAPI document: events whose data is JSON of one of these shapes; of none: any text.
+
+    What the shapes refer to must be among the document's components for some other reason.
+    """
+    text: dict[str, Any] = {"type": "string"}
+    if data:
+        shapes = [each.model_json_schema(ref_template="#/components/schemas/{model}") for each in data]
+        for shape in shapes:
+            shape.pop("$defs", None)
+        text |= {"contentMediaType": "application/json", "contentSchema": {"anyOf": shapes}}
+    return {"itemSchema": {"type": "object", "properties": {"data": text}, "required": ["data"]}}
 
 
 def data_event(payload: bytes) -> bytes:

@@ -9,6 +9,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
 from app.api.access import needs
+from app.api.answer_schemas import Moved, Published, Retirement, TaskPage, TaskRecord
 from app.api.callers import Caller, Calling
 from app.api.schemas import AliasRequest, ErrorEnvelope, ReasonRequest, RollbackRequest
 from app.api.state import Services, services
@@ -32,7 +33,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorEnvelope} for status in (400, 403, 404, 408, 409, 413, 415, 422, 500, 503, 507)
 }
 _SAME: dict[int | str, dict[str, Any]] = {
-    200: {"description": "The same bytes and settings were a version already"}
+    200: {"model": Published, "description": "The same bytes and settings were a version already"}
 }
 _MULTIPART = {
     "requestBody": {
@@ -63,7 +64,7 @@ _MULTIPART = {
 Behind = Annotated[Services, Depends(services)]
 
 
-@router.get("", responses=ERRORS, summary="List tasks")
+@router.get("", response_model=TaskPage, responses=ERRORS, summary="List tasks")
 @needs(Scope.GENERATE, Scope.UPLOAD, Scope.ADMIN)
 async def list_tasks(
     behind: Behind,
@@ -80,6 +81,7 @@ async def list_tasks(
 @router.post(
     "/{task_id:path}/versions",
     status_code=201,
+    response_model=Published,
     responses=ERRORS | _SAME,
     openapi_extra=_MULTIPART,
     summary="Publish a version",
@@ -112,7 +114,7 @@ async def publish(
     return JSONResponse(_uploaded(result), 201 if result.created else 200)
 
 
-@router.post("/{task_id:path}/rollback", responses=ERRORS, summary="Roll an alias back")
+@router.post("/{task_id:path}/rollback", response_model=Moved, responses=ERRORS, summary="Roll an alias back")
 @needs(Scope.ADMIN)
 async def rollback(
     task_id: str,
@@ -136,7 +138,9 @@ async def rollback(
     return JSONResponse(_moved(release, named))
 
 
-@router.put("/{task_id:path}/aliases/{alias}", responses=ERRORS, summary="Move an alias")
+@router.put(
+    "/{task_id:path}/aliases/{alias}", response_model=Moved, responses=ERRORS, summary="Move an alias"
+)
 @needs(Scope.ADMIN)
 async def move_alias(
     task_id: str, alias: str, behind: Behind, calling: Calling, body: AliasRequest
@@ -152,7 +156,12 @@ async def move_alias(
     return JSONResponse(_moved(release, alias))
 
 
-@router.post("/{task_id:path}/restore", responses=ERRORS, summary="Bring a retired task back")
+@router.post(
+    "/{task_id:path}/restore",
+    response_model=Retirement,
+    responses=ERRORS,
+    summary="Bring a retired task back",
+)
 @needs(Scope.ADMIN)
 async def restore(
     task_id: str, behind: Behind, calling: Calling, body: ReasonRequest | None = None
@@ -165,7 +174,7 @@ async def restore(
     return JSONResponse(_state(release))
 
 
-@router.delete("/{task_id:path}", responses=ERRORS, summary="Retire a task")
+@router.delete("/{task_id:path}", response_model=Retirement, responses=ERRORS, summary="Retire a task")
 @needs(Scope.ADMIN)
 async def retire(
     task_id: str, behind: Behind, calling: Calling, why: Annotated[str, Query(max_length=1000)] = ""
@@ -177,7 +186,7 @@ async def retire(
     return JSONResponse(_state(release))
 
 
-@router.get("/{task_id:path}", responses=ERRORS, summary="Show a task")
+@router.get("/{task_id:path}", response_model=TaskRecord, responses=ERRORS, summary="Show a task")
 @needs(Scope.GENERATE, Scope.UPLOAD, Scope.ADMIN)
 async def show_task(task_id: str, behind: Behind, calling: Calling) -> JSONResponse:
     """Versions, aliases, releases, templates, defaults, provenance."""

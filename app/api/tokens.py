@@ -6,6 +6,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse
 
 from app.api.access import needs
+from app.api.answer_schemas import Text, Tokenization
 from app.api.callers import Calling
 from app.api.gate import GatedRoute
 from app.api.generate import ERRORS
@@ -21,7 +22,7 @@ router = APIRouter(tags=["tokens"], route_class=GatedRoute)
 Behind = Annotated[Services, Depends(services)]
 
 
-@router.post("/tokenize", responses=ERRORS, summary="Text to token ids")
+@router.post("/tokenize", response_model=Tokenization, responses=ERRORS, summary="Text to token ids")
 @needs(Scope.GENERATE)
 async def tokenize(body: TokenizeRequest, request: Request, behind: Behind, calling: Calling) -> JSONResponse:
     """The ids that a request with these inputs would have, BOS included; learned tokens are counted apart."""
@@ -49,7 +50,7 @@ async def tokenize(body: TokenizeRequest, request: Request, behind: Behind, call
     )
 
 
-@router.post("/detokenize", responses=ERRORS, summary="Token ids to text")
+@router.post("/detokenize", response_model=Text, responses=ERRORS, summary="Token ids to text")
 @needs(Scope.GENERATE)
 async def detokenize(body: DetokenizeRequest, behind: Behind) -> JSONResponse:
     """The text of the ids; special tokens have none."""

@@ -33,6 +33,7 @@ class Load:
         self._url = url
         self._dice = random.Random(seed)
         self._new_tokens = new_tokens
+        self._has_begun = asyncio.Event()
 
     async def run(self, then: Callable[[], None]) -> None:
         """Call `then` (a signal) at a random moment under load; return when all clients are done."""
@@ -43,8 +44,7 @@ class Load:
             kinds = [self._whole, self._stream, self._openai, self._openai_stream, self._choices]
             clients = [asyncio.ensure_future(self._repeat(kind, client)) for kind in kinds * 4]
             clients += [asyncio.ensure_future(self._slow_upload()) for _ in range(2)]
-            while not self.outcomes:  # a machine that is busy takes long to begin
-                await asyncio.sleep(0.01)
+            await self._has_begun.wait()  # a machine that is busy takes long
             await asyncio.sleep(self._dice.uniform(0, 0.6))
             then()
             await asyncio.gather(*clients)
@@ -56,6 +56,7 @@ class Load:
             except httpx.ConnectError:
                 return
             self.outcomes[outcome] += 1
+            self._has_begun.set()
             if outcome == "refused":
                 await asyncio.sleep(0.05)
 
@@ -63,7 +64,10 @@ class Load:
         return {"max_tokens": self._dice.randint(1, self._new_tokens), "temperature": 0} | more
 
     def _parameters(self) -> dict[str, Any]:
-        parameters = {"max_new_tokens": self._dice.randint(1, self._new_tokens), "n": self._dice.randint(1, 3)}
+        parameters = {
+            "max_new_tokens": self._dice.randint(1, self._new_tokens),
+            "n": self._dice.randint(1, 3),
+        }
         return {"inputs": "the film", "parameters": parameters}
 
     async def _whole(self, client: httpx.AsyncClient) -> str:
