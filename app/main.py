@@ -345,10 +345,9 @@ class PromptplexServer(uvicorn.Server):
                 signal.signal(number, handler)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal drains; a second one ends at once what still runs."""
+        """The first signal drains; a second one ends the process at once."""
         if self.state.draining:
-            self.failed = self.force_exit = self.should_exit = True
-            return
+            os._exit(1)  # nothing is lost: what is acknowledged is on disk already
         self.state.draining = True
         threading.Thread(target=self._drain, name="drain", daemon=True).start()
 
@@ -369,8 +368,7 @@ class PromptplexServer(uvicorn.Server):
         for server in self.servers:
             server.close()
         self.state.requests.close()
-        if not self.force_exit:
-            await asyncio.sleep(_LINGER_SECONDS)
+        await asyncio.sleep(_LINGER_SECONDS)
         await super().shutdown(sockets)
 
 

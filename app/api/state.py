@@ -93,6 +93,11 @@ class ServerState:
         if self.services is not None:
             self.services.metrics.on_refusal(reason)
 
+    @property
+    def is_leaving(self) -> bool:
+        """Whether the process is about to end."""
+        return self.phase in (Phase.DRAINING, Phase.DEAD)
+
     def ready_services(self) -> Services:
         """The services; EngineStopped (503) while they can't be used."""
         phase = self.phase
