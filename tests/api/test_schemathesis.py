@@ -18,8 +18,10 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from app.api.app import create_app
 from app.api.state import ServerState
+from app.keys.key import Scope
 from tests.api.server import client_of, services_of, serving
 from tests.api.test_generate import publish_text
+from tests.api.test_keys import Keys
 from tests.serving.stack import running_stack
 
 TASK = "documented"
@@ -34,6 +36,32 @@ EXCLUDED = [
     # ids its vocabulary, which fields a template. 422 says so, and is documented.
     positive_data_acceptance,
 ]
+
+THOROUGH = settings(
+    deadline=None,
+    database=None,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.generate],
+)
+
+
+@pytest.fixture(scope="module")
+def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, list[dict[str, str]]]]:
+    """A server with keys, and headers of clients: the first one has a key for everything."""
+    folder = tmp_path_factory.mktemp("keyed")
+    keys = Keys(folder / "keys.json")
+    headers = [
+        keys.add("all", *Scope),
+        keys.add("watcher", Scope.METRICS),
+        keys.add("poor", *Scope, requests_per_minute=1),
+        keys.add("bounded", *Scope, tasks=("nothing-*",)),
+        {},
+    ]
+    with running_stack(folder / "store") as stack:
+        state = ServerState(services=services_of(stack))
+        with serving(state, keys=keys.ring) as address:
+            yield address, headers
 
 
 @pytest.fixture(scope="module")
@@ -70,14 +98,7 @@ def check_operation(url: str, path: str, method: str, cases: int) -> None:
     operation = document[path][method.upper()]
     statuses: Counter[int] = Counter()
 
-    @settings(
-        max_examples=cases,
-        deadline=None,
-        database=None,
-        derandomize=True,
-        suppress_health_check=list(HealthCheck),
-        phases=[Phase.generate],
-    )
+    @settings(THOROUGH, max_examples=cases)
     @given(
         case=operation.as_strategy(generation_mode=GenerationMode.POSITIVE), steer=st.sampled_from(Steering)
     )
@@ -85,7 +106,7 @@ def check_operation(url: str, path: str, method: str, cases: int) -> None:
         steer_home(case, steer)
         statuses[check(case)] += 1
 
-    @settings(parent=accept._hypothesis_internal_use_settings)
+    @settings(THOROUGH, max_examples=cases)
     @given(case=operation.as_strategy(generation_mode=GenerationMode.NEGATIVE))
     def refuse(case: Case) -> None:
         refusals[check(case)] += 1
@@ -100,12 +121,33 @@ def check_operation(url: str, path: str, method: str, cases: int) -> None:
     assert not any(status < 300 for status in refusals) or method == "get", refusals
 
 
-def check(case: Case) -> int:
+@pytest.mark.parametrize(("path", "method"), OPERATIONS)
+def test_every_operation_is_as_documented_where_keys_are_needed(
+    keyed: tuple[str, list[dict[str, str]]], path: str, method: str
+) -> None:
+    """With every scope, with none that fits, beyond the quota, without a key."""
+    url, keys = keyed
+    document = schemathesis.openapi.from_url(f"{url}/openapi.json", headers=keys[0])
+    operation = document[path][method.upper()]
+    statuses: Counter[int] = Counter()
+
+    @settings(THOROUGH, max_examples=4)
+    @given(case=operation.as_strategy())
+    def ask(case: Case) -> None:
+        steer_home(case, Steering.NAMES)
+        for key in keys:
+            statuses[check(case, headers=key)] += 1
+
+    ask()
+    assert statuses[401] or path in ("/health/live", "/health/ready")
+
+
+def check(case: Case, headers: dict[str, str] | None = None) -> int:
     """Send it; the answer is a documented one. Its status."""
-    response = case.call()
+    response = case.call(headers=headers)
     status: int = response.status_code
     assert status < 500 or status in HONEST_STATUSES, response.text
-    case.validate_response(response, excluded_checks=EXCLUDED)
+    case.validate_response(response, excluded_checks=EXCLUDED, headers=headers)
     return status
 
 
