@@ -4,7 +4,11 @@ import asyncio
 import contextlib
 import random
 import threading
+from collections.abc import Coroutine
 from enum import StrEnum
+from typing import Any, TypeVar
+
+_T = TypeVar("_T")
 
 _READ_BYTES = 1 << 16
 _DELAY_SECONDS = 0.030  # longer than a hedge, shorter than a timeout
@@ -52,7 +56,7 @@ class FaultProxy:
         self._thread.join()
         self._loop.close()
 
-    def _call(self, work):
+    def _call(self, work: Coroutine[Any, Any, _T]) -> _T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(10.0)
 
     async def _set(self, fault: Fault) -> None:
