@@ -4,6 +4,9 @@ One `promptplex serve` process with the shipped demo, whose steps are so short t
 times a second weighs most. A process of clients, each of which asks again as soon as it has its answer,
 gives it the same requests with and without a reader of `/ops/stream`, in pairs next to each other whose
 order alternates. Compared is the CPU time that the server takes for a generated token.
+
+Answers are long and all of one length (their end is banned), so the batch is as large as there are clients
+all the time: what a token costs depends on that, and a reader must not show as clients that ask later.
 """
 
 import argparse
@@ -31,6 +34,7 @@ from benchmarks.spread import Spread
 
 BAR = 1.02  # times the CPU time of a token without a reader, at most
 MAX_OTHER_LOAD = 0.05  # share of the CPUs that others may have; beyond it nothing is judged
+NEW_TOKENS = 200
 _STORE = Path("prompts_store")
 _MODEL = Path("models/demo-causal")
 _HELDOUT = Path("models/demo-heldout")
@@ -64,14 +68,21 @@ class Run:
 
 
 def make_bodies(count: int, seed: int) -> list[dict[str, Any]]:
-    """Held-out inputs of all tasks; the same seed gives the same requests."""
+    """Held-out inputs of all tasks, for `/v1/completions`; the same seed gives the same requests."""
     lines = {path.stem: path.read_text().splitlines() for path in sorted(_HELDOUT.glob("*.jsonl"))}
     tasks = [name for name in lines if "." not in name]
     generator = random.Random(seed)
     chosen = generator.choices(tasks, k=count)
+    common = {"max_tokens": NEW_TOKENS, "temperature": 0, "logit_bias": {_end_of_text(): -100}}
     return [
-        {"task_id": task, "inputs": json.loads(generator.choice(lines[task]))["inputs"]} for task in chosen
+        {"model": task, "prompt": json.loads(generator.choice(lines[task]))["inputs"], **common}
+        for task in chosen
     ]
+
+
+def _end_of_text() -> str:
+    """The id of the base's token that ends an answer."""
+    return str(json.loads((_MODEL / "generation_config.json").read_text())["eos_token_id"])
 
 
 def send_all(url: str, load: Load, seed: int, with_reader: bool) -> int:
@@ -87,7 +98,7 @@ async def _send_all(url: str, load: Load, bodies: list[dict[str, Any]], with_rea
 
         async def ask() -> None:
             for body in left:
-                (await client.post(f"{url}/generate", json=body)).raise_for_status()
+                (await client.post(f"{url}/v1/completions", json=body)).raise_for_status()
 
         async def read(number: int) -> None:
             async with client.stream("GET", f"{url}/ops/stream") as response:
@@ -206,7 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the options, measure, print the table, write JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.live_stream", description=__doc__)
     parser.add_argument("--pairs", type=int, default=7)
-    parser.add_argument("--requests", type=int, default=3000, help="of each run")
+    parser.add_argument("--requests", type=int, default=96, help="of each run")
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--readers", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1, help="of the engine")
