@@ -44,8 +44,9 @@ RUN groupadd --gid 10001 promptplex \
     && install --directory --owner=10001 --group=10001 --mode=0750 /store /keys /metrics-key /cache
 WORKDIR /srv/promptplex
 COPY --from=build /srv/promptplex/venv ./venv
-COPY models/demo-causal ./models/demo-causal
-COPY prompts_store ./prompts_store
+# safetensors writes files that their owner alone may read, and a clone's owner isn't the image's user.
+COPY --chmod=0755 models/demo-causal ./models/demo-causal
+COPY --chmod=0755 prompts_store ./prompts_store
 COPY docker/entrypoint.py docker/healthcheck.py ./
 
 ENV PATH=/srv/promptplex/venv/bin:$PATH \

@@ -150,8 +150,9 @@ def _carry_out(instruction: Instruction, stage: Stage, directory: Path, argument
 
 def _copy(instruction: Instruction, stage: Stage, directory: Path) -> None:
     """As COPY does: a directory's content, files into a directory that ends with a slash."""
-    *sources, target = [word for word in instruction.words if not word.startswith("--from=")]
-    begins = next((word[7:] for word in instruction.words if word.startswith("--from=")), None)
+    *sources, target = [word for word in instruction.words if not word.startswith("--")]
+    options = dict(word[2:].split("=") for word in instruction.words if word.startswith("--"))
+    begins = options.get("from")
     context = REPOSITORY if begins is None else directory / begins
     goal = os.path.normpath(os.path.join(stage.directory, target)).lstrip("/")
     for source in sources:
@@ -162,6 +163,8 @@ def _copy(instruction: Instruction, stage: Stage, directory: Path) -> None:
         else:
             place.mkdir(parents=True, exist_ok=True)
             shutil.copy(origin, place)
+        if "chmod" in options:
+            subprocess.run(["chmod", "--recursive", options["chmod"], str(place)], check=True)
 
 
 def _run(root: Path, stage: Stage, command: str) -> None:
