@@ -67,7 +67,8 @@ class Plan:
 class SampledToken:
     """The next token of one sampling item; `is_finite` is False where its logits were not.
 
-    With an `error`, no token may come, and `token_id` means nothing.
+    With an `error`, no token may come, and `token_id` means nothing; nor does it where the token `is_late`:
+    which tokens may come wasn't known in time, and the row's last token has to be taken again.
     """
 
     token_id: int
@@ -75,6 +76,7 @@ class SampledToken:
     is_finite: bool
     top: tuple[tuple[int, float], ...] = ()  # (id, log-probability), most probable first
     error: PromptplexError | None = None
+    is_late: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,18 +25,20 @@ def choose_tokens(logits: Tensor, inputs: Sequence[SamplingInput]) -> tuple[Samp
     """The next token of every row of `logits [N, V]` (float32).
 
     Reported log-probabilities are the model's own, before any adjustment. A row with NaN or
-    positive infinity is reported as not finite, one in which no token may come has an error; others
-    are unaffected.
+    positive infinity is reported as not finite, one in which no token may come has an error, one of
+    which isn't known in time what may come is late; others are unaffected.
     """
     normaliser = logits.logsumexp(dim=-1)  # [N]
-    adjusted, failures = adjust(logits, inputs)
-    chosen = adjusted.argmax(dim=-1)
+    adjusted = adjust(logits, inputs)
+    chosen = logits.argmax(dim=-1)
+    if adjusted.rows:
+        chosen[list(adjusted.rows)] = adjusted.logits.argmax(dim=-1)
     finite = normaliser.isfinite()
     hopeless = ~finite
-    hopeless[list(failures)] = True
+    hopeless[list(adjusted.failures)] = True
     for draw, rows in _sampled_rows(inputs):
         # A hopeless row has no distribution to draw from; zeros keep the call alive.
-        drawn = adjusted[rows].masked_fill(hopeless[rows, None], 0.0)
+        drawn = adjusted.choice_of(logits, rows).masked_fill(hopeless[rows, None], 0.0)
         chosen[rows] = draw(drawn, [inputs[row] for row in rows])
     logprobs = logits.gather(1, chosen[:, None]).squeeze(1) - normaliser
     top = [
@@ -44,8 +46,10 @@ def choose_tokens(logits: Tensor, inputs: Sequence[SamplingInput]) -> tuple[Samp
         for row, given in enumerate(inputs)
     ]
     columns = zip(chosen.tolist(), logprobs.tolist(), finite.tolist(), top, strict=True)
-    errors = map(failures.get, range(len(inputs)))
-    return tuple(SampledToken(*column, error) for column, error in zip(columns, errors, strict=True))
+    return tuple(
+        SampledToken(*column, adjusted.failures.get(row), row in adjusted.late)
+        for row, column in enumerate(columns)
+    )
 
 
 def score_tokens(logits: Tensor, token_ids: Sequence[int], num_top: int) -> tuple[TokenScore, ...]:

@@ -5,7 +5,7 @@ then admission by fair share, all under one token budget. A prefix that is missi
 the same step as the prefill that needs it, where the budget allows.
 
 `schedule` counts a Plan's tokens as computed at once, since a Plan always runs (a failing device
-ends the engine); so the next Plan could be made before the last one's tokens are known.
+ends the engine). `update` takes one back where nothing could be chosen after it yet.
 
 Nothing can deadlock: a sequence that waits holds no pin and no block, so the oldest running one
 can always have everything else's (docs/architecture.md, "Preempted rows hold nothing").
@@ -133,7 +133,9 @@ class Scheduler:
         elif sequence.phase is Phase.WAITING:
             self.waiting.remove(sequence)
         self.loading.discard(sequence)
-        sequence.constraint = None
+        if sequence.constraint is not None:
+            sequence.constraint.drop()
+            sequence.constraint = None
         sequence.phase = Phase.FINISHED
 
     # -- schedule ---------------------------------------------------------------------------
@@ -297,7 +299,7 @@ class Scheduler:
     # -- update -----------------------------------------------------------------------------
 
     def update(self, plan: Plan, result: StepResult, now: float) -> list[tuple[Sequence, TokenDelta]]:
-        """Apply sampled tokens; sequences that end free what they hold."""
+        """Apply sampled tokens; sequences that end free what they hold. Of late rows there is no news."""
         scoring = (item.owner for item in plan.items if item.score_ids)
         for sequence, scores in zip(scoring, result.scores, strict=True):
             assert isinstance(sequence, Sequence)
@@ -306,7 +308,10 @@ class Scheduler:
         sampling = (item.owner for item in plan.items if item.sampling is not None)
         for sequence, token in zip(sampling, result.tokens, strict=True):
             assert isinstance(sequence, Sequence)
-            news.append((sequence, self._accept(sequence, token, now)))
+            if token.is_late:
+                sequence.num_computed -= 1  # taken again with the next step, to the same slot
+            else:
+                news.append((sequence, self._accept(sequence, token, now)))
         return news
 
     def _accept(self, sequence: Sequence, token: SampledToken, now: float) -> TokenDelta:

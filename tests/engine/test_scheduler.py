@@ -5,6 +5,8 @@ slot. Every planned token must find, in the slots that it attends to, its prefix
 earlier tokens in order, and nothing of anybody else.
 """
 
+from dataclasses import replace
+
 import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, settings
@@ -17,7 +19,7 @@ from app.engine.scheduler import Scheduler, SchedulerConfig
 from app.engine.sequence import Phase, Sequence
 from app.errors import RequestTooLong
 from app.prompt import LayerGeometry, ModelGeometry, Prompt, PromptKind
-from app.request import Request
+from app.request import Request, TokenScore
 
 GEOMETRY = ModelGeometry(
     architecture="test",
@@ -155,8 +157,13 @@ class SchedulerMachine(RuleBasedStateMachine):
     def cancel(self, data: st.DataObject) -> None:
         self.end(data.draw(st.sampled_from(sorted(self.sequences))), by_caller=True)
 
-    @rule(fate=st.sampled_from(["go on", "go on", "go on", "stop", "nan"]), pick=st.integers(0, 5))
-    def step(self, fate: str, pick: int) -> None:
+    @rule(
+        fate=st.sampled_from(["go on", "go on", "go on", "stop", "nan"]),
+        pick=st.integers(0, 5),
+        late=st.sets(st.integers(0, 5), max_size=3),
+    )
+    def step(self, fate: str, pick: int, late: set[int]) -> None:
+        """`late`: rows for which no token can be chosen yet; they take their last one again."""
         plan = self.scheduler.schedule()
         self.parked += self.scheduler.take_loads()
         self.check_plan(plan)
@@ -165,7 +172,16 @@ class SchedulerMachine(RuleBasedStateMachine):
         tokens = [SampledToken(50 + i, -1.0, True) for i in range(len(sampling))]
         if sampling and fate != "go on":
             tokens[pick % len(tokens)] = SampledToken(STOP_ID, -1.0, fate == "stop")
-        for sequence, delta in self.scheduler.update(plan, StepResult(tuple(tokens)), 0.0):
+        tokens = [replace(token, is_late=i in late) for i, token in enumerate(tokens)]
+        waiting = [sampling[i].owner for i in late if i < len(sampling)]
+        before = [list(owner.tokens) for owner in waiting if isinstance(owner, Sequence)]
+        news = self.scheduler.update(plan, StepResult(tuple(tokens)), 0.0)
+        assert len(news) == len(sampling) - len(waiting)
+        for owner, its_tokens in zip(waiting, before, strict=True):
+            assert isinstance(owner, Sequence)
+            assert owner not in [sequence for sequence, _ in news]
+            assert (owner.tokens, owner.num_pending) == (its_tokens, 1)
+        for sequence, delta in news:
             if delta.is_last:
                 self.end(sequence.request.id, by_caller=False)
 
@@ -209,7 +225,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 if sequence.phase is Phase.LOADING:
                     digest = sequence.request.prompt_digest
                     self.scheduler.loaded(sequence, next(each for each in PROMPTS if each.digest == digest))
-            self.step("go on", 0)
+            self.step("go on", 0, set())
             self.scheduler.check_integrity()
         assert not self.sequences, "every accepted request ends"
 
@@ -249,6 +265,27 @@ def test_a_request_that_fills_the_memory_runs_when_idle_prefixes_must_go() -> No
     assert giant.phase is Phase.RUNNING
     assert len(scheduler.prefixes) == 0
     scheduler.check_integrity()
+
+
+def test_a_late_row_keeps_its_scores_and_takes_its_last_token_again() -> None:
+    scheduler = new_scheduler()
+    request = Request(id="1", token_ids=(1, 2, 3, 4), num_scored=3, max_new_tokens=3)
+    sequence = Sequence(request, None)
+    scheduler.add(sequence)
+    scores = tuple(TokenScore(id_, -1.0) for id_ in (2, 3, 4))
+    plan = scheduler.schedule()
+    assert plan.items[0].score_ids == (2, 3, 4)
+    late = SampledToken(7, -1.0, True, is_late=True)
+    assert scheduler.update(plan, StepResult((late,), (scores,)), 0.0) == []
+    for _ in range(2):
+        plan = scheduler.schedule()
+        (item,) = plan.items
+        assert (item.token_ids, item.kv.num_computed, item.position, item.score_ids) == ((4,), 3, 3, ())
+        assert scheduler.update(plan, StepResult((late,)), 0.0) == []
+    plan = scheduler.schedule()
+    ((_, delta),) = scheduler.update(plan, StepResult((SampledToken(7, -1.0, True),)), 0.0)
+    assert (delta.token_id, delta.scores) == (7, scores)
+    assert scheduler.schedule().items[0].token_ids == (7,)
 
 
 def test_config_refuses_a_budget_below_the_rows() -> None:
