@@ -5,23 +5,18 @@ one space after each comma and colon and none elsewhere: where white space is fr
 with it for ever.
 """
 
-import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from enum import Enum, auto
 from typing import Any
 
 from llguidance import LLMatcher
 
 from app.errors import InvalidRequest
+from app.serving.json_schemas import schema_text
 from app.serving.manifest import MAX_CHOICE_CHARS, MAX_CHOICES
 
-MAX_SCHEMA_CHARS = 65_536
 MAX_REGEX_CHARS = 16_384
-# llguidance works out remainders by every multiple at once, which none of its own limits bound.
-MAX_MULTIPLE = 10_000
 
 
 class ConstraintKind(Enum):
@@ -88,14 +83,8 @@ def _escaped(character: str) -> str:
 
 
 def _json_schema(schema: Any, param: str) -> str:
-    text = schema if isinstance(schema, str) else _written(schema, param)
-    if len(text) > MAX_SCHEMA_CHARS:
-        raise InvalidRequest(
-            f"{param} has {len(text)} characters as JSON; at most {MAX_SCHEMA_CHARS} are accepted.",
-            param=param,
-        )
+    text = schema_text(schema, param)
     _check_text(text, param)
-    _check_schema(_read(text, param), param)
     try:
         return LLMatcher.grammar_from_json_schema(
             text,
@@ -112,52 +101,3 @@ def _json_schema(schema: Any, param: str) -> str:
             f"{param} is nested too deeply (beyond about 100 levels), or holds a number out of range.",
             param=param,
         ) from None
-
-
-def _written(schema: Any, param: str) -> str:
-    try:
-        return json.dumps(schema, allow_nan=False, ensure_ascii=False)
-    except (ValueError, RecursionError):
-        raise InvalidRequest(f"{param} is nested too deeply, or holds NaN.", param=param) from None
-
-
-def _read(text: str, param: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        raise InvalidRequest(f"{param} must be a JSON schema: an object, or its text.", param=param) from None
-
-
-def _check_schema(schema: Any, param: str) -> None:
-    if not isinstance(schema, Mapping):
-        raise InvalidRequest(f"{param} must be a JSON schema, which is an object.", param=param)
-    if "x-guidance" in schema:
-        raise InvalidRequest(f"{param}: x-guidance is not supported; leave it out.", param=param)
-    common = 1
-    for multiple in _multiples(schema):
-        common = math.lcm(common, multiple)
-        if common > MAX_MULTIPLE:
-            raise InvalidRequest(
-                f"{param}: the least common multiple of the schema's multipleOf (without trailing zeros) "
-                f"exceeds {MAX_MULTIPLE}; leave some out, or check the answer yourself.",
-                param=param,
-            )
-
-
-def _multiples(schema: Any) -> Iterator[int]:
-    """The significant digits of every multipleOf, as whole numbers."""
-    waiting = [schema]
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, Mapping):
-            multiple = node.get("multipleOf")
-            if isinstance(multiple, int | float) and multiple:
-                yield _digits(multiple)
-            waiting += node.values()
-        elif isinstance(node, list):
-            waiting += node
-
-
-def _digits(number: float) -> int:
-    digits = "".join(map(str, Decimal(repr(number)).as_tuple().digits)).rstrip("0")
-    return int(digits[:18] or "0")  # one that is longer is too large anyway
