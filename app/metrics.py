@@ -26,7 +26,7 @@ MAX_TASK_LABELS = 200
 RECENT_SECONDS = 30.0  # that the live percentiles look back
 _MAX_RECENT = 4096
 OTHER = "_other"
-FAILURES = ("cancelled", "deadline", "error")
+FAILURES = ("cancelled", "constraint", "deadline", "error")
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from app.engine.engine import Engine
 from app.errors import DeadlineExceeded, InvalidRequest, NotServable, RequestTooLong
 from app.prompt import PromptKind, TaskVersion
-from app.request import Request
+from app.request import BAN, Request
 from app.serving.answers import GenerationAsk
 from app.serving.chat import ChatTemplate, last_of_user
 from app.serving.grammars import Grammars
@@ -135,7 +135,7 @@ class Admission:
         request = self._request(version, prepared, ask, parameters, tokenized, begin)
         self._engine.check_admissible(request)
         return Admitted(
-            request=request,
+            request=replace(request, grammar=self._grammar(ask)),  # last, since it costs most
             version=version,
             prompt_text=tokenized.text,
             stops=parameters.stop or (),
@@ -194,7 +194,6 @@ class Admission:
             sampling=replace(
                 parameters.sampling(seed), sample_index=ask.sample_index, logit_bias=self._bias(ask)
             ),
-            grammar=self._grammar(ask),
             num_top=parameters.top_n_tokens or 0,
             num_scored=scored,
             keeps_prefix=resident in (0, usual),
@@ -236,6 +235,13 @@ class Admission:
             return None
         if self._grammars is None:
             raise InvalidRequest("This server can't constrain answers.", param=ask.constraint.param)
+        banned = {id_ for id_, value in ask.logit_bias if value <= BAN}
+        if self.eos_ids and self.eos_ids <= banned:
+            raise InvalidRequest(
+                "logit_bias bans every token that ends an answer, so that a constrained one could never end; "
+                "leave one of them.",
+                param="logit_bias",
+            )
         return self._grammars.compile(ask.constraint)
 
     def _stop_ids(self, stops: tuple[str, ...]) -> frozenset[int]:

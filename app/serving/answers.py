@@ -86,7 +86,7 @@ class Outcome:
 
     task: str  # "" is the base model
     version: int  # 0 is the base model
-    reason: str  # a FinishReason, or "cancelled", "deadline", "error"
+    reason: str  # a FinishReason, or "cancelled", "constraint", "deadline", "error"
     prompt_tokens: int
     generated_tokens: int  # or of all labels that were scored
     seconds: float  # from its arrival here to the end

@@ -112,6 +112,7 @@ def _request(admitted: Admitted, number: int, label: tuple[int, ...]) -> Request
         num_scored=len(label),
         max_new_tokens=1,
         sampling=SamplingParams(),
+        grammar=None,
         stop_ids=frozenset(),
         keeps_prefix=resident == admitted.request.resident_ids,
     )

@@ -11,7 +11,7 @@ from typing import TypeVar, cast
 from transformers import PreTrainedTokenizerFast
 
 from app.engine.engine import Engine
-from app.errors import Cancelled, DeadlineExceeded
+from app.errors import Cancelled, ConstraintFailed, DeadlineExceeded
 from app.prompt import TaskVersion
 from app.request import FinishReason, Request, RequestTimings, TokenDelta, TokenScore
 from app.serving.admission import Admission, Admitted
@@ -321,4 +321,6 @@ def _failure(error: BaseException, deadline: float | None) -> str:
     if isinstance(error, Cancelled | asyncio.CancelledError | GeneratorExit):
         is_late = deadline is not None and deadline <= time.monotonic()
         return "deadline" if is_late else "cancelled"
+    if isinstance(error, ConstraintFailed):  # what the client asked for led nowhere; the work was done
+        return "constraint"
     return "error"

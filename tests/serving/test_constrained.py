@@ -5,15 +5,18 @@ import json
 import random
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
 
-from app.errors import InvalidRequest, RequestTooLong
+from app.errors import ConstraintFailed, InvalidRequest, RequestTooLong
+from app.metrics import FAILURES
 from app.request import FinishReason
 from app.serving.answers import GenerationAsk, GenerationResult
+from app.serving.choosing import ChoosingAsk, choose
 from app.serving.constraints import Constraint, ConstraintKind
 from app.serving.group import generate_all, samples
 from app.serving.parameters import GenerationParameters
@@ -183,7 +186,7 @@ def test_a_bad_grammar_among_good_neighbours(wide: Stack) -> None:
     bad = [
         ask("b", Constraint(REGEX, "(", "p")),
         ask("b", Constraint(JSON, {"type": "nothing"}, "p")),
-        ask("b", Constraint(REGEX, "a{4000000000}", "p")),
+        ask("b", Constraint(REGEX, "[b-f]{30}a{4000000000}", "p")),
     ]
 
     async def mixed() -> list[GenerationResult | BaseException]:
@@ -199,6 +202,53 @@ def test_a_bad_grammar_among_good_neighbours(wide: Stack) -> None:
     ]
     texts = [each.text for each in (*results[:4], *results[7:]) if isinstance(each, GenerationResult)]
     assert texts == clean
+
+
+def test_a_grammar_that_leads_nowhere_is_charged(wide: Stack) -> None:
+    """Its tokens were made; only what the server fails at is free."""
+    letter = wide.tokenizer.convert_tokens_to_ids("x")
+    nowhere = replace(ask("b", Constraint(REGEX, "[b-f]{10}x", "p")), logit_bias=((letter, -100.0),))
+    wide.outcomes.clear()
+    with pytest.raises(ConstraintFailed, match="no token may come next"):
+        run(wide.generation.generate(nowhere))
+    (outcome,) = wide.outcomes
+    assert (outcome.reason, outcome.generated_tokens) == ("constraint", 10)
+    assert outcome.reason in FAILURES
+
+
+def test_an_end_that_is_banned_is_refused_at_once(wide: Stack) -> None:
+    """The finished answer would be thrown away."""
+    given = ask("b", Constraint(REGEX, "[a-z ]{40}", "p"))
+    eos = wide.tokenizer.eos_token_id
+    with pytest.raises(InvalidRequest, match="bans every token that ends an answer") as caught:
+        run(wide.generation.generate(replace(given, logit_bias=((eos, -100.0),))))
+    assert caught.value.param == "logit_bias"
+    assert (
+        run(wide.generation.generate(replace(given, logit_bias=((eos, -99.0),)))).finish is FinishReason.EOS
+    )
+    assert run(wide.generation.generate(replace(given, constraint=None, logit_bias=((eos, -100.0),)))).tokens
+
+
+def test_what_is_refused_anyway_is_never_compiled(wide: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    grammars = wide.generation.admission._grammars
+    assert grammars is not None
+    compiled: list[str] = []
+    inner = grammars._compile
+    monkeypatch.setattr(grammars, "_compile", lambda grammar: compiled.append(grammar) or inner(grammar))
+    given = ask("the film", Constraint(REGEX, "seen only [a-z]{5}", "p"), max_new_tokens=POSITIONS)
+    with pytest.raises(RequestTooLong):
+        run(wide.generation.generate(given))
+    assert not compiled
+    several = samples(replace(given, parameters=GenerationParameters(max_new_tokens=40)), 8)
+    assert len(run(generate_all(wide.generation, several))) == 8
+    assert len(compiled) == 1, "all of them at once, but one compiles"
+
+
+def test_labels_are_scored_without_a_grammar(wide: Stack) -> None:
+    how = ChoosingAsk(choices=("cold", "great"))
+    free = run(choose(wide.generation, ask("the food", None), how))
+    bound = run(choose(wide.generation, ask("the food", Constraint(REGEX, "[0-9]", "p")), how))
+    assert dict(bound.probabilities) == pytest.approx(dict(free.probabilities))
 
 
 def test_a_bias_reaches_the_model(wide: Stack) -> None:
