@@ -299,10 +299,12 @@ class PromptplexServer(uvicorn.Server):
                 watching = ImportFolder(self.settings.import_dir, services.publishing).watch()
                 self._watcher = asyncio.create_task(watching)
             log.critical("the engine died", exc_info=await death)
+        except asyncio.CancelledError:  # the server ends, and not because of this
+            raise
         except (PromptplexError, ValueError) as error:  # what a user can mend; it says how
             log.critical("can't serve %s: %s", self.settings.model, error)
             log.debug("the details", exc_info=True)
-        except Exception:
+        except BaseException:  # a panic of native code is no Exception
             log.critical("can't serve %s", self.settings.model, exc_info=True)
         self.failed = self.should_exit = True
 

@@ -88,6 +88,21 @@ def test_a_dead_engine_ends_the_process(serve: Serve, base: Path, tmp_path: Path
     assert "ZeroDivisionError" in server.log
 
 
+def test_a_panic_of_native_code_while_loading_ends_the_process(
+    serve: Serve, base: Path, tmp_path: Path
+) -> None:
+    fault = """
+import app.main
+class Panic(BaseException): pass
+def fail(*_, **__): raise Panic("a panic")
+app.main.Grammars = fail
+"""
+    server = serve(*_flags(base, tmp_path), fault=fault)
+    assert server.wait() == 1
+    assert "can't serve" in server.log
+    assert "a panic" in server.log
+
+
 def test_a_drain_that_runs_out_of_time_still_answers(serve: Serve, base: Path, tmp_path: Path) -> None:
     server = serve(*_flags(base, tmp_path), "--drain-timeout", "0.2")
     url = server.wait_until_ready()
