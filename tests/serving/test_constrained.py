@@ -244,11 +244,17 @@ def test_what_is_refused_anyway_is_never_compiled(wide: Stack, monkeypatch: pyte
     assert len(compiled) == 1, "all of them at once, but one compiles"
 
 
-def test_labels_are_scored_without_a_grammar(wide: Stack) -> None:
+def test_labels_are_scored_without_a_grammar(wide: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    grammars = wide.generation.admission._grammars
+    assert grammars is not None
+    started: list[str] = []
+    inner = grammars.start
+    monkeypatch.setattr(grammars, "start", lambda grammar: started.append(grammar) or inner(grammar))
     how = ChoosingAsk(choices=("cold", "great"))
     free = run(choose(wide.generation, ask("the food", None), how))
     bound = run(choose(wide.generation, ask("the food", Constraint(REGEX, "[0-9]", "p")), how))
     assert dict(bound.probabilities) == pytest.approx(dict(free.probabilities))
+    assert not started
 
 
 def test_a_bias_reaches_the_model(wide: Stack) -> None:
