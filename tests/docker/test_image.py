@@ -18,7 +18,7 @@ STAGES = parse(DOCKERFILE.read_text())
 def copied(stage: Stage) -> list[str]:
     """What a stage takes from the build context."""
     lines = [copy.words for copy in stage.all("COPY") if "--from" not in copy.text]
-    return [source for words in lines for source in words[:-1]]
+    return [word for words in lines for word in words[:-1] if not word.startswith("--")]
 
 
 def test_hadolint_finds_nothing() -> None:
