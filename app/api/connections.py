@@ -2,20 +2,23 @@
 
 A client must send a request's head within `head_seconds` of the connection, or of the first byte of a
 later request. A client must take what it is sent: where nothing moves for `stall_seconds`, the
-connection is reset, its row freed. Bodies are the business of `app/api/edge.py`.
+connection is reset, its row freed. Requests that come before the last answer wait in memory, so they are
+few and small; reading goes on meanwhile, for else nobody would notice that the client leaves. Bodies are
+the business of `app/api/edge.py`.
 """
 
 import asyncio
 import functools
 import logging
 import resource
+from dataclasses import dataclass
 from typing import Any
 
 import httptools
 import uvicorn
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from app.api.errors import envelope
 from app.api.headers import complete_headers, request_id
@@ -26,6 +29,9 @@ log = logging.getLogger("promptplex.access")
 _MOST_FILES = 65_536
 _LINGER_SECONDS = 2.0  # a client that still sends would lose the answer to a reset
 _LEAST_BYTES_A_SECOND = 1 << 10  # of a large answer, on average over `stall_seconds`
+_MOST_WAITING = 32  # requests of a connection, behind the one that is answered
+_MOST_WAITING_BYTES = 64 << 10  # of their heads and bodies, until none waits any more
+_MOST_REFUSED = 64  # connections beyond the bound that get an answer, for which each is held a while
 
 
 def server_config(app: ASGIApp, limits: ApiConfig, **options: Any) -> uvicorn.Config:
@@ -59,11 +65,13 @@ class BoundedConnection(HttpToolsProtocol):
     def __init__(self, *, limits: ApiConfig, **of_uvicorn: Any) -> None:
         super().__init__(**of_uvicorn)
         self._limits = limits
+        self._running: RequestResponseCycle | None = None  # `self.cycle` is the newest one, which may wait
+        self._waiting_bytes = 0
         self._expects_head = True
-        self._head_bytes = 0  # of the head that comes
+        self._bytes_beside = 0  # of the head that comes, or of what comes beside a body (trailers)
         self._head_clock: asyncio.TimerHandle | None = None
         self._stall_clock: asyncio.TimerHandle | None = None
-        self._is_refused = False
+        self._refusal: _Refusal | None = None  # once it is there, nothing more is read
         self._is_too_large = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -71,32 +79,39 @@ class BoundedConnection(HttpToolsProtocol):
         super().connection_made(transport)
         # What the kernel doesn't take pauses the answer at once, so `_on_stall` sees all of it.
         transport.set_write_buffer_limits(high=0)
-        self._start_head_clock()
-        if len(self.connections) > self._limits.max_connections:
-            self._refuse(503, "overloaded", "There are too many connections; try again shortly.")
+        excess = len(self.connections) - self._limits.max_connections
+        if excess > _MOST_REFUSED:
+            self._refusal = _TOO_MANY
+            transport.abort()
+        elif excess > 0:
+            self._refuse(_TOO_MANY)
+        else:
+            self._start_head_clock()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the clocks."""
+        """Stop the clocks, and tell the request that is answered, whatever waits behind it."""
         super().connection_lost(exc)
         self._stop_head_clock()
         self._stop_stall_clock()
+        self._disconnect_running()
 
     def data_received(self, data: bytes) -> None:
         """As uvicorn's, with bounds for heads, and with our envelope for what is no HTTP."""
-        if self._is_refused:
+        if self._refusal is not None:
             return
         self._unset_keepalive_if_required()
+        self._bytes_beside += len(data)
         if self._expects_head:
-            self._head_bytes += len(data)
             self._start_head_clock()
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             return  # answered as if it had not been asked for
         except httptools.HttpParserError:
-            self._refuse_head(self._is_too_large)
+            if self._refusal is None:
+                self._refuse_head(self._is_too_large)
             return
-        if self._expects_head and self._head_bytes > self._limits.max_head_bytes:
+        if self._bytes_beside > self._limits.max_head_bytes:
             self._refuse_head(True)
 
     def on_message_begin(self) -> None:
@@ -104,26 +119,49 @@ class BoundedConnection(HttpToolsProtocol):
         super().on_message_begin()
         self._start_head_clock()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Trailers are dropped: what decides on a request must not come after its body (RFC 9110, 6.5.1)."""
+        if self._expects_head:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         """The head is there; it may still be too large, for it may have come at once."""
         size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
         if size > self._limits.max_head_bytes or len(self.headers) > self._limits.max_headers:
             self._is_too_large = True
             raise ValueError("too large")  # ends the parsing
-        self._expects_head = False
-        self._stop_head_clock()
+        if self._is_answering:
+            self._let_wait(size)
         super().on_headers_complete()
+        self._expects_head = False
+        self._bytes_beside = 0
+        self._stop_head_clock()
+        self.flow.resume_reading()  # uvicorn would not read while this one waits
+
+    def on_body(self, body: bytes) -> None:
+        """Some of the body is there."""
+        self._bytes_beside = 0
+        if self.pipeline:
+            self._let_wait(len(body))
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """The body is there; what comes next is a head."""
         super().on_message_complete()
         self._expects_head = True
-        self._head_bytes = 0
+        self._bytes_beside = 0
 
     def on_response_complete(self) -> None:
-        """A client that hasn't sent its body to the end yet has as much time for the rest as for a head."""
+        """Go on with what waits: the next request, or a refusal.
+
+        A client that hasn't sent its body to the end yet has as much time for the rest as for a head.
+        """
         super().on_response_complete()
-        if not self._expects_head:
+        if not self.pipeline:
+            self._waiting_bytes = 0
+        if self._refusal is not None:
+            self._say_refusal()
+        elif not self._expects_head:
             self._start_head_clock()
 
     def pause_writing(self) -> None:
@@ -138,7 +176,25 @@ class BoundedConnection(HttpToolsProtocol):
 
     @property
     def _is_answering(self) -> bool:
-        return self.cycle is not None and not self.cycle.response_complete
+        running = self._running
+        return running is not None and not (running.response_complete or running.disconnected)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _disconnect_running(self) -> None:
+        if self._running is not None and not self._running.response_complete:
+            self._running.disconnected = True
+            self._running.message_event.set()
+
+    def _let_wait(self, size: int) -> None:
+        """Count what comes before its turn; end the parsing where it is too much."""
+        self._waiting_bytes += size
+        is_one_more = self._expects_head and len(self.pipeline) >= _MOST_WAITING
+        if is_one_more or self._waiting_bytes > _MOST_WAITING_BYTES:
+            self._refuse(_TOO_EARLY)
+            raise ValueError("too much waits")
 
     def _start_head_clock(self) -> None:
         if self._head_clock is None:
@@ -153,13 +209,10 @@ class BoundedConnection(HttpToolsProtocol):
         self._head_clock = None
         if self._is_answering:  # an earlier request; until then nothing more may be read
             self._start_head_clock()
-        elif self._expects_head and self._head_bytes:
+        elif self._expects_head and self._bytes_beside:
             seconds = self._limits.head_seconds
-            self._refuse(
-                408,
-                "request_timeout",
-                f"The headers did not come within {seconds:g} seconds; send them again.",
-            )
+            message = f"The headers did not come within {seconds:g} seconds; send them again."
+            self._refuse(_Refusal(408, "request_timeout", message))
         else:
             self.transport.close()
 
@@ -183,20 +236,36 @@ class BoundedConnection(HttpToolsProtocol):
         if is_too_large:
             size, count = self._limits.max_head_bytes, self._limits.max_headers
             message = f"The headers exceed {size} bytes or {count} in number; send fewer."
-            self._refuse(431, "headers_too_large", message)
+            self._refuse(_Refusal(431, "headers_too_large", message))
         else:
-            self._refuse(400, "malformed_request", "This is no HTTP/1.1 request; look at what sends it.")
+            self._refuse(_MALFORMED)
 
-    def _refuse(self, status: int, code: str, message: str) -> None:
-        """Answer and close. Nothing more is read."""
-        self._is_refused = True
+    def _refuse(self, refusal: "_Refusal") -> None:
+        """Read nothing more; answer after the answers to what came whole before, then close."""
+        self._refusal = refusal
         self._stop_head_clock()
-        if self._is_answering:  # the next answer has no place in the midst of this one
+        self.flow.resume_reading()
+        if not self._expects_head and not self._forget_newest():
             self.transport.close()
+        elif not self._is_answering:
+            self._say_refusal()
+
+    def _forget_newest(self) -> bool:
+        """Drop the request that came in part; False: it has an answer, in part or whole."""
+        if self.pipeline:
+            self.pipeline.popleft()
+        elif self.cycle.response_started:
+            return False
+        else:
+            self._disconnect_running()
+        return True
+
+    def _say_refusal(self) -> None:
+        if self._refusal is None or self._is_answering or self.transport.is_closing():
             return
         identity = request_id()
-        log.info("refused", extra={"fields": {"status": status, "request_id": identity}})
-        self.transport.write(self._written(_refusal(status, code, message), identity))
+        log.info("refused", extra={"fields": {"status": self._refusal.status, "request_id": identity}})
+        self.transport.write(self._written(self._refusal.response(), identity))
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.loop.call_later(_LINGER_SECONDS, self.transport.abort)
@@ -207,7 +276,25 @@ class BoundedConnection(HttpToolsProtocol):
         return STATUS_LINE[response.status_code] + headers + b"\r\n" + bytes(response.body)
 
 
-def _refusal(status: int, code: str, message: str) -> JSONResponse:
-    kind = "server_error" if status >= 500 else "invalid_request_error"
-    headers = {"retry-after": "1"} if status == 503 else None
-    return JSONResponse(envelope(message, kind=kind, code=code), status, headers)
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    """What is answered to what never becomes a request."""
+
+    status: int
+    code: str
+    message: str
+
+    def response(self) -> JSONResponse:
+        kind = "server_error" if self.status >= 500 else "invalid_request_error"
+        headers = {"retry-after": "1"} if self.status == 503 else None
+        return JSONResponse(envelope(self.message, kind=kind, code=self.code), self.status, headers)
+
+
+_TOO_MANY = _Refusal(503, "overloaded", "There are too many connections; try again shortly.")
+_TOO_EARLY = _Refusal(
+    400,
+    "too_many_requests_at_once",
+    f"At most {_MOST_WAITING} requests, {_MOST_WAITING_BYTES} bytes together, may wait on a connection while "
+    "an earlier one is answered; wait for answers, or open more connections.",
+)
+_MALFORMED = _Refusal(400, "malformed_request", "This is no HTTP/1.1 request; look at what sends it.")
