@@ -37,6 +37,7 @@ _OF_CLIENTS = {ENV_PREFIX + "SERVER", ENV_PREFIX + "KEY"}
 # What Kubernetes puts into every container for a Service named `promptplex`.
 _SERVICE_LINK = re.compile(r"SERVICE_(HOST|PORT)(_.*)?|PORT_.*")
 
+_HOST = re.compile(r"[a-z0-9._\-]+|[0-9a-f:]*:[0-9a-f:.]*")
 _ORIGIN = re.compile(r"https?://[a-z0-9._\-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:]+\](:[0-9]{1,5})?")
 
 
@@ -47,6 +48,25 @@ def _without_service_link(value: Any) -> Any:
 
 def _split(value: Any) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _hosts(hosts: tuple[str, ...]) -> tuple[str, ...]:
+    """As they are compared: names in lower case, addresses bare."""
+    for host in hosts:
+        if not _HOST.fullmatch(host.lower()):
+            raise ValueError(
+                f"{host} is no name of a host; write it without scheme, port and brackets, such as "
+                "prompts.example, 192.168.0.2 or ::1 (any port is answered)"
+            )
+    return tuple(host.lower() for host in hosts)
+
+
+def _grantable(served_name: str | None, info: ValidationInfo) -> str | None:
+    """What stands after an @ is a version, also where keys are bound to tasks."""
+    name = served_name or Path(info.data.get("model", "")).name
+    if "@" in name:
+        raise ValueError(f"the base model can't be called {name}: leave out the @, which begins a version")
+    return served_name
 
 
 def _origins(origins: tuple[str, ...]) -> tuple[str, ...]:
@@ -80,8 +100,10 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="forbid")
 
     model: str = Field("models/demo-causal", description="Base model: a local directory or a hub id")
-    served_name: str | None = Field(
-        None, description="Name of the base model for clients; default: the last part of MODEL"
+    served_name: Annotated[str | None, AfterValidator(_grantable)] = Field(
+        None,
+        validate_default=True,
+        description="Name of the base model for clients; default: the last part of MODEL",
     )
     store: Path = Field(Path("prompts_store"), description="Directory of the prompt store")
     import_dir: Path | None = Field(
@@ -134,9 +156,11 @@ class Settings(BaseSettings):
     max_upload_bytes: ByteSize = Field(
         ByteSize(64 << 20), description="Largest upload, all parts together, such as 64MiB; beyond it 413"
     )
-    allowed_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
-        ("localhost", "127.0.0.1", "::1"),
-        description="Names that clients may use for this server, with commas between (DNS rebinding)",
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_hosts)] = (
+        Field(
+            ("localhost", "127.0.0.1", "::1"),
+            description="Names that clients may use for this server, with commas between (DNS rebinding)",
+        )
     )
     allowed_origins: Annotated[
         tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_origins)

@@ -81,6 +81,24 @@ def test_the_base_is_called_as_its_directory_unless_named() -> None:
     assert load_settings({"model": "hub/Some-Model", "served_name": "base"}).base_name == "base"
 
 
+@pytest.mark.parametrize("given", [{"served_name": "base@3"}, {"model": "hub/base@3"}])
+def test_the_base_has_no_version_in_its_name(given: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match=r"--served-name.*base@3.*leave out the @"):
+        load_settings(given)
+    assert load_settings(given | {"served_name": "org/base"}).base_name == "org/base"
+
+
+def test_allowed_hosts_are_compared_in_lower_case() -> None:
+    settings = load_settings({"allowed_hosts": "API.Example.com,192.168.0.2,FE80::1"})
+    assert settings.allowed_hosts == ("api.example.com", "192.168.0.2", "fe80::1")
+
+
+@pytest.mark.parametrize("host", ["a.example:8000", "[::1]", "http://a.example", "*", "a b", "[::1]:80"])
+def test_only_names_are_allowed_hosts(host: str) -> None:
+    with pytest.raises(ValueError, match=r"--allowed-hosts.*without scheme, port and brackets"):
+        load_settings({"allowed_hosts": host})
+
+
 @pytest.mark.parametrize(
     "url", ["http://h", "redis://:secret@h:port", "redis+sentinel://h:1", "rediss://h:1/x"]
 )

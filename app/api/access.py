@@ -39,12 +39,12 @@ class Access:
 
     @property
     def is_counted(self) -> bool:
-        """Whether its requests count against a key's quota; looking at health and metrics doesn't."""
+        """Whether its requests count against a key's quota; looking at the server itself doesn't."""
         return bool(self.scopes - {Scope.METRICS})
 
     @property
-    def generates(self) -> bool:
-        """Whether it must wait while its key is in debt for tokens."""
+    def needs_tokens(self) -> bool:
+        """Whether it must wait while its key is in debt for tokens, as all of this scope must."""
         return self.scopes == {Scope.GENERATE}
 
 
@@ -107,7 +107,6 @@ class Door:
                 "This server wants a key that it knows: send the header Authorization: Bearer <key>. "
                 "Its operator makes keys with `promptplex keys add`."
             )
-        scope["state"]["key_name"] = key.name
         scope["state"]["caller"] = Caller(key)
         if route is None:
             return  # 404 or 405
@@ -115,7 +114,7 @@ class Door:
             raise Forbidden("This route is closed to all keys.")
         _check_scope(key, access)
         if access.is_counted:
-            keys.take(key, generates=access.generates)
+            keys.take(key, needs_tokens=access.needs_tokens)
 
 
 def _matching(routes: Sequence[BaseRoute], scope: AsgiScope) -> Any:

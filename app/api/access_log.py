@@ -12,6 +12,7 @@ from typing import Any
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.api.callers import EVERYBODY
 from app.api.headers import complete_headers, request_id
 from app.serving.answers import Outcome
 
@@ -116,7 +117,7 @@ def _write(scope: Scope, record: RequestRecord) -> None:
         "status": record.status,
         "ms": round((time.monotonic() - record.begin) * 1000, 1),
         "request_id": record.request_id,
-        "key": scope["state"].get("key_name"),
+        "key": _key_name(scope),
         "client_left": record.client_left or None,
     }
     if record.num_outcomes:
@@ -128,6 +129,11 @@ def _write(scope: Scope, record: RequestRecord) -> None:
         }
     known = {name: value for name, value in fields.items() if value is not None}
     log.log(level, "request", extra={"fields": known})
+
+
+def _key_name(scope: Scope) -> str | None:
+    caller = scope["state"].get("caller", EVERYBODY)
+    return None if caller.key is None else caller.key.name
 
 
 def _printable_path(scope: Scope) -> str:

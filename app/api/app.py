@@ -76,13 +76,7 @@ def _add_outer_layers(app: FastAPI, config: ApiConfig, tracer: "Tracer | None") 
             CORSMiddleware,
             allow_origins=config.allowed_origins,
             allow_methods=["GET", "POST", "PUT", "DELETE"],
-            allow_headers=[
-                "Authorization",
-                "Content-Type",
-                "Idempotency-Key",
-                "X-Request-Deadline-Ms",
-                "X-Request-Id",
-            ],
+            allow_headers=["*"],  # clients have their own (x-stainless-...); the origin decides
             expose_headers=["X-Request-Id", "Retry-After", *TIMING_HEADERS],
         )
     if tracer is not None:

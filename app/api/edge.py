@@ -23,7 +23,7 @@ from app.errors import PayloadTooLarge, PromptplexError
 log = logging.getLogger("promptplex.api")
 
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-_UPLOAD_PATH = re.compile(r"/tasks/.+/versions/?")
+_UPLOAD_PATH = re.compile(r"/tasks/[^/]+/versions")
 _MAX_BODIES = 64  # as many of the largest size may be held at once
 _DRAIN_SECONDS = 2.0
 _DRAIN_BYTES = 64 << 20
@@ -73,7 +73,8 @@ class Edge:
 
     def _body_limit(self, scope: Scope) -> "_BodyLimit":
         config = self._config
-        if _UPLOAD_PATH.fullmatch(scope["path"]) is not None:  # these lie on disk, and are few
+        is_upload = scope["method"] == "POST" and _UPLOAD_PATH.fullmatch(scope["path"]) is not None
+        if is_upload:  # these lie on disk, and are few
             return _BodyLimit(
                 config.max_upload_bytes, "--max-upload-bytes", config.body_seconds, in_memory=None
             )

@@ -12,7 +12,6 @@ from app.api.gate import GatedRoute
 from app.api.generate import ERRORS
 from app.api.schemas import DetokenizeRequest, TokenizeRequest
 from app.api.state import Services, services
-from app.errors import InvalidRequest
 from app.keys.key import Scope
 from app.serving.answers import GenerationAsk
 from app.serving.parameters import GenerationParameters
@@ -36,7 +35,7 @@ async def tokenize(body: TokenizeRequest, request: Request, behind: Behind, call
     )
     with behind.generation.places.hold(1):
         admitted = await behind.generation.admit(ask)
-    texts = behind.generation.texts_of(admitted.prompt_ids)
+        texts = await behind.generation.on_thread(lambda: behind.generation.texts_of(admitted.prompt_ids))
     tokens: list[dict[str, Any]] = [
         {"id": id_, "text": text} for id_, text in zip(admitted.prompt_ids, texts, strict=True)
     ]
@@ -53,8 +52,8 @@ async def tokenize(body: TokenizeRequest, request: Request, behind: Behind, call
 @router.post("/detokenize", response_model=Text, responses=ERRORS, summary="Token ids to text")
 @needs(Scope.GENERATE)
 async def detokenize(body: DetokenizeRequest, behind: Behind) -> JSONResponse:
-    """The text of the ids; special tokens have none."""
-    vocab = behind.engine.geometry.vocab_size
-    if any(id_ >= vocab for id_ in body.ids):
-        raise InvalidRequest(f"token ids must be from 0 to {vocab - 1}", param="ids")
-    return JSONResponse({"text": behind.generation.admission.tokenizer.text_of(body.ids)})
+    """The text of the ids, as many as a request may hold; special tokens have none."""
+    admission = behind.generation.admission
+    with behind.generation.places.hold(1):
+        text = await behind.generation.on_thread(lambda: admission.text_of(body.ids, "ids"))
+    return JSONResponse({"text": text})

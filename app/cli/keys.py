@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from app.keys.entries import MAX_PER_MINUTE, check_name, check_pattern
+from app.keys.entries import MAX_PER_MINUTE, check_name, check_pattern, check_reach
 from app.keys.key import Key, Scope, hash_of, new_key_text
 from app.keys.key_file import change_keys, read_keys
 
@@ -49,6 +49,8 @@ def add(
         tokens_per_minute=tokens_per_minute,
         created=datetime.datetime.now(datetime.UTC).date().isoformat(),
     )
+
+    check_reach(key.scopes, key.tasks)
 
     def with_it(keys: tuple[Key, ...]) -> tuple[Key, ...]:
         if any(other.name == name for other in keys):

@@ -11,7 +11,7 @@ from app.store.strict_json import JsonError, excerpt, parse_json
 FORMAT = 1
 MAX_PER_MINUTE = 1_000_000_000
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
-_PATTERN = re.compile(r"[\x21-\x7e]{1,256}")
+_PATTERN = re.compile(r"[\x21-\x3f\x41-\x7e]{1,256}")  # no @
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _REQUIRED = ("name", "sha256", "scopes")
 _OPTIONAL = ("tasks", "requests_per_minute", "tokens_per_minute", "created")
@@ -60,9 +60,19 @@ def check_pattern(pattern: str) -> str:
     """Return a pattern of task ids, or raise KeyFileError."""
     if _PATTERN.fullmatch(pattern) is None:
         raise KeyFileError(
-            f"{excerpt(pattern)} is no pattern of task ids; write it as 'sentiment', 'team-a-*' or '*'"
+            f"{excerpt(pattern)} is no pattern of task ids; write it as 'sentiment', 'team-a-*' or '*', "
+            "without version or alias"
         )
     return pattern
+
+
+def check_reach(scopes: frozenset[Scope], tasks: tuple[str, ...] | None) -> None:
+    """Raise KeyFileError where patterns of tasks promise a bound that a scope doesn't have."""
+    if tasks is not None and Scope.METRICS in scopes:
+        raise KeyFileError(
+            "the scope metrics tells of all tasks, so a key that has it can't be bound to some; make two "
+            "keys: one with metrics alone, one with the other scopes and the tasks"
+        )
 
 
 def _key(number: int, entry: Any) -> Key:
@@ -76,11 +86,16 @@ def _key(number: int, entry: Any) -> Key:
         )
     if missing := [name for name in _REQUIRED if name not in entry]:
         raise KeyFileError(f"{where} has no {missing[0]}")
+    scopes, tasks = _scopes(entry["scopes"], where), _tasks(entry.get("tasks"), where)
+    try:
+        check_reach(scopes, tasks)
+    except KeyFileError as error:
+        raise KeyFileError(f"{where}: {error}") from None
     return Key(
         name=_text(entry, "name", where, check_name),
         sha256=_text(entry, "sha256", where, _check_sha256),
-        scopes=_scopes(entry["scopes"], where),
-        tasks=_tasks(entry.get("tasks"), where),
+        scopes=scopes,
+        tasks=tasks,
         requests_per_minute=_quota(entry, "requests_per_minute", where),
         tokens_per_minute=_quota(entry, "tokens_per_minute", where),
         created=_text(entry, "created", where) if "created" in entry else "",

@@ -39,7 +39,7 @@ class Keyring:
             raise KeyFileError(f"the key file {path} can't be read: {error.strerror}") from None
 
     def __len__(self) -> int:
-        return len(self._by_name)
+        return len(self._by_hash)
 
     def find(self, text: str) -> Key | None:
         """The key with this text, as of now."""
@@ -50,9 +50,9 @@ class Keyring:
         key = self._by_hash.get(digest)
         return key if key is not None and hmac.compare_digest(key.sha256, digest) else None
 
-    def take(self, key: Key, *, generates: bool) -> None:
+    def take(self, key: Key, *, needs_tokens: bool) -> None:
         """Count a request against the key's quotas. Raises RateLimited."""
-        self._quotas.take(key, generates=generates)
+        self._quotas.take(key, needs_tokens=needs_tokens)
 
     def charge(self, name: str, num_tokens: int) -> None:
         """Count the tokens of an answer against the quota of the key with this name, if there is one."""
@@ -68,7 +68,7 @@ class Keyring:
             self._load()
             log.info("%d keys in %s", len(self), self._path)
         except (FileNotFoundError, NotADirectoryError):
-            self._use(())
+            self._by_hash = {}  # what was used stays known: the file may be back in a moment
             self._stamp = ""
             self._complain("gone", "the key file %s is gone: no key is valid until it is back", self._path)
         except OSError as error:
@@ -83,13 +83,11 @@ class Keyring:
         """The stamp comes first: whoever writes after it is noticed the next time."""
         stamp = _stamp(self._path)
         try:
-            self._use(read_keys(self._path))
+            keys = read_keys(self._path)
         except KeyFileError:
             self._stamp = stamp  # it stays malformed until it changes
             raise
         self._stamp, self._complained = stamp, ""
-
-    def _use(self, keys: tuple[Key, ...]) -> None:
         self._by_hash = {key.sha256: key for key in keys}
         self._by_name = {key.name: key for key in keys}
         self._quotas.keep(self._by_name)

@@ -49,16 +49,16 @@ class Quotas:
         kept = set(names)
         self._uses = {name: use for name, use in self._uses.items() if name in kept}
 
-    def take(self, key: Key, *, generates: bool) -> None:
+    def take(self, key: Key, *, needs_tokens: bool) -> None:
         """Count a request. Raises RateLimited, and counts nothing, where the key must wait.
 
-        Only a request that `generates` waits for tokens.
+        Only a request that `needs_tokens` waits for them.
         """
         use, now = self._uses.setdefault(key.name, _Use()), self._clock()
         waits = {}
         if key.requests_per_minute is not None:
             waits[f"{key.requests_per_minute} requests"] = use.requests.wait(key.requests_per_minute, now)
-        if generates and key.tokens_per_minute is not None:
+        if needs_tokens and key.tokens_per_minute is not None:
             waits[f"{key.tokens_per_minute} tokens"] = use.tokens.wait(key.tokens_per_minute, now)
         quota, seconds = max(waits.items(), key=lambda item: item[1], default=("", 0.0))
         if seconds > 0:

@@ -8,7 +8,7 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from app.engine.engine import Engine
@@ -145,13 +145,26 @@ class Admission:
 
     def _tokenize(self, template: Template, ask: GenerationAsk, truncate: int | None) -> Tokenized:
         if ask.token_ids is not None:
-            return Tokenized(ask.token_ids, self.tokenizer.text_of(ask.token_ids))
+            return Tokenized(ask.token_ids, self.text_of(ask.token_ids, "inputs"))
         if ask.messages is not None and template is PLAIN:
             template, values = self._chat.render(ask.messages, is_task=ask.task not in (None, self.base_name))
         else:
             values = bind_inputs(template, ask.inputs if ask.messages is None else last_of_user(ask.messages))
         self._check_size(template, values, truncate)
         return self.tokenizer.tokenize(template, values, truncate)
+
+    def text_of(self, ids: Sequence[int], param: str) -> str:
+        """Ids as text. Raises RequestTooLong, InvalidRequest where no request of the base could hold them."""
+        geometry = self._engine.geometry
+        if len(ids) > geometry.max_positions:
+            raise RequestTooLong(
+                f"{param} has {len(ids)} token ids, but the base has {geometry.max_positions} positions; "
+                "send fewer.",
+                param=param,
+            )
+        if any(id_ >= geometry.vocab_size for id_ in ids):
+            raise InvalidRequest(f"token ids must be from 0 to {geometry.vocab_size - 1}", param=param)
+        return self.tokenizer.text_of(ids)
 
     def _check_size(self, template: Template, values: Mapping[str, str], truncate: int | None) -> None:
         """Refuse what can't fit before the cost of tokenizing it."""

@@ -56,7 +56,9 @@ async def choose(service: GenerationService, ask: GenerationAsk, how: ChoosingAs
     with service.places.hold(ahead):
         admitted = await service.admit(ask)
         choices = _choices(how, admitted)
-        labels = [_label_ids(service, choice, how.score_eos) for choice in choices]
+        labels = await service.on_thread(
+            lambda: [_label_ids(service, choice, how.score_eos) for choice in choices]
+        )
         requests = [_request(admitted, number, ids) for number, ids in enumerate(labels)]
         with service.places.hold(len(requests) - ahead):
             scored = await service.score(admitted, requests)

@@ -102,9 +102,7 @@ class GenerationService:
 
     async def pin(self, ask: GenerationAsk) -> str | None:
         """A reference to the very version that the ask is answered by now; None: the base model."""
-        loop = asyncio.get_running_loop()
-        finding = loop.run_in_executor(self._threads, self.admission.find, ask)
-        version = await self._in_time(ask, finding)
+        version = await self._in_time(ask, self.on_thread(lambda: self.admission.find(ask)))
         return None if version is None else f"{version.task_id}@sha256:{version.digest}"
 
     async def _in_time(self, ask: GenerationAsk, work: Awaitable[_T]) -> _T:
@@ -127,7 +125,7 @@ class GenerationService:
 
     async def generate_with(self, version: TaskVersion, ask: GenerationAsk) -> GenerationResult:
         """Run an ask on a version at hand, released or not, outside all statistics."""
-        admitted = await self._admit(lambda: self.admission.admit_version(version, ask))
+        admitted = await self.on_thread(lambda: self.admission.admit_version(version, ask))
         return await _result_of(self._write(admitted))
 
     async def admit(self, ask: GenerationAsk) -> Admitted:
@@ -181,16 +179,16 @@ class GenerationService:
         deadline = begin + self.timeout if ask.deadline is None else ask.deadline
         found: list[TaskVersion | None] = []  # a thread that nobody waits for any more may still add to it
         try:
-            return await self._admit(lambda: self.admission.admit(ask, found.append))
+            return await self.on_thread(lambda: self.admission.admit(ask, found.append))
         except (Exception, asyncio.CancelledError) as error:
             reason = _failure(error, deadline)
             if found or reason == "deadline":
                 self._tell(found[0] if found else None, reason, begin, tenant=ask.tenant)
             raise
 
-    async def _admit(self, admit: Callable[[], Admitted]) -> Admitted:
-        """On a thread: it may wait for the store, and tokenizing a long text takes long."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, admit)
+    async def on_thread(self, work: Callable[[], _T]) -> _T:
+        """What may wait for the store or works at long texts, and must not hold up the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     async def run(self, admitted: Admitted) -> AsyncGenerator[TextDelta, None]:
         """Run what was admitted, and tell the statistics how it ended."""

@@ -102,6 +102,16 @@ def test_bodies_are_capped_by_their_declared_length(stack: Stack) -> None:
         assert b"413" in answer.split(b"\r\n")[0]
 
 
+@pytest.mark.parametrize(
+    "place", ["PUT /tasks/big/versions", "POST /tasks/a/b/versions", "POST /tasks/big/versions/"]
+)
+def test_only_uploads_have_the_limit_of_uploads(stack: Stack, place: str) -> None:
+    method, path = place.split()
+    with serving(ServerState(services=services_of(stack)), SMALL) as url, client_of(url) as client:
+        answer = client.request(method, path, content=b"x" * 2000)
+        assert "--max-body-bytes" in error_of(answer, 413)["message"]
+
+
 def chunks(size: int, count: int) -> list[bytes]:
     return [b"%x\r\n%s\r\n" % (size, b"x" * size)] * count + [b"0\r\n\r\n"]
 
@@ -251,6 +261,11 @@ def test_pages_of_named_origins_may_call(stack: Stack) -> None:
         assert "POST" in found["access-control-allow-methods"]
         assert "authorization" in found["access-control-allow-headers"].lower()
         assert "access-control-allow-credentials" not in found
+
+        asked = "authorization,x-stainless-lang,x-stainless-retry-count"
+        openai = client.options("/generate", headers=PREFLIGHT | {"access-control-request-headers": asked})
+        assert openai.status_code == 200
+        assert cors_headers(openai)["access-control-allow-headers"] == asked
 
         cross = {"origin": "https://allowed.example", "sec-fetch-site": "cross-site"}
         body = {"inputs": "a", "parameters": {"max_new_tokens": 1}}

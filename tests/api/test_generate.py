@@ -318,6 +318,10 @@ def test_tokenize_and_back(client: httpx.Client, stack: Stack) -> None:
     assert client.post("/detokenize", json={"ids": ids}).json() == {"text": text}
     assert client.post("/detokenize", json={"ids": []}).json() == {"text": ""}
     error_of(client.post("/detokenize", json={"ids": [10**9]}), 422)
+    error_of(client.post("/detokenize", json={"ids": [10**30]}), 422)
+    assert client.post("/detokenize", json={"ids": [1] * POSITIONS}).status_code == 200
+    error = error_of(client.post("/detokenize", json={"ids": [1] * (POSITIONS + 1)}), 422)
+    assert (error["code"], error["param"]) == ("request_too_long", "ids")
     error_of(client.post("/tokenize", json={"task_id": "nobody", "inputs": "a"}), 404)
 
 

@@ -58,7 +58,7 @@ def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, list[
         keys.add("all", *Scope),
         keys.add("watcher", Scope.METRICS),
         keys.add("poor", *Scope, requests_per_minute=1),
-        keys.add("bounded", *Scope, tasks=("nothing-*",)),
+        keys.add("bounded", *set(Scope) - {Scope.METRICS}, tasks=("nothing-*",)),
         {},
     ]
     with running_stack(folder / "store") as stack:

@@ -64,6 +64,8 @@ def test_the_file_is_found_by_variable_or_default(
         (("add", "new", "--scope", "root"), 2, "generate"),
         (("add", "a b", "--scope", "generate"), 1, "can't be a key's name"),
         (("add", "new", "--scope", "generate", "--task", "a b"), 1, "no pattern"),
+        (("add", "new", "--scope", "generate", "--task", "sentiment@3"), 1, "without version"),
+        (("add", "new", "--scope", "metrics", "--task", "a"), 1, "make two keys"),
         (("add", "new", "--scope", "generate", "--requests-per-minute", "0"), 2, "1"),
         (("remove", "new"), 1, "there is web"),
     ],
@@ -175,6 +177,20 @@ def test_tokens_of_answers_are_charged(keyed: Keyed) -> None:
     assert "10 tokens a minute" in second.json()["error"]["message"]
     # A token comes back every six seconds; a little time has passed.
     assert 0 <= (used - 9) * 6 - int(second.headers["retry-after"]) <= 60
+
+
+def test_tokens_of_what_a_grammar_ended_are_charged(keyed: Keyed) -> None:
+    """Otherwise a schema that leads nowhere makes every prompt free."""
+    key = keyed.key("nowhere", "--scope", "generate", "--tokens-per-minute", "10")
+    grammar = {"type": "regex", "value": "[b-f]{30}a{4000000000}"}
+    body = {"inputs": "the film " * 10, "parameters": {"max_new_tokens": 60, "grammar": grammar}}
+    headers = {"authorization": f"Bearer {key}"}
+    answers = [
+        httpx2.post(f"{keyed.url}/generate", json=body, headers=headers, trust_env=False, timeout=60)
+        for _ in range(2)
+    ]
+    assert [answer.status_code for answer in answers] == [422, 429]
+    assert answers[0].json()["error"]["code"] == "constraint_failed"
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def test_what_is_written_is_read_again() -> None:
         Key(
             name="ci@team.example",
             sha256=hash_of("b"),
-            scopes=frozenset(Scope),
+            scopes=frozenset(Scope) - {Scope.METRICS},
             tasks=("team-a-*", "demo"),
             requests_per_minute=60,
             tokens_per_minute=10_000,
@@ -67,6 +67,8 @@ def test_what_is_written_is_read_again() -> None:
         (written(GOOD | {"tasks": []}), "leave it out for all"),
         (written(GOOD | {"tasks": "a-*"}), "leave it out for all"),
         (written(GOOD | {"tasks": ["a", "b c"]}), "no pattern"),
+        (written(GOOD | {"tasks": ["a@3"]}), "without version"),
+        (written(GOOD | {"scopes": ["generate", "metrics"], "tasks": ["a"]}), "key 1: .*make two keys"),
         (written(GOOD | {"requests_per_minute": 0}), "whole number from 1"),
         (written(GOOD | {"requests_per_minute": True}), "whole number from 1"),
         (written(GOOD | {"tokens_per_minute": 1.5}), "whole number from 1"),

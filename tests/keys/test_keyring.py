@@ -2,6 +2,7 @@
 
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,26 @@ def test_without_a_file_no_key_is_valid(path: Path, caplog: pytest.LogCaptureFix
     assert "no key is valid" in caplog.text
     path.write_bytes(data)
     assert names(ring, text) == ["a"]
+
+
+def test_a_file_that_is_gone_for_a_moment_forgives_nothing(path: Path) -> None:
+    text = added(path, "a", requests_per_minute=1, tokens_per_minute=10)
+    ring = Keyring(path, lambda: 0.0)
+    key = ring.find(text)
+    assert key is not None
+    ring.take(key, needs_tokens=True)
+    data = path.read_bytes()
+    path.unlink()
+    assert ring.find(text) is None
+    assert len(ring) == 0
+    ring.charge("a", 10)  # of an answer that was under way
+    path.write_bytes(data)
+    key = ring.find(text)
+    assert key is not None
+    with pytest.raises(RateLimited, match="1 requests"):
+        ring.take(key, needs_tokens=False)
+    with pytest.raises(RateLimited, match=r"requests|tokens"):
+        ring.take(replace(key, requests_per_minute=None), needs_tokens=True)
 
 
 def test_a_malformed_file_leaves_the_keys_and_is_told_of_once(
@@ -121,10 +142,10 @@ def test_what_was_used_outlives_a_change_of_the_file(path: Path) -> None:
     ring = Keyring(path, lambda: 0.0)
     key = ring.find(text)
     assert key is not None
-    ring.take(key, generates=False)
+    ring.take(key, needs_tokens=False)
     added(path, "b")
     key = ring.find(text)
     assert key is not None
     with pytest.raises(RateLimited):
-        ring.take(key, generates=False)
+        ring.take(key, needs_tokens=False)
     ring.charge("nobody", 5)

@@ -29,10 +29,10 @@ def key(requests: int | None = None, tokens: int | None = None, name: str = "k")
     )
 
 
-def wait_of(quotas: Quotas, who: Key, *, generates: bool = True) -> int:
+def wait_of(quotas: Quotas, who: Key, *, needs_tokens: bool = True) -> int:
     """0: taken; else the seconds of Retry-After."""
     try:
-        quotas.take(who, generates=generates)
+        quotas.take(who, needs_tokens=needs_tokens)
     except RateLimited as error:
         return math.ceil(error.retry_after)
     return 0
@@ -56,7 +56,7 @@ def test_tokens_go_into_debt() -> None:
     assert wait_of(quotas, who) == 0
     quotas.charge(who, 159)
     assert wait_of(quotas, who) == 100
-    assert wait_of(quotas, who, generates=False) == 0  # listing needs no tokens
+    assert wait_of(quotas, who, needs_tokens=False) == 0  # listing needs no tokens
     clock.now += 99
     assert wait_of(quotas, who) == 1
     clock.now += 1
@@ -70,7 +70,7 @@ def test_the_longer_wait_counts_and_keys_do_not_share() -> None:
     assert wait_of(quotas, both) == 60
     quotas.charge(both, 200)
     with pytest.raises(RateLimited, match="60 tokens a minute") as caught:
-        quotas.take(both, generates=True)
+        quotas.take(both, needs_tokens=True)
     assert caught.value.retry_after == pytest.approx(141)
     assert wait_of(quotas, other) == 0
 
