@@ -33,7 +33,7 @@ def test_only_what_the_server_fails_at_is_free(reason: str, tmp_path: Path) -> N
         )
     )
     if reason == "error":
-        keys.take(key, generates=True)
+        keys.take(key, needs_tokens=True)
     else:
         with pytest.raises(RateLimited):
-            keys.take(key, generates=True)
+            keys.take(key, needs_tokens=True)

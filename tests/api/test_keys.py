@@ -185,7 +185,7 @@ def test_there_is_no_way_around(url: str, method: str, target: str) -> None:
         f"{method} {target} HTTP/1.1\nHost: localhost\nContent-Type: application/json\n"
         f"Content-Length: {len(body)}\nConnection: close\n\n"
     )
-    status = raw_exchange(url, head, body.encode()).split()[1]
+    status = raw_exchange(url, head + body).split()[1]  # at once: what comes after the close is a reset
     assert status in (b"400", b"401"), (method, target, status)
 
 
