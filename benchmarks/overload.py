@@ -23,9 +23,11 @@ from typing import Any
 
 import psutil
 
+from benchmarks.http_throughput import save_base
 from benchmarks.other_load import OtherLoad
 from benchmarks.serve_process import serving
 from benchmarks.spread import Spread
+from benchmarks.work import SHAPES, Work
 
 UNLOADED, BURST = "as many as there is room for", "ten times as many"
 TIMES = {UNLOADED: 1, BURST: 10}
@@ -202,6 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the options, measure, print the table, write JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.overload", description=__doc__)
     parser.add_argument("--model", default="models/demo-causal")
+    parser.add_argument("--shape", choices=SHAPES, help="random weights of this shape instead of a model")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--queue", type=int, default=448)
@@ -210,9 +213,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     load = Load(rows=options.rows, queue=options.queue, new_tokens=options.new_tokens)
-    setup = {"model": options.model, "rounds": options.rounds, "rows": load.rows, "queue": load.queue}
+    base = options.shape or options.model
+    setup = {"model": base, "rounds": options.rounds, "rows": load.rows, "queue": load.queue}
     setup |= {"new_tokens": load.new_tokens}
-    report = {"setup": setup, **report_of(measure(options.model, load, options.rounds))}
+    with tempfile.TemporaryDirectory() as folder:
+        if options.shape is not None:
+            save_base(Work(shape=SHAPES[options.shape]), Path(folder))
+            options.model = folder
+        report = {"setup": setup, **report_of(measure(options.model, load, options.rounds))}
     options.out.write_text(json.dumps(report, indent=2) + "\n")
     print(table(report))
     print(f"written to {options.out}")
