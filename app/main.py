@@ -35,7 +35,7 @@ from app.errors import PromptplexError, Unavailable, UnsupportedModel
 from app.keys.keyring import Keyring
 from app.logs import take_over_libraries
 from app.metrics import Metrics
-from app.models.loading import load_base
+from app.models.loading import LoadedBase, load_base
 from app.models.probe import ProbeReport
 from app.serving.answers import Outcome
 from app.serving.grammars import Grammars
@@ -113,25 +113,13 @@ def assemble(
     be served.
     """
     store, metrics = open_store(settings.store), Metrics()
-    base = load_base(
-        settings.model,
-        dtype=settings.dtype,
-        device=settings.device,
-        max_context=settings.max_context,
-        progress=progress,
-    )
+    base = _load_base(settings, progress)
     redis = _redis_tier(settings, lambda task_id: _take_hint(store, source, task_id))
     source = TieredPromptSource(store, host_bytes=settings.host_cache_bytes, remote=redis)
     tokenizer = _fast(base.tokenizer)
     grammars = Grammars(tokenizer, eos_ids=base.eos_ids, vocab_size=base.backbone.geometry.vocab_size)
-    engine = Engine(
-        base.backbone,
-        source,
-        settings.engine_config(),
-        grammars=grammars,
-        on_step=metrics.on_step,
-        on_failure=on_failure,
-    )
+    config, on_step = settings.engine_config(), metrics.on_step
+    engine = Engine(base.backbone, source, config, grammars=grammars, on_step=on_step, on_failure=on_failure)
     metrics.watch(engine.stats, source.stats, redis)
     generation = GenerationService(
         engine,
@@ -144,7 +132,9 @@ def assemble(
         prefetch=source.prefetch,
         on_outcome=_on_outcome(metrics, keys),
     )
-    services = Services(
+    engine.start()
+    _report_tasks(store, generation)
+    return Services(
         engine=engine,
         store=store,
         source=source,
@@ -156,9 +146,16 @@ def assemble(
         device=str(base.backbone.device),
         probe=_probe_in_words(base.report),
     )
-    engine.start()
-    _report_tasks(store, generation)
-    return services
+
+
+def _load_base(settings: Settings, progress: Callable[[str], None]) -> LoadedBase:
+    return load_base(
+        settings.model,
+        dtype=settings.dtype,
+        device=settings.device,
+        max_context=settings.max_context,
+        progress=progress,
+    )
 
 
 def _on_outcome(metrics: Metrics, keys: Keyring | None) -> Callable[[Outcome], None]:

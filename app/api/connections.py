@@ -74,6 +74,7 @@ class BoundedConnection(HttpToolsProtocol):
         self._refusal: _Refusal | None = None  # once it is there, nothing more is read
         self._is_too_large = False
 
+    # asyncio declares a wider parameter than uvicorn takes; the type is uvicorn's own.
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the clock, or answer 503 where there are too many connections."""
         super().connection_made(transport)
