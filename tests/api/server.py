@@ -3,7 +3,6 @@
 import re
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from urllib.parse import urlsplit
@@ -21,6 +20,7 @@ from app.console.pages import console_router
 from app.keys.keyring import Keyring
 from app.serving.upkeep import Upkeep
 from tests.serving.stack import Stack
+from tests.waiting import PATIENCE, wait_until
 
 
 def services_of(stack: Stack) -> Services:
@@ -31,7 +31,7 @@ def services_of(stack: Stack) -> Services:
         generation=stack.generation,
         publishing=stack.publishing,
         metrics=stack.metrics,
-        upkeep=Upkeep(stack.store, lambda digest: stack.source.load(digest).result(30).data),
+        upkeep=Upkeep(stack.store, lambda digest: stack.source.load(digest).result(PATIENCE).data),
     )
 
 
@@ -57,9 +57,8 @@ def serving_app(app: ASGIApp, config: ApiConfig) -> Iterator[str]:
     server = uvicorn.Server(server_config(app, config, port=0, lifespan="off"))
     thread = threading.Thread(target=server.run)
     thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.005)
+    wait_until(lambda: server.started or not thread.is_alive())
+    assert server.started, "the server ended"
     try:
         yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     finally:
@@ -69,11 +68,11 @@ def serving_app(app: ASGIApp, config: ApiConfig) -> Iterator[str]:
 
 @contextmanager
 def client_of(url: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=url, timeout=30, trust_env=False) as client:
+    with httpx.Client(base_url=url, timeout=PATIENCE, trust_env=False) as client:
         yield client
 
 
-def raw_exchange(url: str, head: str, *chunks: bytes, wait: float = 10.0) -> bytes:
+def raw_exchange(url: str, head: str, *chunks: bytes, wait: float = PATIENCE) -> bytes:
     """Send bytes as they are, then read until the server closes or is silent for long."""
     with socket.create_connection(("127.0.0.1", urlsplit(url).port or 0), timeout=wait) as connection:
         connection.sendall(head.replace("\n", "\r\n").encode())

@@ -6,17 +6,17 @@ import resource
 import select
 import socket
 import time
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 from urllib.parse import urlsplit
 
+import psutil
 import pytest
 from starlette.types import Receive, Scope, Send
 
 from app.api.connections import raise_open_files
 from app.api.state import ApiConfig, ServerState
 from tests.api.server import client_of, raw_exchange, serving, serving_app
+from tests.waiting import PATIENCE, wait_until
 
 SHORT = ApiConfig(head_seconds=0.4, body_seconds=0.5, stall_seconds=0.5)
 PATIENT = ApiConfig()
@@ -24,7 +24,7 @@ GET = b"GET /version HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 def connect(url: str) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", urlsplit(url).port or 0), timeout=20)
+    return socket.create_connection(("127.0.0.1", urlsplit(url).port or 0), timeout=PATIENCE)
 
 
 def read_all(connection: socket.socket) -> bytes:
@@ -68,7 +68,7 @@ def test_a_head_that_does_not_come_is_cut(pieces: list[bytes]) -> None:
 def dribble(connection: socket.socket) -> bytes:
     """Send a byte now and then; what is answered until the server closes."""
     answer = b""
-    until = time.monotonic() + 20
+    until = time.monotonic() + PATIENCE
     while time.monotonic() < until:
         try:
             connection.sendall(b"a")
@@ -174,9 +174,8 @@ def test_connections_are_bounded() -> None:
         assert b"retry-after: 1" in answer
         for connection in held:
             connection.close()
-        deadline = time.monotonic() + 20
-        while not raw_exchange(url, GET.decode().replace("\r", "")).startswith(b"HTTP/1.1 200"):
-            assert time.monotonic() < deadline
+        again = GET.decode().replace("\r", "")
+        wait_until(lambda: raw_exchange(url, again).startswith(b"HTTP/1.1 200"))
 
 
 class Endless:
@@ -208,10 +207,10 @@ def test_a_client_that_reads_nothing_is_let_go() -> None:
 
 
 def test_a_client_that_reads_slowly_is_not() -> None:
-    app = Endless()
-    with serving_app(app, SHORT) as url, connect(url) as connection:
+    app, slow = Endless(), replace(PATIENT, stall_seconds=2.0)
+    with serving_app(app, slow) as url, connect(url) as connection:
         connection.sendall(GET)
-        until = time.monotonic() + 4 * SHORT.stall_seconds
+        until = time.monotonic() + 2.5 * slow.stall_seconds
         while time.monotonic() < until:
             assert connection.recv(200_000)
             time.sleep(0.01)
@@ -228,15 +227,16 @@ def test_an_answer_that_nobody_takes_holds_no_connection() -> None:
 
     with serving_app(large, SHORT) as url, connect(url) as connection:
         connection.sendall(GET)
-        time.sleep(3 * SHORT.stall_seconds)
+        here = connection.getsockname()[1]
+        wait_until(lambda: here in ports_held_by_the_server(url))
+        wait_until(lambda: here not in ports_held_by_the_server(url), "the connection is still held")
         assert len(read_all(connection)) < 64 << 20
 
 
-def wait_until(is_so: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 20
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+def ports_held_by_the_server(url: str) -> set[int]:
+    """Ports of the clients whose connections the server, in this process, has open."""
+    connections = psutil.Process().net_connections("tcp")
+    return {each.raddr.port for each in connections if each.raddr and each.laddr.port == urlsplit(url).port}
 
 
 def test_the_bound_of_open_files_is_raised() -> None:

@@ -16,6 +16,7 @@ from app.api.openai_schemas import MAX_BIASES
 from tests.api.server import client_of
 from tests.api.test_generate import error_of, publish_text
 from tests.serving.stack import BASE_NAME, Stack
+from tests.waiting import PATIENCE
 
 SCHEMA = {
     "type": "object",
@@ -48,7 +49,7 @@ def review(url: str) -> str:
 @pytest.fixture(scope="module")
 def openai_client(url: str) -> Iterator[openai.OpenAI]:
     with (
-        httpx.Client(trust_env=False, timeout=30) as http,
+        httpx.Client(trust_env=False, timeout=PATIENCE) as http,
         openai.OpenAI(base_url=f"{url}/v1", api_key="none", http_client=http, max_retries=0) as made,
     ):
         yield made

@@ -10,6 +10,7 @@ from app.api.state import ApiConfig, ServerState
 from tests.api.server import client_of, raw_exchange, services_of, serving
 from tests.api.test_generate import error_of
 from tests.serving.stack import Stack
+from tests.waiting import PATIENCE
 
 
 @pytest.mark.parametrize(
@@ -134,11 +135,9 @@ def test_bodies_are_capped_while_they_stream(stack: Stack, path: str) -> None:
 def test_an_endless_body_is_cut(stack: Stack) -> None:
     with serving(ServerState(services=services_of(stack)), SMALL) as url:
         head = "POST /generate HTTP/1.1\nHost: localhost\nContent-Type: application/json\n"
-        began = time.monotonic()
-        # It never ends its body; the server answers at once and waits only so long for the rest.
+        # It never ends its body; the server answers at once and doesn't wait for the rest.
         answer = raw_exchange(url, head + "Transfer-Encoding: chunked\n\n", *chunks(2000, 2)[:-1])
         assert b"413" in answer.split(b"\r\n")[0]
-        assert time.monotonic() - began < 10
 
 
 @pytest.mark.parametrize(
@@ -167,16 +166,16 @@ def test_a_body_that_does_not_come_is_cut(stack: Stack, path: str, body: tuple[s
 
 def test_a_body_that_comes_slowly_but_surely_is_taken(stack: Stack) -> None:
     """It takes longer than `body_seconds`, but each part of it wins time."""
-    config = ApiConfig(body_seconds=1.0)
+    config = ApiConfig(body_seconds=3.0)
     with (
         serving(ServerState(services=services_of(stack)), config) as url,
-        httpx.Client(base_url=url, timeout=30, trust_env=False) as client,
+        httpx.Client(base_url=url, timeout=PATIENCE, trust_env=False) as client,
     ):
 
         def parts() -> Iterator[bytes]:
             yield b'{"inputs": "a", "parameters": {"max_new_tokens": 1}' + b" " * 200_000
-            for _ in range(10):
-                time.sleep(0.15)
+            for _ in range(8):
+                time.sleep(0.5)
                 yield b" " * 4096
             yield b"}"
 

@@ -1,7 +1,6 @@
 import fnmatch
 import json
 import socket
-import time
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -9,6 +8,7 @@ import httpx
 import pytest
 
 from tests.serving.stack import BASE_NAME, POSITIONS, Stack
+from tests.waiting import wait_until
 
 
 def publish_text(client: httpx.Client, task_id: str, template: str, **more: Any) -> dict[str, Any]:
@@ -290,19 +290,13 @@ def test_a_client_that_leaves_frees_its_row(url: str, stack: Stack) -> None:
     kind = "Content-Type: application/json"
     head = f"POST /generate HTTP/1.1\r\nHost: localhost\r\n{kind}\r\nContent-Length: {len(body)}\r\n\r\n"
     before = len(stack.outcomes)
-    until = time.monotonic() + 5
-    while stack.engine.stats().num_running:  # what talked before
-        assert time.monotonic() < until
+    wait_until(stack.is_idle, "what talked before still runs")
     with socket.create_connection(("127.0.0.1", urlsplit(url).port or 0)) as connection:
         connection.sendall(head.encode() + body)
-        while not stack.engine.stats().num_running and len(stack.outcomes) == before:
-            assert time.monotonic() < until
-    while len(stack.outcomes) == before:
-        assert time.monotonic() < until
-        time.sleep(0.005)
+        wait_until(lambda: stack.engine.stats().num_running or len(stack.outcomes) > before)
+    wait_until(lambda: len(stack.outcomes) > before)
     assert stack.outcomes[-1].reason == "cancelled"
-    while stack.engine.stats().num_running:
-        assert time.monotonic() < until
+    wait_until(stack.is_idle)
 
 
 def test_tokenize_and_back(client: httpx.Client, stack: Stack) -> None:

@@ -7,7 +7,6 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -21,6 +20,7 @@ from app.api.state import ServerState
 from tests.api.server import client_of, services_of, serving
 from tests.api.test_generate import publish_text
 from tests.serving.stack import Stack, running_stack
+from tests.waiting import PATIENCE, wait_until
 
 TASK = "left"
 POOL_THREADS = 40  # anyio's pool grows with what is asked at once, up to this
@@ -55,7 +55,7 @@ def leave(url: str, request: tuple[str, str, bytes], dice: random.Random) -> Non
     head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\n"
     sent = (head + f"Content-Length: {len(body)}\r\n\r\n").encode() + body
     where = urlsplit(url)
-    with socket.create_connection((where.hostname, where.port), timeout=30) as connection:
+    with socket.create_connection((where.hostname, where.port), timeout=PATIENCE) as connection:
         connection.sendall(sent[: dice.randrange(len(sent))] if dice.random() < 0.3 else sent)
         match dice.randrange(3):
             case 0:
@@ -73,16 +73,8 @@ def pending_tasks() -> int:
     return sum(issubclass(type(each), asyncio.Task) and not each.done() for each in gc.get_objects())
 
 
-def eventually(condition: Callable[[], bool], what: str) -> None:
-    give_up = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < give_up, what
-        time.sleep(0.02)
-
-
 def is_idle(stack: Stack) -> bool:
-    stats = stack.engine.stats()
-    return not (stats.num_running or stats.num_waiting or stack.generation.places.taken)
+    return stack.is_idle() and not stack.generation.places.taken
 
 
 def check_leaving(store: Path, clients: int, seed: int) -> None:
@@ -93,16 +85,16 @@ def check_leaving(store: Path, clients: int, seed: int) -> None:
         requests, process = bodies(stack.talkative()), psutil.Process()
         dices = [random.Random(seed + number) for number in range(clients)]
         leave_all(url, requests, dices[:20])  # so that every pool of threads is there
-        eventually(lambda: is_idle(stack), "rows of the first clients still run")
-        eventually(lambda: state.requests.wait_until_none(1), "requests of the first clients are still open")
+        wait_until(lambda: is_idle(stack), "rows of the first clients still run")
+        wait_until(lambda: state.requests.wait_until_none(1), "requests of the first clients are still open")
         tasks, files, threads = pending_tasks(), process.num_fds(), threading.active_count()
 
         leave_all(url, requests, dices)
 
-        eventually(lambda: is_idle(stack), "rows or places of clients that left are still taken")
+        wait_until(lambda: is_idle(stack), "rows or places of clients that left are still taken")
         assert state.requests.wait_until_none(10)
-        eventually(lambda: pending_tasks() <= tasks, "tasks of clients that left are still there")
-        eventually(lambda: process.num_fds() <= files, "files of clients that left are still open")
+        wait_until(lambda: pending_tasks() <= tasks, "tasks of clients that left are still there")
+        wait_until(lambda: process.num_fds() <= files, "files of clients that left are still open")
         assert threading.active_count() <= threads + POOL_THREADS
         check_whole(stack, url)
 
@@ -117,7 +109,7 @@ def check_whole(stack: Stack, url: str) -> None:
     with client_of(url) as client:
         assert client.post("/generate", json={"inputs": "a", "parameters": {"n": 4}}).status_code == 200
         publish_text(client, TASK, "whole again: {x}")
-    eventually(lambda: is_idle(stack), "the last request's row is still there")
+    wait_until(lambda: is_idle(stack), "the last request's row is still there")
     with ExitStack() as uploads:
         for _ in range(10):
             uploads.enter_context(stack.publishing.place())

@@ -17,8 +17,7 @@ from app.engine.statistics import LiveRow
 from tests.api.server import client_of, services_of, serving
 from tests.api.test_generate import error_of, publish_text
 from tests.serving.stack import BASE_NAME, Stack, running_stack
-
-PATIENCE = 30.0
+from tests.waiting import PATIENCE, wait_until
 
 
 @contextmanager
@@ -89,9 +88,10 @@ def test_readers_are_bounded_and_free_their_place(tmp_path: Path) -> None:
         assert error_of(client.get("/ops/stream"), 503)["code"] == "overloaded"
         for stream in opened:
             stream.__exit__(None, None, None)
-        give_up = time.monotonic() + PATIENCE
-        while client.stream("GET", "/ops/stream").__enter__().status_code != 200:
-            assert time.monotonic() < give_up, "readers that left still hold their places"
+        wait_until(
+            lambda: client.stream("GET", "/ops/stream").__enter__().status_code == 200,
+            "readers that left still hold their places",
+        )
 
 
 def test_draining_ends_it(tmp_path: Path) -> None:

@@ -12,13 +12,14 @@ import pytest
 from tests.api.server import client_of
 from tests.api.test_generate import error_of, publish_text
 from tests.serving.stack import BASE_NAME, POSITIONS, Stack
+from tests.waiting import PATIENCE
 
 
 @pytest.fixture(scope="module")
 def client(url: str) -> Iterator[openai.OpenAI]:
     """Without the environment's proxies."""
     with (
-        httpx.Client(trust_env=False, timeout=30) as http,
+        httpx.Client(trust_env=False, timeout=PATIENCE) as http,
         openai.OpenAI(base_url=f"{url}/v1", api_key="none", http_client=http, max_retries=0) as made,
     ):
         yield made

@@ -24,6 +24,7 @@ from tests.api.test_generate import error_of
 from tests.bases import save_tiny_llama
 from tests.cli.conftest import Server
 from tests.serving.stack import Stack, running_stack
+from tests.waiting import PATIENCE, wait_until
 
 ROWS, QUEUE = 4, 36
 BOUND = ROWS + QUEUE
@@ -99,12 +100,12 @@ def test_bodies_that_are_still_sent_are_bounded_together(small: Stack) -> None:
         with contextlib.ExitStack() as stack:
             senders = []
             for _ in range(70):
-                sender = socket.create_connection((where.hostname, where.port), timeout=10)
+                sender = socket.create_connection((where.hostname, where.port), timeout=PATIENCE)
                 senders.append(stack.enter_context(sender))
                 sender.sendall(head + b"Content-Length: 10000\r\n\r\n" + b" " * 9_900)
             refused: list[socket.socket] = []
             while len(refused) < 70 - 64:
-                refused, _, _ = select.select(senders, [], [], 10)
+                refused, _, _ = select.select(senders, [], [], PATIENCE)
                 assert refused, "nobody was refused"
             assert len(refused) == 70 - 64
             assert all(sender.recv(65536).split()[1] == b"503" for sender in refused)
@@ -112,10 +113,10 @@ def test_bodies_that_are_still_sent_are_bounded_together(small: Stack) -> None:
 
 
 def wait_until_served(client: httpx.Client) -> None:
-    for _ in range(200):
-        if client.post("/generate", json={"inputs": "a"}).status_code == 200:
-            return
-    raise AssertionError("what the clients held is not free again")
+    wait_until(
+        lambda: client.post("/generate", json={"inputs": "a"}).status_code == 200,
+        "what the clients held is not free again",
+    )
 
 
 class Burst:

@@ -3,7 +3,6 @@
 import asyncio
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,8 +11,9 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from app.api.state import ApiConfig, ServerState
-from tests.api.server import client_of, serving, serving_app
-from tests.api.test_connections import GET, code_of, connect, read_all, wait_until
+from tests.api.server import client_of, raw_exchange, serving, serving_app
+from tests.api.test_connections import GET, code_of, connect, read_all
+from tests.waiting import PATIENCE, wait_until
 
 CHUNKED = b"POST /generate HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -66,6 +66,13 @@ def gated() -> Iterator[tuple[Gated, socket.socket]]:
         app.open()
 
 
+def wait_until_read(connection: socket.socket) -> None:
+    """Until the server's loop has read what was sent: it has since answered others, one after the other."""
+    url = f"http://127.0.0.1:{connection.getpeername()[1]}"
+    for _ in range(3):
+        assert raw_exchange(url, "nonsense\n\n").startswith(b"HTTP/1.1 400")
+
+
 def answers(connection: socket.socket, count: int) -> bytes:
     """So many good answers, which must come first; what follows them until the server closes."""
     rest = read_all(connection)
@@ -79,7 +86,7 @@ def answers(connection: socket.socket, count: int) -> bytes:
 def test_a_client_that_leaves_is_noticed_whatever_waits_behind(behind: bytes) -> None:
     with gated() as (app, connection):
         connection.sendall(behind)
-        time.sleep(0.1)  # so that it comes by itself
+        wait_until_read(connection)  # so that the end comes by itself
         connection.close()
         wait_until(lambda: app.ends)
         assert app.ends == ["left"]
@@ -89,7 +96,7 @@ def test_a_client_that_leaves_is_noticed_whatever_waits_behind(behind: bytes) ->
 def test_few_requests_wait_and_all_of_them_are_answered() -> None:
     with gated() as (app, connection):
         connection.sendall(GET * 5000)
-        time.sleep(0.1)
+        wait_until_read(connection)
         app.open()
         assert code_of(answers(connection, 33)) == (400, "too_many_requests_at_once")
         assert len(app.begun) == 33
@@ -102,7 +109,7 @@ def test_a_large_request_does_not_wait(size: int) -> None:
         connection.sendall(GET + large)
         sending = threading.Thread(target=connection.sendall, args=(b"x" * size,))
         sending.start()
-        sending.join(20)
+        sending.join(PATIENCE)
         assert (
             not sending.is_alive()
         )  # the server reads on, for else it would not notice that a client leaves
@@ -127,7 +134,7 @@ def test_one_connection_does_not_hold_up_the_others() -> None:
 def test_what_came_before_garbage_is_answered(garbage: bytes) -> None:
     with gated() as (app, connection):
         connection.sendall(GET + garbage)
-        time.sleep(0.1)
+        wait_until_read(connection)
         app.open()
         assert code_of(answers(connection, 2)) == (400, "malformed_request")
 

@@ -18,12 +18,12 @@ import pytest
 
 from tests.bases import save_tiny_llama
 from tests.cli.conftest import Server
+from tests.waiting import PATIENCE
 
 log = logging.getLogger("promptplex.tests")
 
 DRIBBLING = 200
 DEADLINE = 4.0  # instead of the server's own, so that the test needn't wait for those
-PATIENCE = 60.0  # for a normal request and for every end, on however slow a machine
 GROWTH = 100 << 20
 GIGABYTE = 1 << 30
 

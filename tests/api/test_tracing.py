@@ -2,7 +2,6 @@
 
 import http.server
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from tests.api.test_generate import publish_text
 from tests.bases import save_tiny_llama
 from tests.cli.conftest import Server
 from tests.serving.stack import BASE_NAME, Stack
+from tests.waiting import wait_until
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = "b7ad6b7169203331"
@@ -40,11 +40,8 @@ def traced(stack: Stack) -> Iterator[tuple[httpx.Client, InMemorySpanExporter]]:
 
 def finished(exporter: InMemorySpanExporter, count: int) -> tuple[ReadableSpan, ...]:
     """A span ends shortly after its answer."""
-    deadline = time.monotonic() + 20
-    while len(spans := exporter.get_finished_spans()) < count:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    return spans
+    wait_until(lambda: len(exporter.get_finished_spans()) >= count)
+    return exporter.get_finished_spans()
 
 
 def test_a_request_is_a_span(traced: tuple[httpx.Client, InMemorySpanExporter]) -> None:

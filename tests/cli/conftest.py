@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from app.cli import main
 from tests.bases import save_tiny_llama
-
-START_SECONDS = 90.0
+from tests.waiting import PATIENCE, wait_until
 
 
 class Server:
@@ -72,7 +70,7 @@ class Server:
             return next((line for line in self._lines if text in line or line == "<end>"), None)
 
         with self._news:
-            line = self._news.wait_for(found, START_SECONDS)
+            line = self._news.wait_for(found, PATIENCE)
         assert line is not None, f"no {text!r} in time:\n{self.log}"
         assert text in line, f"ended without {text!r}:\n{self.log}"
         return line
@@ -95,8 +93,8 @@ class Server:
 
     def wait(self) -> int:
         """The exit status, once it ends by itself."""
-        status = self.process.wait(30)
-        self._reader.join(10)
+        status = self.process.wait(PATIENCE)
+        self._reader.join(PATIENCE)
         return status
 
 
@@ -161,9 +159,9 @@ def promptplex(
     return run
 
 
-def wait_for_status(url: str, status: int, seconds: float = 10.0) -> None:
+def wait_for_status(url: str, status: int) -> None:
     """Until a GET answers with `status`."""
-    until = time.monotonic() + seconds
-    while (found := httpx2.get(url, trust_env=False).status_code) != status:
-        assert time.monotonic() < until, f"{url} still answers {found}, not {status}"
-        time.sleep(0.02)
+    wait_until(
+        lambda: httpx2.get(url, trust_env=False, timeout=PATIENCE).status_code == status,
+        f"{url} never answers {status}",
+    )

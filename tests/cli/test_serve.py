@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import stat
@@ -13,6 +14,7 @@ import httpx2
 import pytest
 
 from tests.cli.conftest import Server, wait_for_status
+from tests.waiting import PATIENCE, wait_until
 
 Serve = Callable[..., Server]
 
@@ -22,11 +24,11 @@ def _flags(base: Path, store: Path) -> tuple[str, ...]:
 
 
 def _get(url: str) -> httpx2.Response:
-    return httpx2.get(url, trust_env=False, timeout=30)
+    return httpx2.get(url, trust_env=False, timeout=PATIENCE)
 
 
 def _post(url: str, body: dict[str, object]) -> httpx2.Response:
-    return httpx2.post(f"{url}/generate", json=body, trust_env=False, timeout=60)
+    return httpx2.post(f"{url}/generate", json=body, trust_env=False, timeout=PATIENCE)
 
 
 def test_the_port_answers_while_the_model_loads(serve: Serve, base: Path, tmp_path: Path) -> None:
@@ -57,17 +59,19 @@ def test_ctrl_c_lets_running_requests_finish(serve: Serve, base: Path, tmp_path:
     wait_for_status(f"{url}/health/ready", 503)
     refused = _post(url, {"inputs": "more"})
     assert refused.status_code == 503
-    client.join(60)
+    client.join(PATIENCE)
     assert answers[0].status_code == 200, answers[0].text
     assert server.wait() == 0
 
 
 def _wait_until_running(url: str, at_least: int = 1) -> None:
-    for _ in range(500):
-        for line in _get(f"{url}/metrics").text.splitlines():
-            if line.startswith("promptplex_num_requests_running") and float(line.split()[-1]) >= at_least:
-                return
-    raise AssertionError("the request never ran")
+    def is_running() -> bool:
+        running = re.search(
+            r"^promptplex_num_requests_running (\S+)$", _get(f"{url}/metrics").text, re.MULTILINE
+        )
+        return running is not None and float(running[1]) >= at_least
+
+    wait_until(is_running, "the request never ran")
 
 
 def test_a_signal_while_loading_ends_at_once(serve: Serve, base: Path, tmp_path: Path) -> None:
@@ -114,7 +118,7 @@ def test_a_drain_that_runs_out_of_time_still_answers(serve: Serve, base: Path, t
     _wait_until_running(url, at_least=3)
     assert server.end() == 0
     for client in clients:
-        client.join(60)
+        client.join(PATIENCE)
     assert [answer.status_code for answer in answers] == [503] * 3
     assert all("send it again" in answer.json()["error"]["message"] for answer in answers)
     assert "Traceback" not in server.log
@@ -135,7 +139,7 @@ def test_a_second_signal_cuts_the_drain_short(serve: Serve, base: Path, tmp_path
     server.process.send_signal(signal.SIGINT)
     wait_for_status(f"{url}/health/ready", 503)
     assert server.end() == 1
-    client.join(30)
+    client.join(PATIENCE)
 
 
 def test_other_addresses_are_refused(serve: Serve, base: Path, tmp_path: Path) -> None:

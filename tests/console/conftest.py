@@ -10,9 +10,10 @@ import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 
 from tests.cli.conftest import Server
+from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).parent.parent.parent
-PATIENCE_MS = 20_000
+PATIENCE_MS = PATIENCE * 1000
 
 
 @pytest.fixture(scope="module")  # Playwright's loop occupies the thread: no `asyncio.run` beside it

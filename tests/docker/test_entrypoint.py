@@ -1,5 +1,6 @@
 """The container's entrypoint, run as it is, with the real commands and a real server behind it."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -15,8 +16,9 @@ import httpx2
 import pytest
 
 from tests.bases import save_tiny_llama
-from tests.cli.conftest import START_SECONDS, wait_for_status
+from tests.cli.conftest import wait_for_status
 from tests.store.redis_server import free_port
+from tests.waiting import PATIENCE, wait_until
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, str(ROOT / "docker" / "entrypoint.py")]
@@ -54,7 +56,7 @@ class Container:
             capture_output=True,
             text=True,
             check=False,
-            timeout=START_SECONDS,
+            timeout=PATIENCE,
         )
 
     def serve(self, *arguments: str) -> str:
@@ -73,16 +75,13 @@ class Container:
 
 
 def _wait_until_ready(url: str, process: "subprocess.Popen[str]") -> None:
-    until = threading.Event()
-    for _ in range(int(START_SECONDS / 0.1)):
+    def is_ready() -> bool:
         assert process.poll() is None, "the server ended"
-        try:
-            if httpx2.get(url, trust_env=False).status_code == 200:
-                return
-        except httpx2.TransportError:
-            pass
-        until.wait(0.1)
-    raise AssertionError("the server doesn't get ready")
+        with contextlib.suppress(httpx2.TransportError):
+            return httpx2.get(url, trust_env=False).status_code == 200
+        return False
+
+    wait_until(is_ready, "the server doesn't get ready")
 
 
 @pytest.fixture
@@ -134,7 +133,9 @@ def test_sigterm_lets_running_requests_finish(container: Container, tmp_path: Pa
     answers: list[httpx2.Response] = []
 
     def generate() -> None:
-        answers.append(httpx2.post(f"{url}/generate", json=ask, headers=key, trust_env=False, timeout=60))
+        answers.append(
+            httpx2.post(f"{url}/generate", json=ask, headers=key, trust_env=False, timeout=PATIENCE)
+        )
 
     client = threading.Thread(target=generate)
     client.start()
@@ -142,9 +143,9 @@ def test_sigterm_lets_running_requests_finish(container: Container, tmp_path: Pa
     assert container.process is not None
     container.process.send_signal(signal.SIGTERM)  # to the process that was started: it is the server
     wait_for_status(f"{url}/health/ready", 503)
-    client.join(60)
+    client.join(PATIENCE)
     assert answers[0].status_code == 200
-    assert container.process.wait(60) == 0
+    assert container.process.wait(PATIENCE) == 0
 
 
 def _wait_until_running(url: str, headers: dict[str, str]) -> None:

@@ -17,13 +17,13 @@ import yaml
 from tests.cli.conftest import Server
 from tests.docker.clean_root import settled
 from tests.store.redis_server import RedisServer, free_port
+from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 PROMETHEUS = ROOT / "docker" / "prometheus"
 GRAFANA = ROOT / "docker" / "grafana"
 DASHBOARD = json.loads((GRAFANA / "dashboards" / "promptplex.json").read_text())
 RULES = yaml.safe_load((PROMETHEUS / "alerts.yml").read_text())["groups"][0]["rules"]
-START_SECONDS = 60.0
 
 # What a scrape adds by itself.
 TARGET_LABELS = {"job", "instance", "le"}
@@ -103,7 +103,9 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
             url = server.wait_until_ready()
             ask = {"task_id": "date-iso", "inputs": "the 22nd of November 1963"}
             headers = {"authorization": f"Bearer {keys['writer'].read_text().strip()}"}
-            answer = httpx2.post(f"{url}/generate", json=ask, headers=headers, trust_env=False, timeout=60)
+            answer = httpx2.post(
+                f"{url}/generate", json=ask, headers=headers, trust_env=False, timeout=PATIENCE
+            )
             assert answer.status_code == 200
             assert httpx2.get(f"{url}/tasks", trust_env=False).status_code == 401
             yield Running(url, keys["prometheus"])
@@ -251,7 +253,7 @@ def test_a_real_prometheus_scrapes_and_answers(running: Running, tmp_path: Path)
 
 def ask(url: str, what: str, **parameters: str) -> dict[str, Any]:
     """Prometheus' own API; it must succeed."""
-    answer = httpx2.get(f"{url}/api/v1/{what}", params=parameters, trust_env=False, timeout=30).json()
+    answer = httpx2.get(f"{url}/api/v1/{what}", params=parameters, trust_env=False, timeout=PATIENCE).json()
     assert answer["status"] == "success", answer
     data: dict[str, Any] = answer["data"]
     return data
@@ -259,7 +261,7 @@ def ask(url: str, what: str, **parameters: str) -> dict[str, Any]:
 
 def answer_of(url: str, query: str) -> list[dict[str, Any]]:
     """As soon as there is an answer."""
-    until = time.monotonic() + START_SECONDS
+    until = time.monotonic() + PATIENCE
     while time.monotonic() < until:
         try:
             if result := ask(url, "query", query=query)["result"]:

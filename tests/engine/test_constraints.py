@@ -26,8 +26,8 @@ from app.models.decoder_only import DecoderOnly
 from app.prompt import Prompt
 from app.request import FinishReason, Request, SamplingParams
 from tests.engine.conftest import Bench
-from tests.engine.test_engine import wait_until
 from tests.tiny_models import VOCABULARY
+from tests.waiting import wait_until
 
 END = 0
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import random
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from tests.bases import save_tiny_llama
 from tests.cli.conftest import Server
 from tests.store.fault_proxy import FaultProxy
 from tests.store.redis_server import RedisServer
+from tests.waiting import wait_until
 
 HIDDEN = 32
 NUM_REPLICAS = 3
@@ -41,10 +41,10 @@ class Cluster:
 
     def wait_for_redis(self, state: str) -> None:
         """Until every replica's breaker has noticed."""
-        give_up = time.monotonic() + 30
-        while any(self.health(index)["redis"] != state for index in range(NUM_REPLICAS)):
-            assert time.monotonic() < give_up, f"Redis isn't {state} in time"
-            time.sleep(0.05)
+        wait_until(
+            lambda: all(self.health(index)["redis"] == state for index in range(NUM_REPLICAS)),
+            f"Redis isn't {state}",
+        )
 
     def upload(self, task_id: str, prompt: Prompt) -> dict[str, Any]:
         """To a replica at random; the answer to a 2xx."""

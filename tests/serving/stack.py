@@ -60,6 +60,11 @@ class Stack:
                 return word
         raise AssertionError("the base is too terse")
 
+    def is_idle(self) -> bool:
+        """Whether no request runs or waits."""
+        stats = self.engine.stats()
+        return not (stats.num_running or stats.num_waiting)
+
     def files(self) -> dict[str, bytes]:
         """Every file of the store."""
         return {

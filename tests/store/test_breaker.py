@@ -3,15 +3,13 @@
 import asyncio
 import itertools
 import logging
-from collections.abc import Callable
 from contextlib import asynccontextmanager, suppress
 
 import pytest
 
 from app.store import breaker as module
 from app.store.breaker import FIRST_DELAY, LAST_DELAY, MAX_FAILURES, Breaker
-
-WAIT = 10.0
+from tests.waiting import PATIENCE, eventually
 
 
 class Server:
@@ -37,21 +35,15 @@ async def running(server: Server):
         await task
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(WAIT):
-        while not condition():  # noqa: ASYNC110 (what is waited for has no event)
-            await asyncio.sleep(0.005)
-
-
 def test_it_is_open_until_the_first_probe_passes() -> None:
     async def scenario() -> None:
         server = Server(works=False)
         async with running(server) as breaker:
             assert breaker.is_open
-            await until(lambda: server.num_probes >= 2)
+            await eventually(lambda: server.num_probes >= 2)
             assert breaker.is_open
             server.works = True
-            await asyncio.wait_for(breaker.wait_closed(), WAIT)
+            await asyncio.wait_for(breaker.wait_closed(), PATIENCE)
             assert not breaker.is_open
         assert breaker.is_open, "whoever stops the task leaves nobody to notice failures"
 
@@ -71,7 +63,7 @@ def test_failures_in_a_row_open_it_and_a_probe_closes_it() -> None:
             for _ in range(MAX_FAILURES):
                 breaker.failed()
             assert breaker.is_open
-            await asyncio.wait_for(breaker.wait_closed(), WAIT)
+            await asyncio.wait_for(breaker.wait_closed(), PATIENCE)
             assert not breaker.is_open
 
     asyncio.run(scenario())
@@ -86,10 +78,10 @@ def test_it_stays_open_as_long_as_probes_fail() -> None:
             for _ in range(MAX_FAILURES):
                 breaker.failed()
             before = server.num_probes
-            await until(lambda: server.num_probes >= before + 2)
+            await eventually(lambda: server.num_probes >= before + 2)
             assert breaker.is_open
             server.works = True
-            await asyncio.wait_for(breaker.wait_closed(), WAIT)
+            await asyncio.wait_for(breaker.wait_closed(), PATIENCE)
 
     asyncio.run(scenario())
 
@@ -102,11 +94,11 @@ def test_a_suspicion_is_looked_into_at_once(monkeypatch: pytest.MonkeyPatch) -> 
         async with running(server) as breaker:
             await breaker.wait_closed()
             breaker.suspect()
-            await until(lambda: server.num_probes == 2)
+            await eventually(lambda: server.num_probes == 2)
             assert not breaker.is_open, "the suspicion was wrong"
             server.works = False
             breaker.suspect()
-            await until(lambda: breaker.is_open)
+            await eventually(lambda: breaker.is_open)
             assert server.num_probes >= 2 + MAX_FAILURES
 
     asyncio.run(scenario())
@@ -121,7 +113,7 @@ def test_a_server_that_nobody_asks_is_known_to_be_down(monkeypatch: pytest.Monke
             await breaker.wait_closed()
             probes = server.num_probes
             server.works = False
-            await until(lambda: breaker.is_open)
+            await eventually(lambda: breaker.is_open)
             assert server.num_probes >= probes + MAX_FAILURES
 
     asyncio.run(scenario())
@@ -144,7 +136,7 @@ def test_it_says_once_that_the_server_is_gone(caplog: pytest.LogCaptureFixture) 
     async def scenario() -> None:
         server = Server(works=False)
         async with running(server):
-            await until(lambda: server.num_probes >= 3)
+            await eventually(lambda: server.num_probes >= 3)
 
     with caplog.at_level(logging.INFO, logger=module.__name__):
         asyncio.run(scenario())

@@ -8,7 +8,6 @@ import random
 import ssl
 import subprocess
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -24,11 +23,11 @@ from app.store.sources import TieredPromptSource
 from tests.store.builders import prefix, soft
 from tests.store.fault_proxy import Fault, FaultProxy
 from tests.store.redis_server import RedisSentinel, RedisServer, free_port
+from tests.waiting import PATIENCE, eventually, wait_until
 
 PROMPTS = [soft(p=p, seed=p) for p in range(1, 9)] + [prefix(p=p, seed=p) for p in range(1, 9)]
 DIGEST = "d" * 64
 KEY = KEY_PREFIX + DIGEST
-WAIT = 20.0
 
 
 class MemoryStore:
@@ -79,8 +78,8 @@ def proxy(server: RedisServer) -> Iterator[FaultProxy]:
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Megabytes take their time on a busy machine; what is tested is not the timeout."""
-    monkeypatch.setattr(redis_tier, "READ_SECONDS", WAIT)
-    monkeypatch.setattr(redis_tier, "WRITE_SECONDS", WAIT)
+    monkeypatch.setattr(redis_tier, "READ_SECONDS", PATIENCE)
+    monkeypatch.setattr(redis_tier, "WRITE_SECONDS", PATIENCE)
 
 
 @asynccontextmanager
@@ -96,21 +95,8 @@ async def started(url: str, **options: Callable[[str], None]) -> AsyncIterator[R
 @asynccontextmanager
 async def connected(url: str, **options: Callable[[str], None]) -> AsyncIterator[RedisTier]:
     async with started(url, **options) as tier:
-        await until(lambda: tier.is_up)
+        await eventually(lambda: tier.is_up)
         yield tier
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(WAIT):
-        while not condition():  # noqa: ASYNC110 (what is waited for has no event)
-            await asyncio.sleep(0.005)
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    give_up = time.monotonic() + WAIT
-    while not condition():
-        assert time.monotonic() < give_up
-        time.sleep(0.005)
 
 
 @pytest.mark.parametrize("size", [0, 1, 1000, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 20_000_000])
@@ -228,16 +214,16 @@ def test_the_server_starts_with_redis_down_and_finds_it_later(fragile: RedisServ
     fragile.kill()
     source = TieredPromptSource(MemoryStore(*PROMPTS), host_bytes=0, remote=(tier := RedisTier(fragile.url)))
     try:
-        assert source.load(PROMPTS[0].digest).result(WAIT) == PROMPTS[0]
+        assert source.load(PROMPTS[0].digest).result(PATIENCE) == PROMPTS[0]
         assert (tier.state(), tier.breaker_open, source.stats().hits) == ("down", True, {"store": 1})
         tier.publish_hint("nobody.hears-this")
         for _ in range(2):  # comes, goes, and comes back
             fragile.start()
             wait_until(lambda: tier.state() == "up")
-            assert source.load(PROMPTS[0].digest).result(WAIT) == PROMPTS[0]
+            assert source.load(PROMPTS[0].digest).result(PATIENCE) == PROMPTS[0]
             fragile.kill()
             wait_until(lambda: tier.breaker_open)
-            assert source.load(PROMPTS[0].digest).result(WAIT) == PROMPTS[0]
+            assert source.load(PROMPTS[0].digest).result(PATIENCE) == PROMPTS[0]
     finally:
         source.close()
 
@@ -283,7 +269,7 @@ def test_no_fault_changes_an_answer(fault: Fault, direct: redis.Redis, proxy: Fa
 
 def load_all(source: TieredPromptSource) -> None:
     futures = [source.load(prompt.digest) for prompt in PROMPTS]
-    assert [future.result(WAIT) for future in futures] == PROMPTS
+    assert [future.result(PATIENCE) for future in futures] == PROMPTS
 
 
 def answers_from_redis(source: TieredPromptSource) -> bool:
@@ -361,7 +347,7 @@ def test_reads_that_nobody_waits_for_open_the_breaker(
             await asyncio.sleep(0.01)
             reading.cancel()
             assert not tier.breaker_open, "one read that was let go is no proof"
-            await until(lambda: tier.breaker_open)
+            await eventually(lambda: tier.breaker_open)
 
     asyncio.run(scenario())
 
@@ -494,7 +480,7 @@ class Heard:
 
 
 async def listening(client: redis.Redis, count: int) -> None:
-    await until(lambda: client.pubsub_numsub(CHANNEL)[0][1] == count)
+    await eventually(lambda: client.pubsub_numsub(CHANNEL)[0][1] == count)
 
 
 def test_hints_arrive_on_a_thread_of_their_own(server: RedisServer, direct: redis.Redis) -> None:
@@ -504,7 +490,7 @@ def test_hints_arrive_on_a_thread_of_their_own(server: RedisServer, direct: redi
         async with connected(server.url) as sender, connected(server.url, on_hint=heard):
             await listening(direct, 2)
             await asyncio.to_thread(sender.publish_hint, "some.task")
-            await until(lambda: heard.tasks == ["some.task"])
+            await eventually(lambda: heard.tasks == ["some.task"])
         sender.publish_hint("after.closing")
 
     asyncio.run(scenario())
@@ -542,7 +528,7 @@ def test_junk_is_ignored_and_a_failing_listener_hears_the_next(
             await listening(direct, 1)
             for payload in [*JUNK, b'{"task": "bad"}', b'{"task": "good", "extra": 1}']:
                 direct.publish(CHANNEL, payload)
-            await until(lambda: heard.tasks)
+            await eventually(lambda: heard.tasks)
 
     asyncio.run(scenario())
     assert heard.tasks == ["good"]
@@ -561,7 +547,7 @@ def test_hints_of_one_task_become_fewer_and_the_last_is_never_lost(
                 pipeline.publish(CHANNEL, b'{"task": "busy"}')
             pipeline.publish(CHANNEL, b'{"task": "last"}')
             pipeline.execute()
-            await until(lambda: "last" in heard.tasks)
+            await eventually(lambda: "last" in heard.tasks)
 
     asyncio.run(scenario())
     assert 1 <= heard.tasks.count("busy") < 200
@@ -573,12 +559,12 @@ def test_the_listener_comes_back(fragile: RedisServer) -> None:
     async def scenario() -> None:
         async with connected(fragile.url, on_hint=heard) as tier:
             fragile.kill()
-            await until(lambda: not tier.is_up)
+            await eventually(lambda: not tier.is_up)
             fragile.start()
             with redis.Redis(port=fragile.port) as client:
                 await listening(client, 1)
             tier.publish_hint("back")
-            await until(lambda: bool(heard.tasks))
+            await eventually(lambda: bool(heard.tasks))
 
     asyncio.run(scenario())
     assert heard.tasks == ["back"]

@@ -5,7 +5,6 @@ import logging
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,11 +19,11 @@ from app.store.host_cache import HostCache
 from app.store.prompt_store import open_store
 from app.store.sources import BlobStore, RemoteTier, TieredPromptSource
 from tests.store.builders import prefix, soft
+from tests.waiting import PATIENCE, wait_until
 
 SOFT, OTHER = soft(seed=1), prefix(seed=2)
 LARGE = soft(p=2000, hidden=256, seed=3)  # 2 MB: hashed on a thread
 PROMPTS = [soft(p=p, seed=p) for p in range(1, 7)]
-WAIT = 10.0
 
 
 class GatedStore:
@@ -39,7 +38,7 @@ class GatedStore:
 
     def read_blob(self, digest: str) -> bytes:
         self.reads.append(digest)
-        assert self.gate.wait(WAIT)
+        assert self.gate.wait(PATIENCE)
         if self.error is not None:
             raise self.error
         if digest not in self.blobs:
@@ -95,13 +94,6 @@ class Remote:
 Make = Callable[..., TieredPromptSource]
 
 
-def until(condition: Callable[[], bool]) -> None:
-    give_up = time.monotonic() + WAIT
-    while not condition():
-        assert time.monotonic() < give_up
-        time.sleep(0.002)
-
-
 @pytest.fixture
 def gated() -> GatedStore:
     return GatedStore(SOFT, OTHER, LARGE, *PROMPTS)
@@ -125,7 +117,7 @@ def make() -> Iterator[Make]:
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """No hedging, however busy this machine is."""
-    monkeypatch.setattr(tiers, "HEDGE_SECONDS", WAIT)
+    monkeypatch.setattr(tiers, "HEDGE_SECONDS", PATIENCE)
 
 
 @pytest.fixture
@@ -134,7 +126,7 @@ def source(gated: GatedStore, make: Make) -> TieredPromptSource:
 
 
 def test_a_miss_loads_and_a_hit_is_done_at_once(gated: GatedStore, source: TieredPromptSource) -> None:
-    assert source.load(SOFT.digest).result(WAIT) == SOFT
+    assert source.load(SOFT.digest).result(PATIENCE) == SOFT
     hit = source.load(SOFT.digest)
     assert hit.done()
     assert hit.result() == SOFT
@@ -156,8 +148,8 @@ def test_load_never_waits_and_each_digest_loads_once(gated: GatedStore, source: 
     assert source.stats().num_loading == 2
     assert not futures[0].cancel(), "the others still want it"
     gated.gate.set()
-    assert [future.result(WAIT) for future in futures] == [SOFT] * 10
-    assert other.result(WAIT) == OTHER
+    assert [future.result(PATIENCE) for future in futures] == [SOFT] * 10
+    assert other.result(PATIENCE) == OTHER
     assert sorted(gated.reads) == sorted([SOFT.digest, OTHER.digest])
 
 
@@ -170,7 +162,7 @@ def test_callbacks_may_load_again(source: TieredPromptSource) -> None:
         loaded.set()
 
     source.load(SOFT.digest).add_done_callback(load_again)
-    assert loaded.wait(WAIT)
+    assert loaded.wait(PATIENCE)
     assert chained == [SOFT]
 
 
@@ -182,11 +174,11 @@ def test_failures_are_typed_and_not_remembered(
 ) -> None:
     gated.error = error
     with pytest.raises(kind) as caught:
-        source.load(SOFT.digest).result(WAIT)
+        source.load(SOFT.digest).result(PATIENCE)
     assert "secret" not in caught.value.message
     assert source.stats().load_failures == 1
     gated.error = None
-    assert source.load(SOFT.digest).result(WAIT) == SOFT
+    assert source.load(SOFT.digest).result(PATIENCE) == SOFT
 
 
 def test_over_a_real_store(root: Path, make: Make) -> None:
@@ -194,20 +186,20 @@ def test_over_a_real_store(root: Path, make: Make) -> None:
     store.publish("t", VersionDraft(prompt=SOFT))
     source = make(store, host_bytes=0)
     for _ in range(2):
-        assert source.load(SOFT.digest).result(WAIT) == SOFT
+        assert source.load(SOFT.digest).result(PATIENCE) == SOFT
     assert source.stats().hits == {"store": 2}, "nothing fits the host tier"
     with pytest.raises(CorruptData):
-        source.load(OTHER.digest).result(WAIT)
+        source.load(OTHER.digest).result(PATIENCE)
     blob = root / "blobs" / f"{SOFT.digest}.safetensors"
     blob.write_bytes(OTHER.data)
     with pytest.raises(CorruptData):
-        source.load(SOFT.digest).result(WAIT)
+        source.load(SOFT.digest).result(PATIENCE)
 
 
 def test_a_store_that_gives_another_prompt_is_not_believed(gated: GatedStore, make: Make) -> None:
     gated.blobs[SOFT.digest] = OTHER.data
     with pytest.raises(CorruptData):
-        make(gated).load(SOFT.digest).result(WAIT)
+        make(gated).load(SOFT.digest).result(PATIENCE)
 
 
 @pytest.mark.usefixtures("patient")
@@ -215,9 +207,9 @@ def test_a_store_that_gives_another_prompt_is_not_believed(gated: GatedStore, ma
 def test_the_remote_tier(prompt: Prompt, gated: GatedStore, make: Make) -> None:
     remote = Remote()
     first, second = (make(gated, remote=remote) for _ in range(2))
-    assert first.load(prompt.digest).result(WAIT) == prompt
-    until(lambda: remote.blobs == {prompt.digest: prompt.data})
-    assert second.load(prompt.digest).result(WAIT) == prompt
+    assert first.load(prompt.digest).result(PATIENCE) == prompt
+    wait_until(lambda: remote.blobs == {prompt.digest: prompt.data})
+    assert second.load(prompt.digest).result(PATIENCE) == prompt
     assert gated.reads == [prompt.digest]
     stats = second.stats()
     assert stats.hits == {"redis": 1}
@@ -229,7 +221,7 @@ def test_a_remote_tier_that_is_down_is_not_asked(gated: GatedStore, make: Make) 
     remote = Remote()
     remote.is_up = False
     source = make(gated, remote=remote)
-    assert source.load(SOFT.digest).result(WAIT) == SOFT
+    assert source.load(SOFT.digest).result(PATIENCE) == SOFT
     assert (remote.num_gets, remote.blobs) == (0, {})
     assert source.stats().misses == {"host": 1}
 
@@ -240,12 +232,12 @@ def test_a_lying_remote_changes_nothing(lie: bytes, gated: GatedStore, make: Mak
     remote = Remote()
     remote.blobs[SOFT.digest] = lie
     source = make(gated, host_bytes=0, remote=remote)
-    assert source.load(SOFT.digest).result(WAIT) == SOFT
+    assert source.load(SOFT.digest).result(PATIENCE) == SOFT
     assert source.stats().remote_failures == 1
-    until(lambda: remote.blobs[SOFT.digest] == SOFT.data)
+    wait_until(lambda: remote.blobs[SOFT.digest] == SOFT.data)
     remote.fails = True
-    assert source.load(SOFT.digest).result(WAIT) == SOFT
-    until(lambda: source.stats().remote_failures == 3)  # wrong bytes, a failed get and a failed put
+    assert source.load(SOFT.digest).result(PATIENCE) == SOFT
+    wait_until(lambda: source.stats().remote_failures == 3)  # wrong bytes, a failed get and a failed put
     assert source.stats().load_failures == 0
 
 
@@ -253,8 +245,8 @@ def test_a_slow_remote_is_overtaken_and_let_go(gated: GatedStore, make: Make) ->
     remote = Remote(SOFT)
     remote.seconds = 3600.0
     source = make(gated, remote=remote)
-    assert source.load(SOFT.digest).result(WAIT) == SOFT
-    until(lambda: remote.num_cancelled == 1)
+    assert source.load(SOFT.digest).result(PATIENCE) == SOFT
+    wait_until(lambda: remote.num_cancelled == 1)
     stats = source.stats()
     assert (stats.hedged, stats.hits) == (1, {"store": 1})
 
@@ -264,7 +256,7 @@ def test_a_slow_store_is_not_waited_for(gated: GatedStore, make: Make) -> None:
     remote.seconds = 0.05
     source = make(gated, remote=remote)
     gated.gate.clear()
-    assert source.load(SOFT.digest).result(WAIT) == SOFT
+    assert source.load(SOFT.digest).result(PATIENCE) == SOFT
     gated.gate.set()
     stats = source.stats()
     assert (stats.hedged, stats.hits) == (1, {"redis": 1})
@@ -276,11 +268,11 @@ def test_a_late_remote_miss_waits_for_the_store(gated: GatedStore, make: Make) -
     source = make(gated, remote=remote)
     gated.gate.clear()
     future = source.load(SOFT.digest)
-    until(lambda: source.stats().misses == {"host": 1, "redis": 1})
+    wait_until(lambda: source.stats().misses == {"host": 1, "redis": 1})
     assert not future.done()
     gated.gate.set()
-    assert future.result(WAIT) == SOFT
-    until(lambda: remote.blobs == {SOFT.digest: SOFT.data})
+    assert future.result(PATIENCE) == SOFT
+    wait_until(lambda: remote.blobs == {SOFT.digest: SOFT.data})
 
 
 def test_what_the_store_lost_is_given_back(gated: GatedStore, make: Make) -> None:
@@ -288,8 +280,8 @@ def test_what_the_store_lost_is_given_back(gated: GatedStore, make: Make) -> Non
     remote.seconds = 0.05  # so that the store is asked, too
     source = make(gated, remote=remote)
     del gated.blobs[SOFT.digest]
-    assert source.load(SOFT.digest).result(WAIT) == SOFT
-    until(lambda: source.stats().heals == 1)
+    assert source.load(SOFT.digest).result(PATIENCE) == SOFT
+    wait_until(lambda: source.stats().heals == 1)
     assert gated.blobs[SOFT.digest] == SOFT.data
 
 
@@ -299,10 +291,10 @@ def test_a_loss_is_remembered_until_the_remote_can_heal_it(gated: GatedStore, ma
     source = make(gated, remote=remote)
     del gated.blobs[SOFT.digest]
     with pytest.raises(CorruptData):
-        source.load(SOFT.digest).result(WAIT)
+        source.load(SOFT.digest).result(PATIENCE)
     remote.is_up = True
-    assert source.load(SOFT.digest).result(WAIT) == SOFT
-    until(lambda: SOFT.digest in gated.blobs)
+    assert source.load(SOFT.digest).result(PATIENCE) == SOFT
+    wait_until(lambda: SOFT.digest in gated.blobs)
 
 
 def test_a_real_store_is_healed(root: Path, make: Make) -> None:
@@ -314,8 +306,8 @@ def test_a_real_store_is_healed(root: Path, make: Make) -> None:
     remote = Remote(SOFT)
     remote.seconds = 0.05  # so that the store is asked, too
     source = make(store, remote=remote)
-    assert source.load(SOFT.digest).result(WAIT) == SOFT
-    until(lambda: source.stats().heals == 1)
+    assert source.load(SOFT.digest).result(PATIENCE) == SOFT
+    wait_until(lambda: source.stats().heals == 1)
     assert blob.read_bytes() == SOFT.data
     assert open_store(root).read_blob(SOFT.digest) == SOFT.data
 
@@ -327,8 +319,8 @@ def test_healing_may_fail(gated: GatedStore, make: Make, caplog: pytest.LogCaptu
     gated.error = CorruptData("damaged for good")
     with caplog.at_level(logging.WARNING, logger=tiers.__name__):
         for _ in range(2):
-            assert source.load(SOFT.digest).result(WAIT) == SOFT
-        until(lambda: "could not be put back" in caplog.text)
+            assert source.load(SOFT.digest).result(PATIENCE) == SOFT
+        wait_until(lambda: "could not be put back" in caplog.text)
     assert source.stats().heals == 0
 
 
@@ -339,7 +331,7 @@ def test_damage_that_no_tier_can_repair_is_told(gated: GatedStore, make: Make) -
     source = make(gated, remote=remote)
     del gated.blobs[SOFT.digest]
     with pytest.raises(CorruptData):
-        source.load(SOFT.digest).result(WAIT)
+        source.load(SOFT.digest).result(PATIENCE)
 
 
 def test_bytes_under_way_to_the_remote_are_bounded(
@@ -350,11 +342,11 @@ def test_bytes_under_way_to_the_remote_are_bounded(
     remote.gate = asyncio.Event()
     source = make(gated, remote=remote)
     for prompt in PROMPTS:
-        assert source.load(prompt.digest).result(WAIT) == prompt
+        assert source.load(prompt.digest).result(PATIENCE) == prompt
     source._loop.call_soon_threadsafe(remote.gate.set)
-    until(lambda: len(remote.blobs) >= 2)
+    wait_until(lambda: len(remote.blobs) >= 2)
     assert len(remote.blobs) < len(PROMPTS)
-    until(lambda: source._tiers._bytes_under_way == 0)
+    wait_until(lambda: source._tiers._bytes_under_way == 0)
 
 
 def test_an_upload_is_offered(gated: GatedStore, make: Make) -> None:
@@ -362,7 +354,7 @@ def test_an_upload_is_offered(gated: GatedStore, make: Make) -> None:
     source = make(gated, remote=remote)
     source.offer(SOFT)
     assert source.load(SOFT.digest).done()
-    until(lambda: remote.blobs == {SOFT.digest: SOFT.data})
+    wait_until(lambda: remote.blobs == {SOFT.digest: SOFT.data})
     assert gated.reads == []
 
 
@@ -373,7 +365,7 @@ def test_prefetching_counts_nothing_twice(gated: GatedStore, make: Make) -> None
         source.prefetch(SOFT.digest)
     future = source.load(SOFT.digest)
     gated.gate.set()
-    assert future.result(WAIT) == SOFT
+    assert future.result(PATIENCE) == SOFT
     source.prefetch(SOFT.digest)
     assert gated.reads == [SOFT.digest]
     stats = source.stats()
@@ -387,10 +379,10 @@ def test_prefetching_fails_in_silence(
     gated.error = RuntimeError("the disk is on fire")
     with caplog.at_level(logging.INFO):
         source.prefetch(SOFT.digest)
-        until(lambda: source.stats().load_failures == 1)
+        wait_until(lambda: source.stats().load_failures == 1)
         assert caplog.records == []
         with pytest.raises(Unavailable):
-            source.load(SOFT.digest).result(WAIT)
+            source.load(SOFT.digest).result(PATIENCE)
         assert "the disk is on fire" in caplog.text
 
 
@@ -456,7 +448,7 @@ def test_many_threads(with_remote: bool, gated: GatedStore, make: Make) -> None:
     def work(seed: int) -> None:
         for step in range(50):
             prompt = PROMPTS[(seed * step) % len(PROMPTS)]
-            assert source.load(prompt.digest).result(WAIT) == prompt
+            assert source.load(prompt.digest).result(PATIENCE) == prompt
             source.check_integrity()
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(1, 6)]
