@@ -7,6 +7,7 @@ from collections.abc import Callable
 from app.errors import PromptplexError
 from app.store.damage import find_damage
 from app.store.debris import sweep
+from app.store.heads import mark_newest
 from app.store.prompt_store import PromptStore
 
 _log = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ class Upkeep:
                 _log.error("%s%s", damage.what, " (mended)" if damage.healed else "")
             self.num_damaged = num_damaged
             if not num_damaged:
+                self._mark_newest()
                 swept = sweep(self._store)
                 if swept.leftovers or swept.blobs:
                     _log.info("removed %d unfinished files, %d unused prompts", swept.leftovers, swept.blobs)
@@ -47,6 +49,10 @@ class Upkeep:
             _log.info("the store was not looked after: %s", error)
         except Exception:  # the next round may do better
             _log.exception("the store was not looked after")
+
+    def _mark_newest(self) -> None:
+        for task_id in self._store.list_tasks():
+            mark_newest(self._store.files, self._store.history(task_id))
 
     def _run(self) -> None:
         while not self._stopping.is_set():

@@ -5,13 +5,14 @@ import logging
 import re
 from contextlib import suppress
 
-from app.errors import CorruptData, InvalidRequest, PromptplexError, StoreFull
+from app.errors import CorruptData, InvalidRequest, PromptplexError, PromptRejected, StoreFull
 from app.store.files import Name, WriteOnceFiles
 
 _log = logging.getLogger(__name__)
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _SUFFIX = ".safetensors"
 FOLDER = "blobs"
+MAX_BLOB_BYTES = 1 << 30  # a prefix of 200 tokens of a 65B model in float32
 
 
 class Blobs:
@@ -21,8 +22,17 @@ class Blobs:
         self._files = files
 
     def put(self, digest: str, data: bytes) -> None:
-        """Make the blob durable. One that is there already is verified, and made young again."""
+        """Make the blob durable. One that is there already is verified, and made young again.
+
+        Raises PromptRejected where it exceeds MAX_BLOB_BYTES.
+        """
         assert hashlib.sha256(data).hexdigest() == digest
+        if len(data) > MAX_BLOB_BYTES:
+            raise PromptRejected(
+                "The prompt is too large for the store",
+                expected=f"at most {MAX_BLOB_BYTES} bytes",
+                found=f"{len(data)} bytes",
+            )
         name = blob_name(digest)
         if not self._files.exists(name) and self._files.put_if_absent(name, data):
             return
@@ -40,14 +50,14 @@ class Blobs:
     def read(self, digest: str) -> bytes:
         """Verified bytes. Raises CorruptData; damaged ones are in the quarantine then."""
         name = blob_name(digest)
-        data = self._files.read(name)
+        data = self._files.read(name, MAX_BLOB_BYTES)
         if data is None:
             raise CorruptData(f"Prompt {digest} is not in the store; upload it again")
         if _hashes_to(data, digest):
             return data
         self._set_aside(name, digest)
-        if (again := self._files.read(name)) is not None and _hashes_to(again, digest):
-            return again  # somebody healed it meanwhile
+        if (data := self.read_good(name, digest)) is not None:
+            return data  # somebody healed it meanwhile
         raise CorruptData(
             f"Prompt {digest} is damaged: its bytes do not hash to its name; upload the prompt again"
         )
@@ -57,7 +67,7 @@ class Blobs:
         if not _hashes_to(data, digest):
             raise CorruptData(f"These are not the bytes of prompt {digest}")
         name = blob_name(digest)
-        if self._files.exists(name) and self._is_good(name, digest):
+        if self._is_good(name, digest):
             return False
         self.put(digest, data)
         _log.warning("prompt %s was missing or damaged in the store; it is there again", digest)
@@ -74,19 +84,23 @@ class Blobs:
         )
         return sorted(name for name in names if _DIGEST.fullmatch(name))
 
-    def _is_good(self, name: Name, digest: str) -> bool:
+    def read_good(self, name: Name, digest: str) -> bytes | None:
+        """What lies under any name, where it hashes to `digest`; None where it doesn't, or can't be read."""
         try:
-            data = self._files.read(name)
-        except CorruptData:  # no plain file
-            return False
-        return data is not None and _hashes_to(data, digest)
+            data = self._files.read(name, MAX_BLOB_BYTES)
+        except CorruptData:  # no plain file, or too large a one
+            return None
+        return data if data is not None and _hashes_to(data, digest) else None
+
+    def _is_good(self, name: Name, digest: str) -> bool:
+        return self.read_good(name, digest) is not None
 
     def _set_aside(self, name: Name, digest: str) -> None:
         """To the quarantine, unless what was moved turns out to be good: then somebody was faster."""
         with suppress(PromptplexError):  # a read-only store keeps its damage where it is
             aside = self._files.set_aside(name)
-            moved = None if aside is None else self._files.read(aside)
-            if moved is not None and _hashes_to(moved, digest):
+            moved = None if aside is None else self.read_good(aside, digest)
+            if moved is not None:
                 self._files.put_if_absent(name, moved)
             elif aside is not None:
                 _log.error("prompt %s is damaged in the store: set aside as %s", digest, "/".join(aside))

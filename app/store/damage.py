@@ -8,7 +8,6 @@ import hashlib
 import logging
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 
 from app.errors import CorruptData, PromptplexError
@@ -19,6 +18,7 @@ from app.store.manifests import is_sealed
 from app.store.prompt_store import PromptStore, TaskHistory
 
 _log = logging.getLogger(__name__)
+MAX_RECORD_BYTES = max(manifests.MAX_MANIFEST_BYTES, releases.MAX_RELEASE_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,17 +104,23 @@ def _heal_blob(store: PromptStore, digest: str, fetch: Callable[[str], bytes]) -
 
 
 def _heal(store: PromptStore, name: Name, good: bytes) -> None:
-    found: bytes | None = None
-    with suppress(CorruptData):
-        found = store.files.read(name)
-    if found == good:
-        return
+    try:
+        found = store.files.read(name, MAX_RECORD_BYTES)
+    except CorruptData:  # too large a file, or none that can be read: no record in any case
+        store.files.replace(name, good)
+    else:
+        if found == good:
+            return
+        _put_back(store, name, found, good)
+    _log.warning("%s was damaged; it is as it was written again", "/".join(name))
+
+
+def _put_back(store: PromptStore, name: Name, found: bytes | None, good: bytes) -> None:
     if found is None:
-        if not store.files.put_if_absent(name, good) and store.files.read(name) != good:
+        if not store.files.put_if_absent(name, good) and store.files.read(name, MAX_RECORD_BYTES) != good:
             raise CorruptData(f"{'/'.join(name)} was claimed anew")
     elif is_sealed(found):
         raise CorruptData(f"{'/'.join(name)} is another record now")
     else:
         store.files.put_if_absent((QUARANTINE, f"{'-'.join(name)}.{secrets.token_hex(4)}"), found)
         store.files.replace(name, good)
-    _log.warning("%s was damaged; it is as it was written again", "/".join(name))

@@ -6,7 +6,6 @@ meanwhile refers to it; whoever publishes an old blob again makes it young first
 whether it is still there.
 """
 
-import hashlib
 import re
 from dataclasses import dataclass
 
@@ -82,13 +81,8 @@ def _spare_copies(store: PromptStore, older_than: float) -> set[Name]:
         if (match := _ASIDE.fullmatch(entry)) is not None
         and (match[1] not in referenced or store.blobs.exists(match[1]))
         and (store.files.age((QUARANTINE, entry)) or 0.0) > older_than
-        and _holds(store, (QUARANTINE, entry), match[1])
+        and store.blobs.read_good((QUARANTINE, entry), match[1]) is not None
     }
-
-
-def _holds(store: PromptStore, name: Name, digest: str) -> bool:
-    data = store.files.read(name)
-    return data is not None and hashlib.sha256(data).hexdigest() == digest
 
 
 def _bring_back(store: PromptStore, referenced: set[str]) -> set[Name]:
@@ -98,8 +92,7 @@ def _bring_back(store: PromptStore, referenced: set[str]) -> set[Name]:
         match = _ASIDE.fullmatch(entry)
         if match is None or match[1] not in referenced or store.blobs.exists(match[1]):
             continue
-        data = store.files.read((QUARANTINE, entry))
-        if data is not None and _holds(store, (QUARANTINE, entry), match[1]):
+        if (data := store.blobs.read_good((QUARANTINE, entry), match[1])) is not None:
             store.blobs.put(match[1], data)
             kept.add((QUARANTINE, entry))
     return kept

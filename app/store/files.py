@@ -8,7 +8,6 @@ below the root are not followed.
 import errno
 import os
 import secrets
-import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from app.errors import CorruptData, PromptplexError, StoreFull, Unavailable
+from app.store.bounded import read_bounded
 from app.store.disk import Disk
 
 _T = TypeVar("_T")
@@ -26,12 +26,12 @@ Name = tuple[str, ...]  # path components below the root
 TEMPORARY_PREFIX = ".tmp-"
 QUARANTINE = "quarantine"
 _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # a fifo must not block us
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR)
 _BUSY = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR)
 _WRITE_ERRORS = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "it exceeds the size that a file may have here",
     errno.EROFS: "it is read-only",
     errno.EACCES: "it is read-only for this server",
     errno.EPERM: "its file system does not allow writing or hard links",
@@ -53,8 +53,12 @@ class WriteOnceFiles(Protocol):
         """Return when a name that somebody else put is durable."""
         ...
 
-    def read(self, name: Name) -> bytes | None:
-        """The whole file, or None where there is none."""
+    def mark(self, name: Name) -> None:
+        """Make an empty file durable under `name`; one that is there already is fine."""
+        ...
+
+    def read(self, name: Name, limit: int) -> bytes | None:
+        """The whole file, or None where there is none; CorruptData where it exceeds `limit` bytes."""
         ...
 
     def exists(self, name: Name) -> bool:
@@ -123,13 +127,25 @@ class DurableFiles:
                 self._disk.sync(directory)
         except OSError as error:
             if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
-                raise _write_error(error) from error
+                raise write_error(error) from error
 
-    def read(self, name: Name) -> bytes | None:
+    def mark(self, name: Name) -> None:
+        """Make an empty file durable under `name`; one that is there already is fine."""
+
+        def make() -> None:
+            self._make_directories(name[:-1])
+            with self._directory(name[:-1]) as directory:
+                with suppress(FileExistsError):
+                    os.close(self._disk.create(name[-1], directory))
+                self._disk.sync(directory)
+
+        self._write(make)
+
+    def read(self, name: Name, limit: int) -> bytes | None:
         """The whole file, or None where there is none. Raises CorruptData, Unavailable."""
         try:
             with self._directory(name[:-1]) as directory:
-                return _read_whole(os.open(name[-1], _READ, dir_fd=directory))
+                return read_bounded(name[-1], limit, directory=directory, follow_links=False)
         except OSError as error:
             if error.errno == errno.ENOENT:
                 return None
@@ -204,7 +220,7 @@ class DurableFiles:
             with suppress(FileNotFoundError), self._directory(name[:-1]) as directory:
                 self._disk.unlink(name[-1], directory)
         except OSError as error:
-            raise _write_error(error) from error
+            raise write_error(error) from error
 
     def remove_leftovers(self, name: Name, older_than: float) -> int:
         """Remove temporary files that a crash left behind and that are older, in seconds."""
@@ -230,7 +246,7 @@ class DurableFiles:
                     self._durable.clear()
                 return work()
         except OSError as error:
-            raise _write_error(error) from error
+            raise write_error(error) from error
 
     @contextmanager
     def _directory(self, name: Name) -> Iterator[int]:
@@ -302,17 +318,8 @@ class DurableFiles:
         return temporary
 
 
-def _read_whole(file: int) -> bytes:
-    try:
-        if not stat.S_ISREG(os.fstat(file).st_mode):
-            raise OSError(errno.ENOTDIR, "not a plain file")
-        with open(file, "rb", closefd=False) as stream:
-            return stream.read()
-    finally:
-        os.close(file)
-
-
-def _write_error(error: OSError) -> PromptplexError:
+def write_error(error: OSError) -> PromptplexError:
+    """What a failed write of an upload's bytes means for whoever uploads."""
     if error.errno in _BUSY:
         return Unavailable("The store can't be written to just now: the server is short of files or memory")
     if error.errno in (errno.ELOOP, errno.ENOTDIR):
@@ -327,4 +334,6 @@ def _read_error(error: OSError, name: Name) -> PromptplexError:
     what = "/".join(name)
     if error.errno in (errno.ELOOP, errno.ENOTDIR):
         return CorruptData(f"{what} of the store is not a plain file; symbolic links are not followed")
+    if error.errno == errno.EFBIG:
+        return CorruptData(f"{what} of the store is damaged: it is {error.strerror}")
     return CorruptData(f"{what} of the store can't be read")

@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from app.errors import CorruptData
 from app.prompt import TaskVersion
 from app.store.files import Name, WriteOnceFiles
-from app.store.manifests import decode_version
+from app.store.heads import check_marks, read_marks
+from app.store.manifests import MAX_MANIFEST_BYTES, decode_version
 from app.store.references import is_task_id
-from app.store.releases import Release, TaskHistory, decode_release, verify_manifests
+from app.store.releases import MAX_RELEASE_BYTES, Release, TaskHistory, decode_release, verify_manifests
 
 _NUMBERED = re.compile(r"([1-9][0-9]{0,8})\.json")
 
@@ -45,7 +46,8 @@ class HistoryReader:
 
     def _has_records(self, task_id: str) -> bool:
         try:
-            return any(self._files.exists(first(task_id, 1)) for first in (version_name, release_name))
+            known = any(self._files.exists(first(task_id, 1)) for first in (version_name, release_name))
+            return known or bool(read_marks(self._files, task_id))
         except CorruptData:  # it can't be looked into; whoever asks for it is told why
             return True
 
@@ -71,10 +73,12 @@ class HistoryReader:
     def read_afresh(self, task_id: str) -> TaskHistory:
         """All of it from the files, whatever is cached. Raises CorruptData."""
         # Listed first: what is added meanwhile must not look like a gap.
+        marks = read_marks(self._files, task_id)
         last_release, last_version = self._last_numbers(task_id)
         history = self._read_on(TaskHistory(task_id))
         if len(history.releases) < last_release or len(history.versions) < last_version:
             raise CorruptData(f"Task {task_id!r} has a gap: a version or release in the middle is missing")
+        check_marks(history, marks)
         return history
 
     def _read_on(self, known: TaskHistory) -> TaskHistory:
@@ -86,14 +90,18 @@ class HistoryReader:
 
     def _read_releases(self, known: TaskHistory) -> tuple[Release, ...]:
         found = list(known.releases)
-        while (data := self._files.read(release_name(known.task_id, len(found) + 1))) is not None:
+        while (
+            data := self._files.read(release_name(known.task_id, len(found) + 1), MAX_RELEASE_BYTES)
+        ) is not None:
             previous = found[-1] if found else None
             found.append(decode_release(known.task_id, len(found) + 1, data, previous))
         return tuple(found)
 
     def _read_versions(self, known: TaskHistory) -> tuple[TaskVersion, ...]:
         found = list(known.versions)
-        while (data := self._files.read(version_name(known.task_id, len(found) + 1))) is not None:
+        while (
+            data := self._files.read(version_name(known.task_id, len(found) + 1), MAX_MANIFEST_BYTES)
+        ) is not None:
             found.append(decode_version(known.task_id, len(found) + 1, data))
         return tuple(found)
 

@@ -3,9 +3,11 @@
     blobs/<sha256>.safetensors        canonical prompts
     tasks/<task>/versions/<n>.json    manifests; the file claims the number
     tasks/<task>/releases/<n>.json    what the aliases mean after change n; chained by sha256
+    tasks/<task>/heads/               marks by which records that are gone are missed
     quarantine/                       what no longer hashed to its name
 
-The blob goes first, then the manifest, then the release, each durable before the next.
+The blob goes first, then the manifest, then the release, each durable before the next, and each record
+before its mark.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,6 +18,7 @@ from app.errors import Conflict, NotFound
 from app.prompt import TaskVersion, VersionDraft
 from app.store.blobs import Blobs
 from app.store.files import DurableFiles, WriteOnceFiles
+from app.store.heads import mark
 from app.store.history import HistoryReader, release_name, version_name
 from app.store.manifests import decode_version, encode_version, settings_of, settings_of_version
 from app.store.meanings import Meaning, choose, versions_of, weighted
@@ -130,11 +133,14 @@ class PromptStore:
             _check_in_service(history)
             if existing := _same_settings(history, settings):
                 self.files.sync(version_name(task_id, existing.version))
+                mark(self.files, existing)
                 return existing, False
             number = len(history.versions) + 1
             data = encode_version(task_id, number, draft)
             if self.files.put_if_absent(version_name(task_id, number), data):
-                return decode_version(task_id, number, data), True
+                version = decode_version(task_id, number, data)
+                mark(self.files, version)
+                return version, True
 
     # -- releasing --------------------------------------------------------------------------
 
@@ -213,6 +219,7 @@ class PromptStore:
             decision = decide(history)
             if isinstance(decision, Release):
                 self.files.sync(release_name(task_id, decision.number))
+                mark(self.files, decision)
                 return decision
             if (release := self._put_release(history, decision)) is not None:
                 return release
@@ -224,7 +231,9 @@ class PromptStore:
         if not self.files.put_if_absent(release_name(history.task_id, number), data):
             return None
         previous = history.releases[-1] if history.releases else None
-        return decode_release(history.task_id, number, data, previous)
+        release = decode_release(history.task_id, number, data, previous)
+        mark(self.files, release)
+        return release
 
 
 def _find(history: TaskHistory, wanted: Reference, asker: str) -> TaskVersion | None:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from app.errors import CorruptData
+from app.errors import CorruptData, InvalidRequest
 from app.prompt import TaskVersion
 from app.store.manifests import decode_record, now, seal
 from app.store.meanings import Meaning, meaning_as_json, meaning_from_json, versions_of
@@ -24,6 +24,7 @@ MOVE = "move"
 ROLLBACK = "rollback"
 RETIRE = "retire"
 RESTORE = "restore"
+MAX_RELEASE_BYTES = 1 << 20
 MAX_NOTE = 1000  # characters of `who` and `why`
 _COMMON = ("task_id", "number", "action", "alias", "retired", "who", "why", "at")
 _FIELDS = frozenset({"format", "aliases", "previous", "manifests", *_COMMON})
@@ -82,12 +83,15 @@ class Change:
 
 
 def encode_release(history: TaskHistory, change: Change) -> bytes:
-    """The record of the release after the last one of `history`."""
+    """The record of the release after the last one of `history`.
+
+    Raises InvalidRequest where the task's aliases are too many for one record.
+    """
     aliases = dict(history.aliases)
     if change.alias is not None and change.meaning is not None:
         aliases[change.alias] = change.meaning
     named = sorted({version for meaning in aliases.values() for version in versions_of(meaning)})
-    return _seal(
+    data = _seal(
         {
             "task_id": history.task_id,
             "number": len(history.releases) + 1,
@@ -102,6 +106,12 @@ def encode_release(history: TaskHistory, change: Change) -> bytes:
         history.releases[-1].digest if history.releases else None,
         {number: history.versions[number - 1].digest for number in named},
     )
+    if len(data) > MAX_RELEASE_BYTES:
+        raise InvalidRequest(
+            f"The task's {len(aliases)} aliases exceed {MAX_RELEASE_BYTES} bytes as JSON; use fewer.",
+            param="alias",
+        )
+    return data
 
 
 def encode_stored(release: Release) -> bytes:

@@ -58,7 +58,11 @@ def test_publish_and_read_back(root: Path, store: PromptStore) -> None:
     assert "published_at" in version.provenance
     assert store.read_blob(OTHER.digest) == OTHER.data
     assert open_store(root).history("t").versions == (version,)
-    assert sorted(tree(root)) == [f"blobs/{OTHER.digest}.safetensors", "tasks/t/versions/1.json"]
+    assert sorted(tree(root)) == [
+        f"blobs/{OTHER.digest}.safetensors",
+        f"tasks/t/heads/version-1-{version.digest}",
+        "tasks/t/versions/1.json",
+    ]
 
 
 def test_text_only(store: PromptStore) -> None:
@@ -321,7 +325,7 @@ def test_disk_errors_are_not_acknowledged(
     store = open_store(root)
     publish_live(store, "old", "a")
     messages: list[str] = []
-    for nth in range(1, 60):
+    for nth in range(1, 90):
         task = f"t{nth}"
         failing = Failing(getattr(os, function), nth, number)
         monkeypatch.setattr(os, function, failing)
