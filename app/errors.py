@@ -132,6 +132,10 @@ class NonFiniteLogits(PromptplexError):
     """The model produced NaN or infinite logits for this row; its neighbours are unaffected."""
 
 
+class RequestFailed(PromptplexError):
+    """The model or the engine failed on this request alone; others are unaffected."""
+
+
 class ConstraintFailed(PromptplexError):
     """This row's grammar or bias leaves no token, or the grammar became too complex; neighbours go on."""
 

@@ -37,6 +37,7 @@ _MAPPING: Mapping[type[errors.PromptplexError], tuple[int, str, str]] = {
     errors.DeadlineExceeded: (504, "server_error", "deadline_exceeded"),
     errors.Cancelled: (503, "server_error", "cancelled"),
     errors.NonFiniteLogits: (500, "server_error", "non_finite_logits"),
+    errors.RequestFailed: (500, "server_error", "request_failed"),
     errors.ConstraintFailed: (422, "invalid_request_error", "constraint_failed"),
     errors.CorruptData: (500, "server_error", "corrupt_data"),
     errors.StoreFull: (507, "server_error", "store_full"),

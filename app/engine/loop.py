@@ -4,6 +4,7 @@ It blocks on its inbox when there is nothing to do and never polls. No lock is h
 device works.
 """
 
+import logging
 import queue
 import time
 from collections.abc import Iterable
@@ -13,15 +14,26 @@ from functools import partial
 
 from app.engine.constraints import ConstraintAhead, GrammarSource
 from app.engine.deadlines import Deadlines
-from app.engine.prefixes import prefix_key
+from app.engine.isolation import Refusals, run_apart
+from app.engine.plan import Plan, StepResult
+from app.engine.prefixes import Prefix, prefix_key
 from app.engine.router import OutputRouter
 from app.engine.runner import Runner
 from app.engine.scheduler import Scheduler
 from app.engine.sequence import Phase, Sequence
 from app.engine.statistics import StepRecorder
-from app.errors import Cancelled, DeadlineExceeded, EngineStopped, PromptplexError, PromptRejected
+from app.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    EngineStopped,
+    PromptplexError,
+    PromptRejected,
+    RequestFailed,
+)
 from app.prompt import ModelGeometry, Prompt, PromptSource
 from app.request import Request, TokenDelta
+
+_log = logging.getLogger("promptplex.engine")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +95,7 @@ class EngineLoop:
         self._workers = workers
         self._open: dict[str, Sequence] = {}
         self._deadlines = Deadlines()
+        self._refusals = Refusals()
         self._stopping = False
         self._idle = False  # no step is possible until a message or a deadline comes
 
@@ -134,6 +147,10 @@ class EngineLoop:
 
     def _accept(self, request: Request, arrived: float) -> None:
         sequence = Sequence(request, prefix_key(request, self._geometry), arrived=arrived)
+        refusal = self._refusals.get(sequence.prefix_key, time.monotonic())
+        if refusal is not None:
+            self._deliver_end(sequence, refusal)
+            return
         if request.grammar is not None:
             assert self._grammars is not None, "the front refuses what can't be constrained"
             sequence.constraint = ConstraintAhead(self._grammars, request.grammar, self._workers)
@@ -146,7 +163,11 @@ class EngineLoop:
         """Start fetching the prompts of parked sequences; it never blocks."""
         for sequence in self._scheduler.take_loads():
             assert sequence.request.prompt_digest is not None
-            future = self._source.load(sequence.request.prompt_digest)
+            try:
+                future = self._source.load(sequence.request.prompt_digest)
+            except Exception as error:
+                self._end(sequence, _lost(error))
+                continue
             future.add_done_callback(partial(self._hand_in, sequence))
 
     def _hand_in(self, sequence: Sequence, result: "Future[Prompt]") -> None:
@@ -156,10 +177,10 @@ class EngineLoop:
         if sequence.phase is not Phase.LOADING:  # it ended while its prompt was under way
             return
         error = result.exception()
-        if isinstance(error, PromptplexError):
-            self._end(sequence, error)
+        if error is not None:
+            self._end(sequence, _lost(error))
             return
-        prompt = result.result()  # an unforeseen exception of the source ends the engine, loudly
+        prompt = result.result()
         expected = sequence.request.num_virtual_tokens
         if prompt.num_virtual_tokens != expected:
             mismatch = PromptRejected(
@@ -194,7 +215,7 @@ class EngineLoop:
             return
         for sequence in self._scheduler.running:
             sequence.admitted = sequence.admitted or started
-        result = self._runner.run(plan)
+        plan, result = self._run(plan)
         now = time.monotonic()
         news = self._scheduler.update(plan, result, now)
         for sequence, delta in news:
@@ -204,10 +225,33 @@ class EngineLoop:
         served = [sequence for sequence, delta in news if delta.token_id is not None]
         self._recorder.step(plan, served, now - started)
 
+    def _run(self, plan: Plan) -> tuple[Plan, StepResult]:
+        """Run a plan. Where it fails, those at fault end with an error, and the others' part has run."""
+        try:
+            return plan, self._runner.run(plan)
+        except Exception as error:
+            outcome = run_apart(self._runner, plan, error)
+        for owner, cause in outcome.failures.items():
+            if isinstance(owner, Prefix):
+                self._give_up(owner, cause)
+            else:
+                self._end(owner, cause)
+        return outcome.plan, outcome.result
+
+    def _give_up(self, prefix: Prefix, error: PromptplexError) -> None:
+        """End all that stand on a prefix, or wait for it, and the prefix with them."""
+        prefix.is_kept = False
+        self._refusals.add(prefix.key, error, time.monotonic())
+        for sequence in [each for each in self._open.values() if each.prefix_key == prefix.key]:
+            self._end(sequence, error)
+
     def _end(self, sequence: Sequence, error: PromptplexError) -> None:
         """End a sequence outside a step."""
         self._scheduler.finish(sequence)
         del self._open[sequence.request.id]
+        self._deliver_end(sequence, error)
+
+    def _deliver_end(self, sequence: Sequence, error: PromptplexError) -> None:
         timings = sequence.timings(time.monotonic())
         self._router.deliver([TokenDelta(request_id=sequence.request.id, error=error, timings=timings)])
 
@@ -218,3 +262,11 @@ class EngineLoop:
         self._deadlines.clean(0)
         self._recorder.refresh()
         self._idle = True
+
+
+def _lost(error: BaseException) -> PromptplexError:
+    """What the caller may see of the reason for which a prompt didn't come."""
+    if isinstance(error, PromptplexError):
+        return error
+    _log.error("a prompt could not be loaded", exc_info=error)
+    return RequestFailed("the task's prompt could not be loaded; the server's log says why")

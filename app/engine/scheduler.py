@@ -4,8 +4,8 @@ The order of a step: decoding rows first (they were promised), then prefill of w
 then admission by fair share, all under one token budget. A prefix that is missing is built in
 the same step as the prefill that needs it, where the budget allows.
 
-`schedule` counts a Plan's tokens as computed at once, since a Plan always runs (a failing device
-ends the engine). `update` takes one back where nothing could be chosen after it yet.
+`schedule` counts a Plan's tokens as computed at once, since a Plan always runs (what can't run ends,
+engine/isolation.py). `update` takes one back where nothing could be chosen after it yet.
 
 Nothing can deadlock: a sequence that waits holds no pin and no block, so the oldest running one
 can always have everything else's (docs/architecture.md, "Preempted rows hold nothing").

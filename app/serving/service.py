@@ -86,7 +86,7 @@ class GenerationService:
         """Run one ask to its end. Cancelling this frees its row.
 
         Raises NotFound, NotServable, InvalidRequest, Unavailable, DeadlineExceeded, NonFiniteLogits,
-        ConstraintFailed.
+        RequestFailed, ConstraintFailed.
         """
         return await self._in_time(ask, _result_of(self.stream(ask)))
 

@@ -351,13 +351,13 @@ def test_stopping_answers_what_runs(bench: Bench) -> None:
 
 
 class FailingBackbone(DecoderOnly):
-    """A device that breaks on its fifth forward pass."""
+    """A device that breaks with its fifth forward pass, and stays broken."""
 
     calls = 0
 
     def forward(self, embeds: Tensor, positions: Tensor, step: AttentionStep, logit_rows: Tensor) -> Tensor:
         self.calls += 1
-        if self.calls == 5:
+        if self.calls >= 5:
             raise RuntimeError("the device fell off the bus")
         return super().forward(embeds, positions, step, logit_rows)
 
