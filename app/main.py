@@ -162,7 +162,8 @@ def _on_outcome(metrics: Metrics, keys: Keyring | None) -> Callable[[Outcome], N
     """What hears of every generation that ended: metrics, the log's line of its request, its key's quota."""
 
     def told(outcome: Outcome) -> None:
-        metrics.on_outcome(outcome)
+        if not outcome.is_trial:
+            metrics.on_outcome(outcome)
         note_outcome(outcome)
         if keys is not None and outcome.reason != "error":  # what the server failed at is free
             keys.charge(outcome.tenant, outcome.prompt_tokens + outcome.generated_tokens)

@@ -107,7 +107,7 @@ class Door:
                 "This server wants a key that it knows: send the header Authorization: Bearer <key>. "
                 "Its operator makes keys with `promptplex keys add`."
             )
-        scope["state"]["caller"] = Caller(key)
+        scope["state"]["caller"] = Caller(key, keys)
         if route is None:
             return  # 404 or 405
         if access is None:

@@ -6,7 +6,8 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from app.errors import Forbidden
-from app.keys.key import Key
+from app.keys.key import Key, Scope
+from app.keys.keyring import Keyring
 
 NO_NAME = "http"  # who did it, in records of a server without keys
 
@@ -16,6 +17,7 @@ class Caller:
     """Whoever sent a request that may reach its route. Without keys everybody may use every task."""
 
     key: Key | None = None
+    keys: Keyring | None = None  # where the key was found
 
     @property
     def tenant(self) -> str:
@@ -42,6 +44,17 @@ class Caller:
                 f"This key doesn't reach {name[:128]!r}; it is for {', '.join(self.key.tasks or ())}. "
                 "Whoever runs the server can make a key for other tasks."
             )
+
+    def require_generation(self, what: str) -> None:
+        """Raise Forbidden or RateLimited unless the model may answer the caller now; `what` asks it to."""
+        if self.key is None or self.keys is None:
+            return
+        if Scope.GENERATE not in self.key.scopes:
+            raise Forbidden(
+                f"{what}, so they need a key with the scope generate too; this one has "
+                f"{', '.join(sorted(self.key.scopes))}. Leave them out, or use another key."
+            )
+        self.keys.check_tokens(self.key)
 
 
 async def caller(request: Request) -> Caller:

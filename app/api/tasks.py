@@ -101,6 +101,8 @@ async def publish(
     with behind.publishing.place():
         async with upload_form(request) as form, behind.publishing.slot():
             parts = await read_parts(form)
+            if parts.task is not None and parts.task.get("examples"):
+                calling.require_generation("The examples of an upload are answered by the model")
             result = await behind.publishing.upload(
                 task_id,
                 prompt=parts.prompt,
@@ -109,6 +111,7 @@ async def publish(
                 alias=None if alias == NO_ALIAS else alias or DEFAULT_ALIAS,
                 alias_given=alias is not None,
                 who=calling.who,
+                tenant=calling.tenant,
             )
     _record(calling, f"uploaded version {result.version.version}", task_id, result.release)
     return JSONResponse(_uploaded(result), 201 if result.created else 200)

@@ -54,6 +54,10 @@ class Keyring:
         """Count a request against the key's quotas. Raises RateLimited."""
         self._quotas.take(key, needs_tokens=needs_tokens)
 
+    def check_tokens(self, key: Key) -> None:
+        """Raises RateLimited where the key is in debt for tokens."""
+        self._quotas.check_tokens(key)
+
     def charge(self, name: str, num_tokens: int) -> None:
         """Count the tokens of an answer against the quota of the key with this name, if there is one."""
         key = self._by_name.get(name)

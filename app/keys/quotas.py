@@ -54,11 +54,20 @@ class Quotas:
 
         Only a request that `needs_tokens` waits for them.
         """
-        use, now = self._uses.setdefault(key.name, _Use()), self._clock()
-        waits = {}
+        self._check(key, requests=True, tokens=needs_tokens)
         if key.requests_per_minute is not None:
+            self._use(key).requests.used += 1
+
+    def check_tokens(self, key: Key) -> None:
+        """Raises RateLimited where the key is in debt for tokens."""
+        self._check(key, requests=False, tokens=True)
+
+    def _check(self, key: Key, *, requests: bool, tokens: bool) -> None:
+        use, now = self._use(key), self._clock()
+        waits = {}
+        if requests and key.requests_per_minute is not None:
             waits[f"{key.requests_per_minute} requests"] = use.requests.wait(key.requests_per_minute, now)
-        if needs_tokens and key.tokens_per_minute is not None:
+        if tokens and key.tokens_per_minute is not None:
             waits[f"{key.tokens_per_minute} tokens"] = use.tokens.wait(key.tokens_per_minute, now)
         quota, seconds = max(waits.items(), key=lambda item: item[1], default=("", 0.0))
         if seconds > 0:
@@ -66,13 +75,14 @@ class Quotas:
                 f"This key has used up its {quota} a minute; try again after the seconds in Retry-After.",
                 retry_after=seconds,
             )
-        if key.requests_per_minute is not None:
-            use.requests.used += 1
+
+    def _use(self, key: Key) -> _Use:
+        return self._uses.setdefault(key.name, _Use())
 
     def charge(self, key: Key, num_tokens: int) -> None:
         """Count the tokens of an answer that has ended; this may leave the key in debt."""
         if key.tokens_per_minute is None:
             return
-        bucket = self._uses.setdefault(key.name, _Use()).tokens
+        bucket = self._use(key).tokens
         bucket.wait(key.tokens_per_minute, self._clock())  # what has leaked so far, before more comes in
         bucket.used += num_tokens

@@ -51,6 +51,7 @@ class Admitted:
     prompt_text: str
     stops: tuple[str, ...]
     return_full_text: bool
+    tells_prompt: bool  # its tokens are part of the answer, the first one too, which has no score
     begin: float  # time.monotonic() at admission
 
     @property
@@ -140,6 +141,7 @@ class Admission:
             prompt_text=tokenized.text,
             stops=parameters.stop or (),
             return_full_text=bool(parameters.return_full_text),
+            tells_prompt=bool(parameters.decoder_input_details),
             begin=begin,
         )
 

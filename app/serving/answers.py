@@ -92,3 +92,4 @@ class Outcome:
     seconds: float  # from its arrival here to the end
     timings: RequestTimings | None
     tenant: str = ""  # the party that asked
+    is_trial: bool = False  # an example of an upload: charged, but no request of its task

@@ -95,8 +95,9 @@ class PublishingService:
         alias: str | None = DEFAULT_ALIAS,
         alias_given: bool = False,
         who: str = "",
+        tenant: str = "",
     ) -> UploadResult:
-        """Publish a version and point `alias` at it (None: at nothing).
+        """Publish a version and point `alias` at it (None: at nothing). The trial runs as `tenant`.
 
         An existing version's alias moves only where `alias_given`, or where no release has named
         the version yet, as after a crash between storing and releasing.
@@ -112,7 +113,7 @@ class PublishingService:
         )
         if not created and not wanted:
             return UploadResult(version=version, created=False, release=None, examples=())
-        examples = await self._try(version)
+        examples = await self._try(version, tenant)
         release = None
         if wanted and alias is not None:
             release = await self.change(
@@ -211,9 +212,9 @@ class PublishingService:
 
     # -- after it is stored -----------------------------------------------------------------
 
-    async def _try(self, version: TaskVersion) -> tuple[ExampleReport, ...]:
+    async def _try(self, version: TaskVersion, tenant: str) -> tuple[ExampleReport, ...]:
         try:
-            return await self._smoke.run(version)
+            return await self._smoke.run(version, tenant)
         except PromptplexError as error:
             note = (
                 f"Version {version.version} of {version.task_id} is stored but not released, since its trial "

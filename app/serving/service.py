@@ -124,9 +124,9 @@ class GenerationService:
                 yield delta
 
     async def generate_with(self, version: TaskVersion, ask: GenerationAsk) -> GenerationResult:
-        """Run an ask on a version at hand, released or not, outside all statistics."""
+        """Run an ask on a version at hand, released or not: charged, but no request of its task."""
         admitted = await self.on_thread(lambda: self.admission.admit_version(version, ask))
-        return await _result_of(self._write(admitted))
+        return await _result_of(self.run(admitted, is_trial=True))
 
     async def admit(self, ask: GenerationAsk) -> Admitted:
         """Pin the version and prepare the request, without running it; in time."""
@@ -190,7 +190,7 @@ class GenerationService:
         """What may wait for the store or works at long texts, and must not hold up the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
-    async def run(self, admitted: Admitted) -> AsyncGenerator[TextDelta, None]:
+    async def run(self, admitted: Admitted, *, is_trial: bool = False) -> AsyncGenerator[TextDelta, None]:
         """Run what was admitted, and tell the statistics how it ended."""
         last: TextDelta | None = None
         num_tokens = 0
@@ -215,10 +215,13 @@ class GenerationService:
                 prompt_tokens=len(admitted.prompt_ids),
                 generated_tokens=num_tokens,
                 timings=last.result.timings if last is not None and last.result is not None else None,
+                is_trial=is_trial,
             )
 
     async def _write(self, admitted: Admitted) -> AsyncGenerator[TextDelta, None]:
-        writer = AnswerWriter(self._tables, admitted.prompt_ids, admitted.stops)
+        writer = AnswerWriter(
+            self._tables, admitted.prompt_ids, admitted.stops, tells_context=admitted.tells_prompt
+        )
         first = 0.0
         source = cast(AsyncGenerator[TokenDelta, None], self.engine.generate(admitted.request))
         async with aclosing(source) as deltas:
@@ -268,8 +271,9 @@ class GenerationService:
         prompt_tokens: int = 0,
         generated_tokens: int = 0,
         timings: RequestTimings | None = None,
+        is_trial: bool = False,
     ) -> None:
-        if version is not None and reason in tuple(FinishReason):
+        if version is not None and reason in tuple(FinishReason) and not is_trial:
             self._served[version.task_id] += 1
         self._on_outcome(
             Outcome(
@@ -281,6 +285,7 @@ class GenerationService:
                 seconds=time.monotonic() - begin,
                 timings=timings,
                 tenant=tenant,
+                is_trial=is_trial,
             )
         )
 

@@ -7,7 +7,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from app.errors import PromptplexError, PromptRejected
+from app.errors import PromptplexError, PromptRejected, RequestTooLong
 from app.prompt import TaskVersion
 from app.request import Request, SamplingParams, TokenDelta
 from app.serving.answers import GenerationAsk
@@ -32,16 +32,16 @@ class ExampleReport:
     matches: bool
 
 
-def fixed_inputs(version: TaskVersion, text: str = FIXED_TEXT) -> str | Mapping[str, str]:
+def fixed_inputs(version: TaskVersion, text: str) -> str | Mapping[str, str]:
     """Inputs for any template."""
     template = PLAIN if version.template is None else parse_template(version.template)
     return text if len(template.fields) == 1 else dict.fromkeys(template.fields, text)
 
 
-def trial_ask(inputs: str | Mapping[str, str]) -> GenerationAsk:
+def trial_ask(inputs: str | Mapping[str, str], tenant: str = "") -> GenerationAsk:
     """An ask that fits wherever anything fits."""
     parameters = GenerationParameters(max_new_tokens=1)
-    return GenerationAsk(inputs=inputs, request_id="trial", parameters=parameters)
+    return GenerationAsk(inputs=inputs, request_id="trial", parameters=parameters, tenant=tenant)
 
 
 class SmokeTest:
@@ -53,25 +53,34 @@ class SmokeTest:
         # Rows differ in their last bits with what runs beside them; a prompt that counts does more.
         self._noise = 1e-4 if self._engine.geometry.dtype == "float32" else 1e-2
 
-    async def run(self, version: TaskVersion) -> tuple[ExampleReport, ...]:
-        """A short generation, the comparison with the bare base, the manifest's examples."""
-        texts = [version.examples[0]["inputs"]] if version.examples else []
-        texts += [fixed_inputs(version, text) for text in (FIXED_TEXT, *_OTHER_TEXTS)]
-        await self._check_effect(version, texts)
-        examples = version.examples[:_MAX_EXAMPLES_RUN]
-        return tuple(await asyncio.gather(*(self._run_example(version, example) for example in examples)))
+    async def run(self, version: TaskVersion, tenant: str = "") -> tuple[ExampleReport, ...]:
+        """A short generation, the comparison with the bare base, the manifest's examples.
 
-    async def _check_effect(self, version: TaskVersion, texts: list[Any]) -> None:
+        Only the examples' answers are told to anybody, so only they are counted, as `tenant`'s requests.
+        """
+        await self._check_effect(version, tenant)
+        examples = version.examples[:_MAX_EXAMPLES_RUN]
+        running = (self._run_example(version, example, tenant) for example in examples)
+        return tuple(await asyncio.gather(*running))
+
+    async def _check_effect(self, version: TaskVersion, tenant: str) -> None:
         """Some input must be answered otherwise than without the prompt, if only in its log-probabilities."""
-        for text in texts:
-            request = await self._request(version, text)
+        for text in (FIXED_TEXT, *_OTHER_TEXTS):
+            request = await asyncio.to_thread(self._request, version, text, tenant)
             with_prompt = await self._tokens(request)
             if version.prompt_digest is None or self._differ(with_prompt, await self._tokens(_bare(request))):
                 return
         raise PromptRejected("The prompt has no effect: the base model answers the same without it")
 
-    async def _request(self, version: TaskVersion, inputs: str | Mapping[str, str]) -> Request:
-        admitted = await asyncio.to_thread(self._service.admission.admit_version, version, trial_ask(inputs))
+    def _request(self, version: TaskVersion, text: str, tenant: str) -> Request:
+        """As much of the text as fits beside the prompt and the template."""
+        try:
+            ask = trial_ask(fixed_inputs(version, text), tenant)
+            admitted = self._service.admission.admit_version(version, ask)
+        except RequestTooLong:
+            if len(text) == 1:
+                raise
+            return self._request(version, text[: len(text) // 2], tenant)
         used = admitted.request.num_virtual_tokens + len(admitted.prompt_ids)
         return replace(
             admitted.request,
@@ -95,10 +104,11 @@ class SmokeTest:
     def _differ(self, one: list[tuple[int, float]], other: list[tuple[int, float]]) -> bool:
         return any(a[0] != b[0] or abs(a[1] - b[1]) > self._noise for a, b in zip(one, other, strict=True))
 
-    async def _run_example(self, version: TaskVersion, example: Mapping[str, Any]) -> ExampleReport:
-        ask = GenerationAsk(
-            inputs=example["inputs"], request_id="example", deadline=time.monotonic() + _SECONDS
-        )
+    async def _run_example(
+        self, version: TaskVersion, example: Mapping[str, Any], tenant: str
+    ) -> ExampleReport:
+        deadline = time.monotonic() + _SECONDS
+        ask = GenerationAsk(inputs=example["inputs"], request_id="example", deadline=deadline, tenant=tenant)
         try:
             generated = (await self._service.generate_with(version, ask)).text
         except PromptplexError as error:

@@ -12,7 +12,16 @@ from app.serving.stopping import StopWatch
 class AnswerWriter:
     """Collects one answer. `take` is called with every token, `finish` once at the end."""
 
-    def __init__(self, tables: DetokenizerTables, context: Sequence[int], stops: Sequence[str]) -> None:
+    def __init__(
+        self,
+        tables: DetokenizerTables,
+        context: Sequence[int],
+        stops: Sequence[str],
+        *,
+        tells_context: bool = False,
+    ) -> None:
+        """`tells_context`: the prompt's tokens are told too, with their scores."""
+        self._tells_context = tells_context
         self._tables = tables
         self._detokenizer = tables.new(context)
         self._watch = StopWatch(stops)
@@ -34,7 +43,7 @@ class AnswerWriter:
     def take(self, delta: TokenDelta) -> TextDelta:
         """Write one token; what can be shown of its text comes back."""
         assert delta.token_id is not None
-        if delta.scores:
+        if self._tells_context and not self.tokens:
             self.prompt_scores = scored_tokens(self._tables, self._context, delta.scores)
         special = delta.token_id in self._tables.special_ids
         text = self._detokenizer.push(delta.token_id)

@@ -392,6 +392,50 @@ def test_changes_are_bounded_by_the_tasks_of_a_key(client: httpx.Client, keys: K
         assert publish(client, headers, "team-a-two").status_code == 201
 
 
+EXAMPLES = {"examples": [{"inputs": "the film", "expected": "no"}, {"inputs": "food", "expected": "no"}]}
+
+
+def publish_examples(client: httpx.Client, headers: dict[str, str], task: str) -> httpx.Response:
+    settings = {"template": f"{task}: {{x}}", "defaults": {"max_new_tokens": 9}} | EXAMPLES
+    files = {"task": (None, json.dumps(settings))}
+    return client.post(f"/tasks/{task}/versions", files=files, headers=headers)
+
+
+def test_examples_are_answers_and_need_the_scope_for_them(
+    client: httpx.Client, keys: Keys, stack: Stack
+) -> None:
+    before = stack.files()
+    with admitted_key(keys, "blind", Scope.UPLOAD, Scope.ADMIN) as headers:
+        stack.outcomes.clear()
+        refused = error_of(publish_examples(client, headers, "peeping"), 403)
+        assert "scope generate" in refused["message"]
+        assert refused["code"] == "forbidden"
+        assert (stack.files(), stack.outcomes) == (before, [])
+        without = publish(client, headers, "peeping")
+        assert (without.status_code, without.json()["examples"]) == (201, [])
+        assert stack.outcomes == []  # the trial run tells nothing, and is free
+    scopes = (Scope.UPLOAD, Scope.GENERATE)
+    with admitted_key(keys, "team-a", *scopes, tasks=("team-a-*",)) as headers:
+        error_of(publish_examples(client, headers, "team-b-examples"), 403)
+
+
+def test_examples_count_against_the_quota(client: httpx.Client, keys: Keys, stack: Stack) -> None:
+    scopes = (Scope.UPLOAD, Scope.GENERATE)
+    with admitted_key(keys, "paying", *scopes, tokens_per_minute=20) as headers:
+        stack.outcomes.clear()
+        answer = publish_examples(client, headers, "paid")
+        assert answer.status_code == 201
+        assert {outcome.tenant for outcome in stack.outcomes} == {"paying"}
+        assert len(stack.outcomes) == len(answer.json()["examples"]) == 2
+        shown = client.get("/tasks/paid", headers=headers).json()
+        assert shown["requests_served"] == 0  # nobody asked the task
+        assert sum(outcome.generated_tokens for outcome in stack.outcomes) >= 2
+        for outcome in stack.outcomes:
+            keys.ring.charge(outcome.tenant, outcome.prompt_tokens + outcome.generated_tokens)
+        assert error_of(publish_examples(client, headers, "paid-again"), 429)["code"] == "rate_limited"
+        assert publish(client, headers, "paid-plain").status_code == 201  # nothing of it is answered
+
+
 def test_who_did_it_is_on_record(client: httpx.Client, keys: Keys, caplog: pytest.LogCaptureFixture) -> None:
     with (
         caplog.at_level(logging.INFO, "promptplex.audit"),

@@ -43,6 +43,20 @@ def models(stack: Stack, url: str, tmp_path_factory: pytest.TempPathFactory) -> 
     return made
 
 
+@pytest.mark.parametrize("samples", [1, 2])
+def test_a_prompt_of_one_token_is_told_too(client: httpx.Client, samples: int) -> None:
+    body = {"model": BASE_NAME, "prompt": [40], "max_tokens": 2, "n": samples, "temperature": 0}
+    choices = client.post("/v1/completions", json=body | {"echo": True, "logprobs": 1}).json()["choices"]
+    for choice in choices:
+        assert choice["logprobs"]["token_logprobs"][0] is None
+        assert len(choice["logprobs"]["tokens"]) == 3
+        assert choice["text"].startswith(choice["logprobs"]["tokens"][0])
+    body = {"inputs": "", "parameters": {"max_new_tokens": 1, "decoder_input_details": True, "details": True}}
+    details = client.post("/generate", json=body).json()["details"]  # the BOS token alone
+    assert details["prompt_tokens"] == 1
+    assert [(token["text"], token["logprob"]) for token in details["prefill"]] == [("<s>", None)]
+
+
 def test_echoed_prompts_have_the_models_own_log_probabilities(
     client: httpx.Client, stack: Stack, models: dict[str, Any]
 ) -> None:

@@ -177,6 +177,13 @@ def test_a_prompt_without_effect_is_stored_but_not_released(
     assert stack.store.history("useless").releases == ()
 
 
+@pytest.mark.parametrize("room", [3, 4, 7, 12])
+def test_the_trial_takes_as_much_text_as_fits(stack: Stack, tmp_path: Path, room: int) -> None:
+    _, weights, config = stack.adapter(prefix_config(POSITIONS - room), tmp_path)
+    result = publish(stack, f"tight-{room}", prompt=weights, config=config)
+    assert result.release is not None
+
+
 def prefix_files(stack: Stack, rows: np.ndarray) -> tuple[bytes, bytes]:
     """A PREFIX_TUNING adapter of the given `[p, 2L, Hk, D]`."""
     flat = rows.reshape(rows.shape[0], -1).astype("<f4")
