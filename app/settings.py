@@ -24,6 +24,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.logs import LogFormat
+from app.models.naming import base_name
 from app.store.redis_url import parse_redis_url
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def _hosts(hosts: tuple[str, ...]) -> tuple[str, ...]:
 
 def _grantable(served_name: str | None, info: ValidationInfo) -> str | None:
     """What stands after an @ is a version, also where keys are bound to tasks."""
-    name = served_name or Path(info.data.get("model", "")).name
+    name = served_name or base_name(info.data.get("model", ""))
     if "@" in name:
         raise ValueError(f"the base model can't be called {name}: leave out the @, which begins a version")
     return served_name
@@ -103,7 +104,7 @@ class Settings(BaseSettings):
     served_name: Annotated[str | None, AfterValidator(_grantable)] = Field(
         None,
         validate_default=True,
-        description="Name of the base model for clients; default: the last part of MODEL",
+        description="Name of the base model for clients; default: the last part of MODEL, resolved",
     )
     store: Path = Field(Path("prompts_store"), description="Directory of the prompt store")
     import_dir: Path | None = Field(
@@ -180,7 +181,7 @@ class Settings(BaseSettings):
     @property
     def base_name(self) -> str:
         """What clients call the base model; no task may take this name."""
-        return self.served_name or Path(self.model).name
+        return self.served_name or base_name(self.model)
 
     @property
     def host_allow_list(self) -> tuple[str, ...] | None:

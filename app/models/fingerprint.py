@@ -9,14 +9,18 @@ import json
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from transformers import PreTrainedTokenizerBase
 from transformers.configuration_utils import PreTrainedConfig
 
+from app.models.cache import cache_directory
+
 # Which library wrote the file and where it was found say nothing of what the model computes.
 _CONFIG_NOISE = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "use_cache")
+_NOT_KEPT = "the digest of the weights can't be kept, so they are hashed at every start"
 
 
 def fingerprint(
@@ -24,13 +28,21 @@ def fingerprint(
     config: PreTrainedConfig,
     tokenizer: PreTrainedTokenizerBase,
     progress: Callable[[str], None],
+    *,
+    adapter: dict[str, Any] | None = None,
 ) -> str:
-    """Hex sha256 that names the base; equal for equal weights however they are sharded."""
+    """Hex sha256 that names the base; equal for equal weights however they are sharded.
+
+    `files` are all from which weights were read; `adapter` is the configuration of an adapter that was
+    applied to them.
+    """
     digest = hashlib.sha256()
     digest.update(_weights_digest(sorted(files), progress).encode())
     settings = {key: value for key, value in config.to_diff_dict().items() if key not in _CONFIG_NOISE}
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     digest.update(_tokenizer_state(tokenizer).encode())
+    if adapter is not None:
+        digest.update(json.dumps(adapter, sort_keys=True).encode())
     return digest.hexdigest()
 
 
@@ -40,14 +52,22 @@ def _tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _weights_digest(files: list[Path], progress: Callable[[str], None]) -> str:
-    sidecar = _sidecar(files)
+    try:
+        sidecar = _sidecar(files)
+    except OSError as error:
+        progress(f"{_NOT_KEPT}: {error}")
+        return _hashed(files)
     if sidecar.is_file():
         return sidecar.read_text()
     progress("hashing the weights once, to name this base model")
-    entries = sorted(entry for file in files for entry in _tensor_entries(file))
-    digest = hashlib.sha256("\n".join(entries).encode()).hexdigest()
-    _write_sidecar(sidecar, digest)
+    digest = _hashed(files)
+    _write_sidecar(sidecar, digest, progress)
     return digest
+
+
+def _hashed(files: list[Path]) -> str:
+    entries = sorted(entry for file in files for entry in _tensor_entries(file))
+    return hashlib.sha256("\n".join(entries).encode()).hexdigest()
 
 
 def _tensor_entries(file: Path) -> Iterable[str]:
@@ -60,16 +80,16 @@ def _tensor_entries(file: Path) -> Iterable[str]:
 
 def _sidecar(files: list[Path]) -> Path:
     stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "promptplex" / "fingerprints" / hashlib.sha256(repr(stats).encode()).hexdigest()
+    folder = cache_directory() / "fingerprints"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder / hashlib.sha256(repr(stats).encode()).hexdigest()
 
 
-def _write_sidecar(sidecar: Path, digest: str) -> None:
-    """Best effort: a read-only home costs a hash at each start, nothing else."""
+def _write_sidecar(sidecar: Path, digest: str, progress: Callable[[str], None]) -> None:
+    """Best effort: without it the weights are hashed at each start, nothing else."""
     try:
-        sidecar.parent.mkdir(parents=True, exist_ok=True)
         temporary = sidecar.with_suffix(f".{os.getpid()}")
         temporary.write_text(digest)
         temporary.replace(sidecar)
-    except OSError:
-        return
+    except OSError as error:
+        progress(f"{_NOT_KEPT}: {error}")

@@ -5,25 +5,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.configuration_utils import PreTrainedConfig
-from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
 from app.errors import UnsupportedModel
 from app.models.acceleration import accelerate
-from app.models.attention.packed import IMPLEMENTATION, register
+from app.models.adapter import Adapter, apply_adapter, find_adapter
+from app.models.attention.packed import register
 from app.models.decoder_only import DecoderOnly
 from app.models.fingerprint import fingerprint
 from app.models.geometry import model_geometry
+from app.models.naming import base_name
 from app.models.native.library import kernels_in_words
 from app.models.probe import ProbeReport, own_logits, probe_architecture, probe_weights
+from app.models.weights import in_one_line, is_quantized, load_weights, weight_files
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -32,7 +27,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 class LoadedBase:
     """A base model that may serve: it passed both probes."""
 
-    name: str  # the served name: the last part of the path or hub id
+    name: str  # what it is called where its operator gives it no name
     backbone: DecoderOnly
     tokenizer: PreTrainedTokenizerBase
     eos_ids: frozenset[int]
@@ -88,9 +83,13 @@ def load_base(
     progress(f"probing the architecture '{config.model_type}' on a tiny twin")
     twin_figure = probe_architecture(config)
     progress(f"loading {reference}")
-    model = _load_model(reference, choose_dtype(dtype, target), target)
+    files, adapter = weight_files(reference, config), find_adapter(reference, progress)
+    model = load_weights(reference, config, choose_dtype(dtype, target), target, progress)
+    if adapter is not None:
+        model = _adapted(model, adapter, reference, progress)
+        files.append(adapter.weights)
     tokenizer = _load_tokenizer(reference)
-    identity = fingerprint(_weight_files(reference), config, tokenizer, progress)
+    identity = fingerprint(files, config, tokenizer, progress, adapter=adapter.config if adapter else None)
     if model.dtype == torch.bfloat16 and target.type == "cpu":
         progress(f"CPU kernels: {kernels_in_words()}")
     progress("checking the real weights against the model's own forward pass")
@@ -99,7 +98,7 @@ def load_base(
     accelerate(backbone)
     weights_figure = probe_weights(backbone, own)
     return LoadedBase(
-        name=Path(reference).name,
+        name=base_name(reference),
         backbone=backbone,
         tokenizer=tokenizer,
         eos_ids=_eos_ids(model, tokenizer),
@@ -113,9 +112,11 @@ def _load_config(reference: str) -> PreTrainedConfig:
         raise UnsupportedModel(f"there is no directory '{reference}'")
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(reference, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # transformers raises whatever its classes raise
         where = "" if is_directory else " (it is no directory here, so it was taken for a hub id)"
-        raise UnsupportedModel(f"cannot read the configuration of '{reference}'{where}: {error}") from error
+        raise UnsupportedModel(
+            f"cannot read the configuration of '{reference}'{where}: {in_one_line(error)}"
+        ) from error
     if config.is_encoder_decoder:
         raise UnsupportedModel(
             f"'{config.model_type}' is an encoder-decoder; this release serves causal language models"
@@ -123,40 +124,29 @@ def _load_config(reference: str) -> PreTrainedConfig:
     return config
 
 
+def _adapted(
+    model: PreTrainedModel, adapter: Adapter, reference: str, progress: Callable[[str], None]
+) -> PreTrainedModel:
+    if is_quantized(model.config):
+        raise UnsupportedModel(
+            f"an adapter ({adapter.kind}) lies beside the quantized weights of '{reference}', into which "
+            "it can't be merged exactly; merge it before quantizing, or move adapter_config.json away"
+        )
+    progress(
+        f"an adapter ({adapter.kind}) lies beside the weights; it is part of this base, and of its identity"
+    )
+    return apply_adapter(model, adapter, reference)
+
+
 def _load_tokenizer(reference: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(reference, trust_remote_code=False)
     except Exception as error:  # transformers raises whatever its converters raise
         raise UnsupportedModel(
-            f"cannot load a tokenizer of '{reference}'; it needs a tokenizer.json beside the weights: {error}"
+            f"cannot load a tokenizer of '{reference}'; it needs a tokenizer.json beside the weights: "
+            f"{in_one_line(error)}"
         ) from error
     return tokenizer
-
-
-def _load_model(reference: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            reference,
-            dtype=dtype,
-            attn_implementation=IMPLEMENTATION,
-            use_safetensors=True,
-            trust_remote_code=False,
-        )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UnsupportedModel(f"cannot load the weights of '{reference}': {error}") from error
-    model.to(device)  # type: ignore[arg-type]  # transformers wraps torch's signature away
-    model.eval()
-    model.requires_grad_(False)
-    return model
-
-
-def _weight_files(reference: str) -> list[Path]:
-    single = cached_file(reference, "model.safetensors", _raise_exceptions_for_missing_entries=False)
-    if single is not None:
-        return [Path(single)]
-    index = cached_file(reference, "model.safetensors.index.json")
-    shards, _ = get_checkpoint_shard_files(reference, index)
-    return [Path(shard) for shard in shards]
 
 
 def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

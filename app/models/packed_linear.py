@@ -5,6 +5,8 @@ products of few rows (decoding) up to about twice as fast on CPUs with native bf
 replaces stays the reference: each replacement is compared with it before it is used.
 """
 
+from typing import TypeGuard
+
 import torch
 from torch import Tensor, nn
 
@@ -49,10 +51,15 @@ def pack_linears(model: nn.Module) -> int:
 
 
 def _packed(module: nn.Module) -> PackedLinear | None:
-    if type(module) is not nn.Linear or module.weight.dtype != torch.bfloat16 or not module.weight.is_cpu:
+    if not _is_plain(module) or module.weight.dtype != torch.bfloat16 or not module.weight.is_cpu:
         return None
     packed = PackedLinear(module)
     return packed if _agrees(packed, module) else None
+
+
+def _is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
+    """Not a quantized layer, whose weight is a tensor of another class or whose forward was replaced."""
+    return type(module) is nn.Linear and type(module.weight) is nn.Parameter and "forward" not in vars(module)
 
 
 def _has_operators() -> bool:

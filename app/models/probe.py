@@ -21,6 +21,7 @@ from app.models.attention.packed import IMPLEMENTATION
 from app.models.attention.step import PackedItem, build_step
 from app.models.decoder_only import DecoderOnly
 from app.models.geometry import check_layer_kinds, model_geometry
+from app.models.weights import is_quantized
 from app.prompt import ModelGeometry
 
 # Largest difference of a log-probability between packed and own forward in float32.
@@ -116,7 +117,7 @@ def probe_weights(backbone: DecoderOnly, own: Tensor) -> float:
             f"the weights of this '{backbone.geometry.architecture}' give NaN or infinite logits in "
             f"{backbone.geometry.dtype}, alone and unpacked: they are damaged, or need another --dtype"
         )
-    tolerance = WEIGHTS_TOLERANCE[backbone.dtype]
+    tolerance = _tolerance(backbone)
     if not error <= tolerance:
         raise UnsupportedModel(
             f"the weights of this '{backbone.geometry.architecture}' in {backbone.geometry.dtype} give "
@@ -124,6 +125,12 @@ def probe_weights(backbone: DecoderOnly, own: Tensor) -> float:
             f"{tolerance:.0e}); try --dtype float32"
         )
     return error
+
+
+def _tolerance(backbone: DecoderOnly) -> float:
+    """Quantized layers may round their inputs too, as coarsely as bfloat16 does."""
+    dtype = torch.bfloat16 if is_quantized(backbone.model.config) else backbone.dtype
+    return WEIGHTS_TOLERANCE[dtype]
 
 
 def _weights_probe(model: PreTrainedModel) -> _Probe:

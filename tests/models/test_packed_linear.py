@@ -31,3 +31,17 @@ def test_float32_and_layers_of_other_kinds_are_left_alone() -> None:
 def test_a_replacement_that_differs_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PackedLinear, "forward", lambda _, inputs: inputs * 0)
     assert pack_linears(nn.Sequential(nn.Linear(8, 8, dtype=torch.bfloat16))) == 0
+
+
+def test_quantized_layers_are_left_alone() -> None:
+    """torchao puts tensors of its own into plain layers, compressed-tensors another forward."""
+
+    class Quantized(nn.Parameter):
+        pass
+
+    other_weight, other_forward = (
+        nn.Linear(8, 8, dtype=torch.bfloat16).requires_grad_(False) for _ in range(2)
+    )
+    other_weight.weight = Quantized(other_weight.weight.data, requires_grad=False)
+    other_forward.forward = lambda inputs: nn.Linear.forward(other_forward, inputs)
+    assert pack_linears(nn.Sequential(other_weight, other_forward)) == 0

@@ -1,6 +1,7 @@
 """From kernels.cpp to a shared library: compiled once for this processor, kept in the user's cache."""
 
 import hashlib
+import logging
 import os
 import platform
 import shutil
@@ -8,7 +9,10 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from app.models.cache import cache_directory
 from app.models.native.openmp import loaded_runtime
+
+log = logging.getLogger("promptplex.models")
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fPIC")
@@ -39,15 +43,20 @@ def build() -> Path:
 
 def _cache() -> Path:
     """A directory of the user's own: what lies in it is loaded and run."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "promptplex"
     try:
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        is_private = root.stat().st_uid == os.getuid() and not root.stat().st_mode & 0o022
-    except OSError:
-        is_private = False
-    if is_private and os.access(root, os.W_OK):
-        return root
+        directory = cache_directory()
+        if _is_private(directory):
+            return directory
+        reason = f"{directory} must be this user's to write, and nobody else's; remove it, or `chmod 700` it"
+    except OSError as error:
+        reason = f"the cache directory can't be used ({error}); name another one with XDG_CACHE_HOME"
+    log.warning("the CPU kernels are compiled at every start: %s", reason)
     return Path(tempfile.mkdtemp(prefix="promptplex-kernels-"))
+
+
+def _is_private(directory: Path) -> bool:
+    about = directory.stat()
+    return about.st_uid == os.getuid() and not about.st_mode & 0o022 and os.access(directory, os.W_OK)
 
 
 def _key(compiler: str, openmp: str) -> str:

@@ -1,10 +1,14 @@
 """Our kernels against torch in float32, on shapes and layouts of all kinds."""
 
+import os
+
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
+from app.models.fingerprint import _weights_digest
 from app.models.native import building, library
 from app.models.native.building import NotBuilt
 from app.models.native.library import Kernels, PackedContexts, kernels_for, load_kernels
@@ -172,6 +176,38 @@ def test_a_directory_that_others_can_write_to_is_not_trusted(
     (tmp_path / "promptplex").mkdir(mode=0o777)
     (tmp_path / "promptplex").chmod(0o777)
     assert building.build().parent != tmp_path / "promptplex"
+
+
+def test_the_first_start_makes_the_cache_its_owners_alone(
+    kernels: Kernels, tmp_path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever the umask is, and whichever part of the load comes first."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    file = tmp_path / "model.safetensors"
+    save_file({"weight": torch.ones(2)}, file)
+    before = os.umask(0o002)
+    try:
+        _weights_digest([file], lambda _: None)
+        first = building.build()
+    finally:
+        os.umask(before)
+    assert first.parent == tmp_path / "cache" / "promptplex"
+    assert building.build() == first
+    assert not caplog.records
+
+
+def test_a_cache_that_cannot_be_used_is_told(
+    kernels: Kernels, tmp_path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "promptplex").mkdir()
+    (tmp_path / "promptplex").chmod(0o770)
+    for cache, advice in ((tmp_path / "file", "XDG_CACHE_HOME"), (tmp_path, "chmod 700")):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+        building.build()
+        assert "compiled at every start" in caplog.text
+        assert advice in caplog.text
+        caplog.clear()
 
 
 def test_without_a_compiler_there_are_no_kernels(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,16 @@
+"""The directory under the user's cache in which compiled kernels and digests of weights are kept."""
+
+import os
+from pathlib import Path
+
+
+def cache_directory() -> Path:
+    """Path of the directory; made, with rights for its owner alone, where it isn't there yet.
+
+    Raises OSError where it can't be made.
+    """
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    root.mkdir(parents=True, exist_ok=True)
+    directory = root / "promptplex"
+    directory.mkdir(mode=0o700, exist_ok=True)
+    return directory
