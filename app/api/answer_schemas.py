@@ -105,6 +105,7 @@ class Published(_Version):
     task_id: str
     release: int | None = Field(description="null: no alias was moved")
     examples: list[TriedExample]
+    warnings: list[str] = Field(description="What of the upload wasn't taken")
 
 
 class Moved(_Answer):

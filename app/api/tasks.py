@@ -289,6 +289,7 @@ def _uploaded(result: UploadResult) -> dict[str, Any]:
         "task_id": result.version.task_id,
         **_identity(result.version),
         "release": None if result.release is None else result.release.number,
+        "warnings": list(result.warnings),
         "examples": [
             {
                 "inputs": report.inputs,

@@ -12,9 +12,11 @@ from app.prompt import Prompt, TaskVersion, VersionDraft
 from app.serving.bundle import Bundle
 from app.serving.manifest import parse_task
 from app.store.importers import import_prompt
+from app.store.importers.peft import TENSOR
 from app.store.meanings import Meaning, meaning_as_json
 from app.store.prompt_store import Release, open_store
 from app.store.references import DEFAULT_ALIAS
+from app.store.saved_tensors import holds_others, without_others
 
 
 class Target(Protocol):
@@ -77,7 +79,8 @@ class ServerTarget:
         """`POST /tasks/{id}/versions`: the server validates and tries it before it answers."""
         parts: dict[str, Any] = {}
         if bundle.prompt is not None:
-            parts["prompt"] = ("prompt.safetensors", bundle.prompt, "application/octet-stream")
+            prompt = self._without_embeddings(bundle.prompt)
+            parts["prompt"] = ("prompt.safetensors", prompt, "application/octet-stream")
         if bundle.config is not None:
             parts["config"] = ("adapter_config.json", bundle.config, "application/json")
         if bundle.task is not None:
@@ -88,6 +91,13 @@ class ServerTarget:
             params={} if alias is None else {"alias": alias},
             files=parts,
         )
+
+    def _without_embeddings(self, prompt: bytes) -> bytes:
+        """The base's own embeddings can be many times the prompt: only their digests are sent."""
+        if not holds_others(prompt, TENSOR):
+            return prompt
+        info = self._call("GET", "/info")
+        return without_others(prompt, TENSOR, rows=info["vocab_size"], base_dtype=info["model_dtype"])
 
     def rollback(self, task_id: str, alias: str, why: str) -> Row:
         """`POST /tasks/{id}/rollback`."""

@@ -12,6 +12,7 @@ from app.prompt import Prompt
 from app.serving.bundle import Bundle, read_bundle, text_bundle
 from app.serving.manifest import parse_task
 from app.store.importers import import_prompt
+from app.store.saved_tensors import SavedTensor
 from app.store.validation import validate_prompt
 
 StoreOption = Annotated[
@@ -56,6 +57,8 @@ def push(
     where = f"{name} since release {answer['release']}" if answer.get("release") else "no alias moved"
     learned = f", {answer['virtual_tokens']} virtual tokens" if answer["virtual_tokens"] else ""
     typer.echo(f"{answer['task_id']}@{answer['version']} ({answer['kind']}{learned}): {where}")
+    for warning in answer.get("warnings", ()):
+        typer.echo(f"warning: {warning}", err=True)
     _warn_of_examples(answer)
 
 
@@ -129,18 +132,26 @@ def validate(
     if bundle.prompt is None:
         typer.echo("a text-only task: no prompt to check")
         return
-    prompt, _ = import_prompt(bundle.prompt, bundle.config)
+    beside: list[SavedTensor] = []
+    prompt, _ = import_prompt(bundle.prompt, bundle.config, beside.append)
     typer.echo(f"{prompt.kind} of {prompt.num_virtual_tokens} virtual tokens, sha256:{prompt.digest}")
     if model is None:
-        typer.echo("a well-formed prompt; give --model to check it against a base")
+        also = f" (beside it: {', '.join(tensor.name for tensor in beside)})" if beside else ""
+        typer.echo(f"a well-formed prompt{also}; give --model to check it against a base")
         return
-    _check_fit(prompt, model)
+    _check_fit(prompt, beside, model)
 
 
-def _check_fit(prompt: Prompt, model: str) -> None:
+def _check_fit(prompt: Prompt, beside: list[SavedTensor], model: str) -> None:
     from app.models.loading import load_base  # brings torch, which takes seconds
+    from app.serving.own_embeddings import OwnEmbeddings
 
     base = load_base(model, progress=lambda line: typer.echo(line, err=True))
+    own = OwnEmbeddings(base.backbone)
+    for tensor in beside:
+        own.check(tensor)
+    for warning in own.warnings:
+        typer.echo(f"warning: {warning}", err=True)
     validate_prompt(prompt, base.report.geometry)
     typer.echo(f"fits {base.name}")
 

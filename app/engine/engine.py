@@ -64,6 +64,7 @@ class Engine:
         self._config = config
         self._grammars = grammars
         self._workers = ThreadPoolExecutor(NUM_WORKERS, thread_name_prefix="grammar")
+        self.backbone = backbone
         self._geometry = backbone.geometry
         self._router = OutputRouter()
         self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()

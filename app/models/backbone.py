@@ -33,6 +33,10 @@ class Backbone(Protocol):
         """A soft prompt's rows `[p, d]` in the base's dtype, on its device."""
         ...
 
+    def own_tensor(self, name: str) -> Tensor | None:
+        """The base's own embedding tensor `[V, ...]` that a checkpoint calls `name`; None: it has none."""
+        ...
+
     def write_prefix(self, prompt: Prompt, cache: KVCache, slots: tuple[Tensor, ...]) -> None:
         """Put a prefix's keys and values as they are at `slots` (per KV group, `[p]`)."""
         ...

@@ -6,6 +6,7 @@ from transformers import PreTrainedModel
 
 from app.models.attention.kv_cache import KVCache, group_layers
 from app.models.attention.step import AttentionStep
+from app.models.own_tensors import own_tensor
 from app.models.sampled_rows import SampledRows
 from app.prompt import ModelGeometry, Prompt
 
@@ -50,6 +51,9 @@ class DecoderOnly:
 
     def prompt_embeddings(self, prompt: Prompt) -> Tensor:
         return tensor_of(prompt, "dec.embeds").to(self.device, self.dtype)
+
+    def own_tensor(self, name: str) -> Tensor | None:
+        return own_tensor(self.model, name)
 
     def write_prefix(self, prompt: Prompt, cache: KVCache, slots: tuple[Tensor, ...]) -> None:
         for layer, group in cache.group_of_layer.items():

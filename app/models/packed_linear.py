@@ -23,20 +23,26 @@ class PackedLinear(nn.Module):
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self._weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), _TYPICAL_ROWS)
-        self._bias = linear.bias
+        self.bias = linear.bias
         # Looked up once: finding the overload takes as long as a small product.
         self._multiply = torch.ops.mkldnn._linear_pointwise.default
         self.in_features = linear.in_features
 
+    @property
+    def weight(self) -> Tensor:
+        """A plain copy `[out, in]`."""
+        plain: Tensor = self._weight.to_dense()
+        return plain
+
     def forward(self, inputs: Tensor) -> Tensor:
         """`inputs [..., in]` -> `[..., out]`."""
-        product: Tensor = self._multiply(inputs, self._weight, self._bias, "none", [], "")
+        product: Tensor = self._multiply(inputs, self._weight, self.bias, "none", [], "")
         return product
 
     def times(self, inputs: Tensor, factor: Tensor) -> Tensor:
         """`inputs [N, in]` -> `[N, out]`, multiplied by `factor [N, out]` while it is written."""
         product: Tensor = torch.ops.mkldnn._linear_pointwise.binary(
-            inputs, factor, self._weight, self._bias, "mul"
+            inputs, factor, self._weight, self.bias, "mul"
         )
         return product
 

@@ -22,6 +22,7 @@ from app.errors import (
 )
 from app.prompt import Prompt, PromptKind, TaskVersion, VersionDraft
 from app.serving.manifest import TaskSettings, parse_task
+from app.serving.own_embeddings import OwnEmbeddings
 from app.serving.servability import vouched_base
 from app.serving.service import GenerationService
 from app.serving.smoke import ExampleReport, SmokeTest, fixed_inputs, trial_ask
@@ -44,6 +45,7 @@ class UploadResult:
     created: bool  # False: the same bytes and settings were a version already
     release: Release | None  # None: no alias was moved
     examples: tuple[ExampleReport, ...]
+    warnings: tuple[str, ...] = ()  # what of the upload wasn't taken
 
 
 class PublishingService:
@@ -104,7 +106,8 @@ class PublishingService:
         Raises InvalidRequest, PromptRejected (UnsafeFile), StoreFull, Unavailable.
         """
         self._check_names(task_id, alias)
-        draft = await self._in_thread(lambda: self._draft(prompt, config, task, who, alias))
+        beside = OwnEmbeddings(self._generation.engine.backbone)
+        draft = await self._in_thread(lambda: self._draft(prompt, config, task, who, alias, beside))
         version, created = await self._in_thread(lambda: self._store.publish(task_id, draft))
         if draft.prompt is not None:
             self._on_stored(draft.prompt)
@@ -112,14 +115,22 @@ class PublishingService:
             created or alias_given or await self._in_thread(lambda: self._is_new(version))
         )
         if not created and not wanted:
-            return UploadResult(version=version, created=False, release=None, examples=())
+            return UploadResult(
+                version=version, created=False, release=None, examples=(), warnings=tuple(beside.warnings)
+            )
         examples = await self._try(version, tenant)
         release = None
         if wanted and alias is not None:
             release = await self.change(
                 lambda store: store.move_alias(task_id, alias, version.version, who=who, why="upload")
             )
-        return UploadResult(version=version, created=created, release=release, examples=examples)
+        return UploadResult(
+            version=version,
+            created=created,
+            release=release,
+            examples=examples,
+            warnings=tuple(beside.warnings),
+        )
 
     async def change(self, work: Callable[[PromptStore], Release]) -> Release:
         """Move an alias, roll back, retire, restore: do it on the store, and let other replicas know."""
@@ -155,9 +166,10 @@ class PublishingService:
         task: Mapping[str, Any] | None,
         who: str,
         alias: str | None,
+        beside: OwnEmbeddings,
     ) -> VersionDraft:
         settings = parse_task(task)
-        learned, provenance = self._learned(prompt, config, settings)
+        learned, provenance = self._learned(prompt, config, settings, beside)
         draft = VersionDraft(
             prompt=learned,
             template=settings.template,
@@ -178,7 +190,7 @@ class PublishingService:
         return draft
 
     def _learned(
-        self, prompt: bytes | None, config: bytes | None, settings: TaskSettings
+        self, prompt: bytes | None, config: bytes | None, settings: TaskSettings, beside: OwnEmbeddings
     ) -> tuple[Prompt | None, Mapping[str, Any]]:
         if prompt is None:
             if config is not None:
@@ -194,7 +206,7 @@ class PublishingService:
             return None, {"source_format": "template"}
         if config is not None and len(config) > MAX_CONFIG_BYTES:
             raise InvalidRequest(f"The config exceeds {MAX_CONFIG_BYTES} bytes.", param="config")
-        learned, provenance = import_prompt(prompt, config)
+        learned, provenance = import_prompt(prompt, config, beside.check)
         self._admission.servability.validate(learned)
         return learned, provenance
 

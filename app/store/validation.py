@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from app.errors import PromptRejected
 from app.prompt import LayerGeometry, ModelGeometry, Prompt, PromptKind
+from app.store.numbers import as_float32
 
 _ROOM = 2  # one token of the user's and one new one
 _BF16_OVERFLOW = 0x7F7F8000  # the smallest float32 that rounds, to nearest even, to infinity
@@ -79,7 +80,7 @@ def _check_layer(prompt: Prompt, index: int, layer: LayerGeometry) -> None:
 
 def _check_finite(prompt: Prompt, name: str, dtype: str) -> None:
     info = prompt.tensors[name]
-    values = _as_float32(prompt.tensor_bytes(name), info.dtype)
+    values = as_float32(prompt.tensor_bytes(name), info.dtype)
     for what, bad in _non_finite(values, dtype):
         if bad.any():
             where = int(bad.argmax())
@@ -92,16 +93,6 @@ def _check_finite(prompt: Prompt, name: str, dtype: str) -> None:
 def _non_finite(values: NDArray[np.float32], dtype: str) -> Iterator[tuple[str, NDArray[np.bool_]]]:
     yield "The prompt holds NaN or infinity", ~np.isfinite(values)
     yield f"A number overflows in the base model's {dtype}", _overflows(values, dtype)
-
-
-def _as_float32(data: memoryview, dtype: str) -> NDArray[np.float32]:
-    """Exact: float32 holds every float16 and bfloat16. NumPy has no bfloat16, hence the shift."""
-    if dtype == "BF16":
-        return (np.frombuffer(data, dtype="<u2").astype(np.uint32) << 16).view(np.float32)
-    if dtype == "F32":
-        return np.frombuffer(data, dtype="<f4").astype(np.float32, copy=False)
-    with np.errstate(invalid="ignore"):  # a signalling NaN; it is found afterwards
-        return np.frombuffer(data, dtype="<f2").astype(np.float32)
 
 
 def _overflows(values: NDArray[np.float32], dtype: str) -> NDArray[np.bool_]:

@@ -156,6 +156,27 @@ def test_validate_alone_and_against_a_base(
     assert "found: " in err
 
 
+def test_embeddings_beside_the_prompt(promptplex: Run, base: Path, server_url: str, tmp_path: Path) -> None:
+    """As PEFT saves them where the vocabulary was resized, with no flag at all."""
+    from peft import PromptTuningConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.resize_token_embeddings(model.config.vocab_size + 1)
+    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    directory = tmp_path / "padded"
+    with pytest.warns(UserWarning, match="has been resized"):
+        get_peft_model(model, config).save_pretrained(directory)
+    status, out, err = promptplex("push", str(directory), "--server", server_url)
+    assert (status, out) == (0, "padded@1 (soft, 3 virtual tokens): live since release 1\n")
+    assert "lm_head.weight has 1 rows more than the base model" in err
+    status, out, err = promptplex("validate", str(directory), "--model", str(base))
+    assert (status, out.splitlines()[-1], "1 rows more" in err) == (0, "fits tiny", True)
+    assert "embed_tokens.weight" in promptplex("validate", str(directory))[1]
+    status, _, err = promptplex("push", str(directory), "--store", str(tmp_path / "store"))
+    assert (status, "save_embedding_layers=False" in err) == (1, True)
+
+
 @pytest.mark.parametrize("damage", ["truncated", "trailing"])
 def test_validate_refuses_damaged_files(
     promptplex: Run, save_peft: Callable[..., Path], tmp_path: Path, damage: str

@@ -13,7 +13,7 @@ from app.prompt import Prompt, PromptKind
 from app.store.importers import import_prompt
 from app.store.importers.peft import import_peft, parse_config
 from app.store.validation import validate_prompt
-from tests.store.builders import geometry, peft_files, soft
+from tests.store.builders import HIDDEN, geometry, peft_files, soft
 from tests.store.conftest import Adapter
 
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -128,6 +128,54 @@ def test_fields_of_later_versions_are_ignored() -> None:
     weights, config = peft_files(brand_new_field={"a": [1.5]})
     assert import_peft(config, weights).num_virtual_tokens == 3
     assert parse_config(config).base_name is None
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"num_virtual_tokens": 3, "peft_type": "PROMPT_TUNING"},  # as TGIS converts its prompts
+        {"peft_type": "PROMPT_TUNING"},
+        {"peft_type": "P_TUNING", "base_model_name_or_path": "bigscience/bloomz-560m"},
+        {"peft_type": "PROMPT_TUNING", "token_dim": None, "num_transformer_submodules": None},
+        {
+            "peft_type": "PROMPT_TUNING",
+            "task_type": "CAUSAL_LM",
+            "token_dim": HIDDEN,
+            "modules_to_save": None,
+        },
+    ],
+)
+def test_what_a_config_leaves_out_is_taken_from_the_tensor(config: dict[str, Any]) -> None:
+    weights, whole = peft_files()
+    prompt = import_peft(json.dumps(config).encode(), weights)
+    assert prompt.digest == import_peft(whole, weights).digest
+    with pytest.raises(PromptRejected, match=r"found: \[48\]"):
+        import_peft(json.dumps(config).encode(), peft_files(np.ones(48, dtype="<f4"))[0])
+
+
+def test_a_prefix_needs_its_layers_and_heads(half_adapter: Adapter) -> None:
+    for name in ("num_layers", "num_attention_heads", "token_dim"):
+        config = json.loads(half_adapter.config)
+        del config[name]
+        with pytest.raises(PromptRejected, match=f"{name} is wrong.*found: nothing"):
+            import_peft(json.dumps(config).encode(), half_adapter.weights)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "prompt_encoder.default.embedding.weight",
+        "prompt_encoder.embedding.weight",
+        "base_model.prompt_encoder.my_adapter.embedding.weight",
+    ],
+)
+def test_a_state_dicts_name_for_the_prompt(name: str) -> None:
+    weights, config = peft_files(name=name)
+    assert import_peft(config, weights).digest == import_peft(config, peft_files()[0]).digest
+    with pytest.raises(PromptRejected, match="p-tuning makes its prompt from"):
+        import_peft(peft_files(peft_type="P_TUNING")[1], weights)
+    with pytest.raises(PromptRejected, match=r"send its adapter_config\.json"):
+        import_prompt(weights, None)
 
 
 def test_refuses_other_tensors() -> None:

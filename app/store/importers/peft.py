@@ -6,9 +6,12 @@ PEFT saves one baked tensor `prompt_embeddings`, whatever network made it in tra
     PREFIX_TUNING, CARTRIDGE    [p, 2L * Hk * D] -> view [p, 2L, Hk, D]; layer l: K row 2l, V row 2l + 1
 
 In a prefix's config `num_attention_heads` means Hk and `token_dim` means Hk * D (peft >= 0.12 adjusts
-both for grouped-query attention before it saves them). Legend: docs/formats.md.
+both for grouped-query attention before it saves them). What a config of a soft prompt leaves out, as
+converters to PEFT's layout do, is taken from the tensor. Legend: docs/formats.md.
 """
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +21,7 @@ from app.errors import PromptRejected
 from app.prompt import Prompt, PromptKind, TensorInfo
 from app.store.canonical import ParsedFile, RawTensor, parse_safetensors, read_prompt, write_prompt
 from app.store.safetensors_file import MAX_TENSORS
+from app.store.saved_tensors import ADVICE, SavedTensor, saved_tensors
 from app.store.strict_json import JsonError, excerpt, parse_json
 
 MAX_CONFIG_BYTES = 64 * 1024
@@ -33,6 +37,8 @@ _REASONS = {
     "MULTITASK_PROMPT_TUNING": _LATER,
     "ADAPTION_PROMPT": "adds gated attention to the model, which no prompt can express",
 }
+# What a state dict calls it; of p-tuning that may also be what its encoder makes the prompt from.
+_UNBAKED = re.compile(r"(base_model\.)?prompt_encoder\.([^.]+\.)?embedding\.weight")
 _WORDS = {"F32": "<u4", "F16": "<u2", "BF16": "<u2"}  # integers of the same size: bits are moved as they are
 
 
@@ -41,20 +47,29 @@ class AdapterConfig:
     """What matters of adapter_config.json, checked."""
 
     peft_type: str
-    num_virtual_tokens: int
-    token_dim: int  # soft: the hidden size; prefix: num_kv_heads * head_dim
+    num_virtual_tokens: int | None  # None: as many as the tensor has
+    token_dim: int | None  # soft: the hidden size, None: as the tensor has; prefix: num_kv_heads * head_dim
     num_layers: int  # 0 for soft prompts
     num_kv_heads: int  # 0 for soft prompts
     base_name: str | None
     revision: str | None
     peft_version: str | None
+    modules_to_save: tuple[str, ...]  # modules of the base that were trained too
 
 
-def import_peft(config_json: bytes, weights: bytes) -> Prompt:
-    """Import adapter_config.json + adapter_model.safetensors. Raises PromptRejected (UnsafeFile)."""
+def import_peft(
+    config_json: bytes, weights: bytes, check_saved: Callable[[SavedTensor], None] | None = None
+) -> Prompt:
+    """Import adapter_config.json + adapter_model.safetensors. Raises PromptRejected (UnsafeFile).
+
+    `check_saved` raises it for a tensor beside the prompt that isn't the base's own; without it there
+    may be none.
+    """
     config = parse_config(config_json)
     parsed = parse_safetensors(weights)
-    info = _only_tensor(parsed)
+    name = _prompt_name(config, parsed)
+    _check_saved(config, saved_tensors(weights, parsed, name), check_saved)
+    info = parsed.tensors[name]
     _check_shape(config, info)
     begin = parsed.data_start
     raw = RawTensor(info.dtype, info.shape, memoryview(weights)[begin + info.begin : begin + info.end])
@@ -69,17 +84,21 @@ def parse_config(config_json: bytes) -> AdapterConfig:
     peft_type = _check_peft_type(fields)
     _check_task(fields)
     is_prefix = peft_type in PREFIX_TYPES
+    is_said = is_prefix or fields.get("token_dim") is not None
     config = AdapterConfig(
         peft_type=peft_type,
-        num_virtual_tokens=_positive(fields, "num_virtual_tokens"),
-        token_dim=_positive(fields, "token_dim"),
+        num_virtual_tokens=_positive(fields, "num_virtual_tokens")
+        if "num_virtual_tokens" in fields
+        else None,
+        token_dim=_positive(fields, "token_dim") if is_said else None,
         num_layers=_positive(fields, "num_layers", MAX_LAYERS) if is_prefix else 0,
         num_kv_heads=_positive(fields, "num_attention_heads") if is_prefix else 0,
         base_name=_optional_text(fields, "base_model_name_or_path"),
         revision=_optional_text(fields, "revision"),
         peft_version=_optional_text(fields, "peft_version"),
+        modules_to_save=_modules_to_save(fields),
     )
-    if is_prefix and config.token_dim % config.num_kv_heads:
+    if config.num_kv_heads and config.token_dim and config.token_dim % config.num_kv_heads:
         expected = f"a multiple of num_attention_heads ({config.num_kv_heads})"
         raise _wrong("token_dim", expected, config.token_dim)
     _check_frozen_tokens(fields, config)
@@ -110,7 +129,7 @@ def _check_peft_type(fields: dict[str, Any]) -> str:
 
 
 def _check_task(fields: dict[str, Any]) -> None:
-    task_type = fields.get("task_type")
+    task_type = fields.get("task_type", "CAUSAL_LM")  # PEFT always says it; converters may not
     if task_type == "SEQ_2_SEQ_LM":
         raise PromptRejected(
             "The adapter was trained for an encoder-decoder model, which is not supported yet",
@@ -118,22 +137,26 @@ def _check_task(fields: dict[str, Any]) -> None:
             found="SEQ_2_SEQ_LM",
         )
     if task_type != "CAUSAL_LM":
-        raise _wrong("task_type", "CAUSAL_LM", task_type)
+        why = " (without a task type PEFT feeds the model no prompt)" if task_type is None else ""
+        raise _wrong("task_type", "CAUSAL_LM" + why, task_type)
     if fields.get("num_transformer_submodules") not in (None, 1):
         raise _wrong("num_transformer_submodules", "1", fields["num_transformer_submodules"])
-    if fields.get("modules_to_save"):
-        raise PromptRejected(
-            "The adapter also trained modules of the base model (modules_to_save); the base stays frozen here"
-        )
+
+
+def _modules_to_save(fields: dict[str, Any]) -> tuple[str, ...]:
+    names = fields.get("modules_to_save") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise _wrong("modules_to_save", "null or a list of names", names)
+    return tuple(names)
 
 
 def _check_frozen_tokens(fields: dict[str, Any], config: AdapterConfig) -> None:
     """Train-time only, but a config that PEFT itself would refuse is not one we understand."""
     frozen = fields.get("num_frozen_tokens", 0)
     if config.peft_type == "CARTRIDGE" and not (
-        type(frozen) is int and 0 <= frozen <= config.num_virtual_tokens
+        type(frozen) is int and 0 <= frozen <= (config.num_virtual_tokens or MAX_SIZE)
     ):
-        raise _wrong("num_frozen_tokens", f"0 to {config.num_virtual_tokens}", frozen)
+        raise _wrong("num_frozen_tokens", f"0 to {config.num_virtual_tokens or MAX_SIZE}", frozen)
 
 
 def _positive(fields: dict[str, Any], name: str, limit: int = MAX_SIZE) -> int:
@@ -155,33 +178,73 @@ def _wrong(field: str, expected: str, found: object) -> PromptRejected:
     return PromptRejected(f"adapter_config.json: {field} is wrong", expected=expected, found=shown)
 
 
-def _only_tensor(parsed: ParsedFile) -> TensorInfo:
-    extra = sorted(parsed.tensors.keys() - {TENSOR})
-    if extra:
-        raise PromptRejected("Unexpected tensor", tensor=excerpt(extra[0]), expected=f"{TENSOR} alone")
-    if TENSOR not in parsed.tensors:
-        raise PromptRejected("The file holds no tensors", tensor=TENSOR)
-    return parsed.tensors[TENSOR]
+def prompt_name(parsed: ParsedFile) -> str | None:
+    """The tensor that is the prompt, by PEFT's name for it or a state dict's."""
+    names = [TENSOR, *filter(_UNBAKED.fullmatch, parsed.tensors)]
+    return next((name for name in names if name in parsed.tensors), None)
+
+
+def _prompt_name(config: AdapterConfig, parsed: ParsedFile) -> str:
+    name = prompt_name(parsed)
+    if name is None:
+        if not parsed.tensors:
+            raise PromptRejected("The file holds no tensors", tensor=TENSOR)
+        raise PromptRejected("Unexpected tensor", tensor=excerpt(min(parsed.tensors)), expected=TENSOR)
+    if name != TENSOR and config.peft_type == "P_TUNING":
+        raise PromptRejected(
+            "This is what p-tuning makes its prompt from, not the prompt: save with PEFT's save_pretrained",
+            tensor=excerpt(name),
+            expected=TENSOR,
+        )
+    return name
+
+
+def _check_saved(
+    config: AdapterConfig, saved: list[SavedTensor], check_saved: Callable[[SavedTensor], None] | None
+) -> None:
+    """Whatever else the file holds must be the base's own, as the base stays frozen here."""
+    for module in config.modules_to_save:
+        if not any(module in tensor.name.split(".") for tensor in saved):
+            raise PromptRejected(
+                "The adapter also trained modules of the base model (modules_to_save); the base stays frozen "
+                "here",
+                found=excerpt(module),
+            )
+    for tensor in saved:
+        if check_saved is None:
+            raise PromptRejected(
+                "Unexpected tensor: where it is the base's own, push to a running server, which compares it, "
+                f"or {ADVICE}",
+                tensor=excerpt(tensor.name),
+                expected=f"{TENSOR} alone",
+            )
+        check_saved(tensor)
 
 
 def _check_shape(config: AdapterConfig, info: TensorInfo) -> None:
-    width = config.token_dim
-    meaning = "token_dim"
+    if len(info.shape) != 2:
+        raise _mismatch(info, "[num_virtual_tokens, width]")
+    p, d = config.num_virtual_tokens or info.shape[0], config.token_dim or info.shape[1]
+    width, meaning = d, "token_dim"
     if config.peft_type in PREFIX_TYPES:
-        width, meaning = 2 * config.num_layers * config.token_dim, "2 * num_layers * token_dim"
-    if info.shape != (config.num_virtual_tokens, width):
-        raise PromptRejected(
-            "The tensor does not match adapter_config.json",
-            tensor=TENSOR,
-            expected=f"[num_virtual_tokens, {meaning}] = {[config.num_virtual_tokens, width]}",
-            found=str(list(info.shape)),
-        )
+        width, meaning = 2 * config.num_layers * d, "2 * num_layers * token_dim"
+    if info.shape != (p, width):
+        raise _mismatch(info, f"[num_virtual_tokens, {meaning}] = {[p, width]}")
+
+
+def _mismatch(info: TensorInfo, expected: str) -> PromptRejected:
+    return PromptRejected(
+        "The tensor does not match adapter_config.json",
+        tensor=TENSOR,
+        expected=expected,
+        found=str(list(info.shape)),
+    )
 
 
 def _split_layers(config: AdapterConfig, raw: RawTensor) -> dict[str, RawTensor]:
     """[p, 2L * Hk * D] -> per layer k and v [Hk, p, D]."""
-    p, num_heads = config.num_virtual_tokens, config.num_kv_heads
-    head_dim = config.token_dim // num_heads
+    p, num_heads = raw.shape[0], config.num_kv_heads
+    head_dim = raw.shape[1] // (2 * config.num_layers * num_heads)
     whole = np.frombuffer(raw.data, dtype=_WORDS[raw.dtype])
     rows = whole.reshape(p, 2 * config.num_layers, num_heads, head_dim).transpose(1, 2, 0, 3)
     return {

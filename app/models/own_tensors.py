@@ -1,0 +1,35 @@
+"""The base's own input and output embeddings, by the names that checkpoints have for them."""
+
+import hashlib
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_WRAPPERS = {"modules_to_save", "default", "base_layer", "original_module"}  # PEFT's, around a module
+_ROWS = 8192  # that are cast and hashed at a time
+
+
+def own_tensor(model: PreTrainedModel, name: str) -> Tensor | None:
+    """The weight or bias `[V, ...]` of an embedding, such as `base_model.model.embed_tokens.weight`.
+
+    Only the module's and the parameter's own names count; what stands before them differs with wrappers.
+    None where the base has no such tensor, or has it in another form (quantized).
+    """
+    parts = [part for part in name.split(".") if part not in _WRAPPERS]
+    embeddings = (model.get_input_embeddings(), model.get_output_embeddings())
+    for path, module in model.named_modules():
+        if module in embeddings and parts[-2:-1] == path.split(".")[-1:]:
+            found = getattr(module, parts[-1], None)
+            return found if isinstance(found, Tensor) and found.dtype in _DTYPES.values() else None
+    return None
+
+
+def digest_of_rows(tensor: Tensor, rows: int, dtype: str) -> str:
+    """sha256 of the first `rows` rows in a dtype of safetensors, little-endian and contiguous."""
+    found = hashlib.sha256()
+    for begin in range(0, rows, _ROWS):
+        chunk = tensor[begin : min(begin + _ROWS, rows)].detach().to("cpu", _DTYPES[dtype]).contiguous()
+        found.update(chunk.view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()

@@ -1,0 +1,129 @@
+"""What a PEFT file holds beside its prompt: the base's own embeddings, told by digests of their rows.
+
+PEFT saves them where tokens were added (`save_embedding_layers`), and of a large base they are far
+larger than any prompt. Nothing of them is kept: they only have to be the base's. So a client may leave
+them out and say in the file's metadata what they were (`without_others`).
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from app.errors import PromptRejected
+from app.prompt import TensorInfo
+from app.store.numbers import DTYPES, as_bytes, as_float32
+from app.store.safetensors_file import ITEM_BYTES, LENGTH_BYTES, METADATA, ParsedFile, parse_safetensors
+from app.store.strict_json import JsonError, canonical_json, excerpt, parse_json
+
+LEFT_OUT = "promptplex.left_out"
+ADVICE = "save the adapter again with save_pretrained(..., save_embedding_layers=False)"
+_MAX_LEFT_OUT = 16
+_CHUNK = 1 << 22  # numbers that are hashed at a time
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedTensor:
+    """A tensor `[rows, ...]` of the base that a file holds, or held."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str  # safetensors' name
+    digest: Callable[[int, str], str | None]  # of so many rows in a safetensors dtype; None: not known
+
+    def compared_in(self, base_dtype: str) -> str:
+        """The safetensors dtype in which its rows and the base's are compared: what the model would see."""
+        return self.dtype if base_dtype == "float32" else DTYPES[base_dtype]
+
+
+def saved_tensors(data: bytes, parsed: ParsedFile, prompt: str) -> list[SavedTensor]:
+    """All but the tensor `prompt`, and what the metadata says was left out. Raises PromptRejected."""
+    beside = [_in_file(data, parsed, name) for name in sorted(parsed.tensors.keys() - {prompt})]
+    return beside + _left_out(parsed.metadata.get(LEFT_OUT))
+
+
+def holds_others(data: bytes, prompt: str) -> bool:
+    """Whether a file holds the tensor `prompt` and a few others. What isn't safetensors doesn't."""
+    try:
+        names = parse_safetensors(data).tensors.keys()
+    except PromptRejected:  # whoever imports it says why
+        return False
+    return prompt in names and 1 < len(names) <= 1 + _MAX_LEFT_OUT
+
+
+def without_others(data: bytes, prompt: str, *, rows: int, base_dtype: str) -> bytes:
+    """A file that `holds_others` with the tensor `prompt` alone; the others are described in its metadata.
+
+    `rows` and `base_dtype` (torch's name) are the base's. Raises PromptRejected.
+    """
+    parsed = parse_safetensors(data)
+    others = saved_tensors(data, parsed, prompt)
+    described = [_described(saved, rows, base_dtype) for saved in others]
+    info = parsed.tensors[prompt]
+    metadata = parsed.metadata | {LEFT_OUT: json.dumps(described)}
+    entry = {"dtype": info.dtype, "shape": list(info.shape), "data_offsets": [0, info.end - info.begin]}
+    header = canonical_json({METADATA: metadata, prompt: entry})
+    return len(header).to_bytes(LENGTH_BYTES, "little") + header + bytes(_bytes_of(data, parsed, info))
+
+
+def _in_file(data: bytes, parsed: ParsedFile, name: str) -> SavedTensor:
+    info = parsed.tensors[name]
+    if not info.shape or 0 in info.shape:
+        raise PromptRejected("Unexpected tensor", tensor=excerpt(name), found=str(list(info.shape)))
+    held = _bytes_of(data, parsed, info)
+    row = math.prod(info.shape[1:]) * ITEM_BYTES[info.dtype]
+
+    def digest(rows: int, dtype: str) -> str:
+        return _digest(held[: rows * row], info.dtype, dtype)
+
+    return SavedTensor(name=name, shape=info.shape, dtype=info.dtype, digest=digest)
+
+
+def _bytes_of(data: bytes, parsed: ParsedFile, info: TensorInfo) -> memoryview:
+    return memoryview(data)[parsed.data_start + info.begin : parsed.data_start + info.end]
+
+
+def _digest(data: memoryview, dtype: str, wanted: str) -> str:
+    if dtype == wanted:
+        return hashlib.sha256(data).hexdigest()
+    found, step = hashlib.sha256(), _CHUNK * ITEM_BYTES[dtype]
+    for begin in range(0, len(data), step):
+        found.update(as_bytes(as_float32(data[begin : begin + step], dtype), wanted))
+    return found.hexdigest()
+
+
+def _described(saved: SavedTensor, rows: int, base_dtype: str) -> dict[str, Any]:
+    count, dtype = min(rows, saved.shape[0]), saved.compared_in(base_dtype)
+    return {
+        "name": saved.name,
+        "shape": list(saved.shape),
+        "dtype": saved.dtype,
+        "rows": count,
+        "compared_in": dtype,
+        "sha256": saved.digest(count, dtype),
+    }
+
+
+def _left_out(text: str | None) -> list[SavedTensor]:
+    if text is None:
+        return []
+    try:
+        described = parse_json(text.encode())
+        return [_from_description(entry) for entry in described[:_MAX_LEFT_OUT]]
+    except (JsonError, UnicodeEncodeError, TypeError, KeyError, ValueError):
+        raise PromptRejected(f"The metadata {LEFT_OUT} is malformed: push the adapter again") from None
+
+
+def _from_description(entry: Mapping[str, Any]) -> SavedTensor:
+    shape, known = tuple(int(size) for size in entry["shape"]), (entry["rows"], entry["compared_in"])
+    if not shape or entry["dtype"] not in ITEM_BYTES:
+        raise ValueError("a tensor without rows")
+    sha256 = str(entry["sha256"])
+    return SavedTensor(
+        name=str(entry["name"]),
+        shape=shape,
+        dtype=entry["dtype"],
+        digest=lambda rows, dtype: sha256 if (rows, dtype) == known else None,
+    )
