@@ -3,6 +3,7 @@
 PromptplexError
 ├── InvalidRequest            the request itself is wrong
 │   └── RequestTooLong        it could never fit, however long it waited
+│       └── ContextLengthExceeded  the same, as clients of OpenAI's know it
 ├── PromptRejected            an upload that must not be served
 │   └── UnsafeFile            not the strict safetensors that we accept
 ├── NotFound                  no such task, version or alias
@@ -45,7 +46,21 @@ class InvalidRequest(PromptplexError):
 
 
 class RequestTooLong(InvalidRequest):
-    """The request exceeds a position or memory limit even when it runs alone."""
+    """The request exceeds a position or memory limit even when it runs alone.
+
+    `limit` tokens are what there is room for, `asked` says in words what was asked for.
+    """
+
+    def __init__(
+        self, message: str, *, param: str | None = None, limit: int | None = None, asked: str | None = None
+    ) -> None:
+        super().__init__(message, param=param)
+        self.limit = limit
+        self.asked = asked
+
+
+class ContextLengthExceeded(RequestTooLong):
+    """The same, in the words of clients that know no other name for it."""
 
 
 class PromptRejected(PromptplexError):

@@ -18,31 +18,71 @@ BAN = -100.0  # a bias that rules its token out, whatever the temperature
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TokenRules:
+    """What few requests ask for: which tokens may come where, each rule as `transformers` defines it.
+
+    Rules see the ids of the prompt's text, resident ones included, and the generated ones; learned tokens
+    have no ids. `bad_words` see the generated ones only, as in vLLM.
+    """
+
+    sequence_bias: tuple[tuple[tuple[int, ...], float], ...] = ()  # (ids, added to the last one's logit)
+    bad_words: tuple[tuple[int, ...], ...] = ()  # the last id never follows the others
+    encoder_repetition_penalty: float = 1.0  # above 1: tokens of the prompt become more probable
+    no_repeat_ngram_size: int = 0  # no so many ids occur twice in a row; 0: off
+    encoder_no_repeat_ngram_size: int = 0  # none that occur in the prompt; 0: off
+    min_new_tokens: int = 0  # none of `stop_ids` before so many tokens
+    stop_ids: tuple[int, ...] = ()
+    eos_ids: tuple[int, ...] = ()
+    forced_first: int | None = None  # after a prompt of one token
+    forced_last: tuple[int, ...] = ()  # one of them is the token number `max_new_tokens`
+    max_new_tokens: int = 0
+    length_decay: tuple[int, float] | None = None  # (from which token on, factor): EOS grows more probable
+    suppressed: tuple[int, ...] = ()
+    suppressed_first: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """How the next token is chosen from the logits.
 
-    The order is: bias, repetition, frequency and presence penalties, grammar, temperature, top-k, top-p,
-    min-p, as in `transformers`. Penalties see the request's own prompt and generated tokens
-    (`repetition_penalty`) or its generated tokens only (the other two), as in vLLM.
+    The order is: bias, repetition, frequency and presence penalties, `rules`, grammar, temperature, top-h,
+    top-k, top-p, min-p, typical-p, epsilon and eta cutoffs, as in `transformers`. Penalties see the request's
+    own prompt and generated tokens (`repetition_penalty`) or its generated tokens only (the other two), as in
+    vLLM.
     """
 
-    do_sample: bool = False  # False: greedy, and temperature, top_k, top_p, min_p are ignored
+    do_sample: bool = False  # False: greedy, and what follows down to `eta_cutoff` is ignored
     temperature: float = 1.0
+    top_h: float = 0.0  # 0: off
     top_k: int = 0  # 0: off
     top_p: float = 1.0
     min_p: float = 0.0
+    typical_p: float = 1.0
+    epsilon_cutoff: float = 0.0
+    eta_cutoff: float = 0.0
     repetition_penalty: float = 1.0
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     seed: int = 0  # the caller draws one where the user gave none, and reports it
     logit_bias: tuple[tuple[int, float], ...] = ()  # (id, what is added to its logit), each id once
     sample_index: int = 0  # which of the `n` samples this is; hashed with the seed
+    rules: TokenRules | None = None
 
     @property
     def has_penalty(self) -> bool:
         """Whether the choice depends on tokens that came before."""
         neutral = (1.0, 0.0, 0.0)
         return (self.repetition_penalty, self.frequency_penalty, self.presence_penalty) != neutral
+
+    @property
+    def has_filter(self) -> bool:
+        """Whether only a row's most probable tokens may be drawn."""
+        return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
+
+    @property
+    def has_shape(self) -> bool:
+        """Whether what may be drawn depends on the entropy or the probabilities of the whole row."""
+        return self.typical_p < 1 or self.epsilon_cutoff > 0 or self.eta_cutoff > 0 or self.top_h > 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +99,7 @@ class Request:
     num_virtual_tokens: int = 0  # slots that the learned prompt takes
     resident_ids: tuple[int, ...] = ()  # BOS and the template's leading text
     sampling: SamplingParams = field(default_factory=SamplingParams)
-    max_new_tokens: int = 128
+    max_new_tokens: int = 128  # 0: the prompt is only scored
     num_top: int = 0  # most probable tokens to report beside each generated or scored one
     num_scored: int = 0  # of the last so many `token_ids` the log-probabilities are reported
     grammar: str | None = None  # what the answer must match, in the language of the engine's GrammarSource

@@ -147,6 +147,11 @@ class Settings(BaseSettings):
         ge=2,
         description="Virtual, prompt and new tokens of one request; default: the model's own limit",
     )
+    generation_config: Literal["auto", "none"] = Field(
+        "auto",
+        description="auto takes defaults (penalties, lengths, filters ...) from the base's generation "
+        "config, none its EOS ids only",
+    )
     max_queue: int = Field(1024, ge=1, le=1_000_000, description="Requests that may wait; beyond it 503")
     host_cache_bytes: ByteSize = Field(
         ByteSize(1 << 30), description="Memory for prompts that aren't on the device, such as 1GiB"

@@ -312,6 +312,8 @@ class Info(_Answer):
     vocab_size: int
     max_total_tokens: int
     default_max_new_tokens: int
+    generation_defaults: dict[str, Any]  # of the base's generation config, below a task's and a request's own
+    generation_not_honoured: list[str]  # what of it can't be had, a line each
     max_stop_sequences: int
     max_body_bytes: int
     max_upload_bytes: int

@@ -44,8 +44,9 @@ _ANSWERS: dict[int | str, dict[str, Any]] = ERRORS | {
     200: {"content": {"text/event-stream": described_events()}}  # OpenAI's chunks, then [DONE]
 }
 
-# What clients of this API expect where neither they nor the task say how to choose tokens.
-_FALLBACKS = GenerationParameters(do_sample=True)
+# What clients of this API expect where neither they nor the task say how to choose tokens, whatever the base
+# says; what it says of filters counts.
+_FALLBACKS = GenerationParameters(do_sample=True, temperature=1.0)
 
 
 @router.post("/completions", response_model=Completion, responses=_ANSWERS, summary="Complete prompts")

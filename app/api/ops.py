@@ -100,7 +100,7 @@ async def ready(state: State) -> JSONResponse:
 @any_key
 async def info(behind: Behind, config: Annotated[ApiConfig, Depends(api_config)]) -> JSONResponse:
     """The base model, and the bounds of requests."""
-    geometry = behind.engine.geometry
+    geometry, defaults = behind.engine.geometry, behind.generation.defaults
     return JSONResponse(
         {
             "version": __version__,
@@ -114,7 +114,9 @@ async def info(behind: Behind, config: Annotated[ApiConfig, Depends(api_config)]
             "hidden_size": geometry.hidden_size,
             "vocab_size": geometry.vocab_size,
             "max_total_tokens": geometry.max_positions,
-            "default_max_new_tokens": bounds.DEFAULT_MAX_NEW_TOKENS,
+            "default_max_new_tokens": defaults.parameters.max_new_tokens or bounds.DEFAULT_MAX_NEW_TOKENS,
+            "generation_defaults": defaults.shown,
+            "generation_not_honoured": defaults.not_honoured,
             "max_stop_sequences": bounds.MAX_STOPS,
             "max_body_bytes": config.max_body_bytes,
             "max_upload_bytes": config.max_upload_bytes,

@@ -1,4 +1,4 @@
-"""What a request does to its row's logits before a token is chosen: bias, penalties, a grammar's mask.
+"""What a request does to its row's logits before a token is chosen: bias, penalties, rules, a grammar's mask.
 
 Shapes: N rows, of which R ask for something; V vocabulary. The others stay as they are.
 """
@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from app.engine.constraints import PackedMask
 from app.engine.plan import SamplingInput
+from app.engine.rules import adjust_row
 from app.errors import ConstraintFailed, PromptplexError
 from app.request import BAN, SamplingParams
 
@@ -48,14 +49,19 @@ def adjust(logits: Tensor, inputs: Sequence[SamplingInput]) -> Adjusted:
         asked = [inputs[row] for row in asking]
         _bias(adjusted.logits, [given.params for given in asked])
         for row, given in zip(adjusted.logits, asked, strict=True):
-            if given.params.has_penalty:
-                _penalise(row, given)
+            adjust_row(row, given)
         _constrain(adjusted, inputs)
     return adjusted
 
 
 def _asks(given: SamplingInput) -> bool:
-    return given.params.has_penalty or bool(given.params.logit_bias) or given.constraint is not None
+    params = given.params
+    bound = params.rules is not None or given.constraint is not None
+    return bound or params.has_penalty or bool(params.logit_bias)
+
+
+def _may_be_left_with_nothing(given: SamplingInput) -> bool:
+    return given.params.rules is not None or bool(given.params.logit_bias)
 
 
 def _bias(logits: Tensor, asked: Sequence[SamplingParams]) -> None:
@@ -68,25 +74,12 @@ def _bias(logits: Tensor, asked: Sequence[SamplingParams]) -> None:
         logits[places[0], places[1]] += bias.to(logits)
 
 
-def _penalise(row: Tensor, given: SamplingInput) -> None:
-    """In place. Repetition as in transformers (CTRL, Keskar et al. 2019); the others as OpenAI's."""
-    assert given.prompt_ids is not None
-    assert given.generated_ids is not None
-    params = given.params
-    ids, counts = np.unique(given.generated_ids, return_counts=True)
-    seen = torch.from_numpy(np.union1d(given.prompt_ids, ids)).to(row.device)
-    scores, penalty = row[seen], params.repetition_penalty
-    row[seen] = torch.where(scores < 0, scores * penalty, scores / penalty)
-    toll = params.frequency_penalty * counts + params.presence_penalty
-    row[torch.from_numpy(ids).to(row.device)] -= torch.from_numpy(toll).to(row)
-
-
 def _constrain(adjusted: Adjusted, inputs: Sequence[SamplingInput]) -> None:
     """In place; and find the rows that fail, or are late."""
     masks = _masks(adjusted, inputs)
     if masks:
         _mask(adjusted.logits, {adjusted.rows[row]: mask for row, mask in masks.items()})
-    limited = [row for row in adjusted.rows if row in masks or inputs[row].params.logit_bias]
+    limited = [row for row in adjusted.rows if row in masks or _may_be_left_with_nothing(inputs[row])]
     if limited:
         highest = adjusted.logits[[adjusted.rows[row] for row in limited]].amax(dim=-1).tolist()
         for row, value in zip(limited, highest, strict=True):
@@ -116,8 +109,8 @@ def _masks(adjusted: Adjusted, inputs: Sequence[SamplingInput]) -> dict[int, Pac
 
 def _nothing_left() -> PromptplexError:
     return ConstraintFailed(
-        "no token may come next: the grammar or logit_bias leaves only tokens that are banned, or that "
-        "the model can't produce; loosen one of them"
+        "no token may come next: the grammar, logit_bias, or a rule such as bad_words or min_new_tokens "
+        "leaves only tokens that are banned, or that the model can't produce; loosen one of them"
     )
 
 

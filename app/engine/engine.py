@@ -158,12 +158,12 @@ class Engine:
 
         Raises:
             RequestTooLong: beyond the position limit, or K/V memory even when alone.
-            InvalidRequest: no tokens, ids outside the vocabulary, nothing to generate, a prompt without
+            InvalidRequest: no tokens, ids outside the vocabulary, fewer than no new tokens, a prompt without
                 virtual tokens or the other way round, a deadline that is no time, or a grammar where
                 there is nothing to follow it.
         """
-        if not request.token_ids or request.max_new_tokens < 1:
-            raise InvalidRequest("a request needs at least one prompt token and one new token")
+        if not request.token_ids or request.max_new_tokens < 0:
+            raise InvalidRequest("a request needs at least one prompt token, and no fewer than 0 new ones")
         if not 0 <= request.num_scored < len(request.token_ids):
             raise InvalidRequest("every scored token needs a token before it")
         if (request.prompt_digest is None) != (request.num_virtual_tokens == 0):

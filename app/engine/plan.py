@@ -26,8 +26,9 @@ class SamplingInput:
 
     params: SamplingParams
     position: int
-    prompt_ids: IdArray | None = None  # each once; with `generated_ids` only where penalties ask for them
+    prompt_ids: IdArray | None = None  # each once; with `generated_ids` only where penalties or rules ask
     generated_ids: IdArray | None = None
+    context: IdArray | None = None  # the prompt's ids and the generated ones, in order, where rules ask
     num_top: int = 0  # most probable tokens to report
     constraint: ConstraintAhead | None = None  # knows which tokens may come
 

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from app.engine.adjusting import adjust
 from app.engine.plan import SampledToken, SamplingInput
+from app.engine.shaping import column, shaped, top_h
 from app.request import SamplingParams, TokenScore
 
 # Candidates that a partial selection looks at; where they don't suffice, the row is sorted whole.
@@ -88,18 +89,21 @@ Draw = Callable[[Tensor, Sequence[SamplingInput]], Tensor]
 
 def _sampled_rows(inputs: Sequence[SamplingInput]) -> list[tuple[Draw, list[int]]]:
     """Sampled rows by the way they are drawn."""
-    plain: list[int] = []
-    filtered: list[int] = []
+    ways: dict[Draw, list[int]] = {}
     for row, given in enumerate(inputs):
-        params = given.params
-        if params.do_sample:
-            has_filter = params.top_k > 0 or params.top_p < 1 or params.min_p > 0
-            (filtered if has_filter else plain).append(row)
-    return [(draw, rows) for draw, rows in ((_draw_plain, plain), (_draw_filtered, filtered)) if rows]
+        if given.params.do_sample:
+            ways.setdefault(_way_of(given.params), []).append(row)
+    return list(ways.items())
+
+
+def _way_of(params: SamplingParams) -> Draw:
+    if params.has_shape:
+        return _draw_shaped
+    return _draw_filtered if params.has_filter else _draw_plain
 
 
 def _scores(logits: Tensor, inputs: Sequence[SamplingInput]) -> Tensor:
-    temperatures = _column([given.params.temperature for given in inputs], logits)
+    temperatures = column([given.params.temperature for given in inputs], logits)
     return (logits - logits.amax(dim=-1, keepdim=True)) / temperatures
 
 
@@ -107,10 +111,6 @@ def _uniforms(inputs: Sequence[SamplingInput], device: torch.device) -> Tensor:
     """One number in [0, 1) a row: `[N, 1]`, float64."""
     drawn = [uniform(given.params.seed, given.params.sample_index, given.position) for given in inputs]
     return torch.tensor(drawn, dtype=torch.float64, device=device)[:, None]
-
-
-def _column(values: list[float], like: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None]
 
 
 def _draw_plain(logits: Tensor, inputs: Sequence[SamplingInput]) -> Tensor:
@@ -140,6 +140,16 @@ def _draw_filtered(logits: Tensor, inputs: Sequence[SamplingInput]) -> Tensor:
         values, order = scores[whole].sort(dim=-1, descending=True, stable=True)
         chosen[whole] = _draw_sorted(values, order, total[whole], inputs, whole)
     return chosen
+
+
+def _draw_shaped(logits: Tensor, inputs: Sequence[SamplingInput]) -> Tensor:
+    """Draw from what the filters that look at a whole row leave, beside the others."""
+    params = [given.params for given in inputs]
+    values, order = _scores(logits, inputs).double().sort(dim=-1, descending=True, stable=True)
+    values = top_h(values, params)
+    weights = _filter(values, values.logsumexp(dim=-1, keepdim=True), params)
+    picked, _ = _inverse_cdf(shaped(weights, params), _uniforms(inputs, logits.device))
+    return order.gather(1, picked).squeeze(1)
 
 
 def _suffices(values: Tensor, total: Tensor, inputs: Sequence[SamplingInput], vocabulary: int) -> list[bool]:
@@ -173,13 +183,13 @@ def _filter(values: Tensor, total: Tensor, params: Sequence[SamplingParams]) -> 
     """Weights `[N, C]` of sorted candidates after top-k, then top-p, then min-p."""
     count = values.shape[1]
     rank = torch.arange(count, device=values.device)
-    top_k = _column([float(each.top_k or count) for each in params], values)
+    top_k = column([float(each.top_k or count) for each in params], values)
     kept = values.masked_fill(rank >= top_k, float("-inf"))
     has_top_k = torch.tensor([each.top_k > 0 for each in params], device=values.device)[:, None]
     normaliser = torch.where(has_top_k, kept.logsumexp(dim=-1, keepdim=True), total)
     weights = (kept - normaliser).exp().double()
-    top_p = _column([each.top_p for each in params], weights)
-    min_p = _column([each.min_p for each in params], weights)
+    top_p = column([each.top_p for each in params], weights)
+    min_p = column([each.min_p for each in params], weights)
     before = weights.cumsum(dim=-1) - weights
     # The most probable token always stays, whatever rounding makes of the rest.
     keep = ((before < top_p) & (weights >= min_p * weights[:, :1])) | (rank == 0)

@@ -324,15 +324,18 @@ class Scheduler:
                 "the model produced NaN or infinite logits for this request; if it names a task, the task's "
                 "prompt is the likely cause: check its values, or roll the task back"
             )
-        if error is None:
+        is_asked_for = error is None and sequence.request.max_new_tokens > 0
+        if is_asked_for:
             reason = sequence.accept(token.token_id, now)
             self.waiting.charge(sequence, 1)
+        elif error is None:
+            reason = FinishReason.LENGTH
         if reason is not None or error is not None:
             self.finish(sequence)
         return TokenDelta(
             request_id=sequence.request.id,
-            token_id=token.token_id if error is None else None,
-            logprob=token.logprob if error is None else 0.0,
+            token_id=token.token_id if is_asked_for else None,
+            logprob=token.logprob if is_asked_for else 0.0,
             top=token.top,
             scores=tuple(sequence.scores) if is_first and error is None else (),
             finish=reason,
@@ -370,11 +373,13 @@ def _scoring(sequence: Sequence, start: int) -> tuple[int, tuple[int, ...]]:
 
 def _sampling_input(sequence: Sequence) -> SamplingInput:
     params, num_top = sequence.request.sampling, sequence.request.num_top
+    looks_back = params.has_penalty or params.rules is not None
     return SamplingInput(
         params,
         sequence.num_generated,
-        sequence.prompt_ids if params.has_penalty else None,
-        sequence.generated_ids if params.has_penalty else None,
+        sequence.prompt_ids if looks_back else None,
+        sequence.generated_ids if looks_back else None,
+        sequence.context if params.rules is not None else None,
         num_top=num_top,
         constraint=sequence.constraint,
     )

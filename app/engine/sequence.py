@@ -73,14 +73,23 @@ class Sequence:
         return self.prefix.position_of(self.prefix.num_slots) if self.prefix is not None else 0
 
     @cached_property
+    def _prompt(self) -> IdArray:
+        return np.array(self.request.resident_ids + self.request.token_ids, dtype=np.int64)
+
+    @cached_property
     def prompt_ids(self) -> IdArray:
         """Ids of the prompt's text, each once."""
-        return np.unique(np.array(self.request.resident_ids + self.request.token_ids, dtype=np.int64))
+        return np.unique(self._prompt)
 
     @property
     def generated_ids(self) -> IdArray:
         """Ids generated so far, in order."""
         return np.array(self.tokens[len(self.request.token_ids) :], dtype=np.int64)
+
+    @property
+    def context(self) -> IdArray:
+        """All ids so far, resident ones included, in order."""
+        return np.concatenate([self._prompt, self.generated_ids])
 
     def accept(self, token_id: int, now: float) -> FinishReason | None:
         """Append a sampled token; why the sequence ends with it, if it does."""

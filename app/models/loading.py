@@ -1,8 +1,9 @@
 """From a local path or hub id to a probed, frozen base model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -31,6 +32,7 @@ class LoadedBase:
     backbone: DecoderOnly
     tokenizer: PreTrainedTokenizerBase
     eos_ids: frozenset[int]
+    generation: Mapping[str, Any]  # fields of its generation config, as transformers read them
     report: ProbeReport
 
 
@@ -102,6 +104,7 @@ def load_base(
         backbone=backbone,
         tokenizer=tokenizer,
         eos_ids=_eos_ids(model, tokenizer),
+        generation=model.generation_config.to_dict(),
         report=ProbeReport(twin_figure, weights_figure, backbone.geometry),
     )
 
@@ -150,7 +153,7 @@ def _load_tokenizer(reference: str) -> PreTrainedTokenizerBase:
 
 
 def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """EOS ids: of all that the generation config offers, only these are taken."""
+    """EOS ids, which count whatever else of the generation config does."""
     for owner in (model.generation_config, model.config, tokenizer):
         ids = getattr(owner, "eos_token_id", None)
         if ids is not None:

@@ -16,6 +16,7 @@ from app.errors import DeadlineExceeded, InvalidRequest, NotServable, RequestToo
 from app.prompt import PromptKind, TaskVersion
 from app.request import BAN, Request
 from app.serving.answers import GenerationAsk
+from app.serving.base_defaults import BaseDefaults
 from app.serving.chat import ChatTemplate, last_of_user
 from app.serving.grammars import Grammars
 from app.serving.parameters import (
@@ -26,7 +27,9 @@ from app.serving.parameters import (
 )
 from app.serving.servability import Servability
 from app.serving.template import PLAIN, Template, bind_inputs, parse_template
+from app.serving.token_rules import token_rules
 from app.serving.tokenization import PromptTokenizer, Tokenized, check_not_empty
+from app.serving.writer import TextStyle
 from app.store.prompt_store import PromptStore
 
 MAX_RENDERED_CHARS = 4_000_000
@@ -49,7 +52,7 @@ class Admitted:
     request: Request
     version: TaskVersion | None
     prompt_text: str
-    stops: tuple[str, ...]
+    style: TextStyle
     return_full_text: bool
     tells_prompt: bool  # its tokens are part of the answer, the first one too, which has no score
     begin: float  # time.monotonic() at admission
@@ -75,6 +78,7 @@ class Admission:
         prefetch: Callable[[str], object],
         chat: ChatTemplate,
         grammars: Grammars | None,
+        defaults: BaseDefaults,
     ) -> None:
         self.tokenizer = tokenizer
         self.base_name = base_name
@@ -83,6 +87,7 @@ class Admission:
         self._engine = engine
         self._chat = chat
         self._grammars = grammars
+        self._defaults = defaults
         self._store = store
         self._timeout = timeout
         self._prefetch = prefetch
@@ -130,20 +135,24 @@ class Admission:
         """The same for a version at hand, released or not."""
         begin = time.monotonic()
         prepared = self._prepared(version)
-        parameters = ask.parameters.over(prepared.defaults.over(ask.fallbacks))
+        parameters = self._parameters(prepared, ask)
         tokenized = self._tokenize(prepared.template, ask, parameters.truncate)
         check_not_empty(tokenized)
         request = self._request(version, prepared, ask, parameters, tokenized, begin)
         self._engine.check_admissible(request)
         return Admitted(
-            request=replace(request, grammar=self._grammar(ask)),  # last, since it costs most
+            request=replace(request, grammar=self._grammar(ask, parameters)),  # last, since it costs most
             version=version,
             prompt_text=tokenized.text,
-            stops=parameters.stop or (),
+            style=_style(parameters),
             return_full_text=bool(parameters.return_full_text),
             tells_prompt=bool(parameters.decoder_input_details),
             begin=begin,
         )
+
+    def _parameters(self, prepared: PreparedVersion, ask: GenerationAsk) -> GenerationParameters:
+        """The request's own over the task's, over the route's, over the base's."""
+        return ask.parameters.over(prepared.defaults.over(ask.fallbacks.over(self._defaults.parameters)))
 
     def _tokenize(self, template: Template, ask: GenerationAsk, truncate: int | None) -> Tokenized:
         if ask.token_ids is not None:
@@ -200,6 +209,17 @@ class Admission:
         resident = 0 if scored else len(tokenized.ids) - 1 if ask.shares_prompt else usual
         seed = secrets.randbits(SEED_BITS) if parameters.seed is None else parameters.seed
         timeout = now + self._timeout
+        max_new_tokens = self._max_new_tokens(ask.parameters, parameters, virtual, len(tokenized.ids))
+        stop_ids = self._stop_ids(parameters)
+        rules = token_rules(
+            parameters,
+            self._defaults.rules,
+            self.tokenizer,
+            eos_ids=self.eos_ids,
+            stop_ids=stop_ids,
+            num_prompt=len(tokenized.ids),
+            max_new_tokens=max_new_tokens,
+        )
         return Request(
             id=f"{ask.request_id}#{next(self._numbers)}",  # ids that clients choose may repeat
             token_ids=tokenized.ids[resident:],
@@ -207,13 +227,16 @@ class Admission:
             prompt_digest=None if version is None else version.prompt_digest,
             num_virtual_tokens=virtual,
             sampling=replace(
-                parameters.sampling(seed), sample_index=ask.sample_index, logit_bias=self._bias(ask)
+                parameters.sampling(seed),
+                sample_index=ask.sample_index,
+                logit_bias=self._bias(ask),
+                rules=rules,
             ),
             num_top=parameters.top_n_tokens or 0,
             num_scored=scored,
             keeps_prefix=resident in (0, usual),
-            max_new_tokens=self._max_new_tokens(ask.parameters, parameters, virtual, len(tokenized.ids)),
-            stop_ids=self.eos_ids | self._stop_ids(parameters.stop or ()),
+            max_new_tokens=max_new_tokens,
+            stop_ids=stop_ids,
             tenant=ask.tenant,
             task="" if version is None else version.task_id,
             task_version=0 if version is None else version.version,
@@ -226,14 +249,24 @@ class Admission:
         """What was asked for or, where nothing was, as much of the default as fits."""
         limit = self._engine.geometry.max_positions
         left = limit - virtual - prompt
-        wanted = asked.max_new_tokens or 1
+        wanted = 1 if asked.max_new_tokens is None else asked.max_new_tokens
         if wanted > left:
+            total = virtual + prompt + wanted
             raise RequestTooLong(
-                f"{virtual} virtual + {prompt} prompt + {wanted} new tokens are {virtual + prompt + wanted}, "
+                f"{virtual} virtual + {prompt} prompt + {wanted} new tokens are {total}, "
                 f"but the base has {limit} positions; shorten inputs, lower max_new_tokens, or set truncate.",
                 param="parameters.max_new_tokens" if left > 0 else "inputs",
+                limit=limit,
+                asked=f"{total} tokens ({virtual} learned, {prompt} of the prompt, {wanted} of the answer)",
             )
-        return asked.max_new_tokens or min(parameters.max_new_tokens or DEFAULT_MAX_NEW_TOKENS, left)
+        return wanted if asked.max_new_tokens is not None else min(self._usual(parameters, prompt), left)
+
+    def _usual(self, parameters: GenerationParameters, prompt: int) -> int:
+        """New tokens where nothing was asked for; a base's `max_length` counts the prompt's too."""
+        longest = self._defaults.rules.max_length
+        if parameters.max_new_tokens is None and longest is not None and longest > prompt:
+            return longest - prompt
+        return parameters.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
 
     def _bias(self, ask: GenerationAsk) -> tuple[tuple[int, float], ...]:
         size = self._engine.geometry.vocab_size
@@ -244,10 +277,15 @@ class Admission:
             )
         return ask.logit_bias
 
-    def _grammar(self, ask: GenerationAsk) -> str | None:
+    def _grammar(self, ask: GenerationAsk, parameters: GenerationParameters) -> str | None:
         """Compiled here, so that what can't be followed is refused before the engine hears of it."""
         if ask.constraint is None:
             return None
+        if parameters.ignore_eos:
+            raise InvalidRequest(
+                "ignore_eos doesn't go with a grammar, after whose end nothing may come; leave one of them.",
+                param="ignore_eos",
+            )
         if self._grammars is None:
             raise InvalidRequest("This server can't constrain answers.", param=ask.constraint.param)
         banned = {id_ for id_, value in ask.logit_bias if value <= BAN}
@@ -259,10 +297,11 @@ class Admission:
             )
         return self._grammars.compile(ask.constraint)
 
-    def _stop_ids(self, stops: tuple[str, ...]) -> frozenset[int]:
+    def _stop_ids(self, parameters: GenerationParameters) -> frozenset[int]:
         """A stop string that is a special token has no text to be found in; its id stops instead."""
-        ids = (self.tokenizer.special_id(stop) for stop in stops)
-        return frozenset(id_ for id_ in ids if id_ is not None)
+        spelled = (self.tokenizer.special_id(stop) for stop in parameters.stop or ())
+        ids = {id_ for id_ in spelled if id_ is not None} | {*(parameters.stop_token_ids or ())}
+        return frozenset(ids) if parameters.ignore_eos else self.eos_ids | ids
 
     def _prepared(self, version: TaskVersion | None) -> PreparedVersion:
         key = "" if version is None else version.digest
@@ -286,6 +325,15 @@ class Admission:
         is_useful = version.kind is not PromptKind.TEXT or bool(template.leading)
         leading = self.tokenizer.leading_ids(template) if is_useful else ()
         return PreparedVersion(template, leading, parse_parameters(version.defaults, where="defaults"))
+
+
+def _style(parameters: GenerationParameters) -> TextStyle:
+    return TextStyle(
+        stops=parameters.stop or (),
+        shows_stop=bool(parameters.include_stop_str_in_output),
+        shows_special=parameters.skip_special_tokens is False,
+        min_tokens=parameters.min_new_tokens or 0,
+    )
 
 
 def _asker(ask: GenerationAsk) -> str:

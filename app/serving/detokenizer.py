@@ -111,6 +111,12 @@ class Detokenizer:
         text = self._window()
         return broken + ("" if text.endswith("\ufffd") else self._settle(text))
 
+    def push_literal(self, token_id: int) -> str:
+        """The same for a special token that is to be part of the text, as the vocabulary writes it."""
+        text = self.flush()
+        self._utf8.reset()
+        return text + self._tables.literal(token_id)
+
     def _seen_first(self, token_id: int, data: bytes) -> bytes:
         """The bytes, unless they are a space that the decoder takes away from the start of a text."""
         if self._tables.is_byte_level:

@@ -16,6 +16,7 @@ from app.prompt import TaskVersion
 from app.request import FinishReason, Request, RequestTimings, TokenDelta, TokenScore
 from app.serving.admission import Admission, Admitted
 from app.serving.answers import GenerationAsk, GenerationResult, Outcome, OutputToken, TextDelta
+from app.serving.base_defaults import BaseDefaults
 from app.serving.chat import ChatTemplate
 from app.serving.detokenizer import detokenizer_tables
 from app.serving.grammars import Grammars
@@ -29,6 +30,7 @@ _T = TypeVar("_T")
 
 _ADMISSION_THREADS = 4
 _GRACE_SECONDS = 0.25
+_NO_DEFAULTS = BaseDefaults()
 
 
 class GenerationService:
@@ -43,6 +45,7 @@ class GenerationService:
         eos_ids: frozenset[int],
         base_name: str,
         grammars: Grammars | None = None,
+        defaults: BaseDefaults = _NO_DEFAULTS,
         timeout: float = 600.0,
         prefetch: Callable[[str], object] = lambda digest: None,
         on_outcome: Callable[[Outcome], None] = lambda outcome: None,
@@ -50,7 +53,8 @@ class GenerationService:
         """`timeout` bounds every request, in seconds; `on_outcome` hears how each one ended.
 
         `prefetch` is told the digest of a prompt that a request will need soon; it must return at once.
-        `grammars` are the engine's own; without them constrained requests are refused.
+        `grammars` are the engine's own; without them constrained requests are refused. `defaults` are the
+        base's own.
         """
         self.engine = engine
         self.admission = Admission(
@@ -63,7 +67,9 @@ class GenerationService:
             prefetch=prefetch,
             chat=ChatTemplate(tokenizer),
             grammars=grammars,
+            defaults=defaults,
         )
+        self.defaults = defaults
         self.base_name = base_name
         self.timeout = timeout
         self.places = Places(engine.max_open)
@@ -220,7 +226,7 @@ class GenerationService:
 
     async def _write(self, admitted: Admitted) -> AsyncGenerator[TextDelta, None]:
         writer = AnswerWriter(
-            self._tables, admitted.prompt_ids, admitted.stops, tells_context=admitted.tells_prompt
+            self._tables, admitted.prompt_ids, admitted.style, tells_context=admitted.tells_prompt
         )
         first = 0.0
         source = cast(AsyncGenerator[TokenDelta, None], self.engine.generate(admitted.request))

@@ -19,6 +19,10 @@ class _Matcher:
             self.matched += 1
         return self.matched == len(self.word)
 
+    def go_on(self) -> None:
+        """The complete word doesn't count; what it ends with may begin another one."""
+        self.matched = self._fallback[-1]
+
 
 def _borders(word: str) -> list[int]:
     """For each prefix of the word: the length of its longest proper prefix that is also its suffix."""
@@ -36,27 +40,35 @@ def _borders(word: str) -> list[int]:
 class StopWatch:
     """Passes text on, but holds back what may be the beginning of a stop string.
 
-    The first stop string to be complete ends the text right before it; of several that end at the
-    same character, the longest.
+    The first stop string to be complete ends the text right before it, or after it where it `is_shown`; of
+    several that end at the same character, the longest.
     """
 
-    def __init__(self, stops: Sequence[str]) -> None:
+    def __init__(self, stops: Sequence[str], *, is_shown: bool = False) -> None:
+        self._is_shown = is_shown
         self._matchers = [_Matcher(stop) for stop in stops]
         self._held = ""
         self.stopped: str | None = None  # the stop string that was found
 
-    def push(self, text: str) -> str:
-        """Take more text; return what can be shown. After `stopped` is set, nothing more comes."""
+    def push(self, text: str, *, may_stop: bool = True) -> str:
+        """Take more text; return what can be shown. After `stopped` is set, nothing more comes.
+
+        Stop strings that are complete while it may not stop are text like any other.
+        """
         if self.stopped is not None or not self._matchers:
             return "" if self.stopped is not None else text
         for index, character in enumerate(text):
-            complete = [matcher.word for matcher in self._matchers if matcher.push(character)]
-            if complete:
-                self.stopped = max(complete, key=len)
-                shown = (self._held + text[: index + 1])[: -len(self.stopped)]
-                self._held = ""
-                return shown
+            complete = [matcher for matcher in self._matchers if matcher.push(character)]
+            if complete and may_stop:
+                return self._stop(text[: index + 1], max((matcher.word for matcher in complete), key=len))
+            for matcher in complete:
+                matcher.go_on()
         return self._hold(self._held + text)
+
+    def _stop(self, text: str, word: str) -> str:
+        self.stopped = word
+        shown, self._held = self._held + text, ""
+        return shown if self._is_shown else shown[: -len(word)]
 
     def _hold(self, text: str) -> str:
         held = max(matcher.matched for matcher in self._matchers)

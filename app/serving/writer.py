@@ -2,11 +2,22 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from app.request import FinishReason, TokenDelta, TokenScore
 from app.serving.answers import OutputToken, TextDelta
 from app.serving.detokenizer import DetokenizerTables
 from app.serving.stopping import StopWatch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextStyle:
+    """What of an answer's tokens is its text, and what ends it."""
+
+    stops: tuple[str, ...] = ()
+    shows_stop: bool = False  # the stop string or id that ends the answer is a part of it
+    shows_special: bool = False  # special tokens are written out
+    min_tokens: int = 0  # stop strings within the first so many tokens don't count
 
 
 class AnswerWriter:
@@ -16,7 +27,7 @@ class AnswerWriter:
         self,
         tables: DetokenizerTables,
         context: Sequence[int],
-        stops: Sequence[str],
+        style: TextStyle,
         *,
         tells_context: bool = False,
     ) -> None:
@@ -24,7 +35,8 @@ class AnswerWriter:
         self._tells_context = tells_context
         self._tables = tables
         self._detokenizer = tables.new(context)
-        self._watch = StopWatch(stops)
+        self._style = style
+        self._watch = StopWatch(style.stops, is_shown=style.shows_stop)
         self._shown: list[str] = []
         self.tokens: list[OutputToken] = []
         self.prompt_scores: tuple[OutputToken, ...] = ()
@@ -41,23 +53,34 @@ class AnswerWriter:
         return "".join(self._shown)
 
     def take(self, delta: TokenDelta) -> TextDelta:
-        """Write one token; what can be shown of its text comes back."""
-        assert delta.token_id is not None
+        """Write one token, or none where only scores come; what can be shown of its text comes back."""
         if self._tells_context and not self.tokens:
             self.prompt_scores = scored_tokens(self._tables, self._context, delta.scores)
-        special = delta.token_id in self._tables.special_ids
-        text = self._detokenizer.push(delta.token_id)
-        if delta.is_last:
-            text += self._detokenizer.flush()
-        written = self._tables.literal(delta.token_id) if special else text
-        token = OutputToken(delta.token_id, written, delta.logprob, special, _top(self._tables, delta.top))
-        self.tokens.append(token)
-        shown = self._watch.push(text)
+        is_first = not self.tokens
+        token, text = None, ""
+        if delta.token_id is not None:
+            text = self._text_of(delta.token_id, delta.finish)
+            token = self._token(delta.token_id, text, delta)
+            self.tokens.append(token)
+        shown = self._watch.push(text, may_stop=len(self.tokens) > self._style.min_tokens)
         if delta.is_last:
             shown += self._watch.flush()
         self._shown.append(shown)
-        is_first = len(self.tokens) == 1
         return TextDelta(text=shown, token=token, prompt_scores=self.prompt_scores if is_first else ())
+
+    def _text_of(self, token_id: int, finish: FinishReason | None) -> str:
+        """What the token completes; an id that ends the answer is no part of it unless that was asked for."""
+        text = ""
+        if self._style.shows_stop or finish is not FinishReason.EOS:
+            is_literal = self._style.shows_special and token_id in self._tables.special_ids
+            push = self._detokenizer.push_literal if is_literal else self._detokenizer.push
+            text = push(token_id)
+        return text if finish is None else text + self._detokenizer.flush()
+
+    def _token(self, token_id: int, text: str, delta: TokenDelta) -> OutputToken:
+        special = token_id in self._tables.special_ids
+        written = self._tables.text_of(token_id) if special or delta.finish is FinishReason.EOS else text
+        return OutputToken(token_id, written, delta.logprob, special, _top(self._tables, delta.top))
 
     def finish(self, reported: FinishReason | None, eos_ids: frozenset[int]) -> FinishReason:
         """Why the answer ended: the engine's reason, unless it was a stop of the caller's own."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from peft import PeftModel
 from transformers import PreTrainedModel
 
 from app.engine.engine import Engine, EngineConfig
@@ -63,7 +64,12 @@ def bench(tiny_llama: PreTrainedModel, llama_backbone: DecoderOnly, tmp_path: Pa
 
 
 @pytest.fixture
-def soft_prompt(bench: Bench, tmp_path: Path) -> Prompt:
-    prompt = oracle.as_prompt(oracle.tuned(bench.base, oracle.soft_config(6), seed=1), tmp_path / "soft")
+def soft_model(bench: Bench) -> PeftModel:
+    return oracle.tuned(bench.base, oracle.soft_config(6), seed=1)
+
+
+@pytest.fixture
+def soft_prompt(bench: Bench, soft_model: PeftModel, tmp_path: Path) -> Prompt:
+    prompt = oracle.as_prompt(soft_model, tmp_path / "soft")
     bench.store.publish("soft", VersionDraft(prompt=prompt))
     return prompt

@@ -8,13 +8,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import (
+    EpsilonLogitsWarper,
+    EtaLogitsWarper,
     LogitsProcessorList,
     MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
+    TypicalLogitsWarper,
 )
+from transformers.generation.logits_process import TopHLogitsWarper
 
 from app.engine.plan import SamplingInput
 from app.engine.sampling import choose_tokens, uniform
@@ -38,12 +42,20 @@ def transformers_probabilities(logits: torch.Tensor, params: SamplingParams) -> 
     warpers = LogitsProcessorList()
     if params.temperature != 1:
         warpers.append(TemperatureLogitsWarper(params.temperature))
+    if params.top_h:
+        warpers.append(TopHLogitsWarper(params.top_h))
     if params.top_k:
         warpers.append(TopKLogitsWarper(params.top_k))
     if params.top_p < 1:
         warpers.append(TopPLogitsWarper(params.top_p))
     if params.min_p:
         warpers.append(MinPLogitsWarper(params.min_p))
+    if params.typical_p < 1:
+        warpers.append(TypicalLogitsWarper(params.typical_p))
+    if params.epsilon_cutoff:
+        warpers.append(EpsilonLogitsWarper(params.epsilon_cutoff))
+    if params.eta_cutoff:
+        warpers.append(EtaLogitsWarper(params.eta_cutoff))
     ids = torch.zeros(1, 1, dtype=torch.long)
     return warpers(ids, logits.double()[None])[0].softmax(-1)
 
@@ -58,8 +70,15 @@ def transformers_probabilities(logits: torch.Tensor, params: SamplingParams) -> 
         SamplingParams(do_sample=True, top_p=0.999),
         SamplingParams(do_sample=True, min_p=0.1),
         SamplingParams(do_sample=True, temperature=1.3, top_k=12, top_p=0.9, min_p=0.02),
+        SamplingParams(do_sample=True, typical_p=0.95),
+        SamplingParams(do_sample=True, typical_p=0.2),
+        SamplingParams(do_sample=True, temperature=0.8, top_k=12, top_p=0.9, typical_p=0.6),
+        SamplingParams(do_sample=True, epsilon_cutoff=0.05),
+        SamplingParams(do_sample=True, eta_cutoff=0.3, temperature=1.4),
+        SamplingParams(do_sample=True, top_h=0.5),
+        SamplingParams(do_sample=True, top_h=0.9, top_p=0.9, min_p=0.01, typical_p=0.9, eta_cutoff=0.01),
     ],
-    ids=lambda params: f"T{params.temperature}-k{params.top_k}-p{params.top_p}-m{params.min_p}",
+    ids=str,
 )
 def test_samples_follow_the_exact_distribution(params: SamplingParams) -> None:
     draws = 20_000
@@ -134,6 +153,9 @@ def test_a_seed_gives_the_same_tokens_among_32_strangers(
         (SamplingParams(do_sample=True, min_p=0.3), 4000),
         (SamplingParams(do_sample=True, top_k=2000), 4000),
         (SamplingParams(do_sample=True), 4000),
+        (SamplingParams(do_sample=True, typical_p=0.5), 4000),
+        (SamplingParams(do_sample=True, top_h=0.7, typical_p=0.9), 4000),
+        (SamplingParams(do_sample=True, epsilon_cutoff=0.0004, eta_cutoff=0.0009), 4000),
     ],
     ids=lambda value: f"{value}",
 )

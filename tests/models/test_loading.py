@@ -109,3 +109,17 @@ def test_remote_code_is_never_run(saved_llama: Path) -> None:
     with pytest.raises(UnsupportedModel):
         load(saved_llama)
     assert not witness.exists()
+
+
+@pytest.mark.parametrize("file", ["generation_config.json", "config.json"])
+def test_the_generation_config_comes_with_the_base(saved_llama: Path, tmp_path: Path, file: str) -> None:
+    """Old models hold its values in config.json, where they count if there is no other file."""
+    directory = shutil.copytree(saved_llama, tmp_path / "base")
+    (directory / "generation_config.json").unlink(missing_ok=True)
+    path = directory / file
+    values = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(values | {"repetition_penalty": 1.1, "suppress_tokens": [3]}))
+    base = load_base(str(directory), dtype="float32", device="cpu", progress=lambda _: None)
+    assert base.generation["repetition_penalty"] == 1.1
+    assert base.generation["suppress_tokens"] == [3]
+    assert base.eos_ids == {VOCABULARY - 1}

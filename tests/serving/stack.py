@@ -17,6 +17,7 @@ from app.metrics import Metrics
 from app.models.decoder_only import DecoderOnly
 from app.models.geometry import model_geometry
 from app.serving.answers import GenerationAsk, Outcome
+from app.serving.base_defaults import base_defaults
 from app.serving.grammars import Grammars
 from app.serving.parameters import DEFAULT_MAX_NEW_TOKENS
 from app.serving.publishing import PublishingService
@@ -80,12 +81,14 @@ def running_stack(
     kind: str = "byte_level_bos",
     dtype: torch.dtype = torch.float32,
     padding: int = 0,
+    generation: dict[str, Any] | None = None,
     **config: Any,
 ) -> Iterator[Stack]:
-    """`padding`: ids of the model beyond the tokenizer's."""
+    """`padding`: ids of the model beyond the tokenizer's; `generation`: of the base's generation config."""
     tokenizer = tokenizer_of(kind)
     vocab_size = len(tokenizer) + padding
     base = tiny_model("llama", vocab_size=vocab_size, max_position_embeddings=POSITIONS)
+    base.generation_config.update(**generation or {})
     store, metrics, outcomes = open_store(root), Metrics(), list[Outcome]()
     source = TieredPromptSource(store, host_bytes=1 << 24)
     settings = EngineConfig(**{"max_rows": 16, "token_budget": 256, "kv_cache_bytes": 1 << 22} | config)
@@ -106,6 +109,7 @@ def running_stack(
         tokenizer,
         eos_ids=eos_ids,
         grammars=grammars,
+        defaults=base_defaults(base.generation_config.to_dict()),
         base_name=BASE_NAME,
         on_outcome=on_outcome,
     )

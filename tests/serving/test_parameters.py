@@ -22,16 +22,33 @@ VALID: dict[str, Any] = {
     "return_full_text": False,
     "top_n_tokens": 4,
     "decoder_input_details": True,
+    "typical_p": 0.95,
+    "top_h": 0.5,
+    "epsilon_cutoff": 0.001,
+    "eta_cutoff": 0,
+    "no_repeat_ngram_size": 3,
+    "bad_words": ["x"],
+    "suppress_tokens": [3, 3, 4],
+    "begin_suppress_tokens": [],
+    "min_new_tokens": 0,
+    "ignore_eos": False,
+    "stop_token_ids": [5],
+    "include_stop_str_in_output": True,
+    "skip_special_tokens": True,
 }
 
 
 def test_all_names_at_valid_values() -> None:
     parsed = parse_parameters(VALID)
     assert parsed.stop == ("a", "b")
+    assert parsed.suppress_tokens == (3, 4)
     assert parsed.sampling(9) == SamplingParams(
         do_sample=True,
         temperature=0.7,
         top_p=1.0,
+        typical_p=0.95,
+        top_h=0.5,
+        epsilon_cutoff=0.001,
         repetition_penalty=1.1,
         frequency_penalty=-2.0,
         presence_penalty=2.0,
@@ -67,6 +84,17 @@ def test_a_request_wins_over_the_task() -> None:
         ("temperature", 10**400),
         ("temperature", True),
         ("top_k", -1),
+        ("typical_p", 0),
+        ("typical_p", 1.1),
+        ("eta_cutoff", -0.1),
+        ("no_repeat_ngram_size", -1),
+        ("min_new_tokens", 1.5),
+        ("stop_token_ids", [True]),
+        ("stop_token_ids", [-1]),
+        ("suppress_tokens", "5"),
+        ("suppress_tokens", [5] * 1025),
+        ("bad_words", [""]),
+        ("ignore_eos", 0),
         ("top_p", 0),
         ("top_p", 1.01),
         ("min_p", -0.1),
