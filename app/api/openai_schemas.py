@@ -1,16 +1,18 @@
 """Bodies of the OpenAI routes. Unknown fields are refused; habits are taken where they change nothing."""
 
 from abc import abstractmethod
+from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from app.api.constraint_schemas import ResponseFormat, StructuredOutputs
-from app.api.schemas import Reference, Stop
+from app.api.parameter_schemas import SharedParameters, Stop, Stops
+from app.api.schemas import Reference
 from app.serving import parameters as bounds
 from app.serving.answers import Message
 from app.serving.constraints import Constraint
-from app.serving.parameters import GenerationParameters
+from app.serving.parameters import GenerationParameters, parse_parameters
 
 MAX_N = 16
 MAX_PROMPTS = 64
@@ -19,12 +21,10 @@ MAX_PROMPT_IDS = 1_000_000
 MAX_BIASES = 300
 
 TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=MAX_PROMPT_IDS)]
-Stops = Annotated[list[Stop], Field(max_length=bounds.MAX_STOPS)]
 LogitBias = Annotated[
     dict[Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,8})$")], Annotated[float, Field(ge=-100, le=100)]],
     Field(max_length=MAX_BIASES),
 ]
-Penalty = Annotated[float, Field(ge=-bounds.MAX_PENALTY, le=bounds.MAX_PENALTY)]
 
 # What clients send out of habit, and the values at which it changes nothing.
 _HABITS: dict[str, tuple[Any, ...]] = {
@@ -43,20 +43,15 @@ _HABITS: dict[str, tuple[Any, ...]] = {
 }
 
 
-class _OpenAi(BaseModel):
+class _OpenAi(SharedParameters):
     """What completions and chats have in common."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     model: Reference
     max_tokens: int | None = Field(None, ge=1, le=bounds.MAX_NEW_TOKENS)
     temperature: float | None = Field(None, ge=0, le=bounds.MAX_TEMPERATURE, description="0: greedy")
-    top_p: float | None = Field(None, gt=0, le=1)
     n: int | None = Field(None, ge=1, le=MAX_N)
     stop: Stop | Stops | None = None
     seed: int | None = Field(None, ge=0, le=bounds.MAX_SEED)
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
     logit_bias: LogitBias | None = Field(
         None, description="Added to the logits of tokens, by id; -100 rules a token out"
     )
@@ -67,11 +62,6 @@ class _OpenAi(BaseModel):
     metadata: dict[str, str] | None = Field(None, description="Taken, and left alone")
 
     # Beyond OpenAI's own, as vLLM and others have them.
-    top_k: int | None = Field(None, ge=0, le=bounds.MAX_TOP_K)
-    min_p: float | None = Field(None, ge=0, le=1)
-    repetition_penalty: float | None = Field(
-        None, ge=bounds.MIN_REPETITION_PENALTY, le=bounds.MAX_REPETITION_PENALTY
-    )
     structured_outputs: StructuredOutputs | None = None
 
     @model_validator(mode="before")
@@ -125,16 +115,11 @@ class _OpenAi(BaseModel):
     def generation(self) -> GenerationParameters:
         """What the generation service is told."""
         is_greedy = self.temperature is not None and self.temperature < bounds.MIN_TEMPERATURE
-        return GenerationParameters(
+        return replace(
+            parse_parameters(self.shared()),
             max_new_tokens=self._max_tokens(),
             do_sample=None if self.temperature is None else not is_greedy,
             temperature=None if is_greedy else self.temperature,
-            top_p=self.top_p,
-            top_k=self.top_k,
-            min_p=self.min_p,
-            repetition_penalty=self.repetition_penalty,
-            frequency_penalty=self.frequency_penalty,
-            presence_penalty=self.presence_penalty,
             seed=self.seed,
             stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop) if self.stop else None,
             top_n_tokens=self.num_top,

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from app.api.constraint_schemas import Grammar
+from app.api.parameter_schemas import SharedParameters, Stops
 from app.serving import parameters as bounds
 from app.serving.choosing import ChoosingAsk
 from app.serving.manifest import MAX_CHOICE_CHARS, MAX_CHOICES
@@ -19,7 +20,6 @@ MAX_IDS = 1_000_000
 MAX_SAMPLES = 16
 _LATER = "is not supported yet"
 
-Stop = Annotated[str, Field(min_length=1, max_length=bounds.MAX_STOP_CHARS)]
 Reference = Annotated[str, Field(min_length=1, max_length=MAX_REFERENCE_CHARS)]
 
 
@@ -59,28 +59,20 @@ class LabelledChoice(_Strict):
 Choices = Annotated[list[str | LabelledChoice], Field(max_length=MAX_CHOICES)]
 
 
-class Parameters(_Strict):
-    """How to generate. What is not given, or null, comes from the task, then from the defaults."""
+class Parameters(SharedParameters):
+    """How to generate. What is not given, or null, comes from the task, the base, then the defaults."""
 
     max_new_tokens: int | None = Field(
         None,
         ge=1,
         le=bounds.MAX_NEW_TOKENS,
-        description="Default: the task's, else 128, as far as positions last",
+        description="Default: the task's, the base's, else 128, as far as positions last",
     )
     do_sample: bool | None = Field(None, description="Default: false, which is greedy")
     temperature: float | None = Field(None, ge=bounds.MIN_TEMPERATURE, le=bounds.MAX_TEMPERATURE)
-    top_k: int | None = Field(None, ge=0, le=bounds.MAX_TOP_K, description="0: off")
-    top_p: float | None = Field(None, gt=0, le=1)
-    min_p: float | None = Field(None, ge=0, le=1)
-    repetition_penalty: float | None = Field(
-        None, ge=bounds.MIN_REPETITION_PENALTY, le=bounds.MAX_REPETITION_PENALTY
-    )
-    frequency_penalty: float | None = Field(None, ge=-bounds.MAX_PENALTY, le=bounds.MAX_PENALTY)
-    presence_penalty: float | None = Field(None, ge=-bounds.MAX_PENALTY, le=bounds.MAX_PENALTY)
     seed: int | None = Field(None, ge=0, le=bounds.MAX_SEED, description="Default: drawn, and reported")
     n: int | None = Field(None, ge=1, le=MAX_SAMPLES, description="So many answers, in `samples`")
-    stop: list[Stop] | None = Field(None, max_length=bounds.MAX_STOPS)
+    stop: Stops | None = None
     truncate: int | None = Field(
         None, ge=1, le=bounds.MAX_TRUNCATE, description="Keep the last so many tokens of the inputs"
     )
@@ -100,7 +92,6 @@ class Parameters(_Strict):
 
     # Known, but only at the value that changes nothing.
     best_of: Literal[1] | None = None
-    typical_p: float | None = None
     watermark: Literal[False] | None = None
 
     @model_validator(mode="before")
@@ -137,7 +128,6 @@ def _is_neutral(value: Any, neutral: Any) -> bool:
 _PASSED_ON = tuple(GenerationParameters.__dataclass_fields__)
 _NEUTRAL: dict[str, Any] = {
     "best_of": 1,
-    "typical_p": 1.0,
     "watermark": False,
 }
 

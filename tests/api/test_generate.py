@@ -114,10 +114,8 @@ def test_habits_are_fine_at_their_neutral_value(client: httpx.Client) -> None:
     ("name", "value"),
     [
         ("best_of", 2),
-        ("typical_p", 0.5),
         ("watermark", True),
         ("watermark", 0),
-        ("typical_p", "1"),
     ],
 )
 def test_habits_are_refused_otherwise(client: httpx.Client, name: str, value: Any) -> None:
