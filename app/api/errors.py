@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from app import errors
-from app.api.schemas import FIELDS_TAG, TEXT_TAG
+from app.api.neutral import PLAIN
 
 _Text = TypeVar("_Text", str, str | None)
 
@@ -52,12 +52,23 @@ _ROUTING = {
     413: "payload_too_large",
     415: "unsupported_media_type",
 }
+_TGI_WORDS = {
+    **dict.fromkeys(("non_finite_logits", "constraint_failed", "internal"), "generation"),
+    **dict.fromkeys(("overloaded", "not_ready", "unavailable"), "overloaded"),
+    **dict.fromkeys(
+        ("invalid_request", "request_too_long", "context_length_exceeded", "payload_too_large"), "validation"
+    ),
+}
 _INTERNAL = "Something went wrong inside the server; its log has the details under this X-Request-Id."
 
 
 def envelope(message: str, *, kind: str, code: str, param: str | None = None) -> dict[str, Any]:
-    """The body of every error. What it quotes may hold halves of surrogate pairs, which JSON can't carry."""
-    return {"error": {"message": _printable(message), "type": kind, "param": _printable(param), "code": code}}
+    """The body of every error, OpenAI's; beside it TGI's word for what happened, as its clients look for it.
+
+    What it quotes may hold halves of surrogate pairs, which JSON can't carry.
+    """
+    error = {"message": _printable(message), "type": kind, "param": _printable(param), "code": code}
+    return {"error": error, "error_type": _TGI_WORDS.get(code, code)}
 
 
 def _printable(text: _Text) -> _Text:
@@ -150,7 +161,7 @@ def _describe(problem: Mapping[str, Any]) -> str:
     message = str(problem.get("msg", "is not valid")).removeprefix("Value error, ").rstrip(".")
     if path is None:
         return message
-    return f"{path} {message}" if kind == "inputs_type" else f"{path}: {message}"
+    return f"{path} {message}" if kind == PLAIN else f"{path}: {message}"
 
 
 def _path(problem: Mapping[str, Any]) -> str | None:
@@ -158,4 +169,4 @@ def _path(problem: Mapping[str, Any]) -> str | None:
     if problem.get("type") == "json_invalid":
         return None  # the place is a number of characters
     parts = [str(part)[:64] for part in problem.get("loc", ())]
-    return ".".join(part for part in parts[1:] if part not in (TEXT_TAG, FIELDS_TAG)) or None
+    return ".".join(part for part in parts[1:] if not part.startswith("<")) or None

@@ -49,7 +49,6 @@ _ANSWERS: dict[int | str, dict[str, Any]] = ERRORS | {
 
 
 @router.post("/generate", response_model=GenerateResponse, responses=_ANSWERS, summary="Generate text")
-@router.post("/", response_model=GenerateResponse, responses=_ANSWERS, summary="The same as /generate")
 @needs(Scope.GENERATE)
 async def generate(
     body: GenerateRequest,
@@ -59,28 +58,30 @@ async def generate(
     deadline_ms: Deadline = None,
 ) -> Any:
     """Generate with a task's prompt, or with the base model where no task is named."""
-    begin = time.monotonic()
-    calling.require(body.reference or behind.generation.base_name)
-    ask = _ask(body, request, calling, begin, deadline_ms)
+    ask = _ask(body, request, behind, calling, deadline_ms)
     if body.is_stream:
         return await _stream(request, behind, ask)
-    how = body.parameters.choosing() if body.parameters else None
-    if how is not None:
-        chosen = await unless_client_leaves(request, choose(behind.generation, ask, how))
-        timing = timing_headers(
-            chosen.timings,
-            time.monotonic() - begin,
-            prompt_tokens=len(chosen.admitted.prompt_ids),
-            generated_tokens=len(chosen.tokens),
-        )
-        return JSONResponse(_chosen(chosen), headers=timing)
-    asks = samples(ask, body.num_answers)
-    results = await unless_client_leaves(request, generate_all(behind.generation, asks))
-    with_details = body.parameters is None or body.parameters.details
-    answer = _answer(results[0], with_details)
-    if len(results) > 1:
-        answer["samples"] = [_sample(result, with_details) for result in results]
-    return JSONResponse(answer, headers=timing_of(results, time.monotonic() - begin))
+    answer, timing = await _whole(body, request, behind, ask)
+    return JSONResponse(answer, headers=timing)
+
+
+@router.post(
+    "/", response_model=list[GenerateResponse], responses=_ANSWERS, summary="/generate, as a list of one"
+)
+@needs(Scope.GENERATE)
+async def generate_at_root(
+    body: GenerateRequest,
+    request: Request,
+    behind: Annotated[Services, Depends(services)],
+    calling: Calling,
+    deadline_ms: Deadline = None,
+) -> Any:
+    """The same for clients of TGI's, which read a list here where there is no stream."""
+    ask = _ask(body, request, behind, calling, deadline_ms)
+    if body.is_stream:
+        return await _stream(request, behind, ask)
+    answer, timing = await _whole(body, request, behind, ask)
+    return JSONResponse([answer], headers=timing)
 
 
 @router.post(
@@ -98,8 +99,32 @@ async def generate_stream(
     deadline_ms: Deadline = None,
 ) -> Any:
     """The same as /generate with "stream": true. What fails before the first token has its own status."""
-    calling.require(body.reference or behind.generation.base_name)
-    return await _stream(request, behind, _ask(body, request, calling, time.monotonic(), deadline_ms))
+    return await _stream(request, behind, _ask(body, request, behind, calling, deadline_ms))
+
+
+async def _whole(
+    body: GenerateRequest, request: Request, behind: Services, ask: GenerationAsk
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """An answer that is no stream, and its timing headers."""
+    begin = time.monotonic()
+    how = body.parameters.choosing() if body.parameters else None
+    if how is not None:
+        chosen = await unless_client_leaves(request, choose(behind.generation, ask, how))
+        timing = timing_headers(
+            chosen.timings,
+            time.monotonic() - begin,
+            prompt_tokens=len(chosen.admitted.prompt_ids),
+            generated_tokens=len(chosen.tokens),
+        )
+        return _chosen(chosen), timing
+    results = await unless_client_leaves(
+        request, generate_all(behind.generation, samples(ask, body.num_answers))
+    )
+    with_details = body.parameters is None or body.parameters.details
+    answer = _answer(results[0], with_details)
+    if len(results) > 1:
+        answer["samples"] = [_sample(result, with_details) for result in results]
+    return answer, timing_of(results, time.monotonic() - begin)
 
 
 def _chosen(chosen: Chosen) -> dict[str, Any]:
@@ -135,8 +160,10 @@ async def _stream(request: Request, behind: Services, ask: GenerationAsk) -> Eve
 
 
 def _ask(
-    body: GenerateRequest, request: Request, calling: Caller, begin: float, deadline_ms: int | None
+    body: GenerateRequest, request: Request, behind: Services, calling: Caller, deadline_ms: int | None
 ) -> GenerationAsk:
+    begin = time.monotonic()
+    calling.require(body.reference or behind.generation.base_name)
     given = body.parameters or Parameters()
     return GenerationAsk(
         inputs=body.inputs,
@@ -144,7 +171,7 @@ def _ask(
         task=body.reference,
         user=body.user,
         parameters=given.generation(),
-        constraint=given.grammar.constraint() if given.grammar is not None else None,
+        constraint=given.grammar.constraint("parameters.grammar") if given.grammar is not None else None,
         deadline=None if deadline_ms is None else begin + deadline_ms / 1000,
         tenant=calling.tenant,
     )

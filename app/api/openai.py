@@ -13,7 +13,6 @@ from fastapi.responses import JSONResponse, Response
 from app.api.access import needs
 from app.api.answer_schemas import ChatCompletion, Completion, ModelCard, ModelList
 from app.api.callers import Caller, Calling
-from app.api.gate import GatedRoute
 from app.api.generate import ERRORS, Deadline
 from app.api.leaving import unless_client_leaves
 from app.api.openai_answers import (
@@ -25,6 +24,7 @@ from app.api.openai_answers import (
     usage,
 )
 from app.api.openai_schemas import ChatRequest, CompletionRequest
+from app.api.openai_words import OpenAiRoute
 from app.api.sse import EventStreamResponse, described_events
 from app.api.state import Services, services
 from app.api.timing import timing_of
@@ -36,7 +36,7 @@ from app.serving.catalog import Catalog
 from app.serving.group import generate_all, samples, start_all
 from app.serving.parameters import GenerationParameters
 
-router = APIRouter(prefix="/v1", tags=["openai"], route_class=GatedRoute)
+router = APIRouter(prefix="/v1", tags=["openai"], route_class=OpenAiRoute)
 
 MAX_ANSWERS = 128  # prompts times n
 Behind = Annotated[Services, Depends(services)]

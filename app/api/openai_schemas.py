@@ -4,13 +4,23 @@ from abc import abstractmethod
 from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from app.api.constraint_schemas import ResponseFormat, StructuredOutputs
+from app.api.messages import ChatMessage
+from app.api.neutral import PLAIN, Neutral, wrong
 from app.api.parameter_schemas import SharedParameters, Stop, Stops
 from app.api.schemas import Reference
 from app.serving import parameters as bounds
-from app.serving.answers import Message
 from app.serving.constraints import Constraint
 from app.serving.parameters import GenerationParameters, parse_parameters
 
@@ -31,16 +41,17 @@ _HABITS: dict[str, tuple[Any, ...]] = {
     "service_tier": ("auto", "default"),
     "store": (False,),
     "suffix": ("",),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "parallel_tool_calls": (True, False),
-    "functions": ([],),
-    "function_call": ("none", "auto"),
     "modalities": (["text"],),
     "reasoning_effort": ("none",),
     "prediction": (),
     "audio": (),
 }
+
+
+_INSTEAD_OF_TOOLS = (
+    "leave it out. For arguments as JSON, send their schema as response_format "
+    '{"type": "json_schema", "json_schema": {"name": ..., "schema": ...}}'
+)
 
 
 class _OpenAi(SharedParameters):
@@ -63,6 +74,21 @@ class _OpenAi(SharedParameters):
 
     # Beyond OpenAI's own, as vLLM and others have them.
     structured_outputs: StructuredOutputs | None = None
+
+    # Nothing calls tools; those that must not be called anyway are taken.
+    tool_choice: Annotated[Any, Neutral("none", "auto", instead=_INSTEAD_OF_TOOLS)] = None
+    tools: list[dict[str, Any]] | None = None
+    parallel_tool_calls: bool | None = None
+    function_call: Annotated[Any, Neutral("none", "auto", instead=_INSTEAD_OF_TOOLS)] = None
+    functions: list[dict[str, Any]] | None = None
+
+    @field_validator("tools", "functions")
+    @classmethod
+    def _not_to_be_called(cls, given: list[Any] | None, info: ValidationInfo) -> list[Any] | None:
+        choice = info.data.get("tool_choice" if info.field_name == "tools" else "function_call")
+        if given and choice != "none":
+            raise wrong(f"is not supported; {_INSTEAD_OF_TOOLS}")
+        return given
 
     @model_validator(mode="before")
     @classmethod
@@ -91,7 +117,7 @@ class _OpenAi(SharedParameters):
         """What the answer must be."""
         if self.structured_outputs is not None:
             return self.structured_outputs.constraint()
-        return None if self.response_format is None else self.response_format.constraint()
+        return None if self.response_format is None else self.response_format.constraint("response_format")
 
     def bias(self) -> tuple[tuple[int, float], ...]:
         """What is added to the logits of which ids."""
@@ -139,12 +165,33 @@ class StreamOptions(BaseModel):
     include_obfuscation: bool = False
 
 
+def _prompt_tag(value: Any) -> str | None:
+    """By the first element of a list; the others must be like it."""
+    first = value[0] if isinstance(value, list) and value else None
+    if isinstance(value, str):
+        return "<text>"
+    return {str: "<texts>", int: "<ids>", list: "<lists>"}.get(type(first))
+
+
+# With plain alternatives, an error would be told of each.
+Prompt = Annotated[
+    Annotated[str, Tag("<text>")]
+    | Annotated[TokenIds, Tag("<ids>")]
+    | Annotated[list[str], Field(max_length=MAX_PROMPTS), Tag("<texts>")]
+    | Annotated[list[TokenIds], Field(max_length=MAX_PROMPTS), Tag("<lists>")],
+    Discriminator(
+        _prompt_tag,
+        custom_error_type=PLAIN,
+        custom_error_message="must be a text or a list of token ids, or a list of texts or of such lists, "
+        "with at least one element",
+    ),
+]
+
+
 class CompletionRequest(_OpenAi):
     """`POST /v1/completions`."""
 
-    prompt: (
-        str | TokenIds | Annotated[list[str] | list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)]
-    )
+    prompt: Prompt
     logprobs: int | None = Field(None, ge=0, le=bounds.MAX_TOP_TOKENS)
     echo: bool | None = None
     best_of: Literal[1] | None = None
@@ -167,36 +214,14 @@ class CompletionRequest(_OpenAi):
         return [prompt if isinstance(prompt, str) else tuple(prompt) for prompt in prompts]
 
 
-class TextPart(BaseModel):
-    """A part of a message's content."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    type: Literal["text"]
-    text: str
-
-
-class ChatMessage(BaseModel):
-    """A message of a chat."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
-    name: Annotated[str, Field(max_length=256)] | None = None
-
-    def message(self) -> Message:
-        """The message, its parts joined."""
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return Message("system" if self.role == "developer" else self.role, text)
-
-
 class ChatRequest(_OpenAi):
     """`POST /v1/chat/completions`."""
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: int | None = Field(None, ge=1, le=bounds.MAX_NEW_TOKENS)
     logprobs: bool | None = None
+    add_generation_prompt: Annotated[Any, Neutral(True)] = None
+    continue_final_message: Annotated[Any, Neutral(False)] = None
     top_logprobs: int | None = Field(None, ge=0, le=bounds.MAX_TOP_TOKENS)
 
     @model_validator(mode="after")

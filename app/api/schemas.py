@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from app.api.constraint_schemas import Grammar
+from app.api.neutral import PLAIN
 from app.api.parameter_schemas import SharedParameters, Stops
 from app.serving import parameters as bounds
 from app.serving.choosing import ChoosingAsk
@@ -37,7 +38,7 @@ Inputs = Annotated[
     Annotated[str, Tag(TEXT_TAG)] | Annotated[dict[str, str], Tag(FIELDS_TAG)],
     Discriminator(
         _inputs_tag,
-        custom_error_type="inputs_type",
+        custom_error_type=PLAIN,
         custom_error_message="must be a string, or an object with the template's fields",
     ),
 ]
@@ -328,3 +329,6 @@ class ErrorEnvelope(BaseModel):
     """Every error's body."""
 
     error: ErrorBody
+    error_type: str = Field(
+        description="TGI's word for it: validation, overloaded, generation; else the code"
+    )

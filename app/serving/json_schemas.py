@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from app.errors import InvalidRequest
+from app.serving.closed_schemas import TooMuchToClose, closed
 
 MAX_SCHEMA_CHARS = 65_536
 MAX_LITERAL_CHARS = 4_096  # of one text; what is left of it costs every mask
@@ -37,7 +38,10 @@ _KNOWN = frozenset(_KEYWORDS.split())
 
 
 def schema_text(schema: Any, param: str) -> str:
-    """A schema, given as an object or as its text, as text. Raises InvalidRequest."""
+    """A schema, given as an object or as its text, as text in which its objects are closed.
+
+    Raises InvalidRequest.
+    """
     text = schema if isinstance(schema, str) else _written(schema, param)
     if len(text) > MAX_SCHEMA_CHARS:
         raise InvalidRequest(
@@ -57,7 +61,18 @@ def schema_text(schema: Any, param: str) -> str:
                 f"exceeds {MAX_MULTIPLE}; leave some out, or check the answer yourself.",
                 param=param,
             )
-    return text
+    return _closed(read, param)
+
+
+def _closed(read: Mapping[str, Any], param: str) -> str:
+    try:
+        return _written(closed(read, lambda reference: _target(read, reference, param)), param)
+    except (TooMuchToClose, RecursionError):
+        raise InvalidRequest(
+            f"{param} is nested too deeply, or puts objects together of too many parts with too many names; "
+            "simplify it.",
+            param=param,
+        ) from None
 
 
 def _written(value: Any, param: str) -> str:

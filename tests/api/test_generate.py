@@ -20,7 +20,7 @@ def publish_text(client: httpx.Client, task_id: str, template: str, **more: Any)
 
 def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
     assert response.status_code == status, response.text
-    assert set(response.json()) == {"error"}
+    assert set(response.json()) == {"error", "error_type"}
     error = dict(response.json()["error"])
     assert set(error) == {"message", "type", "param", "code"}
     assert error["message"]
@@ -54,7 +54,7 @@ def test_a_task_by_every_name(client: httpx.Client) -> None:
     published = publish_text(client, "names", "Task: {x}")
     digest = published["version_digest"]
     for reference in ("names", "names@live", "names@1", f"names@{digest}"):
-        body = client.post("/", json={"task_id": reference, "inputs": "a"}).json()
+        body = client.post("/", json={"task_id": reference, "inputs": "a"}).json()[0]
         assert (body["task_id"], body["task_version"], body["version_digest"]) == ("names", 1, digest)
     by_adapter = client.post("/generate", json={"inputs": "a", "parameters": {"adapter_id": "names"}}).json()
     assert by_adapter["task_id"] == "names"

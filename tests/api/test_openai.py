@@ -181,7 +181,7 @@ def test_models(client: openai.OpenAI, review: str) -> None:
 def test_errors_are_the_clients_own(client: openai.OpenAI, review: str) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
         client.completions.create(model="nobody", prompt="a")
-    assert caught.value.code == "not_found"
+    assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
     for more in ({"temperature": 3000}, {"n": 0}, {"logprobs": 100}):
         with pytest.raises(openai.UnprocessableEntityError):
             client.completions.create(model=review, prompt="a", **more)  # type: ignore[call-overload]
