@@ -10,6 +10,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 
 from app.errors import InvalidRequest, PayloadTooLarge
+from app.store.files import write_error
 from app.store.strict_json import JsonError, parse_json
 
 PARTS = ("prompt", "config", "task")
@@ -27,7 +28,7 @@ class UploadParts:
 
 @contextlib.asynccontextmanager
 async def upload_form(request: Request) -> AsyncIterator[FormData]:
-    """Stream the body to temporary files, which are gone afterwards. Raises InvalidRequest."""
+    """Stream the body to temporary files, which are gone afterwards. Raises InvalidRequest, StoreFull."""
     content_type = request.headers.get("content-type", "")
     if not content_type.lower().startswith("multipart/form-data"):
         raise HTTPException(
@@ -35,7 +36,7 @@ async def upload_form(request: Request) -> AsyncIterator[FormData]:
             "Send multipart/form-data with the parts prompt (safetensors), config (adapter_config.json) and "
             "task (JSON): curl -F prompt=@adapter_model.safetensors -F config=@adapter_config.json",
         )
-    async with request.form(max_files=8, max_fields=8, max_part_size=MAX_JSON_PART_BYTES) as form:
+    async with _parsed_form(request) as form:
         names = [name for name, _ in form.multi_items()]
         unknown = sorted({name[:64] for name in names if name not in PARTS})
         if unknown:
@@ -43,6 +44,20 @@ async def upload_form(request: Request) -> AsyncIterator[FormData]:
         if len(set(names)) < len(names):
             raise InvalidRequest("A part is there twice; send each once.")
         yield form
+
+
+@contextlib.asynccontextmanager
+async def _parsed_form(request: Request) -> AsyncIterator[FormData]:
+    try:
+        form = await request.form(max_files=8, max_fields=8, max_part_size=MAX_JSON_PART_BYTES)
+    except OSError as error:
+        if error.errno is None:  # no system call's: the connection's
+            raise
+        raise write_error(error) from error  # of a temporary file
+    try:
+        yield form
+    finally:
+        await form.close()
 
 
 async def read_parts(form: FormData) -> UploadParts:

@@ -9,14 +9,16 @@ from pathlib import Path
 
 from app.keys.entries import KeyFileError, format_keys, parse_keys
 from app.keys.key import Key
+from app.store.bounded import read_bounded
 
 _MODE = 0o600
+MAX_FILE_BYTES = 16 << 20  # some 50,000 keys
 
 
 def read_keys(path: Path) -> tuple[Key, ...]:
     """The keys of a file. Raises KeyFileError with the file's name, or OSError."""
     try:
-        return parse_keys(path.read_bytes())
+        return parse_keys(read_bounded(path, MAX_FILE_BYTES))
     except KeyFileError as error:
         raise KeyFileError(f"the key file {path} can't be used: {error}") from None
 

@@ -1,15 +1,19 @@
 """What `push` and `validate` find on the user's disk: a prompt, its configuration, a task file."""
 
+import errno
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from app.store.blobs import MAX_BLOB_BYTES
+from app.store.bounded import read_bounded
 from app.store.strict_json import JsonError, parse_json
 
 PEFT_WEIGHTS = "adapter_model.safetensors"
 PEFT_CONFIG = "adapter_config.json"
 TASK_FILE = "task.json"
+MAX_JSON_BYTES = 1 << 20  # of a configuration or a task file
 _PICKLES = (".bin", ".pt", ".pth", ".pkl")
 
 
@@ -36,7 +40,7 @@ def read_bundle(path: Path, *, template: str | None = None) -> Bundle:
         raise ValueError(_nothing_found(path))
     return Bundle(
         name=_task_name(path),
-        prompt=weights.read_bytes() if weights else None,
+        prompt=_read(weights, MAX_BLOB_BYTES) if weights else None,
         config=_read_config(path, weights),
         task=task or None,
     )
@@ -66,7 +70,16 @@ def _read_config(path: Path, weights: Path | None) -> bytes | None:
     if weights is None or not (path.is_dir() or weights.name == PEFT_WEIGHTS):
         return None
     config = weights.with_name(PEFT_CONFIG)
-    return config.read_bytes() if config.is_file() else None
+    return _read(config, MAX_JSON_BYTES) if config.is_file() else None
+
+
+def _read(path: Path, limit: int) -> bytes:
+    try:
+        return read_bounded(path, limit)
+    except OSError as error:
+        if error.errno in (errno.EFBIG, errno.EINVAL):  # it stays so, however often it is tried
+            raise ValueError(f"{path} can't be read: {error.strerror}") from None
+        raise
 
 
 def _nothing_found(path: Path) -> str:
@@ -86,7 +99,7 @@ def _read_task(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        task = parse_json(path.read_bytes())
+        task = parse_json(_read(path, MAX_JSON_BYTES))
     except JsonError as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(task, dict):

@@ -3,10 +3,14 @@
 A directory is taken when two looks in a row find it unchanged, so that a copy under way isn't. What
 was imported already is the same version again, so a restart publishes nothing twice, and several
 replicas may watch one folder. What was refused is said once, and tried again when it has changed.
+However much lies there, looking takes at most a twentieth of the time, and what is read is bounded.
 """
 
 import asyncio
 import logging
+import os
+import time
+from itertools import islice
 from pathlib import Path
 
 from app.errors import PromptplexError, StoreFull, Unavailable
@@ -15,7 +19,10 @@ from app.serving.publishing import PublishingService, UploadResult
 from app.store.references import check_task_id
 
 _log = logging.getLogger(__name__)
-_SECONDS = 1.0  # between two looks
+_SECONDS = 1.0  # between two looks, at least
+_PAUSE = 20.0  # times as long as a look took, at least
+MAX_DIRECTORIES = 10_000  # that are looked at
+MAX_FILES = 256  # of a directory that is taken
 _Look = tuple[tuple[str, int, int], ...]  # name, size and time of change of each file
 
 
@@ -27,6 +34,7 @@ class ImportFolder:
         self._publishing = publishing
         self._seen: dict[str, _Look] = {}
         self._done: dict[str, _Look] = {}  # imported or refused, as it looked then
+        self._look_seconds = 0.0  # that the last look took
         self._said: dict[str, str] = {}  # complaints about what may pass, by directory; "": the folder
 
     async def watch(self) -> None:
@@ -34,7 +42,7 @@ class ImportFolder:
         _log.info("watching %s for prompts to import", self._folder)
         while True:
             await self.look()
-            await asyncio.sleep(_SECONDS)
+            await asyncio.sleep(max(_SECONDS, _PAUSE * self._look_seconds))
 
     def _say(self, about: str, what: str) -> None:
         """Once, as long as it stays the same."""
@@ -44,21 +52,27 @@ class ImportFolder:
 
     async def look(self) -> None:
         """Import every directory that is new or changed, and is as it was at the look before."""
+        begin = time.monotonic()
         try:
             found = await asyncio.to_thread(_look_into, self._folder)
-            self._said.pop("", None)
         except OSError as error:
             self._say("", f"the folder to import from can't be read: {error.strerror}")
             return
+        self._look_seconds = time.monotonic() - begin
+        if len(found) < MAX_DIRECTORIES:
+            self._said.pop("", None)
+        else:
+            self._say("", f"only {MAX_DIRECTORIES} directories of the folder to import from are looked at")
+        self._done = {name: look for name, look in self._done.items() if name in found}
         for name, look in found.items():
             if self._seen.get(name) == look and self._done.get(name) != look:
                 self._done[name] = look
-                await self._import(self._folder / name)
+                await self._import(self._folder / name, look)
         self._seen = found
 
-    async def _import(self, directory: Path) -> None:
+    async def _import(self, directory: Path, look: _Look) -> None:
         try:
-            bundle = await asyncio.to_thread(read_bundle, directory)
+            bundle = await asyncio.to_thread(_read_still, directory, look)
             result = await self._publish(directory.name, bundle)
         except (Unavailable, StoreFull, OSError) as error:  # no fault of the directory
             self._say(directory.name, f"{directory.name} was not imported yet, and is tried again: {error}")
@@ -87,16 +101,34 @@ class ImportFolder:
             )
 
 
+def _read_still(directory: Path, look: _Look) -> Bundle:
+    """What lies there. Raises ValueError where it can't be read, Unavailable where it has changed since."""
+    if len(look) > MAX_FILES:
+        raise ValueError(f"it holds more than {MAX_FILES} files; leave in it what is to be imported")
+    bundle = read_bundle(directory)
+    if _look_at(directory) != look:
+        raise Unavailable("it is being written")
+    return bundle
+
+
 def _look_into(folder: Path) -> dict[str, _Look]:
     """How each directory with something in it looks now; links are not followed."""
-    directories = [path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()]
-    looks = {path.name: _look_at(path) for path in directories if not path.name.startswith(".")}
+    with os.scandir(folder) as entries:
+        names = (
+            entry.name
+            for entry in entries
+            if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False)
+        )
+        looks = {name: _look_at(folder / name) for name in islice(names, MAX_DIRECTORIES)}
     return {name: look for name, look in looks.items() if look}
 
 
 def _look_at(directory: Path) -> _Look:
+    """Of at most MAX_FILES + 1 files."""
     try:
-        files = [(path.name, path.stat()) for path in sorted(directory.iterdir()) if path.is_file()]
+        with os.scandir(directory) as entries:
+            plain = (entry for entry in entries if entry.is_file())
+            files = [(entry.name, entry.stat()) for entry in islice(plain, MAX_FILES + 1)]
     except OSError:  # it changes under our eyes: the next look will tell
         return ()
-    return tuple((name, found.st_size, found.st_mtime_ns) for name, found in files)
+    return tuple(sorted((name, found.st_size, found.st_mtime_ns) for name, found in files))

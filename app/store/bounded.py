@@ -13,14 +13,14 @@ def read_bounded(
 ) -> bytes:
     """The whole file, if it is a plain one of at most `limit` bytes.
 
-    Raises OSError: EFBIG where it is larger, ENOTDIR where it is no plain file, and what opening raises.
+    Raises OSError: EFBIG where it is larger, EINVAL where it is no plain file, and what opening raises.
     `path` starts at an open `directory`, where one is given.
     """
     file = os.open(path, _OPEN | (0 if follow_links else os.O_NOFOLLOW), dir_fd=directory)
     try:
         found = os.fstat(file)
         if not stat.S_ISREG(found.st_mode):
-            raise OSError(errno.ENOTDIR, "not a plain file")
+            raise OSError(errno.EINVAL, "not a plain file")
         if found.st_size <= limit:
             with open(file, "rb", closefd=False) as stream:
                 data = stream.read(found.st_size + 1)

@@ -332,7 +332,7 @@ def _read_error(error: OSError, name: Name) -> PromptplexError:
     if error.errno in _BUSY:
         return Unavailable("The store can't be read just now: the server is short of files or memory")
     what = "/".join(name)
-    if error.errno in (errno.ELOOP, errno.ENOTDIR):
+    if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.EINVAL):
         return CorruptData(f"{what} of the store is not a plain file; symbolic links are not followed")
     if error.errno == errno.EFBIG:
         return CorruptData(f"{what} of the store is damaged: it is {error.strerror}")

@@ -1,4 +1,8 @@
+"""Uploads, aliases, retiring, over HTTP."""
+
 import json
+import resource
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -370,3 +374,26 @@ def test_a_mistyped_query_parameter_moves_nothing(client: httpx.Client) -> None:
         assert client.get(f"{path}?verbose=").status_code == 200
     error_of(client.post("/tasks/mistyped/rollback?alais=live"), 422)
     error_of(client.post("/generate?stream=1", json={"inputs": "a"}), 422)
+
+
+@pytest.fixture(params=["its files may not grow", "it is gone"])
+def full_disk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Temporary files can't be written."""
+    if request.param == "it is gone":
+        monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+        yield
+        return
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2 << 20, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_no_room_for_an_uploads_bytes(client: httpx.Client, full_disk: None) -> None:
+    """Larger than what is kept in memory, so that it must go to a temporary file."""
+    answer = client.post("/tasks/roomy/versions", files={"prompt": bytes(5 << 20)})
+    assert answer.status_code == 507, answer.text
+    assert answer.json()["error"]["code"] == "store_full"
+    assert client.get("/health/live").status_code == 200
+    small = client.post("/tasks/roomy/versions", files={"task": json.dumps({"template": "roomy {x}"})})
+    assert small.is_success, small.text

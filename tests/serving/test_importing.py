@@ -9,7 +9,7 @@ import pytest
 
 from app.errors import StoreFull
 from app.serving.answers import GenerationAsk
-from app.serving.importing import ImportFolder
+from app.serving.importing import MAX_FILES, ImportFolder
 from tests.oracle import greedy, soft_config
 from tests.serving.stack import Stack, run
 
@@ -130,3 +130,28 @@ def test_a_directory_must_have_a_tasks_name(
     with caplog.at_level(logging.WARNING):
         look(ImportFolder(tmp_path, stack.publishing))
     assert "A task id is" in caplog.text
+
+
+def test_a_crowded_directory_is_left_alone(
+    stack: Stack, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "crowded").mkdir()
+    (tmp_path / "crowded" / "task.json").write_text(json.dumps({"template": "crowded {x}"}))
+    for number in range(MAX_FILES):
+        (tmp_path / "crowded" / f"{number}.txt").touch()
+    with caplog.at_level(logging.WARNING):
+        look(ImportFolder(tmp_path, stack.publishing), times=4)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"crowded was not imported: it holds more than {MAX_FILES} files; leave in it what is to be imported"
+    ]
+
+
+def test_what_never_stays_still_is_never_imported(stack: Stack, tmp_path: Path) -> None:
+    (tmp_path / "restless").mkdir()
+    folder = ImportFolder(tmp_path, stack.publishing)
+    for number in range(6):
+        (tmp_path / "restless" / "task.json").write_text(json.dumps({"template": f"{number * 'x'} {{x}}"}))
+        look(folder, times=1)
+    assert "restless" not in stack.store.list_tasks()
+    look(folder, times=1)
+    assert stack.store.resolve("restless").version == 1
