@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,10 @@ from tests.waiting import PATIENCE, wait_until
 class Server:
     """`promptplex serve` on a free port; its log lines can be waited for."""
 
-    def __init__(self, *flags: str, fault: str = "") -> None:
-        """`fault` is Python that runs first, to break something on purpose."""
+    def __init__(self, *flags: str, fault: str = "", through: Sequence[str] = ()) -> None:
+        """`fault` is Python that runs first, to break something; `through` is a command to run it with."""
         code = f"{fault}\nfrom app.cli import main\nmain()"
-        command = [sys.executable, "-c", code, "serve", "--port", "0", *flags]
+        command = [*through, sys.executable, "-c", code, "serve", "--port", "0", *flags]
         environment = {name: value for name, value in os.environ.items() if "PROMPTPLEX" not in name}
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
         self._lines: list[str] = []
@@ -38,9 +38,9 @@ class Server:
 
     @classmethod
     @contextlib.contextmanager
-    def running(cls, *flags: str, fault: str = "") -> "Iterator[Server]":
+    def running(cls, *flags: str, fault: str = "", through: Sequence[str] = ()) -> "Iterator[Server]":
         """A server that ends with the block."""
-        server = cls(*flags, fault=fault)
+        server = cls(*flags, fault=fault, through=through)
         try:
             yield server
         finally:
@@ -102,7 +102,7 @@ class Server:
 def serve() -> Iterator[Callable[..., Server]]:
     """Start servers that end with the test."""
     with contextlib.ExitStack() as stack:
-        yield lambda *flags, fault="": stack.enter_context(Server.running(*flags, fault=fault))
+        yield lambda *flags, **how: stack.enter_context(Server.running(*flags, **how))
 
 
 @pytest.fixture(scope="session")
