@@ -3,6 +3,7 @@
 #   make serve                 install what serving needs, then serve the demo on localhost:8000
 #   make serve ARGS="--port 9000 --model /path/to/model"
 #   make test                  install what developing needs, then run the tests
+#   make test-fast             those of them that take no processes and no seconds
 #   make check                 format, lint, types, import contracts, then `make test`
 #
 # PYTHON            the interpreter that makes .venv
@@ -20,16 +21,19 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check soak bench demo clean format
+.PHONY: help serve test test-fast check soak bench demo clean format
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 serve: $(VENV)/.serve  ## serve the demo model and its tasks on localhost:8000
 	exec $(BIN)/promptplex serve $(ARGS)
 
 test: $(VENV)/.dev  ## run the tests
 	$(BIN)/python -m pytest $(ARGS)
+
+test-fast: $(VENV)/.dev  ## the tests of the inner loop, in a minute or so
+	$(BIN)/python -m pytest -m "not soak and not slow" $(ARGS)
 
 check: $(VENV)/.dev  ## format, lint, types, import contracts, tests
 	$(BIN)/ruff format --check .

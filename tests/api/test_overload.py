@@ -185,6 +185,7 @@ class Watch:
                 self.open = max(self.open, queue["running"] + queue["waiting"])
 
 
+@pytest.mark.slow
 def test_ten_times_the_bound_at_once(tmp_path: Path) -> None:
     base = save_tiny_llama(tmp_path / "tiny")
     flags = ["--model", str(base), "--store", str(tmp_path / "store"), "--dtype", "float32"]

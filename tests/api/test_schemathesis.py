@@ -82,6 +82,7 @@ def test_every_reference_leads_somewhere() -> None:
     assert places == {f"#/components/schemas/{name}" for name in DOCUMENT["components"]["schemas"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "method"), OPERATIONS)
 def test_every_operation_is_as_documented(url: str, path: str, method: str) -> None:
     check_operation(url, path, method, cases=20)
@@ -123,6 +124,7 @@ def check_operation(url: str, path: str, method: str, cases: int) -> None:
     assert not any(status < 300 for status in refusals) or method == "get", refusals
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "method"), OPERATIONS)
 def test_every_operation_is_as_documented_where_keys_are_needed(
     keyed: tuple[str, list[dict[str, str]]], path: str, method: str

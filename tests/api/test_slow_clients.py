@@ -109,6 +109,7 @@ def send_a_gigabyte(attacked: Attacked, framing: bytes, piece: bytes) -> tuple[i
     return sent, answer
 
 
+@pytest.mark.slow
 def test_normal_requests_pass_meanwhile(attacked: Attacked) -> None:
     """`pytest --log-cli-level=INFO` shows the figures."""
     megabyte = b"x" * (1 << 20)

@@ -53,6 +53,7 @@ def test_what_a_stream_cannot_hold_is_refused(client: httpx.Client, parameters: 
     assert error_of(client.post("/generate_stream", json=body | {"stream": False}), 422)["param"] == "stream"
 
 
+@pytest.mark.slow
 def test_streams_joined_are_the_answer(client: httpx.Client) -> None:
     """500 random requests, with text of many kinds and stop strings that span tokens; one at a time.
 
@@ -93,6 +94,7 @@ def test_early_failures_have_their_own_status(client: httpx.Client) -> None:
     assert "input" in mistyped["message"]
 
 
+@pytest.mark.slow
 def test_a_late_failure_is_an_event(client: httpx.Client, stack: Stack) -> None:
     body = {"inputs": stack.talkative(), "parameters": {"max_new_tokens": POSITIONS - 60}}
     early, late = 0.0, 60_000.0  # deadlines in ms: before the first token, after the last one

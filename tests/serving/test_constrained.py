@@ -73,6 +73,7 @@ def answers(stack: Stack, asks: list[GenerationAsk]) -> list[GenerationResult]:
     return run(all_of_them())
 
 
+@pytest.mark.slow
 def test_500_random_schemas_among_unconstrained_rows(wide: Stack) -> None:
     """Line 9 of what issue 5 shows. Every answer ends by itself, parses and validates."""
     rng = random.Random(9)
