@@ -98,4 +98,5 @@ class ChatMessage(BaseModel):
         """The message, its parts joined."""
         parts = self.content if isinstance(self.content, list) else []
         text = self.content if isinstance(self.content, str) else "".join(part.text for part in parts)
-        return Message("system" if self.role == "developer" else self.role, text)
+        others = {} if self.name is None else {"name": self.name}
+        return Message("system" if self.role == "developer" else self.role, text, others)

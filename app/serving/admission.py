@@ -8,7 +8,7 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from app.engine.engine import Engine
@@ -26,13 +26,12 @@ from app.serving.parameters import (
     parse_parameters,
 )
 from app.serving.servability import Servability
-from app.serving.template import PLAIN, Template, bind_inputs, parse_template
+from app.serving.template import MAX_RENDERED_CHARS, PLAIN, Template, bind_inputs, parse_template
 from app.serving.token_rules import token_rules
 from app.serving.tokenization import PromptTokenizer, Tokenized, check_not_empty
 from app.serving.writer import TextStyle
 from app.store.prompt_store import PromptStore
 
-MAX_RENDERED_CHARS = 4_000_000
 _MAX_REMEMBERED = 4096  # versions whose template and leading ids are kept
 
 
@@ -157,12 +156,17 @@ class Admission:
     def _tokenize(self, template: Template, ask: GenerationAsk, truncate: int | None) -> Tokenized:
         if ask.token_ids is not None:
             return Tokenized(ask.token_ids, self.text_of(ask.token_ids, "inputs"))
-        if ask.messages is not None and template is PLAIN:
-            template, values = self._chat.render(ask.messages, is_task=ask.task not in (None, self.base_name))
-        else:
-            values = bind_inputs(template, ask.inputs if ask.messages is None else last_of_user(ask.messages))
-        self._check_size(template, values, truncate)
-        return self.tokenizer.tokenize(template, values, truncate)
+        limit = self._engine.geometry.max_positions
+        if ask.messages is not None and template is PLAIN and self._renders_chat(ask):
+            self._check_size(sum(len(message.content) for message in ask.messages), "messages", truncate)
+            return self.tokenizer.tokenize_chat(self._chat.render(ask.messages), truncate, limit)
+        values = bind_inputs(template, ask.inputs if ask.messages is None else last_of_user(ask.messages))
+        self._check_size(template.num_chars(values), "inputs", truncate)
+        return self.tokenizer.tokenize(template, values, truncate, limit)
+
+    def _renders_chat(self, ask: GenerationAsk) -> bool:
+        """Without a chat template a task gets the last message of the user as it is."""
+        return self._chat.exists or ask.task in (None, self.base_name)
 
     def text_of(self, ids: Sequence[int], param: str) -> str:
         """Ids as text. Raises RequestTooLong, InvalidRequest where no request of the base could hold them."""
@@ -177,20 +181,19 @@ class Admission:
             raise InvalidRequest(f"token ids must be from 0 to {geometry.vocab_size - 1}", param=param)
         return self.tokenizer.text_of(ids)
 
-    def _check_size(self, template: Template, values: Mapping[str, str], truncate: int | None) -> None:
-        """Refuse what can't fit before the cost of tokenizing it."""
-        characters = template.num_chars(values)
+    def _check_size(self, characters: int, param: str, truncate: int | None) -> None:
+        """Refuse what can't fit before the cost of rendering or tokenizing it."""
         limit = self._engine.geometry.max_positions
         if characters > MAX_RENDERED_CHARS:
             raise RequestTooLong(
-                f"The rendered text has {characters} characters; at most {MAX_RENDERED_CHARS} are accepted.",
-                param="inputs",
+                f"The text has {characters} characters; at most {MAX_RENDERED_CHARS} are accepted.",
+                param=param,
             )
-        if truncate is None and self.tokenizer.surely_longer(template, values, limit):
+        if truncate is None and self.tokenizer.surely_longer(characters, limit):
             raise RequestTooLong(
-                f"The rendered text has {characters} characters, which can't fit the base model's {limit} "
-                "positions; shorten inputs, or set parameters.truncate.",
-                param="inputs",
+                f"The text has {characters} characters, which can't fit the base model's {limit} positions; "
+                f"shorten {param}, or set parameters.truncate.",
+                param=param,
             )
 
     def _request(
@@ -323,8 +326,20 @@ class Admission:
         template = PLAIN if version.template is None else parse_template(version.template)
         # Without a learned prompt, a resident BOS would save nothing.
         is_useful = version.kind is not PromptKind.TEXT or bool(template.leading)
+        self._check_template(template)
         leading = self.tokenizer.leading_ids(template) if is_useful else ()
         return PreparedVersion(template, leading, parse_parameters(version.defaults, where="defaults"))
+
+    def _check_template(self, template: Template) -> None:
+        """Its own text alone must fit; this comes before it is tokenized with many values."""
+        limit = self._engine.geometry.max_positions
+        own = self.tokenizer.tokenize(template, dict.fromkeys(template.fields, ""), limit=limit)
+        if len(own.ids) > limit:
+            raise RequestTooLong(
+                f"The template's own text has {len(own.ids)} tokens, but the base has {limit} positions; "
+                "shorten it.",
+                param="template",
+            )
 
 
 def _style(parameters: GenerationParameters) -> TextStyle:

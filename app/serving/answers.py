@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from app.prompt import TaskVersion
 from app.request import FinishReason, RequestTimings
@@ -15,6 +16,9 @@ class Message:
 
     role: str
     content: str
+    others: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # what else a chat template may look at (name, ...)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,21 +1,23 @@
-"""Chats: the base's own chat template around messages, whose text never becomes special tokens.
-
-The template is rendered around marks that stand for the contents; cut at the marks it is a Template
-like any other, with a field for each message. So a message can't forge a turn of the assistant.
-"""
+"""Chats: the base's own chat template around messages, whose text never becomes special tokens."""
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
 
-from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerFast
 
-from app.errors import InvalidRequest
+from app.errors import InvalidRequest, PromptplexError
 from app.serving.answers import Message
-from app.serving.template import Piece, Template
+from app.serving.chat_rendering import ChatRenderer, foreign
+from app.serving.template import Piece
+from app.serving.tracked import TrackedText, own_text
 
-# Private-use characters, which no template writes.
-_MARK = re.compile("\ue0f0([0-9]+)\ue0f1")
+# Templates write roles into names of tokens, as in <|user|>; such a word can't forge one.
+_ROLE = re.compile(r"[A-Za-z_]{1,32}")
+_MAX_REASON_CHARS = 300
+_PROBES = (("user", "assistant", "user"), ("system", "user", "assistant", "user"))
+_REASONING = ("reasoning_content", "thinking", "reasoning")  # names under which transformers looks for it
 
 
 class ChatTemplate:
@@ -24,36 +26,77 @@ class ChatTemplate:
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self._tokenizer = tokenizer
 
-    def render(self, messages: Sequence[Message], *, is_task: bool) -> tuple[Template, Mapping[str, str]]:
-        """A template of this chat, and the values of its fields.
+    @property
+    def exists(self) -> bool:
+        """Whether the base has any."""
+        return self._tokenizer.chat_template is not None
 
-        Without a chat template a task gets the last message of the user as it is; for the base model that is
-        an InvalidRequest.
+    def render(self, messages: Sequence[Message], *, prompts: bool = True) -> tuple[Piece, ...]:
+        """The rendered chat: the template's own text, and stretches of the field `messages`.
+
+        With `prompts` the beginning of the next answer comes last.
+        Raises InvalidRequest where there is no template, or it doesn't take these messages; says why.
         """
-        if self._tokenizer.chat_template is None:
-            if not is_task:
-                raise InvalidRequest(
-                    "The base model has no chat template; use /v1/completions, or a task as model.",
-                    param="messages",
-                )
-            return Template((Piece("", "message"),), ("message",)), {"message": last_of_user(messages)}
-        marked = [
-            {"role": message.role, "content": f"\ue0f0{index}\ue0f1"}
-            for index, message in enumerate(messages)
-        ]
-        try:
-            text = self._tokenizer.apply_chat_template(marked, tokenize=False, add_generation_prompt=True)
-        except TemplateError as error:
+        if not self.exists:
             raise InvalidRequest(
-                f"The base's chat template doesn't take these messages: {error}", param="messages"
+                "The base model has no chat template; use /v1/completions, or a task as model.",
+                param="messages",
+            )
+        text = self._text([_data(message) for message in messages], prompts)
+        return tuple(Piece(part, None if is_own else "messages") for part, is_own in text.stretches())
+
+    def _text(self, messages: Sequence[Mapping[str, Any]], prompts: bool) -> TrackedText:
+        try:
+            return self._renderer.render(messages, self._tokenizer.special_tokens_map, prompts=prompts)
+        except PromptplexError:
+            raise
+        except Exception as error:  # a template may raise anything
+            reason = str(error).split("\n")[0][:_MAX_REASON_CHARS] or type(error).__name__
+            raise InvalidRequest(
+                f"The base's chat template doesn't take these messages: {reason.rstrip('.')}.",
+                param="messages",
             ) from None
-        pieces = tuple(_pieces(str(text)))
-        fields = tuple(dict.fromkeys(piece.field for piece in pieces if piece.field is not None))
-        if not fields:
-            raise InvalidRequest("The base's chat template shows none of these messages.", param="messages")
-        return Template(pieces, fields), {
-            f"message_{index}": message.content for index, message in enumerate(messages)
-        }
+
+    @cached_property
+    def _renderer(self) -> ChatRenderer:
+        named = self._tokenizer.chat_template
+        if isinstance(named, dict) and "default" not in named:
+            names = ", ".join(sorted(named))[:_MAX_REASON_CHARS]
+            raise InvalidRequest(
+                f"The base model has chat templates by name ({names}), "
+                "none of which is the default; use /v1/completions, or a task with a template as model.",
+                param="messages",
+            )
+        return ChatRenderer(self._tokenizer.get_chat_template())
+
+    def control_tokens(self) -> frozenset[str]:
+        """Added tokens that mark turns though they aren't flagged as special, as in some tokenizers."""
+        added = self._tokenizer.added_tokens_decoder.values()
+        ordinary = {token.content for token in added if not token.special and not token.content.isspace()}
+        if not self.exists or not ordinary:
+            return frozenset()
+        declared = getattr(self._tokenizer, "chat_control_tokens", None)
+        if declared is not None:
+            return frozenset(ordinary & set(declared))
+        turns = "\0".join(map(self._turns, _PROBES))
+        return frozenset(content for content in ordinary if content in turns)
+
+    def _turns(self, roles: Sequence[str]) -> str:
+        """What the template itself writes around finished messages."""
+        try:
+            pieces = self.render([Message(role, "a") for role in roles], prompts=False)
+        except InvalidRequest:
+            return ""
+        return "\0".join(piece.text for piece in pieces if piece.field is None)
+
+
+def _data(message: Message) -> dict[str, Any]:
+    """As transformers shows it to a template: nothing that is null, reasoning under all its names."""
+    role = own_text(message.role) if _ROLE.fullmatch(message.role) else TrackedText(message.role)
+    shown = {"role": role, "content": foreign(message.content)}
+    shown |= {name: foreign(value) for name, value in message.others.items() if value is not None}
+    reasoning = next((shown[name] for name in _REASONING if name in shown), None)
+    return shown if reasoning is None else {"thinking": reasoning, **shown, "reasoning_content": reasoning}
 
 
 def last_of_user(messages: Sequence[Message]) -> str:
@@ -62,13 +105,3 @@ def last_of_user(messages: Sequence[Message]) -> str:
         if message.role == "user":
             return message.content
     raise InvalidRequest("The chat has no message of the role user.", param="messages")
-
-
-def _pieces(text: str) -> list[Piece]:
-    pieces: list[Piece] = []
-    for index, part in enumerate(_MARK.split(text)):
-        if index % 2:
-            pieces.append(Piece("", f"message_{part}"))
-        elif part:
-            pieces.append(Piece(part))
-    return pieces

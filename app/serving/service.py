@@ -57,15 +57,16 @@ class GenerationService:
         base's own.
         """
         self.engine = engine
+        chat = ChatTemplate(tokenizer)
         self.admission = Admission(
             engine,
             store,
-            PromptTokenizer(tokenizer),
+            PromptTokenizer(tokenizer, control=chat.control_tokens()),
             eos_ids=eos_ids,
             base_name=base_name,
             timeout=timeout,
             prefetch=prefetch,
-            chat=ChatTemplate(tokenizer),
+            chat=chat,
             grammars=grammars,
             defaults=defaults,
         )

@@ -13,6 +13,7 @@ from itertools import groupby
 from app.errors import InvalidRequest
 
 MAX_TEMPLATE_CHARS = 65_536
+MAX_RENDERED_CHARS = 4_000_000  # of any request's text
 MAX_FIELDS = 32
 MAX_PLACES = 64  # a field may stand in several places, but not multiply the text at will
 FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")

@@ -1,3 +1,4 @@
+import time
 from functools import cache
 
 import pytest
@@ -6,7 +7,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from app.errors import InvalidRequest
+from app.errors import InvalidRequest, RequestTooLong
 from app.serving.template import PLAIN, Piece, joined, parse_template
 from app.serving.tokenization import PromptTokenizer, Tokenized, check_not_empty
 from tests.serving.tokenizer_zoo import ALL, tokenizer_of
@@ -86,9 +87,8 @@ def test_tokenizing_around_special_tokens_changes_no_honest_text(kind: str, data
         Piece(data.draw(literals)),
         Piece(data.draw(values), "y"),
     )
-    whole = tokenizer_of(kind)(joined(pieces))["input_ids"]
-    apart = [token.id for token in tokenizer(kind)._tokens_apart(pieces)]
-    assert apart == whole
+    whole = tokenizer_of(kind)(joined(pieces), add_special_tokens=False)["input_ids"]
+    assert tokenizer(kind)._tokens_apart(pieces).ids.tolist() == whole
 
 
 @pytest.mark.parametrize("kind", ["byte_level_bos", "metaspace", "legacy_llama"])
@@ -185,5 +185,48 @@ def test_nothing_to_read_is_refused() -> None:
 
 
 def test_far_too_long_a_text_is_told_without_tokenizing() -> None:
-    assert tokenizer("byte_level").surely_longer(PLAIN, {"inputs": "a" * 1_000_000}, 100)
-    assert not tokenizer("byte_level").surely_longer(PLAIN, {"inputs": "a" * 1000}, 100)
+    assert tokenizer("byte_level").surely_longer(1_000_000, 100)
+    assert not tokenizer("byte_level").surely_longer(1000, 100)
+
+
+LONG = st.lists(
+    st.sampled_from(["the film", " was cold", "\n", "  ", "a", " 漢字", "é.", " 🙂", "<s>", "\n\nfood", "1"]),
+    max_size=60,
+).map("".join)
+
+
+@cache
+def in_stretches(kind: str) -> PromptTokenizer:
+    return PromptTokenizer(tokenizer_of(kind), stretch=24)
+
+
+@pytest.mark.parametrize("kind", ALL)
+@slow
+@given(LONG, st.integers(1, 9))
+def test_in_stretches_a_text_has_the_same_tokens(kind: str, text: str, keep: int) -> None:
+    template = parse_template("the|{x}|film {y}")
+    values = {"x": text, "y": text[:20]}
+    assert in_stretches(kind).tokenize(template, values) == tokenizer(kind).tokenize(template, values)
+    assert in_stretches(kind).tokenize(template, values, keep, 64) == tokenizer(kind).tokenize(
+        template, values, keep
+    )
+
+
+def test_what_is_surely_too_long_is_not_tokenized_to_its_end() -> None:
+    begin = time.thread_time()
+    with pytest.raises(RequestTooLong, match="more tokens than the base's 100 positions"):
+        tokenizer("byte_level").tokenize(PLAIN, {"inputs": "the film " * 400_000}, limit=100)
+    assert len(tokenizer("byte_level").tokenize(PLAIN, {"inputs": "the film " * 400_000}, 7, 100).ids) == 7
+    assert time.thread_time() - begin < 2  # all of it takes ten times as long
+
+
+@pytest.mark.parametrize("text", ["a" * 3_000_000, "漢" * 1_000_000, " " * 3_000_000])
+@pytest.mark.parametrize("truncate", [None, 1])
+def test_a_text_without_words_is_refused_by_its_size(text: str, truncate: int | None) -> None:
+    with pytest.raises(RequestTooLong, match="without white space after a word"):
+        tokenizer("byte_level").tokenize(PLAIN, {"inputs": text}, truncate, limit=131_072)
+
+
+@pytest.mark.parametrize("kind", ["byte_level_bos", "metaspace"])
+def test_an_empty_value_joins_no_special_token(kind: str) -> None:
+    assert tokenizer_of(kind).eos_token_id not in ids(kind, "</{x}s>", x="")

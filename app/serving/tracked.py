@@ -1,0 +1,175 @@
+"""Text that remembers which of its characters a template itself wrote.
+
+Operations that a TrackedText knows keep that memory; what comes out of any other one is a plain str,
+which counts as text of others from end to end. So nothing can make a foreign character the template's.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from typing import Any, Self, SupportsIndex
+
+_OWN = 1
+_RUNS = re.compile(rb"\x00+|\x01+")
+
+
+class TrackedText(str):
+    """A str with a mark for each character: the template's own, or foreign, which is the default."""
+
+    _own: bytes  # a byte for each character; the sandbox hides names that begin so
+
+    def __new__(cls, text: object = "", own: bytes | None = None) -> Self:
+        """`own` holds a byte for each character of `text`."""
+        self = super().__new__(cls, text)
+        self._own = bytes(len(self)) if own is None else own
+        return self
+
+    def __str__(self) -> str:
+        return self
+
+    def __add__(self, other: str) -> str:
+        return TrackedText(super().__add__(other), self._own + _marks(other))
+
+    def __radd__(self, other: str) -> str:
+        return TrackedText(str.__add__(other, self), _marks(other) + self._own)
+
+    def __mul__(self, count: SupportsIndex) -> str:
+        return TrackedText(super().__mul__(count), self._own * count)
+
+    __rmul__ = __mul__
+
+    def __getitem__(self, key: SupportsIndex | slice) -> str:
+        own = self._own[key if isinstance(key, slice) else slice(*_place(key, len(self)))]
+        return TrackedText(super().__getitem__(key), own)
+
+    def join(self, parts: Iterable[str], /) -> str:
+        """As str's."""
+        pieces: list[str] = []
+        for part in parts:
+            pieces += (self, part) if pieces else (part,)
+        return concatenated(pieces)
+
+    def strip(self, characters: str | None = None, /) -> str:
+        """As str's."""
+        text = super().strip(characters)
+        begin = len(self) - len(super().lstrip(characters)) if text else 0
+        return self[begin : begin + len(text)]
+
+    def lstrip(self, characters: str | None = None, /) -> str:
+        """As str's."""
+        return self[len(self) - len(super().lstrip(characters)) :]
+
+    def rstrip(self, characters: str | None = None, /) -> str:
+        """As str's."""
+        return self[: len(super().rstrip(characters))]
+
+    def removeprefix(self, prefix: str, /) -> str:
+        """As str's."""
+        return self[len(self) - len(super().removeprefix(prefix)) :]
+
+    def removesuffix(self, suffix: str, /) -> str:
+        """As str's."""
+        return self[: len(super().removesuffix(suffix))]
+
+    def split(self, sep: str | None = None, maxsplit: SupportsIndex = -1) -> list[str]:
+        """As str's."""
+        return self._found(super().split(sep, maxsplit), sep)
+
+    def rsplit(self, sep: str | None = None, maxsplit: SupportsIndex = -1) -> list[str]:
+        """As str's."""
+        return self._found(super().rsplit(sep, maxsplit), sep)
+
+    def splitlines(self, keepends: bool = False) -> list[str]:
+        """As str's."""
+        lines, begin = [], 0
+        for whole, line in zip(super().splitlines(True), super().splitlines(keepends), strict=True):
+            lines.append(self[begin : begin + len(line)])
+            begin += len(whole)
+        return lines
+
+    def partition(self, sep: str, /) -> tuple[str, str, str]:
+        """As str's."""
+        before, found, _ = super().partition(sep)
+        return self._cut(len(before), len(found))
+
+    def rpartition(self, sep: str, /) -> tuple[str, str, str]:
+        """As str's."""
+        before, found, _ = super().rpartition(sep)
+        return self._cut(len(before), len(found))
+
+    def replace(self, old: str, new: str, count: SupportsIndex = -1, /) -> str:
+        """As str's."""
+        if not old:
+            return TrackedText(super().replace(old, new, count))
+        return _tracked(new).join(self.split(old, count))
+
+    def upper(self) -> str:
+        """As str's."""
+        return self._mapped(str.upper)
+
+    def lower(self) -> str:
+        """As str's."""
+        return self._mapped(str.lower)
+
+    def title(self) -> str:
+        """As str's."""
+        return self._mapped(str.title)
+
+    def capitalize(self) -> str:
+        """As str's."""
+        return self._mapped(str.capitalize)
+
+    def __mod__(self, values: Any) -> str:
+        """As str's; followed where every place is a plain %s."""
+        given = values if isinstance(values, tuple) else (values,)
+        text = super().__mod__(values)
+        parts = self.split("%s")
+        if len(parts) != len(given) + 1 or any("%" in part for part in parts):
+            return text
+        pairs = zip(map(str, given), parts[1:], strict=True)
+        return concatenated([parts[0], *(each for pair in pairs for each in pair)])
+
+    def stretches(self) -> list[tuple[str, bool]]:
+        """Neighbouring characters of the same origin, and whether they are the template's own."""
+        whole = str.__str__(self)
+        return [(whole[run.start() : run.end()], run[0][0] == _OWN) for run in _RUNS.finditer(self._own)]
+
+    def _cut(self, begin: int, size: int) -> tuple[str, str, str]:
+        return self[:begin], self[begin : begin + size], self[begin + size :]
+
+    def _found(self, parts: list[str], sep: str | None) -> list[str]:
+        """Parts of a split, where they lie. Between those of a split at white space is nothing else."""
+        found, begin = [], 0
+        for part in parts:
+            begin = self.find(part, begin) if sep is None else begin
+            found.append(self[begin : begin + len(part)])
+            begin += len(part) + len(sep or "")
+        return found
+
+    def _mapped(self, change: Callable[[str], str]) -> str:
+        """A character may become several, but never none: texts of the same length correspond."""
+        text = change(self)
+        return TrackedText(text, self._own if len(text) == len(self) else None)
+
+
+def own_text(text: str) -> TrackedText:
+    """Text of the template's own."""
+    return TrackedText(text, bytes([_OWN]) * len(text))
+
+
+def concatenated(parts: Iterable[str]) -> TrackedText:
+    """All parts in a row; each character keeps its mark."""
+    pieces = list(parts)
+    return TrackedText("".join(pieces), b"".join(map(_marks, pieces)))
+
+
+def _tracked(text: str) -> TrackedText:
+    return text if isinstance(text, TrackedText) else TrackedText(text)
+
+
+def _marks(text: str) -> bytes:
+    return text._own if isinstance(text, TrackedText) else bytes(len(text))
+
+
+def _place(index: SupportsIndex, size: int) -> tuple[int, int]:
+    position = index.__index__() % max(size, 1)
+    return position, position + 1
