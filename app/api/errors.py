@@ -63,12 +63,12 @@ _INTERNAL = "Something went wrong inside the server; its log has the details und
 
 
 def envelope(message: str, *, kind: str, code: str, param: str | None = None) -> dict[str, Any]:
-    """The body of every error, OpenAI's; beside it TGI's word for what happened, as its clients look for it.
+    """The body of every error, OpenAI's; beside it TGI's word for what happened, where it has one.
 
     What it quotes may hold halves of surrogate pairs, which JSON can't carry.
     """
     error = {"message": _printable(message), "type": kind, "param": _printable(param), "code": code}
-    return {"error": error, "error_type": _TGI_WORDS.get(code, code)}
+    return {"error": error, **({"error_type": _TGI_WORDS[code]} if code in _TGI_WORDS else {})}
 
 
 def _printable(text: _Text) -> _Text:

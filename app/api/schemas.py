@@ -329,6 +329,6 @@ class ErrorEnvelope(BaseModel):
     """Every error's body."""
 
     error: ErrorBody
-    error_type: str = Field(
-        description="TGI's word for it: validation, overloaded, generation; else the code"
+    error_type: Literal["validation", "overloaded", "generation"] | None = Field(
+        None, description="TGI's word for it; absent where it has none, and the status says what happened"
     )
