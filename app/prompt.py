@@ -42,6 +42,11 @@ class ModelGeometry:
     dtype: str  # the dtype that the base runs in: "float32", "bfloat16", "float16"
     fingerprint: str  # sha256 over weights, config and tokenizer
 
+    def prefix_bytes(self, num_tokens: int) -> int:
+        """Bytes of a prefix of so many virtual tokens in float32."""
+        widths = (layer.num_kv_heads * (layer.key_dim + layer.value_dim) for layer in self.decoder)
+        return num_tokens * sum(widths) * 4
+
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:

@@ -159,8 +159,10 @@ class Settings(BaseSettings):
     max_body_bytes: ByteSize = Field(
         ByteSize(4 << 20), description="Largest request body except uploads, such as 4MiB; beyond it 413"
     )
-    max_upload_bytes: ByteSize = Field(
-        ByteSize(64 << 20), description="Largest upload, all parts together, such as 64MiB; beyond it 413"
+    max_upload_bytes: ByteSize | None = Field(
+        None,
+        description="Largest upload, all parts together, such as 64MiB; beyond it 413; default: room for a "
+        "prefix of 256 tokens of the base in float32, at least 64MiB",
     )
     allowed_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_hosts)] = (
         Field(

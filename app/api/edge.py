@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.api.access import Door
 from app.api.errors import envelope, error_response
 from app.api.open_requests import OpenRequests
-from app.api.state import ApiConfig, ServerState
+from app.api.state import PREFIX_TOKENS, ApiConfig, ServerState
 from app.errors import PayloadTooLarge, PromptplexError
 
 log = logging.getLogger("promptplex.api")
@@ -25,6 +25,11 @@ log = logging.getLogger("promptplex.api")
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _UPLOAD_PATH = re.compile(r"/tasks/[^/]+/versions")
 _MAX_BODIES = 64  # as many of the largest size may be held at once
+_UPLOAD_ADVICE = (
+    f" By default there is room for a prefix of {PREFIX_TOKENS} tokens of the base in float32. If the "
+    "file also holds the base's embeddings, `promptplex push` leaves them out, as "
+    "save_embedding_layers=False does."
+)
 _DRAIN_SECONDS = 2.0
 _DRAIN_BYTES = 64 << 20
 _LEAST_BYTES_A_SECOND = 32 << 10  # of a body, on average; 64 MiB over 1 Mbit/s come four times as fast
@@ -75,8 +80,9 @@ class Edge:
         config = self._config
         is_upload = scope["method"] == "POST" and _UPLOAD_PATH.fullmatch(scope["path"]) is not None
         if is_upload:  # these lie on disk, and are few
+            size = self._state.max_upload_bytes(config.max_upload_bytes)
             return _BodyLimit(
-                config.max_upload_bytes, "--max-upload-bytes", config.body_seconds, in_memory=None
+                size, "--max-upload-bytes", config.body_seconds, in_memory=None, advice=_UPLOAD_ADVICE
             )
         size = config.max_body_bytes
         return _BodyLimit(size, "--max-body-bytes", config.body_seconds, in_memory=_MAX_BODIES * size)
@@ -120,6 +126,7 @@ class _BodyLimit:
     option: str  # that sets it
     seconds: float  # that the client may take for it, and more for a large one
     in_memory: int | None  # bytes of all bodies that are held in memory; None: this one isn't
+    advice: str = ""
 
 
 class _Exchange:
@@ -198,6 +205,7 @@ class _Exchange:
         """The error of a body beyond its limit."""
         return PayloadTooLarge(
             f"The body exceeds {self._limit.size} bytes; the server's {self._limit.option} bounds it."
+            + self._limit.advice
         )
 
     async def refuse(self, response: JSONResponse) -> None:

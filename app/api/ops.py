@@ -98,7 +98,9 @@ async def ready(state: State) -> JSONResponse:
 
 @router.get("/info", response_model=Info, responses=_ERRORS, summary="What is served")
 @any_key
-async def info(behind: Behind, config: Annotated[ApiConfig, Depends(api_config)]) -> JSONResponse:
+async def info(
+    behind: Behind, state: State, config: Annotated[ApiConfig, Depends(api_config)]
+) -> JSONResponse:
     """The base model, and the bounds of requests."""
     geometry, defaults = behind.engine.geometry, behind.generation.defaults
     return JSONResponse(
@@ -119,7 +121,7 @@ async def info(behind: Behind, config: Annotated[ApiConfig, Depends(api_config)]
             "generation_not_honoured": defaults.not_honoured,
             "max_stop_sequences": bounds.MAX_STOPS,
             "max_body_bytes": config.max_body_bytes,
-            "max_upload_bytes": config.max_upload_bytes,
+            "max_upload_bytes": state.max_upload_bytes(config.max_upload_bytes),
         }
     )
 

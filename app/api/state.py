@@ -19,6 +19,9 @@ from app.store.sources import TieredPromptSource
 KIB = 1 << 10
 MIB = 1 << 20
 MAX_CONNECTIONS = 8192
+PREFIX_TOKENS = 256  # of the largest prompt that an upload has room for by default
+_LEAST_UPLOAD_BYTES = 64 * MIB
+_OTHER_UPLOAD_BYTES = 4 * MIB  # the file's header, config, task
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 
 
@@ -27,7 +30,7 @@ class ApiConfig:
     """Bounds and allow-lists of the edge."""
 
     max_body_bytes: int = 4 * MIB  # any body but an upload
-    max_upload_bytes: int = 64 * MIB  # all parts of an upload together
+    max_upload_bytes: int | None = None  # all parts of an upload together; None: by the base model
     allowed_hosts: tuple[str, ...] | None = LOOPBACK_HOSTS  # names in `Host`, any port; None: all
     allowed_origins: tuple[str, ...] = ()  # of browsers, besides the server's own
     head_seconds: float = 10.0  # for a request line and headers to come
@@ -92,6 +95,16 @@ class ServerState:
         """A request was refused at the door; counted as soon as there are metrics."""
         if self.services is not None:
             self.services.metrics.on_refusal(reason)
+
+    def max_upload_bytes(self, configured: int | None) -> int:
+        """What is configured, else room for a prefix of `PREFIX_TOKENS` of the base in float32."""
+        if configured is not None:
+            return configured
+        if self.services is None:
+            return _LEAST_UPLOAD_BYTES
+        geometry = self.services.engine.geometry
+        tokens = min(PREFIX_TOKENS, geometry.max_positions)
+        return max(_LEAST_UPLOAD_BYTES, geometry.prefix_bytes(tokens) + _OTHER_UPLOAD_BYTES)
 
     @property
     def is_leaving(self) -> bool:

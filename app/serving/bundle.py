@@ -15,6 +15,8 @@ PEFT_CONFIG = "adapter_config.json"
 TASK_FILE = "task.json"
 MAX_JSON_BYTES = 1 << 20  # of a configuration or a task file
 _PICKLES = (".bin", ".pt", ".pth", ".pkl")
+_CHECKPOINT = re.compile(r"checkpoint-([0-9]{1,18})")
+_WHOLE_MODEL = "model*.safetensors"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +60,11 @@ def _find_weights(path: Path) -> Path | None:
         return path
     if (path / PEFT_WEIGHTS).is_file():
         return path / PEFT_WEIGHTS
+    if (path / "config.json").is_file() and any(path.glob(_WHOLE_MODEL)):
+        raise ValueError(
+            f"{path} holds a whole model, not a prompt: push what PEFT's save_pretrained wrote "
+            f"({PEFT_WEIGHTS} with {PEFT_CONFIG}), or serve it with `promptplex serve --model {path}`"
+        )
     found = sorted(path.glob("*.safetensors"))
     if len(found) > 1:
         names = ", ".join(file.name for file in found)
@@ -89,10 +96,26 @@ def _nothing_found(path: Path) -> str:
             f"{path} holds {', '.join(pickles)}: a pickle can run code when read, so it isn't accepted; "
             "save it again with a current PEFT, whose save_pretrained writes .safetensors"
         )
+    inside = _adapters_inside(path)
+    if inside:
+        shown = ", ".join(str(found.relative_to(path)) for found in inside[-8:])
+        return f"{path} holds no prompt itself but in {shown}; push one of them, such as {inside[-1]}"
     return (
         f"{path} holds no prompt: expected {PEFT_WEIGHTS} with {PEFT_CONFIG} (what PEFT's save_pretrained "
         f"writes), another .safetensors file, or a {TASK_FILE} for a text-only task"
     )
+
+
+def _adapters_inside(path: Path) -> list[Path]:
+    """Directories in it that hold an adapter, such as a trainer's checkpoints, the latest one last."""
+    found = {file.parent for depth in ("*", "*/*") for file in path.glob(f"{depth}/{PEFT_CONFIG}")}
+    return sorted(found, key=lambda each: [_by_number(part) for part in each.relative_to(path).parts])
+
+
+def _by_number(name: str) -> tuple[str, int]:
+    """`checkpoint-1000` comes after `checkpoint-500`."""
+    match = _CHECKPOINT.fullmatch(name)
+    return ("checkpoint", int(match[1])) if match else (name, 0)
 
 
 def _read_task(path: Path) -> dict[str, Any]:
@@ -111,5 +134,8 @@ def _task_name(path: Path) -> str:
     resolved = path.resolve()
     name = resolved.name if resolved.is_dir() else resolved.stem
     if name == PEFT_WEIGHTS.removesuffix(".safetensors"):
+        resolved = resolved.parent
+        name = resolved.name
+    if _CHECKPOINT.fullmatch(name):
         name = resolved.parent.name
     return re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("._-")

@@ -7,9 +7,11 @@ import pytest
 
 from app.api.headers import complete_headers
 from app.api.state import ApiConfig, ServerState
+from app.prompt import LayerGeometry
 from tests.api.server import client_of, raw_exchange, services_of, serving
 from tests.api.test_generate import error_of
 from tests.serving.stack import Stack
+from tests.store.builders import geometry
 from tests.waiting import PATIENCE
 
 
@@ -96,11 +98,33 @@ def test_bodies_are_capped_by_their_declared_length(stack: Stack) -> None:
         message = error_of(upload, 413)["message"]
         assert "5000 bytes" in message
         assert "--max-upload-bytes" in message
+        assert "prefix of 256 tokens" in message
+        assert "save_embedding_layers=False" in message
+        assert client.get("/info").json()["max_upload_bytes"] == 5000
         assert response.headers["x-request-id"]
         answer = raw_exchange(
             url, "POST /generate HTTP/1.1\nHost: localhost\nContent-Length: 999999999999\n\n"
         )
         assert b"413" in answer.split(b"\r\n")[0]
+
+
+def test_an_upload_has_room_for_a_long_prefix_of_the_base(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = ServerState(services=services_of(stack))
+    assert ServerState().max_upload_bytes(None) == state.max_upload_bytes(None) == 64 << 20
+    llama_2_7b = geometry(decoder=(LayerGeometry(32, 128, 128),) * 32, max_positions=4096)
+    monkeypatch.setattr(stack.engine, "_geometry", llama_2_7b)
+    two_hundred_tokens = 200 * 2 * 32 * 32 * 128 * 4
+    assert two_hundred_tokens + (2 << 20) < state.max_upload_bytes(None) < 300 << 20
+    assert state.max_upload_bytes(1000) == 1000
+    with serving(state) as url, client_of(url) as client:
+        assert client.get("/info").json()["max_upload_bytes"] == state.max_upload_bytes(None)
+        declared = f"Content-Length: {two_hundred_tokens + (1 << 20)}"
+        head = f"POST /tasks/big/versions HTTP/1.1\nHost: localhost\nContent-Type: text/plain\n{declared}\n\n"
+        assert b"415" in raw_exchange(url, head).split(b"\r\n")[0]
+    monkeypatch.setattr(stack.engine, "_geometry", geometry(decoder=llama_2_7b.decoder, max_positions=20))
+    assert state.max_upload_bytes(None) == 64 << 20
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,37 @@ def test_pickles_are_refused_with_the_way_out(tmp_path: Path) -> None:
         read_bundle(tmp_path)
 
 
+def test_a_trainers_output_names_its_checkpoints(tmp_path: Path) -> None:
+    output = tmp_path / "my run"
+    for name in ("checkpoint-500", "checkpoint-1000", "checkpoint-90", "runs"):
+        (output / name).mkdir(parents=True)
+    for number in (500, 1000, 90):
+        (output / f"checkpoint-{number}" / "adapter_config.json").write_text("{}")
+        (output / f"checkpoint-{number}" / "adapter_model.safetensors").write_bytes(b"weights")
+    inside = "checkpoint-90, checkpoint-500, checkpoint-1000; push one of them, such as "
+    with pytest.raises(ValueError, match=inside) as refused:
+        read_bundle(output)
+    assert str(refused.value).endswith(str(output / "checkpoint-1000"))
+    assert read_bundle(output / "checkpoint-500").name == "my-run"
+    assert read_bundle(output / "checkpoint-500" / "adapter_model.safetensors").name == "my-run"
+
+
+@pytest.mark.parametrize("inside", ["adapter", "my_adapter", "final/default"])
+def test_an_adapter_further_in_is_named(tmp_path: Path, inside: str) -> None:
+    (tmp_path / inside).parent.mkdir(parents=True, exist_ok=True)
+    _peft(tmp_path / inside)
+    with pytest.raises(ValueError, match=f"no prompt itself but in {inside}; push one"):
+        read_bundle(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model-00001-of-00002.safetensors"])
+def test_a_whole_model_is_no_prompt(tmp_path: Path, name: str) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / name).write_bytes(b"weights")
+    with pytest.raises(ValueError, match="whole model, not a prompt"):
+        read_bundle(tmp_path)
+
+
 def test_an_empty_directory_says_what_was_expected(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"adapter_model\.safetensors with adapter_config\.json"):
         read_bundle(tmp_path)
