@@ -12,7 +12,7 @@ import functools
 import logging
 import resource
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import httptools
 import uvicorn
@@ -105,15 +105,31 @@ class BoundedConnection(HttpToolsProtocol):
         if self._expects_head:
             self._start_head_clock()
         try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            return  # answered as if it had not been asked for
+            self._parse(data)
         except httptools.HttpParserError:
             if self._refusal is None:
                 self._refuse_head(self._is_too_large)
             return
         if self._bytes_beside > self._limits.max_head_bytes:
             self._refuse_head(True)
+
+    def _parse(self, data: bytes) -> None:
+        """Feed the parser. It takes an upgrade for the end of HTTP; ours is to ignore it (RFC 9110, 7.8).
+
+        So a new parser gets the head once more, without what asks for the upgrade, then what follows it.
+        """
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            head, (end,) = self._head_without_upgrade(), upgrade.args
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
+            self._parse(head + data[end:])
+
+    def _head_without_upgrade(self) -> bytes:
+        version = self.parser.get_http_version().encode()
+        kept = [b"%s: %s\r\n" % header for header in self.headers if header[0] != b"upgrade"]
+        return b"%s %s HTTP/%s\r\n%s\r\n" % (self.parser.get_method(), self.url, version, b"".join(kept))
 
     def on_message_begin(self) -> None:
         """A head begins."""
@@ -127,10 +143,15 @@ class BoundedConnection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The head is there; it may still be too large, for it may have come at once."""
+        if self.parser.get_method() == b"CONNECT":
+            self._end(_NO_TUNNEL)
+        if self.parser.should_upgrade():
+            return  # it comes again
         size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
         if size > self._limits.max_head_bytes or len(self.headers) > self._limits.max_headers:
             self._is_too_large = True
             raise ValueError("too large")  # ends the parsing
+        self._check_codings()
         if self._is_answering:
             self._let_wait(size)
         super().on_headers_complete()
@@ -148,6 +169,8 @@ class BoundedConnection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """The body is there; what comes next is a head."""
+        if self.parser.should_upgrade():
+            return
         super().on_message_complete()
         self._expects_head = True
         self._bytes_beside = 0
@@ -194,8 +217,21 @@ class BoundedConnection(HttpToolsProtocol):
         self._waiting_bytes += size
         is_one_more = self._expects_head and len(self.pipeline) >= _MOST_WAITING
         if is_one_more or self._waiting_bytes > _MOST_WAITING_BYTES:
-            self._refuse(_TOO_EARLY)
-            raise ValueError("too much waits")
+            self._end(_TOO_EARLY)
+
+    def _check_codings(self) -> None:
+        """A body in a coding that we don't undo must not be taken for the body itself (RFC 9112, 6.1)."""
+        given = [value for name, value in self.headers if name == b"transfer-encoding"]
+        codings = [coding.strip().lower() for coding in b",".join(given).split(b",")] if given else []
+        if set(codings) - {b"chunked", b""}:
+            self._end(_UNKNOWN_CODING)
+        if codings and (codings != [b"chunked"] or self.parser.get_http_version() == "1.0"):
+            self._end(_MALFORMED)
+
+    def _end(self, refusal: "_Refusal") -> NoReturn:
+        """End the parsing, from within a callback of the parser."""
+        self._refuse(refusal)
+        raise ValueError(refusal.code)
 
     def _start_head_clock(self) -> None:
         if self._head_clock is None:
@@ -297,5 +333,11 @@ _TOO_EARLY = _Refusal(
     "too_many_requests_at_once",
     f"At most {_MOST_WAITING} requests, {_MOST_WAITING_BYTES} bytes together, may wait on a connection while "
     "an earlier one is answered; wait for answers, or open more connections.",
+)
+_NO_TUNNEL = _Refusal(501, "not_implemented", "This is no proxy: CONNECT is not supported.")
+_UNKNOWN_CODING = _Refusal(
+    501,
+    "not_implemented",
+    "The Transfer-Encoding is not supported; send the body as it is, with a Content-Length or chunked.",
 )
 _MALFORMED = _Refusal(400, "malformed_request", "This is no HTTP/1.1 request; look at what sends it.")

@@ -3,12 +3,11 @@
 from abc import ABC, abstractmethod
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
+from app.api.bodies import Body
 from app.api.neutral import PLAIN
 from app.serving.constraints import Constraint, ConstraintKind
-
-_STRICT = ConfigDict(extra="forbid", strict=True)
 
 Schema = Annotated[dict[str, Any], Field(description="A JSON schema, within what llguidance knows")]
 # With plain alternatives, an error would be told of each.
@@ -22,10 +21,8 @@ SchemaOrText = Annotated[
 ]
 
 
-class _Format(BaseModel, ABC):
+class _Format(Body, ABC):
     """What an answer is to be; `where` is the field that holds it."""
-
-    model_config = _STRICT
 
     @abstractmethod
     def constraint(self, where: str) -> Constraint | None:
@@ -60,10 +57,8 @@ class JsonObjectFormat(_Format):
         return Constraint(ConstraintKind.JSON_SCHEMA, given, where)
 
 
-class NamedSchema(BaseModel):
+class NamedSchema(Body):
     """A schema, and what the client calls it."""
-
-    model_config = _STRICT
 
     name: Annotated[str, Field(max_length=256)] | None = None
     description: Annotated[str, Field(max_length=4096)] | None = None
@@ -120,10 +115,8 @@ ResponseFormat = Annotated[
 Grammar = Annotated[JsonFormat | JsonSchemaFormat | RegexFormat, Field(discriminator="type", title="Grammar")]
 
 
-class StructuredOutputs(BaseModel):
+class StructuredOutputs(Body):
     """Exactly one of these."""
-
-    model_config = _STRICT
 
     choice: list[str] | None = None
     regex: str | None = None

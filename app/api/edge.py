@@ -53,7 +53,8 @@ class Edge:
             await self._app(scope, receive, send)
             return
         exchange = _Exchange(scope, receive, send, self._state, self._body_limit(scope))
-        refusal = self._refusal(scope, Headers(scope=scope)) or self._door.refusal(scope)
+        headers = Headers(scope=scope)
+        refusal = self._refusal(scope, headers) or self._door.refusal(scope) or _coded(scope, headers)
         if refusal is not None:
             await refusal(scope, receive, exchange.send)
         elif exchange.declares_too_much():
@@ -236,6 +237,16 @@ class _Exchange:
                         return
         except TimeoutError:
             return
+
+
+def _coded(scope: Scope, headers: Headers) -> JSONResponse | None:
+    """A body is read as it is: undoing a coding would let a small one become a large one."""
+    codings = ",".join(headers.getlist("content-encoding")).lower().split(",")
+    if scope["method"] in _SAFE_METHODS or not {coding.strip() for coding in codings} - {"", "identity"}:
+        return None
+    message = "Bodies in a Content-Encoding are not taken; send it uncompressed, without this header."
+    body = envelope(message, kind="invalid_request_error", code="unsupported_media_type")
+    return JSONResponse(body, 415, {"accept-encoding": "identity"})
 
 
 def _forbidden(message: str) -> JSONResponse:

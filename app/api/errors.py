@@ -2,7 +2,8 @@
 
 import logging
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
@@ -59,6 +60,11 @@ _TGI_WORDS = {
         ("invalid_request", "request_too_long", "context_length_exceeded", "payload_too_large"), "validation"
     ),
 }
+_MOST_PROBLEMS = 8
+_EXPECTED = "Input should be "
+_JSON = {"True": "true", "False": "false", "None": "null"}
+_FIELD = re.compile(r"(?!(?:str|int|float|bool|dict|list)$)[a-z_]+")
+_PYTHON = re.compile(r"\b(?:True|False|None)\b")
 _INTERNAL = "Something went wrong inside the server; its log has the details under this X-Request-Id."
 
 
@@ -136,19 +142,38 @@ async def _on_disconnect(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _on_validation(request: Request, error: Exception) -> JSONResponse:
-    """The first problem in full, the others by name; never the values, which may be private."""
+    """What is wrong by its place; never the values, which may be private."""
     assert isinstance(error, RequestValidationError)
-    problems = error.errors()
-    param = _path(problems[0]) if problems else None
-    message = "; ".join(_describe(problem) for problem in problems[:8]) or "The request is malformed"
+    problems = _by_place(error)
+    message = (
+        "; ".join(_describe(path, found) for path, found in problems.items()) or "The request is malformed"
+    )
+    param = next(iter(problems), None)
     return JSONResponse(
         envelope(message + ".", kind="invalid_request_error", code="invalid_request", param=param), 422
     )
 
 
-def _describe(problem: Mapping[str, Any]) -> str:
-    path = _path(problem)
-    kind = problem.get("type")
+def _by_place(error: RequestValidationError) -> dict[str | None, list[Mapping[str, Any]]]:
+    """The first problems by their paths.
+
+    Of a union's alternatives pydantic tells one by one: those that fit less far into the value are left out.
+    """
+    found: dict[str | None, list[Mapping[str, Any]]] = {}
+    for problem in error.errors()[:_MOST_PROBLEMS]:
+        found.setdefault(_path(problem, error.body), []).append(problem)
+    deeper = [path for path in found if path is not None]
+    return {
+        path: problems
+        for path, problems in found.items()
+        if path is None or not any(other.startswith(f"{path}.") for other in deeper)
+    }
+
+
+def _describe(path: str | None, problems: list[Mapping[str, Any]]) -> str:
+    """A sentence without its full stop; several problems at one path are alternatives."""
+    problem = problems[0]
+    kind = problem["type"]
     if kind == "json_invalid":
         why = problem.get("ctx", {}).get("error", "malformed")
         return f"The body is not JSON: {why} at character {problem['loc'][-1]}"
@@ -158,15 +183,45 @@ def _describe(problem: Mapping[str, Any]) -> str:
         return "The body must be a JSON object, with the header content-type: application/json"
     if kind == "finite_number":
         return f"{path} must be a finite number"
-    message = str(problem.get("msg", "is not valid")).removeprefix("Value error, ").rstrip(".")
+    first, *others = dict.fromkeys(map(_message, problems))
+    message = " or ".join([first, *(other.removeprefix(_EXPECTED) for other in others)])
     if path is None:
         return message
     return f"{path} {message}" if kind == PLAIN else f"{path}: {message}"
 
 
-def _path(problem: Mapping[str, Any]) -> str | None:
+def _message(problem: Mapping[str, Any]) -> str:
+    """In words for who knows JSON, and neither Python nor pydantic."""
+    kind = problem["type"]
+    if kind in ("model_type", "model_attributes_type"):
+        return f"{_EXPECTED}a valid dictionary"
+    if kind == "union_tag_invalid":
+        tags = problem["ctx"]["expected_tags"].replace(", ", " or ")
+        return f"{problem['ctx']['discriminator']} should be {tags}"
+    if kind == "string_pattern_mismatch":
+        return "does not match the pattern that GET /openapi.json shows"
+    if kind == "union_tag_not_found":
+        return f"the field {problem['ctx']['discriminator']} is required"
+    message = str(problem.get("msg", "is not valid")).removeprefix("Value error, ").rstrip(".")
+    return _PYTHON.sub(lambda name: _JSON[name[0]], message) if kind == "literal_error" else message
+
+
+def _path(problem: Mapping[str, Any], body: Any) -> str | None:
     """`parameters.top_p`: where in the body (or query) the problem is."""
-    if problem.get("type") == "json_invalid":
+    source, *parts = problem["loc"]
+    if problem["type"] == "json_invalid":
         return None  # the place is a number of characters
-    parts = [str(part)[:64] for part in problem.get("loc", ())]
-    return ".".join(part for part in parts[1:] if not part.startswith("<")) or None
+    if source == "body":
+        parts = [*_walk(body, parts)]
+    return ".".join(str(part)[:64] for part in parts) or None
+
+
+def _walk(value: Any, parts: list[Any]) -> Iterator[Any]:
+    """What of a path is there in the body, or is a field that it lacks; pydantic also names alternatives."""
+    for part in parts:
+        is_item = isinstance(value, list) and isinstance(part, int)
+        if is_item or (isinstance(value, Mapping) and part in value):
+            value = value[part]
+            yield part
+        elif part is parts[-1] and isinstance(value, Mapping) and _FIELD.fullmatch(str(part)):
+            yield part

@@ -4,12 +4,12 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fastapi import Request, Response
-from fastapi.routing import APIRoute
 
+from app.api.bodies import JsonRoute
 from app.api.state import services
 
 
-class GatedRoute(APIRoute):
+class GatedRoute(JsonRoute):
     """A route that generates or tokenizes: while the server isn't ready, or is full, its answer is 503."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:

@@ -3,9 +3,7 @@
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Discriminator,
     Field,
     Tag,
@@ -13,10 +11,10 @@ from pydantic import (
     field_validator,
 )
 
+from app.api.bodies import Body
 from app.api.neutral import PLAIN, Neutral, wrong
 from app.serving.answers import Message
 
-_STRICT = ConfigDict(extra="forbid", strict=True)
 _TEXT, _PARTS = "<text>", "<parts>"
 _NO_TOOLS = "this server calls no tools; leave it out, and say what matters of it in the content"
 
@@ -29,10 +27,8 @@ def _only_text(part: Any) -> Any:
     return part
 
 
-class TextPart(BaseModel):
+class TextPart(Body):
     """A part of a message's content."""
-
-    model_config = _STRICT
 
     type: Literal["text"]
     text: str
@@ -56,10 +52,8 @@ Content = Annotated[
 ]
 
 
-class ChatMessage(BaseModel):
+class ChatMessage(Body):
     """A message of a chat. Any field may be null, and what an answer holds may come back."""
-
-    model_config = _STRICT
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Content | None = Field(

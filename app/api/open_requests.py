@@ -16,6 +16,7 @@ class OpenRequests:
         self._count = 0
         self._held_bytes = 0
         self._bodies: set[asyncio.Timeout] = set()  # one for each request that waits for more of its body
+        self.parsing = asyncio.Lock()  # held by the one whose large body is parsed
         self._changed = threading.Condition()  # notified when the last one has ended
 
     @contextlib.contextmanager

@@ -5,8 +5,6 @@ from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Discriminator,
     Field,
     Tag,
@@ -15,6 +13,7 @@ from pydantic import (
     model_validator,
 )
 
+from app.api.bodies import Body
 from app.api.constraint_schemas import ResponseFormat, StructuredOutputs
 from app.api.messages import ChatMessage
 from app.api.neutral import PLAIN, Neutral, wrong
@@ -156,10 +155,8 @@ class _OpenAi(SharedParameters):
         return self.max_tokens
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(Body):
     """What else a stream tells."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     include_usage: bool = False
     include_obfuscation: bool = False

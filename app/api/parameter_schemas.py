@@ -2,8 +2,9 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from app.api.bodies import Body
 from app.serving import parameters as bounds
 
 Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=bounds.MAX_IDS)]
@@ -14,10 +15,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 _OTHER_NAMES = {"min_tokens": "min_new_tokens", "ignore_eos_token": "ignore_eos"}
 
 
-class SharedParameters(BaseModel):
+class SharedParameters(Body):
     """What is not given, or null, comes from the task, then from the base's generation config."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     top_k: int | None = Field(None, ge=0, le=bounds.MAX_TOP_K, description="0 or -1: off")
     top_p: float | None = Field(None, gt=0, le=1)

@@ -6,8 +6,9 @@ clients send out of habit are known, and must have their neutral value.
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
 
+from app.api.bodies import Body
 from app.api.constraint_schemas import Grammar
 from app.api.neutral import PLAIN
 from app.api.parameter_schemas import SharedParameters, Stops
@@ -24,18 +25,18 @@ _LATER = "is not supported yet"
 Reference = Annotated[str, Field(min_length=1, max_length=MAX_REFERENCE_CHARS)]
 
 
-TEXT_TAG, FIELDS_TAG = "<text>", "<fields>"  # in the paths of errors; no field of a template is so named
+_TEXT, _FIELDS = "<text>", "<fields>"
 
 
 def _inputs_tag(value: Any) -> str | None:
     if isinstance(value, str):
-        return TEXT_TAG
-    return FIELDS_TAG if isinstance(value, dict) else None
+        return _TEXT
+    return _FIELDS if isinstance(value, dict) else None
 
 
 # With plain alternatives, an error would be told of each.
 Inputs = Annotated[
-    Annotated[str, Tag(TEXT_TAG)] | Annotated[dict[str, str], Tag(FIELDS_TAG)],
+    Annotated[str, Tag(_TEXT)] | Annotated[dict[str, str], Tag(_FIELDS)],
     Discriminator(
         _inputs_tag,
         custom_error_type=PLAIN,
@@ -44,13 +45,7 @@ Inputs = Annotated[
 ]
 
 
-class _Strict(BaseModel):
-    """No unknown fields, no NaN, no "5" for 5 or "yes" for true; a whole number may stand for a float."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class LabelledChoice(_Strict):
+class LabelledChoice(Body):
     """A label whose scored text isn't its name."""
 
     value: str = Field(min_length=1, max_length=MAX_CHOICE_CHARS)
@@ -133,7 +128,7 @@ _NEUTRAL: dict[str, Any] = {
 }
 
 
-class GenerateRequest(_Strict):
+class GenerateRequest(Body):
     """A task, its inputs, how to generate."""
 
     task_id: Reference | None = Field(
@@ -190,14 +185,14 @@ class GenerateStreamRequest(GenerateRequest):
         return True
 
 
-class TokenizeRequest(_Strict):
+class TokenizeRequest(Body):
     """What is to be tokenized, as /generate takes it."""
 
     task_id: Reference | None = None
     inputs: Inputs
 
 
-class DetokenizeRequest(_Strict):
+class DetokenizeRequest(Body):
     """Ids of the base model's vocabulary."""
 
     ids: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=MAX_IDS)]
@@ -267,7 +262,7 @@ class GenerateResponse(BaseModel):
     samples: list[Sample] | None = None
 
 
-class AliasRequest(_Strict):
+class AliasRequest(Body):
     """What an alias is to mean: one version, or several by weight."""
 
     version: Annotated[int, Field(ge=1)] | None = None
@@ -293,7 +288,7 @@ class AliasRequest(_Strict):
         return {int(version): weight for version, weight in (self.weights or {}).items()}
 
 
-class ReasonRequest(_Strict):
+class ReasonRequest(Body):
     """Why, for the record."""
 
     why: Annotated[str, Field(max_length=1000)] = ""
@@ -309,7 +304,7 @@ class StreamEvent(BaseModel):
     details: dict[str, Any] | None
 
 
-class RollbackRequest(_Strict):
+class RollbackRequest(Body):
     """Which alias goes back, and why, for the record."""
 
     alias: Annotated[str, Field(min_length=1, max_length=64)] | None = None

@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse
 
 from app.api.access import needs
 from app.api.answer_schemas import Moved, Published, Retirement, TaskPage, TaskRecord
+from app.api.bodies import JsonRoute
 from app.api.callers import Caller, Calling
 from app.api.schemas import AliasRequest, ErrorEnvelope, ReasonRequest, RollbackRequest
 from app.api.state import Services, services
@@ -25,7 +26,7 @@ from app.store.references import DEFAULT_ALIAS
 
 audit = logging.getLogger("promptplex.audit")
 
-router = APIRouter(prefix="/tasks", tags=["tasks"])
+router = APIRouter(prefix="/tasks", tags=["tasks"], route_class=JsonRoute)
 
 MAX_PAGE = 1000
 NO_ALIAS = "none"

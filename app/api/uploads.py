@@ -1,13 +1,15 @@
 """Reading an upload's multipart body: which parts there may be, and how they are read."""
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
 from fastapi import Request
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
 
 from app.errors import InvalidRequest, PayloadTooLarge
 from app.store.files import write_error
@@ -15,6 +17,8 @@ from app.store.strict_json import JsonError, parse_json
 
 PARTS = ("prompt", "config", "task")
 MAX_JSON_PART_BYTES = 1 << 20
+_MAX_PARTS = 8
+_TAIL_BYTES = 512  # more than the longest boundary
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,10 +50,55 @@ async def upload_form(request: Request) -> AsyncIterator[FormData]:
         yield form
 
 
+async def _read_form(request: Request) -> FormData:
+    try:
+        return await _FormReader(request).parse()
+    except MultiPartException as error:
+        raise HTTPException(400, f"The multipart body can't be read: {error.message.rstrip('.')}.") from None
+
+
+class _FormReader(MultiPartParser):
+    """Starlette's, which would take the parts before a missing end for all of them.
+
+    Every part is a file, so that its bytes stay as they came, whatever charset the body claims.
+    """
+
+    def __init__(self, request: Request) -> None:
+        super().__init__(request.headers, self._whole(request.stream()), max_files=_MAX_PARTS, max_fields=0)
+        self._has_end = False
+
+    async def _whole(self, stream: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+        """Raises MultiPartException where the body stops before its closing boundary, or goes on after it."""
+        boundary = parse_options_header(self.headers["content-type"])[1].get(b"boundary", b"")
+        before = b""
+        async for chunk in stream:
+            had_end = self._has_end
+            yield chunk  # it is parsed now
+            seen = before + chunk
+            if self._has_end and (chunk if had_end else seen.partition(b"\r\n--%s--" % boundary)[2]).strip():
+                raise MultiPartException("something follows its closing boundary; send the parts alone")
+            before = seen[-_TAIL_BYTES:]
+        if not self._has_end:
+            raise MultiPartException("it stops before its closing boundary; send all of it")
+
+    def on_headers_finished(self) -> None:
+        """What a part is called, by one header and one name."""
+        part = self._current_part
+        names = [value for header, value in part.item_headers if header == b"content-disposition"]
+        if len(names) > 1:
+            raise MultiPartException("A part has two Content-Disposition headers")
+        part.content_disposition = b'form-data; filename=""; ' + b"".join(names)
+        super().on_headers_finished()
+
+    def on_end(self) -> None:
+        """The closing boundary was there."""
+        self._has_end = True
+
+
 @contextlib.asynccontextmanager
 async def _parsed_form(request: Request) -> AsyncIterator[FormData]:
     try:
-        form = await request.form(max_files=8, max_fields=8, max_part_size=MAX_JSON_PART_BYTES)
+        form = await _read_form(request)
     except OSError as error:
         if error.errno is None:  # no system call's: the connection's
             raise
