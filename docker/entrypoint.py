@@ -1,4 +1,5 @@
-"""What a container does before it serves: keys where there are none, samples where the demo is served.
+"""What a container does before it serves: keys where there are none, samples where the demo is served,
+a password for Grafana where one is asked for.
 
 Then it becomes `promptplex`, so that the server is the container's first process and hears SIGTERM
 itself. Arguments are those of `promptplex serve`, or any other command of `promptplex`.
@@ -6,6 +7,7 @@ itself. Arguments are those of `promptplex serve`, or any other command of `prom
 
 import fcntl
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -32,6 +34,9 @@ def prepare(arguments: list[str]) -> None:
     if keys_file is not None:
         metrics_key_file = os.environ.get("METRICS_KEY_FILE")
         make_keys(Path(keys_file), Path(metrics_key_file) if metrics_key_file else None)
+    password_file = os.environ.get("GRAFANA_PASSWORD_FILE")
+    if password_file:
+        make_password(Path(password_file))
     if chosen("model", arguments) in (None, DEMO):
         add_samples(Path(chosen("store", arguments) or SAMPLES))
 
@@ -70,6 +75,21 @@ def make_keys(keys_file: Path, metrics_key_file: Path | None) -> None:
             write_secret(metrics_key_file, add_key("prometheus", ("metrics",), unfinished), mode=0o640)
         unfinished.replace(keys_file)
     say(f"made {keys_file}; the key that may do everything is in {admin_key_file}")
+
+
+def make_password(path: Path) -> None:
+    """A random one in a file of its own, where there is none; it appears whole, and once for all replicas."""
+    if path.exists():
+        return
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    write_secret(unfinished, secrets.token_urlsafe(24), mode=0o640)
+    try:
+        path.hardlink_to(unfinished)
+    except FileExistsError:  # another replica was faster
+        return
+    finally:
+        unfinished.unlink()
+    say(f"Grafana's password, for its user admin, is in {path}")
 
 
 def add_key(name: str, scopes: tuple[str, ...], keys_file: Path) -> str:

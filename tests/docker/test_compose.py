@@ -64,6 +64,7 @@ def test_every_service_is_confined(services: Document) -> None:
         assert service["cap_drop"] == ["ALL"], name
         assert service["security_opt"] == ["no-new-privileges:true"], name
         assert service["deploy"]["resources"]["limits"]["memory"], name
+        assert 0 < service["pids_limit"] <= 2048, name
         assert "privileged" not in service, name
 
 
@@ -71,6 +72,17 @@ def test_ports_are_open_to_this_machine_only(services: Document) -> None:
     ports = [port for service in services.values() for port in service.get("ports", ())]
     assert len(ports) == 4
     assert all(port.startswith("127.0.0.1:") for port in ports)
+
+
+def test_grafana_wants_the_password_that_the_entrypoint_made(services: Document) -> None:
+    grafana, server = services["grafana"], services["promptplex"]
+    assert grafana["environment"]["GF_AUTH_ANONYMOUS_ENABLED"] == "false"
+    assert not [name for name in grafana["environment"] if name.startswith("GF_AUTH_DISABLE")]
+    password = server["environment"]["GRAFANA_PASSWORD_FILE"]
+    assert grafana["environment"]["GF_SECURITY_ADMIN_PASSWORD__FILE"] == password
+    assert grafana["group_add"] == [settled("serve").user.split(":")[1]]
+    assert "metrics-key:/metrics-key:ro" in grafana["volumes"]
+    assert "metrics-key:/metrics-key" in server["volumes"]
 
 
 def test_redis_is_bounded_forgetful_and_private(services: Document) -> None:

@@ -175,6 +175,21 @@ def test_keys_that_are_there_are_left_alone(container: Container) -> None:
     assert f"Prometheus finds no key in {container.metrics_key}" in done.stderr
 
 
+def test_grafanas_password_is_made_once(container: Container) -> None:
+    container.run("--port", "no number")
+    folder = container.metrics_key.parent
+    assert [path.name for path in folder.iterdir()] == ["key"]  # nobody asked for one
+    file = folder / "grafana-password"
+    container.environment["GRAFANA_PASSWORD_FILE"] = str(file)
+    first = container.run("--port", "no number")
+    password = file.read_text().strip()
+    assert (len(password) >= 32, mode(file), str(file) in first.stderr) == (True, 0o640, True)
+    assert password not in first.stderr
+    assert sorted(path.name for path in folder.iterdir()) == ["grafana-password", "key"]
+    container.run("--port", "no number")
+    assert file.read_text().strip() == password
+
+
 def test_a_missing_directory_for_keys_is_said(container: Container) -> None:
     shutil.rmtree(container.keys.parent)
     done = container.run()

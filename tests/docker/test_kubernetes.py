@@ -43,11 +43,17 @@ def test_kustomize_takes_them_all() -> None:
     done = subprocess.run([kubectl, "kustomize", str(FOLDER)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     kinds = [manifest["kind"] for manifest in yaml.safe_load_all(done.stdout)]
-    assert sorted(kinds) == ["Deployment", "PersistentVolumeClaim", "PodDisruptionBudget", "Service"]
+    assert sorted(kinds) == [
+        "Deployment",
+        "NetworkPolicy",
+        "PersistentVolumeClaim",
+        "PodDisruptionBudget",
+        "Service",
+    ]
 
 
 def test_kubernetes_own_schema_takes_them() -> None:
-    for name in ("deployment", "service", "persistentvolumeclaim", "poddisruptionbudget"):
+    for name in ("deployment", "service", "networkpolicy", "persistentvolumeclaim", "poddisruptionbudget"):
         kubernetes_validate.validate(read(name), "1.33", strict=True)
 
 
@@ -79,6 +85,19 @@ def test_the_pod_can_do_nothing_but_serve(pod: Manifest, container: Manifest) ->
         "capabilities": {"drop": ["ALL"]},
     }
     assert pod["automountServiceAccountToken"] is False
+
+
+def test_only_who_is_named_may_talk_to_the_pods(container: Manifest) -> None:
+    policy = read("networkpolicy")["spec"]
+    assert policy["podSelector"]["matchLabels"] == LABEL
+    assert policy["policyTypes"] == ["Ingress", "Egress"]
+    (ingress,) = policy["ingress"]
+    assert [port["port"] for port in ingress["ports"]] == [container["ports"][0]["name"]]
+    prometheus = read("scaledobject")["spec"]["triggers"][0]["metadata"]["serverAddress"]
+    (expression,) = ingress["from"][1]["namespaceSelector"]["matchExpressions"]
+    assert prometheus.split(".")[1] in expression["values"]
+    assert all(rule["to"] and rule["ports"] for rule in policy["egress"])  # nothing is open to everywhere
+    assert {port["port"] for rule in policy["egress"] for port in rule["ports"]} == {53, 6379}
 
 
 def test_three_probes_ask_the_routes_that_need_no_key(container: Manifest) -> None:
