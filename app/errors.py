@@ -48,11 +48,16 @@ class InvalidRequest(PromptplexError):
 class RequestTooLong(InvalidRequest):
     """The request exceeds a position or memory limit even when it runs alone.
 
-    `limit` tokens are what there is room for, `asked` says in words what was asked for.
+    There is room for `limit` tokens where that isn't the model's own limit; `asked` says in words for what.
     """
 
     def __init__(
-        self, message: str, *, param: str | None = None, limit: int | None = None, asked: str | None = None
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        limit: int | None = None,
+        asked: str = "more than that",
     ) -> None:
         super().__init__(message, param=param)
         self.limit = limit

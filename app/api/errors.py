@@ -21,6 +21,7 @@ log = logging.getLogger("promptplex.api")
 
 # status, type, code. The first entry that matches the exception's class or one of its bases counts.
 _MAPPING: Mapping[type[errors.PromptplexError], tuple[int, str, str]] = {
+    errors.ContextLengthExceeded: (400, "invalid_request_error", "context_length_exceeded"),
     errors.RequestTooLong: (422, "invalid_request_error", "request_too_long"),
     errors.InvalidRequest: (422, "invalid_request_error", "invalid_request"),
     errors.UnsafeFile: (415, "invalid_request_error", "unsafe_file"),

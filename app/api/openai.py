@@ -67,9 +67,11 @@ async def completions(
         chunks = CompletionChunks(
             _head("text_completion", body, behind, admitted[0].version),
             prompts=[each.prompt_text if echo else None for each in admitted],
+            prompt_tokens=[len(each.prompt_ids) for each in admitted],
             num_prompts=len(prompts),
             logprobs=logprobs,
             usage=body.wants_usage,
+            usage_so_far=body.wants_usage_so_far,
         )
         return EventStreamResponse(started, chunks, end=chunks.end)
     results = await unless_client_leaves(request, generate_all(behind.generation, asks))
@@ -96,12 +98,14 @@ async def chat_completions(
     logprobs = bool(body.logprobs)
     if body.stream:
         started = await unless_client_leaves(request, start_all(behind.generation, asks))
+        admitted = [stream.admitted for stream in started.streams]
         chunks = ChatChunks(
-            _head("chat.completion", body, behind, started.streams[0].admitted.version),
-            num_choices=len(asks),
+            _head("chat.completion", body, behind, admitted[0].version),
+            prompt_tokens=[len(each.prompt_ids) for each in admitted],
             num_prompts=1,
             logprobs=logprobs,
             usage=body.wants_usage,
+            usage_so_far=body.wants_usage_so_far,
         )
         return EventStreamResponse(started, chunks, end=chunks.end)
     results = await unless_client_leaves(request, generate_all(behind.generation, asks))

@@ -54,6 +54,10 @@ def usage(results: Sequence[GenerationResult], num_prompts: int) -> dict[str, in
     per_prompt = len(results) // num_prompts
     prompt = sum(result.prompt_tokens for result in results[::per_prompt])
     completion = sum(len(result.tokens) for result in results)
+    return _usage(prompt, completion)
+
+
+def _usage(prompt: int, completion: int) -> dict[str, int]:
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
@@ -126,17 +130,32 @@ class _Chunks(ABC):
     """Writes the pieces of several answers as chunks, then the usage if it was asked for, then [DONE]."""
 
     def __init__(
-        self, head: Head, *, num_choices: int, num_prompts: int, logprobs: bool, usage: bool
+        self,
+        head: Head,
+        *,
+        prompt_tokens: Sequence[int],
+        num_prompts: int,
+        logprobs: bool,
+        usage: bool,
+        usage_so_far: bool = False,
     ) -> None:
+        """`prompt_tokens` of each answer; `usage_so_far`: every chunk tells its answer's usage."""
         self._head = head
+        self._prompt_tokens = prompt_tokens
         self._num_prompts = num_prompts
         self._logprobs = logprobs
         self._usage = usage
-        self._results: list[GenerationResult | None] = [None] * num_choices
+        self._usage_so_far = usage_so_far
+        self._counts = [0] * len(prompt_tokens)
+        self._so_far: Mapping[str, int] | None = None
+        self._results: list[GenerationResult | None] = [None] * len(prompt_tokens)
 
     def __call__(self, item: tuple[int, TextDelta]) -> bytes:
         """The chunks of one piece."""
         index, piece = item
+        if self._usage_so_far:
+            self._counts[index] += piece.token is not None
+            self._so_far = _usage(self._prompt_tokens[index], self._counts[index])
         if piece.result is not None:
             self._results[index] = piece.result
         return self._write(index, piece)
@@ -154,7 +173,7 @@ class _Chunks(ABC):
 
     def _chunk(self, choices: list[Mapping[str, Any]], used: Mapping[str, int] | None = None) -> bytes:
         chunk = self._head.object(is_chunk=True) | {"choices": choices}
-        return data_event(json_bytes(chunk | {"usage": used} if self._usage else chunk))
+        return data_event(json_bytes(chunk | {"usage": used or self._so_far} if self._usage else chunk))
 
     def _finish(self, piece: TextDelta) -> str | None:
         return None if piece.result is None else finish_reason(piece.result.finish)
@@ -165,7 +184,7 @@ class CompletionChunks(_Chunks):
 
     def __init__(self, head: Head, *, prompts: Sequence[str | None], **options: Any) -> None:
         """`prompts`: what is echoed before each answer, or None."""
-        super().__init__(head, num_choices=len(prompts), **options)
+        super().__init__(head, **options)
         self._offsets = [0] * len(prompts)
         self._echo = list(prompts)
 
@@ -173,8 +192,9 @@ class CompletionChunks(_Chunks):
         text = (self._echo[index] or "") + piece.text
         self._echo[index] = None
         logprobs = None
-        if self._logprobs and piece.token is not None:
-            logprobs = completion_logprobs([*piece.prompt_scores, piece.token], self._offsets[index])
+        tokens = [*piece.prompt_scores, *([] if piece.token is None else [piece.token])]
+        if self._logprobs and tokens:
+            logprobs = completion_logprobs(tokens, self._offsets[index])
         self._offsets[index] += len(text)
         choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": self._finish(piece)}
         return self._chunk([choice])

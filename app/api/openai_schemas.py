@@ -1,8 +1,9 @@
 """Bodies of the OpenAI routes. Unknown fields are refused; habits are taken where they change nothing."""
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import (
     Discriminator,
@@ -15,10 +16,12 @@ from pydantic import (
 
 from app.api.bodies import Body
 from app.api.constraint_schemas import ResponseFormat, StructuredOutputs
+from app.api.habits import OF_CHATS, OF_COMPLETIONS, without_habits
 from app.api.messages import ChatMessage
 from app.api.neutral import PLAIN, Neutral, wrong
-from app.api.parameter_schemas import SharedParameters, Stop, Stops
+from app.api.parameter_schemas import OTHER_NAMES, SharedParameters, Stop, Stops
 from app.api.schemas import Reference
+from app.errors import InvalidRequest
 from app.serving import parameters as bounds
 from app.serving.constraints import Constraint
 from app.serving.parameters import GenerationParameters, parse_parameters
@@ -35,17 +38,6 @@ LogitBias = Annotated[
     Field(max_length=MAX_BIASES),
 ]
 
-# What clients send out of habit, and the values at which it changes nothing.
-_HABITS: dict[str, tuple[Any, ...]] = {
-    "service_tier": ("auto", "default"),
-    "store": (False,),
-    "suffix": ("",),
-    "modalities": (["text"],),
-    "reasoning_effort": ("none",),
-    "prediction": (),
-    "audio": (),
-}
-
 
 _INSTEAD_OF_TOOLS = (
     "leave it out. For arguments as JSON, send their schema as response_format "
@@ -55,6 +47,8 @@ _INSTEAD_OF_TOOLS = (
 
 class _OpenAi(SharedParameters):
     """What completions and chats have in common."""
+
+    _habits: ClassVar[Mapping[str, tuple[Any, ...]]]
 
     model: Reference
     max_tokens: int | None = Field(None, ge=1, le=bounds.MAX_NEW_TOKENS)
@@ -91,13 +85,8 @@ class _OpenAi(SharedParameters):
 
     @model_validator(mode="before")
     @classmethod
-    def _drop_habits(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        for name, neutral in _HABITS.items():
-            if data.get(name) is not None and data[name] not in neutral:
-                raise ValueError(f"{name} is not supported; leave it out")
-        return {name: value for name, value in data.items() if name not in _HABITS}
+    def _without_habits(cls, data: Any) -> Any:
+        return without_habits(data, cls._habits, {**cls.model_fields, **OTHER_NAMES})
 
     @model_validator(mode="after")
     def _stream_options_need_a_stream(self) -> Self:
@@ -125,7 +114,12 @@ class _OpenAi(SharedParameters):
     @property
     def wants_usage(self) -> bool:
         """Whether a stream is to end with its usage."""
-        return self.stream_options is not None and self.stream_options.include_usage
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    @property
+    def wants_usage_so_far(self) -> bool:
+        """Whether every chunk of a stream is to have its usage."""
+        return self.wants_usage and bool(self.stream_options and self.stream_options.continuous_usage_stats)
 
     @property
     @abstractmethod
@@ -158,8 +152,11 @@ class _OpenAi(SharedParameters):
 class StreamOptions(Body):
     """What else a stream tells."""
 
-    include_usage: bool = False
-    include_obfuscation: bool = False
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = Field(
+        None, description="With include_usage: every chunk has the usage so far"
+    )
+    include_obfuscation: bool | None = None
 
 
 def _prompt_tag(value: Any) -> str | None:
@@ -188,10 +185,23 @@ Prompt = Annotated[
 class CompletionRequest(_OpenAi):
     """`POST /v1/completions`."""
 
+    _habits = OF_COMPLETIONS
+
     prompt: Prompt
     logprobs: int | None = Field(None, ge=0, le=bounds.MAX_TOP_TOKENS)
     echo: bool | None = None
-    best_of: Literal[1] | None = None
+    max_tokens: int | None = Field(
+        None, ge=0, le=bounds.MAX_NEW_TOKENS, description="0: nothing is generated, so that echo only scores"
+    )
+    best_of: int | None = Field(None, ge=1, le=MAX_N, description="As many as n")
+
+    @model_validator(mode="after")
+    def _best_of_none(self) -> Self:
+        if self.best_of not in (None, self.n or 1):
+            raise InvalidRequest(
+                "best_of is not supported; leave it out, or send what n is.", param="best_of"
+            )
+        return self
 
     @property
     def num_top(self) -> int | None:
@@ -213,6 +223,8 @@ class CompletionRequest(_OpenAi):
 
 class ChatRequest(_OpenAi):
     """`POST /v1/chat/completions`."""
+
+    _habits = OF_CHATS
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: int | None = Field(None, ge=1, le=bounds.MAX_NEW_TOKENS)

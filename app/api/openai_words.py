@@ -8,7 +8,8 @@ from fastapi.responses import JSONResponse
 
 from app.api.errors import envelope
 from app.api.gate import GatedRoute
-from app.errors import InvalidRequest, NotFound
+from app.api.state import Services, services
+from app.errors import ContextLengthExceeded, InvalidRequest, NotFound, RequestTooLong
 
 _NAMES_OF_TASKS = ("task_id", "alias")  # what is said of a malformed reference
 
@@ -25,6 +26,8 @@ class OpenAiRoute(GatedRoute):
                 return await handle(request)
             except NotFound as error:
                 return _no_model(error)
+            except RequestTooLong as error:
+                raise _too_long(error, request, await services(request)) from None
             except InvalidRequest as error:
                 if error.param in _NAMES_OF_TASKS:
                     return _no_model(error)
@@ -45,9 +48,24 @@ def _no_model(error: NotFound | InvalidRequest) -> JSONResponse:
     return JSONResponse(body, 404)
 
 
+def _too_long(error: RequestTooLong, request: Request, behind: Services) -> ContextLengthExceeded:
+    """As OpenAI says it; its clients look for these words, and know no `max_new_tokens`."""
+    words = _inputs_of(request)
+    limit = error.limit or behind.engine.geometry.max_positions
+    return ContextLengthExceeded(
+        f"This model's maximum context length is {limit} tokens. However, you requested {error.asked}. "
+        f"Please reduce the length of the {words}, or max_tokens.",
+        param="max_tokens" if (error.param or "").endswith("max_new_tokens") else words,
+    )
+
+
+def _inputs_of(request: Request) -> str:
+    return "messages" if "chat" in request.url.path else "prompt"
+
+
 def _restated(error: InvalidRequest, request: Request) -> InvalidRequest:
     """The same error, of what the body calls its inputs."""
-    words = "messages" if "chat" in request.url.path else "prompt"
+    words = _inputs_of(request)
     if error.param == "inputs":
         error.param = words
         error.message = error.message.replace("inputs", words)

@@ -12,7 +12,7 @@ Stop = Annotated[str, Field(min_length=1, max_length=bounds.MAX_STOP_CHARS)]
 Stops = Annotated[list[Stop], Field(max_length=bounds.MAX_STOPS)]
 Penalty = Annotated[float, Field(ge=-bounds.MAX_PENALTY, le=bounds.MAX_PENALTY)]
 Share = Annotated[float, Field(ge=0, le=1)]
-_OTHER_NAMES = {"min_tokens": "min_new_tokens", "ignore_eos_token": "ignore_eos"}
+OTHER_NAMES = {"min_tokens": "min_new_tokens", "ignore_eos_token": "ignore_eos"}
 
 
 class SharedParameters(Body):
@@ -55,11 +55,11 @@ class SharedParameters(Body):
         """Each parameter by our name; a top_k of -1 is vLLM's for 0."""
         if not isinstance(data, dict):
             return data
-        for other, name in _OTHER_NAMES.items():
+        for other, name in OTHER_NAMES.items():
             if data.get(other) is not None and data.get(name) is not None:
                 raise ValueError(f"{other} and {name} mean the same; send one of them")
-        renamed = {name: value for name, value in data.items() if name not in _OTHER_NAMES}
-        renamed |= {_OTHER_NAMES[name]: data[name] for name in _OTHER_NAMES if data.get(name) is not None}
+        renamed = {name: value for name, value in data.items() if name not in OTHER_NAMES}
+        renamed |= {OTHER_NAMES[name]: data[name] for name in OTHER_NAMES if data.get(name) is not None}
         return renamed | {"top_k": 0} if renamed.get("top_k") == -1 else renamed
 
     def shared(self) -> dict[str, Any]:

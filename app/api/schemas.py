@@ -10,8 +10,9 @@ from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
 
 from app.api.bodies import Body
 from app.api.constraint_schemas import Grammar
+from app.api.habits import OF_GENERATE, without_habits
 from app.api.neutral import PLAIN
-from app.api.parameter_schemas import SharedParameters, Stops
+from app.api.parameter_schemas import OTHER_NAMES, SharedParameters, Stops
 from app.serving import parameters as bounds
 from app.serving.choosing import ChoosingAsk
 from app.serving.manifest import MAX_CHOICE_CHARS, MAX_CHOICES
@@ -20,7 +21,6 @@ from app.serving.parameters import GenerationParameters, parse_parameters
 MAX_REFERENCE_CHARS = 512
 MAX_IDS = 1_000_000
 MAX_SAMPLES = 16
-_LATER = "is not supported yet"
 
 Reference = Annotated[str, Field(min_length=1, max_length=MAX_REFERENCE_CHARS)]
 
@@ -86,19 +86,10 @@ class Parameters(SharedParameters):
     details: bool = Field(True, description="Report tokens and counts")
     adapter_id: Reference | None = Field(None, description="Another name of task_id")
 
-    # Known, but only at the value that changes nothing.
-    best_of: Literal[1] | None = None
-    watermark: Literal[False] | None = None
-
     @model_validator(mode="before")
     @classmethod
-    def _only_neutral(cls, data: Any) -> Any:
-        """Say plainly what is not supported, rather than that it must be 1."""
-        if isinstance(data, dict):
-            for name, neutral in _NEUTRAL.items():
-                if not _is_neutral(data.get(name), neutral):
-                    raise ValueError(f"{name} {_LATER}; leave it out")
-        return data
+    def _without_habits(cls, data: Any) -> Any:
+        return without_habits(data, OF_GENERATE, {**cls.model_fields, **OTHER_NAMES}, "parameters.")
 
     def generation(self) -> GenerationParameters:
         """What the generation service is told."""
@@ -116,16 +107,7 @@ class Parameters(SharedParameters):
         return ChoosingAsk(choices=given, score_eos=self.score_eos, length_normalized=self.length_normalized)
 
 
-def _is_neutral(value: Any, neutral: Any) -> bool:
-    """In Python, True is 1 and False is 0; in JSON they aren't."""
-    return value is None or (value == neutral and isinstance(value, bool) == isinstance(neutral, bool))
-
-
 _PASSED_ON = tuple(GenerationParameters.__dataclass_fields__)
-_NEUTRAL: dict[str, Any] = {
-    "best_of": 1,
-    "watermark": False,
-}
 
 
 class GenerateRequest(Body):

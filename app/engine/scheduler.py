@@ -104,6 +104,8 @@ class Scheduler:
                 f"{len(request.token_ids)}, new {request.max_new_tokens}), but the server has "
                 f"{self.blocks.capacity * size}; ask for fewer new tokens or give the server more K/V memory",
                 param="max_new_tokens",
+                limit=self.blocks.capacity * size,
+                asked=f"{needed * size} tokens",
             )
 
     def add(self, sequence: Sequence) -> None:
@@ -315,7 +317,6 @@ class Scheduler:
         return news
 
     def _accept(self, sequence: Sequence, token: SampledToken, now: float) -> TokenDelta:
-        reason: FinishReason | None = None
         error = token.error
         is_first = sequence.num_generated == 0
         scores = sequence.scores if is_first else ()
@@ -325,11 +326,10 @@ class Scheduler:
                 "prompt is the likely cause: check its values, or roll the task back"
             )
         is_asked_for = error is None and sequence.request.max_new_tokens > 0
+        reason = FinishReason.LENGTH if error is None else None
         if is_asked_for:
             reason = sequence.accept(token.token_id, now)
             self.waiting.charge(sequence, 1)
-        elif error is None:
-            reason = FinishReason.LENGTH
         if reason is not None or error is not None:
             self.finish(sequence)
         return TokenDelta(

@@ -176,6 +176,7 @@ class Admission:
                 f"{param} has {len(ids)} token ids, but the base has {geometry.max_positions} positions; "
                 "send fewer.",
                 param=param,
+                asked=f"{len(ids)} tokens in the prompt alone",
             )
         if any(id_ >= geometry.vocab_size for id_ in ids):
             raise InvalidRequest(f"token ids must be from 0 to {geometry.vocab_size - 1}", param=param)
@@ -259,7 +260,6 @@ class Admission:
                 f"{virtual} virtual + {prompt} prompt + {wanted} new tokens are {total}, "
                 f"but the base has {limit} positions; shorten inputs, lower max_new_tokens, or set truncate.",
                 param="parameters.max_new_tokens" if left > 0 else "inputs",
-                limit=limit,
                 asked=f"{total} tokens ({virtual} learned, {prompt} of the prompt, {wanted} of the answer)",
             )
         return wanted if asked.max_new_tokens is not None else min(self._usual(parameters, prompt), left)

@@ -212,7 +212,7 @@ REFUSED: list[tuple[str, dict[str, Any], str | None, str]] = [
     ),
     ("/v1/completions", {"structured_outputs": {"choice": []}}, "structured_outputs.choice", "list of 1 to"),
     ("/v1/completions", {"structured_outputs": {"json": "{"}}, "structured_outputs.json", "JSON schema"),
-    ("/v1/completions", {"guided_regex": "a"}, "guided_regex", "no field"),
+    ("/v1/completions", {"guided_regex": "a"}, "guided_regex", "send structured_outputs"),
     (
         "/v1/completions",
         {"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}},
