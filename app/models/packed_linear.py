@@ -3,18 +3,23 @@
 `F.linear` reorders a weight at every call. A frozen weight can be reordered once, which makes
 products of few rows (decoding) up to about twice as fast on CPUs with native bf16. The layer it
 replaces stays the reference: each replacement is compared with it before it is used.
+
+oneDNN compiles a product anew for every number of rows, in a millisecond, and it and torch keep the
+last 1,024 of them, half a megabyte each. So large numbers of rows are rounded up to few.
 """
 
 from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from app.models.replacement import replace_modules
 
 # Rows that the blocked layout is chosen for; decoding steps have about as many.
 _TYPICAL_ROWS = 32
 _ROWS_COMPARED = 3
+_EXACT_ROWS = 64  # steps that only decode are not rounded: as many rows as run at once by default
 
 
 class PackedLinear(nn.Module):
@@ -35,16 +40,31 @@ class PackedLinear(nn.Module):
         return plain
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """`inputs [..., in]` -> `[..., out]`."""
-        product: Tensor = self._multiply(inputs, self._weight, self.bias, "none", [], "")
-        return product
+        """`inputs [..., N, in]` -> `[..., N, out]`."""
+        num_rows = inputs.shape[-2]
+        count = _rounded(num_rows)
+        if count == num_rows:
+            exact: Tensor = self._multiply(inputs, self._weight, self.bias, "none", [], "")
+            return exact
+        padded = functional.pad(inputs, (0, 0, 0, count - num_rows))
+        product: Tensor = self._multiply(padded, self._weight, self.bias, "none", [], "")
+        return product[..., :num_rows, :]
 
     def times(self, inputs: Tensor, factor: Tensor) -> Tensor:
         """`inputs [N, in]` -> `[N, out]`, multiplied by `factor [N, out]` while it is written."""
+        missing = (0, 0, 0, _rounded(len(inputs)) - len(inputs))
         product: Tensor = torch.ops.mkldnn._linear_pointwise.binary(
-            inputs, factor, self._weight, self.bias, "mul"
+            functional.pad(inputs, missing), functional.pad(factor, missing), self._weight, self.bias, "mul"
         )
-        return product
+        return product[: len(inputs)]
+
+
+def _rounded(num_rows: int) -> int:
+    """The next number of rows that there are products for: all that decode, then eight for each doubling."""
+    if num_rows <= _EXACT_ROWS:
+        return num_rows
+    step = 1 << ((num_rows - 1).bit_length() - 4)
+    return -(-num_rows // step) * step
 
 
 def pack_linears(model: nn.Module) -> int:
