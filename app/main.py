@@ -48,6 +48,7 @@ from app.settings import Settings
 from app.store.prompt_store import PromptStore, open_store
 from app.store.redis_tier import RedisTier
 from app.store.sources import TieredPromptSource
+from app.threads import Workers
 
 _T = TypeVar("_T")
 
@@ -187,9 +188,8 @@ def _on_outcome(metrics: Metrics, keys: Keyring | None) -> Callable[[Outcome], N
 
 
 def _redis_tier(settings: Settings, on_hint: Callable[[str], None]) -> RedisTier | None:
-    if settings.redis_url is None:
-        return None
-    return RedisTier(settings.redis_url.get_secret_value(), on_hint=on_hint)
+    url = settings.redis_url
+    return None if url is None else RedisTier(url.get_secret_value(), on_hint=on_hint)
 
 
 def _fetch(source: TieredPromptSource, digest: str) -> bytes:
@@ -204,9 +204,8 @@ def _publishing(
     store: PromptStore, generation: GenerationService, source: TieredPromptSource, redis: RedisTier | None
 ) -> PublishingService:
     """What is stored goes into the tiers at once, and other replicas hear of what is released."""
-    if redis is None:
-        return PublishingService(store, generation, on_stored=source.offer)
-    return PublishingService(store, generation, on_stored=source.offer, on_release=redis.publish_hint)
+    more = {} if redis is None else {"on_release": redis.publish_hint}
+    return PublishingService(store, generation, on_stored=source.offer, **more)
 
 
 def _take_hint(store: PromptStore, source: TieredPromptSource, task_id: str) -> None:
@@ -289,15 +288,14 @@ class PromptplexServer(uvicorn.Server):
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+        asyncio.get_running_loop().set_default_executor(Workers(8, "edge"))  # for what routes ask
         supervisor = asyncio.create_task(self._supervise())
         yield
         for task in (supervisor, self._watcher):
             if task is not None:
                 task.cancel()
         if self.state.services is not None:
-            self.state.services.upkeep.stop()
-            await asyncio.to_thread(self.state.services.engine.stop)
-            await asyncio.to_thread(self.state.services.source.close)
+            await asyncio.to_thread(self.state.services.close)
 
     async def _supervise(self) -> None:
         """Load, then wait for the engine's death: what ends either of them ends the process."""
@@ -364,7 +362,10 @@ class PromptplexServer(uvicorn.Server):
         if self.state.draining:
             os._exit(1)  # nothing is lost: what is acknowledged is on disk already
         self.state.draining = True
-        threading.Thread(target=self._drain, name="drain", daemon=True).start()
+        try:
+            threading.Thread(target=self._drain, name="drain", daemon=True).start()
+        except RuntimeError:  # no thread is to be had: what still runs gets its error with the shutdown
+            self.should_exit = True
 
     def _drain(self) -> None:
         services = self.state.services

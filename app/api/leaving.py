@@ -1,7 +1,6 @@
 """Clients that go away: nobody works for them any longer."""
 
 import asyncio
-import contextlib
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -30,8 +29,7 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, _T]) -> _T
     finally:
         for task in (working, leaving):
             task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await task
+        await asyncio.gather(working, leaving, return_exceptions=True)
 
 
 async def _client_leaves(receive: Receive) -> None:

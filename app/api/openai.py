@@ -1,5 +1,6 @@
 """`/v1/completions`, `/v1/chat/completions`, `/v1/models`: tasks as models, for clients of OpenAI's."""
 
+import asyncio
 import secrets
 import time
 from collections.abc import Sequence
@@ -7,7 +8,6 @@ from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
-from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response
 
 from app.api.access import needs
@@ -127,7 +127,7 @@ async def chat_completions(
 async def list_models(behind: Behind, calling: Calling) -> JSONResponse:
     """Tasks in order of their ids, after the base model."""
     catalog = Catalog(behind.store, behind.generation, calling.may_use)
-    rows = await run_in_threadpool(catalog.all)
+    rows = await asyncio.to_thread(catalog.all)
     base = behind.generation.base_name
     tasks = [
         _card(behind, row.task_id, row.live.version)
@@ -145,7 +145,7 @@ async def show_model(model: str, behind: Behind, calling: Calling) -> JSONRespon
     calling.require(model)
     if model == behind.generation.base_name:
         return JSONResponse(_card(behind, model, None))
-    version = await run_in_threadpool(behind.store.resolve, model)
+    version = await asyncio.to_thread(behind.store.resolve, model)
     return JSONResponse(_card(behind, model, version))
 
 

@@ -1,9 +1,10 @@
 """What operators and orchestrators ask: health, information, metrics."""
 
+import asyncio
+import logging
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Response
-from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, PlainTextResponse
 
 from app import __version__
@@ -12,10 +13,13 @@ from app.api.answer_schemas import Health, Info, Status, Version
 from app.api.callers import Caller, Calling
 from app.api.schemas import ErrorEnvelope
 from app.api.state import ApiConfig, Phase, ServerState, Services, api_config, server_state, services
+from app.errors import PromptplexError
 from app.keys.key import Scope
 from app.metrics import CONTENT_TYPE
 from app.serving import parameters as bounds
 from app.serving.catalog import Catalog
+
+log = logging.getLogger("promptplex.api")
 
 router = APIRouter(tags=["operations"])
 
@@ -41,7 +45,7 @@ async def health(state: State, calling: Calling) -> JSONResponse:
         | {
             "model": behind.generation.base_name,
             "device": behind.device,
-            **await run_in_threadpool(_store_health, behind, calling),
+            **await asyncio.to_thread(_store_health, behind, calling),
             "queue": {"running": engine.num_running, "waiting": engine.num_waiting},
             "redis": behind.redis(),
             "prompt_cache": _cache_health(behind),
@@ -53,7 +57,8 @@ def _store_health(behind: Services, calling: Caller) -> dict[str, Any]:
     try:
         tasks = Catalog(behind.store, behind.generation, calling.may_use).count()
         return {"store": "damaged" if behind.upkeep.num_damaged else "up", "tasks": tasks}
-    except Exception:  # whatever is wrong with the disk, this route tells
+    except (OSError, PromptplexError) as error:
+        log.warning("the store can't be read: %s", error)
         return {"store": "down", "tasks": None}
 
 
@@ -138,4 +143,4 @@ async def version() -> JSONResponse:
 async def metrics(state: State) -> Response:
     """Exposition format 0.0.4; while draining too."""
     behind = state.services or state.ready_services()
-    return Response(await run_in_threadpool(behind.metrics.render), media_type=CONTENT_TYPE)
+    return Response(await asyncio.to_thread(behind.metrics.render), media_type=CONTENT_TYPE)

@@ -56,6 +56,14 @@ class Services:
     probe: str = ""  # the figures of the load-time probe, in words
     redis: Callable[[], str] = field(default=lambda: "off")  # "up", "down" or "off"
 
+    def close(self) -> None:
+        """End all threads that were started for them; what still runs ends with EngineStopped."""
+        self.upkeep.stop()
+        self.engine.stop()
+        self.generation.close()
+        self.publishing.close()
+        self.source.close()
+
 
 class Phase(StrEnum):
     """Where the server is in its life."""

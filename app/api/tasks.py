@@ -1,11 +1,11 @@
 """Tasks: list, show, publish a version, move and roll back aliases, retire and restore."""
 
+import asyncio
 import logging
 from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
-from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
 from app.api.access import needs
@@ -75,7 +75,7 @@ async def list_tasks(
 ) -> JSONResponse:
     """Tasks in order of their ids, a page at a time."""
     catalog = Catalog(behind.store, behind.generation, calling.may_use)
-    rows, following = await run_in_threadpool(catalog.page, after, limit)
+    rows, following = await asyncio.to_thread(catalog.page, after, limit)
     return JSONResponse({"tasks": [_summary(row) for row in rows], "next": following})
 
 
@@ -196,7 +196,7 @@ async def show_task(task_id: str, behind: Behind, calling: Calling) -> JSONRespo
     """Versions, aliases, releases, templates, defaults, provenance."""
     calling.require(task_id)
     catalog = Catalog(behind.store, behind.generation)
-    return JSONResponse(_detail(await run_in_threadpool(catalog.detail, task_id)))
+    return JSONResponse(_detail(await asyncio.to_thread(catalog.detail, task_id)))
 
 
 def _record(calling: Caller, act: str, task_id: str, release: Release | None) -> None:

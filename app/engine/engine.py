@@ -6,7 +6,7 @@ import queue
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 from app.engine.blocks import KVBlocks
@@ -23,6 +23,7 @@ from app.models.attention.kv_cache import KVCache
 from app.models.backbone import Backbone
 from app.prompt import ModelGeometry, PromptSource
 from app.request import Request, TokenDelta
+from app.threads import Workers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +64,7 @@ class Engine:
         )
         self._config = config
         self._grammars = grammars
-        self._workers = ThreadPoolExecutor(NUM_WORKERS, thread_name_prefix="grammar")
+        self._workers = Workers(NUM_WORKERS, "grammar")
         self.backbone = backbone
         self._geometry = backbone.geometry
         self._router = OutputRouter()

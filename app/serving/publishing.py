@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -29,6 +29,7 @@ from app.serving.smoke import ExampleReport, SmokeTest, fixed_inputs, trial_ask
 from app.store.importers import import_prompt
 from app.store.prompt_store import PromptStore, Release
 from app.store.references import DEFAULT_ALIAS, check_alias, check_task_id
+from app.threads import Workers
 
 _T = TypeVar("_T")
 
@@ -66,7 +67,8 @@ class PublishingService:
         self._generation = generation
         self._admission = generation.admission
         self._smoke = SmokeTest(generation)
-        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="publishing")
+        self._threads = Workers(_THREADS, "publishing")
+        self._movers = Workers(1, "releasing")  # an alias moves at once, however long uploads take
         self._slots = asyncio.Semaphore(_THREADS)
         self._num_places = 0
 
@@ -134,12 +136,17 @@ class PublishingService:
 
     async def change(self, work: Callable[[PromptStore], Release]) -> Release:
         """Move an alias, roll back, retire, restore: do it on the store, and let other replicas know."""
-        release = await self._in_thread(lambda: work(self._store))
+        release = await self._in_thread(lambda: work(self._store), self._movers)
         self._on_release(release.task_id)
         return release
 
-    async def _in_thread(self, work: Callable[[], _T]) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+    def close(self) -> None:
+        """End the threads; what waits for one is cancelled, and was not acknowledged."""
+        self._threads.shutdown(cancel_futures=True)
+        self._movers.shutdown(cancel_futures=True)
+
+    async def _in_thread(self, work: Callable[[], _T], threads: Executor | None = None) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(threads or self._threads, work)
 
     def _check_names(self, task_id: str, alias: str | None) -> None:
         check_task_id(task_id)

@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import TypeVar, cast
 
@@ -25,6 +24,7 @@ from app.serving.together import together
 from app.serving.tokenization import PromptTokenizer
 from app.serving.writer import AnswerWriter, scored_tokens
 from app.store.prompt_store import PromptStore
+from app.threads import Workers
 
 _T = TypeVar("_T")
 
@@ -78,7 +78,11 @@ class GenerationService:
         self._eos_ids = eos_ids
         self._on_outcome = on_outcome
         self._served: Counter[str] = Counter()
-        self._threads = ThreadPoolExecutor(_ADMISSION_THREADS, thread_name_prefix="admission")
+        self._threads = Workers(_ADMISSION_THREADS, "admission")
+
+    def close(self) -> None:
+        """End the threads; what waits for one is cancelled."""
+        self._threads.shutdown(cancel_futures=True)
 
     @property
     def requests_served(self) -> Mapping[str, int]:

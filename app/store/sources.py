@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -19,12 +19,14 @@ from app.errors import EngineStopped, PromptplexError, Unavailable
 from app.prompt import Prompt
 from app.store.host_cache import HostCache
 from app.store.tiers import BlobStore, PromptTiers, RemoteTier
+from app.threads import Workers
 
 __all__ = ["BlobStore", "RemoteTier", "SourceStats", "TieredPromptSource"]
 
 _log = logging.getLogger(__name__)
 _HOST = "host"
 _NUM_READERS = 4  # threads that read the store
+_NUM_CHECKERS = 2  # threads that verify what the remote cache gave, look names up and take hints
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,10 +73,11 @@ class TieredPromptSource:
         self._load_seconds = 0.0
         self._closed = False
         self._lock = threading.Lock()  # guards all of the above; never held across I/O
-        self._readers = ThreadPoolExecutor(_NUM_READERS, thread_name_prefix="prompt-reader")
+        self._readers = Workers(_NUM_READERS, "prompt-reader")
         self._tiers = PromptTiers(store, remote, self._readers)
         self._tasks: set[asyncio.Task[Prompt]] = set()  # of the loop's thread
         self._loop = asyncio.new_event_loop()
+        self._loop.set_default_executor(Workers(_NUM_CHECKERS, "prompt-checker"))
         self._thread = threading.Thread(target=self._loop.run_forever, name="prompt-loader", daemon=True)
         self._thread.start()
         self._loop.call_soon_threadsafe(self._tiers.start)

@@ -48,8 +48,7 @@ def publish_all(base: Path, prompts: Path, store: Path) -> None:
             state = "published" if result.created else "unchanged"
             print(f"{directory.name}: version {result.version.version} {state}")
     finally:
-        services.engine.stop()
-        services.source.close()
+        services.close()
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
+from app.api.leaving import while_connected
 from app.api.state import ServerState
 from tests.api.server import client_of, services_of, serving
 from tests.api.test_generate import publish_text
@@ -123,3 +124,30 @@ def test_clients_that_leave_leave_nothing(tmp_path: Path) -> None:
 @pytest.mark.soak
 def test_a_thousand_clients_leave_nothing(tmp_path: Path) -> None:
     check_leaving(tmp_path, clients=1000, seed=1000)
+
+
+def test_a_cancellation_while_work_is_given_up_is_not_lost() -> None:
+    """As of a deadline or a shutdown, which comes when the client has left already."""
+
+    async def run() -> None:
+        given_up, go_on = asyncio.Event(), asyncio.Event()
+
+        async def work() -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                given_up.set()
+                await go_on.wait()
+
+        async def left() -> dict[str, str]:
+            return {"type": "http.disconnect"}
+
+        waiting = asyncio.ensure_future(while_connected(left, work()))
+        await given_up.wait()
+        waiting.cancel()
+        await asyncio.wait({waiting}, timeout=0.01)
+        go_on.set()
+        await asyncio.wait({waiting})
+        assert waiting.cancelled()
+
+    asyncio.run(run())

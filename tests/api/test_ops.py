@@ -54,6 +54,23 @@ def test_metrics_last_until_the_end(stack: Stack) -> None:
         error_of(client.post("/generate", json={"inputs": "a"}), 503)
 
 
+def test_a_store_that_cannot_be_read_is_down_and_the_log_says_why(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with (
+        running_stack(tmp_path / "store") as stack,
+        serving(ServerState(services=services_of(stack))) as url,
+        client_of(url) as client,
+    ):
+        (tmp_path / "store").mkdir(exist_ok=True)
+        (tmp_path / "store" / "tasks").symlink_to("tasks")  # a loop: it can't be opened, by root neither
+        body = client.get("/health").json()
+        assert (body["status"], body["store"], body["tasks"]) == ("ready", "down", None)
+        assert "the store can't be read" in caplog.text
+        stack.store.list_tasks = None  # a fault of ours is no fault of the disk, and is not called one
+        error_of(client.get("/health"), 500)
+
+
 def test_a_dead_engine_is_not_ready(tmp_path: Path) -> None:
     with (
         running_stack(tmp_path / "store") as stack,

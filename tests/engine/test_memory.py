@@ -1,12 +1,13 @@
 """What a server's memory comes to: 20,000 short requests of all lengths on the demo base, in bf16.
 
-    python -m pytest -m soak -s tests/engine/test_memory.py
+    python -m pytest -m soak tests/engine/test_memory.py
 
 prints the figures of docs/deployment.md, "Memory".
 """
 
 import random
 import resource
+import sys
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def resident_megabytes() -> float:
 
 
 @pytest.mark.soak
-def test_memory_is_level_after_the_first_requests() -> None:
+def test_memory_is_level_after_the_first_requests(capsys: pytest.CaptureFixture[str]) -> None:
     base = load_base(str(MODEL), dtype="bfloat16", device="cpu")
     engine = Engine(base.backbone, NoPrompts(), EngineConfig(kv_cache_bytes=64 << 20))
     engine.start()
@@ -43,8 +44,11 @@ def test_memory_is_level_after_the_first_requests() -> None:
     for number in range(0, NUM_REQUESTS, NUM_EVERY):
         serve(engine, number, base.backbone.geometry.vocab_size)
         levels.append(resident_megabytes())
-        print(f"{number + NUM_EVERY:6} requests: {levels[-1]:.0f} MB ({levels[0]:.0f} MB at the start)")
     engine.stop()
+    with capsys.disabled():
+        sys.stdout.write(
+            f"\nMB at the start, and after every {NUM_EVERY} requests: {[*map(round, levels)]}\n"
+        )
     assert levels[-1] - levels[2] < 60, "it grows no more after 4,000 requests"
     assert levels[-1] - levels[0] < 300, "it was 632 when every number of rows had its own products"
 

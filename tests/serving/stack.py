@@ -115,6 +115,7 @@ def running_stack(
     )
     metrics.watch(engine.stats, source.stats)
     engine.start()
+    publishing = PublishingService(store, generation)
     try:
         yield Stack(
             base,
@@ -124,12 +125,14 @@ def running_stack(
             source,
             engine,
             generation,
-            PublishingService(store, generation),
+            publishing,
             metrics,
             outcomes,
         )
     finally:
         engine.stop()
+        generation.close()
+        publishing.close()
         source.close()
 
 
