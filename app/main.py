@@ -19,7 +19,6 @@ from types import FrameType
 from typing import TypeVar
 
 import torch
-import uvicorn
 from fastapi import FastAPI
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -27,6 +26,7 @@ from app.api.access import public
 from app.api.access_log import note_outcome
 from app.api.app import create_app
 from app.api.connections import raise_open_files, server_config
+from app.api.crowd import QuietServer, room_for_connections
 from app.api.state import MAX_CONNECTIONS, ApiConfig, ServerState, Services
 from app.api.tracing import tracer_from_environment
 from app.console.pages import console_router
@@ -56,7 +56,6 @@ log = logging.getLogger("promptplex")
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _FETCH_SECONDS = 60  # for a prompt from any tier, by the upkeep
-_OTHER_FILES = 256  # open at once beside connections: of the store, uploads, Redis, libraries
 _LINGER_SECONDS = 0.25  # between the port's closing and that of connections without a request
 _CONNECTION_SECONDS = 10  # for answers still on their way to slow clients when everything else is done
 
@@ -246,8 +245,8 @@ def _report_tasks(store: PromptStore, generation: GenerationService) -> None:
     log.info("%d tasks can be served", num_servable)
 
 
-class PromptplexServer(uvicorn.Server):
-    """uvicorn, which here drains before it stops listening, and knows whether it failed."""
+class PromptplexServer(QuietServer):
+    """The server, which drains before it stops listening, and knows whether it failed."""
 
     def __init__(self, settings: Settings) -> None:
         """Raises KeyFileError where there are to be keys that can't be read."""
@@ -257,12 +256,13 @@ class PromptplexServer(uvicorn.Server):
         self.failed = False
         self._loader: threading.Thread | None = None
         self._watcher: asyncio.Task[None] | None = None
+        room = room_for_connections(raise_open_files(), MAX_CONNECTIONS)
         api = ApiConfig(
             max_body_bytes=settings.max_body_bytes,
             max_upload_bytes=settings.max_upload_bytes,
             allowed_hosts=settings.host_allow_list,
             allowed_origins=settings.allowed_origins,
-            max_connections=min(MAX_CONNECTIONS, max(1, raise_open_files() - _OTHER_FILES)),
+            max_connections=room.connections,
         )
         tracer = tracer_from_environment()
         app = create_app(self.state, api, keys=self.keys, lifespan=self._lifespan, tracer=tracer)
@@ -275,6 +275,7 @@ class PromptplexServer(uvicorn.Server):
                 host=settings.host,
                 port=settings.port,
                 log_level=settings.log_level,
+                backlog=room.at_once,
                 timeout_graceful_shutdown=_CONNECTION_SECONDS,
                 lifespan="on",
             )

@@ -20,6 +20,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from app.api.crowd import MOST_REFUSED, Crowd
 from app.api.errors import envelope
 from app.api.headers import complete_headers, request_id
 from app.api.state import ApiConfig
@@ -31,12 +32,11 @@ _LINGER_SECONDS = 2.0  # a client that still sends would lose the answer to a re
 _LEAST_BYTES_A_SECOND = 1 << 10  # of a large answer, on average over `stall_seconds`
 _MOST_WAITING = 32  # requests of a connection, behind the one that is answered
 _MOST_WAITING_BYTES = 64 << 10  # of their heads and bodies, until none waits any more
-_MOST_REFUSED = 64  # connections beyond the bound that get an answer, for which each is held a while
 
 
 def server_config(app: ASGIApp, limits: ApiConfig, **options: Any) -> uvicorn.Config:
     """How uvicorn serves the app: on these connections, without WebSockets and its own log lines."""
-    protocol: Any = functools.partial(BoundedConnection, limits=limits)
+    protocol: Any = functools.partial(BoundedConnection, limits=limits, crowd=Crowd())
     return uvicorn.Config(
         app,
         http=protocol,
@@ -62,8 +62,9 @@ def raise_open_files() -> int:
 class BoundedConnection(HttpToolsProtocol):
     """One connection. Everything runs on the event loop."""
 
-    def __init__(self, *, limits: ApiConfig, **of_uvicorn: Any) -> None:
+    def __init__(self, *, limits: ApiConfig, crowd: Crowd, **of_uvicorn: Any) -> None:
         super().__init__(**of_uvicorn)
+        self._crowd = crowd
         self._limits = limits
         self._running: RequestResponseCycle | None = None  # `self.cycle` is the newest one, which may wait
         self._waiting_bytes = 0
@@ -81,17 +82,19 @@ class BoundedConnection(HttpToolsProtocol):
         # What the kernel doesn't take pauses the answer at once, so `_on_stall` sees all of it.
         transport.set_write_buffer_limits(high=0)
         excess = len(self.connections) - self._limits.max_connections
-        if excess > _MOST_REFUSED:
+        if excess <= 0 or self._crowd.make_room():
+            self._crowd.waits(transport)
+            self._start_head_clock()
+        elif excess > min(MOST_REFUSED, self._limits.max_connections):
             self._refusal = _TOO_MANY
             transport.abort()
-        elif excess > 0:
-            self._refuse(_TOO_MANY)
         else:
-            self._start_head_clock()
+            self._refuse(_TOO_MANY)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the clocks, and tell the request that is answered, whatever waits behind it."""
         super().connection_lost(exc)
+        self._crowd.works(self.transport)
         self._stop_head_clock()
         self._stop_stall_clock()
         self._disconnect_running()
@@ -157,6 +160,7 @@ class BoundedConnection(HttpToolsProtocol):
         super().on_headers_complete()
         self._expects_head = False
         self._bytes_beside = 0
+        self._crowd.works(self.transport)
         self._stop_head_clock()
         self.flow.resume_reading()  # uvicorn would not read while this one waits
 
@@ -183,6 +187,7 @@ class BoundedConnection(HttpToolsProtocol):
         super().on_response_complete()
         if not self.pipeline:
             self._waiting_bytes = 0
+            self._crowd.waits(self.transport)
         if self._refusal is not None:
             self._say_refusal()
         elif not self._expects_head:
@@ -301,7 +306,8 @@ class BoundedConnection(HttpToolsProtocol):
         if self._refusal is None or self._is_answering or self.transport.is_closing():
             return
         identity = request_id()
-        log.info("refused", extra={"fields": {"status": self._refusal.status, "request_id": identity}})
+        if self._refusal is not _TOO_MANY:  # of which the crowd tells, seldom
+            log.info("refused", extra={"fields": {"status": self._refusal.status, "request_id": identity}})
         self.transport.write(self._written(self._refusal.response(), identity))
         if self.transport.can_write_eof():
             self.transport.write_eof()

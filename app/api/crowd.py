@@ -1,0 +1,96 @@
+"""What keeps a server within its open files: how many connections it may have, and which of them give way."""
+
+import asyncio
+import errno
+import functools
+import logging
+import socket
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import uvicorn
+
+log = logging.getLogger("promptplex.api")
+
+MOST_REFUSED = 64  # connections beyond the bound that get an answer, for which each is held a while
+_OTHER_FILES = 256  # open at once beside connections: of the store, uploads, Redis, libraries
+_MOST_AT_ONCE = 2048  # connections that asyncio accepts before it looks at any of them
+_IDLE_SECONDS = 1.0  # a connection that waits for less doesn't give way
+_SECONDS_A_LINE = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Bounds of connections that fit the bound of open files."""
+
+    connections: int
+    at_once: int
+
+
+def room_for_connections(files: int, most: int) -> Room:
+    """At most `most` of `files`; beside them are those just accepted, refused, closing, and other files."""
+    at_once = max(1, min(_MOST_AT_ONCE, files // 16))
+    left = files - min(_OTHER_FILES, files // 2) - 3 * at_once
+    return Room(max(1, min(most, max(left - MOST_REFUSED, left // 2))), at_once)
+
+
+class Crowd:
+    """The connections of one server that wait for a request, the oldest first. Belongs to its event loop."""
+
+    def __init__(self) -> None:
+        self._since: dict[asyncio.Transport, float] = {}
+        self._line = Seldom()
+
+    def waits(self, connection: asyncio.Transport) -> None:
+        """It may give way from now on."""
+        self._since.pop(connection, None)
+        self._since[connection] = time.monotonic()
+
+    def works(self, connection: asyncio.Transport) -> None:
+        """It has a request, or is gone."""
+        self._since.pop(connection, None)
+
+    def make_room(self) -> bool:
+        """Close the connection that has waited longest; False: none has waited for long."""
+        self._line.say("there are too many connections: those that wait longest give way, others get a 503")
+        oldest = next(iter(self._since.items()), None)
+        if oldest is None or time.monotonic() - oldest[1] < _IDLE_SECONDS:
+            return False
+        self.works(oldest[0])
+        oldest[0].close()
+        return True
+
+
+class Seldom:
+    """A line in the log, once a minute however often there is reason for it."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def say(self, line: str) -> None:
+        """Log a warning, unless there was one within the last minute."""
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + _SECONDS_A_LINE
+            log.warning("%s", line)
+
+
+class QuietServer(uvicorn.Server):
+    """uvicorn's server where there are few files: asyncio logs each connection that it has no file for."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen. More connections wait in the kernel than asyncio accepts at once."""
+        asyncio.get_running_loop().set_exception_handler(functools.partial(_on_error, Seldom()))
+        await super().startup(sockets)
+        for listening in (each for server in self.servers for each in server.sockets):
+            with socket.fromfd(listening.fileno(), listening.family, listening.type) as same:
+                same.listen(socket.SOMAXCONN)
+
+
+def _on_error(line: Seldom, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    error = context.get("exception")
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        line.say("no file is left for another connection; raise the limit of open files (ulimit -n)")
+    else:
+        loop.default_exception_handler(context)
