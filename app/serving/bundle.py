@@ -15,6 +15,10 @@ PEFT_CONFIG = "adapter_config.json"
 TASK_FILE = "task.json"
 MAX_JSON_BYTES = 1 << 20  # of a configuration or a task file
 _PICKLES = (".bin", ".pt", ".pth", ".pkl")
+_NO_PICKLES = (
+    "a pickle can run code when read, so it isn't accepted; save it again with a current PEFT, whose "
+    "save_pretrained writes .safetensors"
+)
 _CHECKPOINT = re.compile(r"checkpoint-([0-9]{1,18})")
 _WHOLE_MODEL = "model*.safetensors"
 
@@ -56,6 +60,8 @@ def text_bundle(template: str) -> Bundle:
 def _find_weights(path: Path) -> Path | None:
     if not path.exists():
         raise FileNotFoundError(2, "no such file or directory", str(path))
+    if path.suffix in _PICKLES and path.is_file():
+        raise ValueError(f"{path}: {_NO_PICKLES}")
     if path.is_file():
         return path
     if (path / PEFT_WEIGHTS).is_file():
@@ -92,10 +98,7 @@ def _read(path: Path, limit: int) -> bytes:
 def _nothing_found(path: Path) -> str:
     pickles = sorted(file.name for file in path.iterdir() if file.suffix in _PICKLES)
     if pickles:
-        return (
-            f"{path} holds {', '.join(pickles)}: a pickle can run code when read, so it isn't accepted; "
-            "save it again with a current PEFT, whose save_pretrained writes .safetensors"
-        )
+        return f"{path} holds {', '.join(pickles)}: {_NO_PICKLES}"
     inside = _adapters_inside(path)
     if inside:
         shown = ", ".join(str(found.relative_to(path)) for found in inside[-8:])

@@ -142,7 +142,7 @@ def _item_bytes(shown: str, dtype: Any) -> int:
         raise UnsafeFile("dtype must be text", tensor=shown)
     if dtype not in ITEM_BYTES:
         raise PromptRejected(
-            "Prompts hold floating-point numbers only",
+            "Prompts hold floating-point numbers only, of 16 or 32 bits: cast others before they are saved",
             tensor=shown,
             expected="dtype F32, F16 or BF16",
             found=excerpt(dtype),

@@ -49,6 +49,8 @@ def test_pickles_are_refused_with_the_way_out(tmp_path: Path) -> None:
     (tmp_path / "adapter_model.bin").write_bytes(b"")
     with pytest.raises(ValueError, match=r"adapter_model\.bin: a pickle can run code.*save_pretrained"):
         read_bundle(tmp_path)
+    with pytest.raises(ValueError, match=r"adapter_model\.bin: a pickle can run code.*save_pretrained"):
+        read_bundle(tmp_path / "adapter_model.bin")
 
 
 def test_a_trainers_output_names_its_checkpoints(tmp_path: Path) -> None:
