@@ -194,8 +194,8 @@ def _describe(path: str | None, problems: list[Mapping[str, Any]]) -> str:
 def _message(problem: Mapping[str, Any]) -> str:
     """In words for who knows JSON, and neither Python nor pydantic."""
     kind = problem["type"]
-    if kind in ("model_type", "model_attributes_type"):
-        return f"{_EXPECTED}a valid dictionary"
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        return f"{_EXPECTED}an object"
     if kind == "union_tag_invalid":
         tags = problem["ctx"]["expected_tags"].replace(", ", " or ")
         return f"{problem['ctx']['discriminator']} should be {tags}"
@@ -204,6 +204,7 @@ def _message(problem: Mapping[str, Any]) -> str:
     if kind == "union_tag_not_found":
         return f"the field {problem['ctx']['discriminator']} is required"
     message = str(problem.get("msg", "is not valid")).removeprefix("Value error, ").rstrip(".")
+    message = message.replace(" after validation", "")
     return _PYTHON.sub(lambda name: _JSON[name[0]], message) if kind == "literal_error" else message
 
 

@@ -120,7 +120,7 @@ async def _whole(
     results = await unless_client_leaves(
         request, generate_all(behind.generation, samples(ask, body.num_answers))
     )
-    with_details = body.parameters is None or body.parameters.details
+    with_details = body.parameters is None or body.parameters.details is not False
     answer = _answer(results[0], with_details)
     if len(results) > 1:
         answer["samples"] = [_sample(result, with_details) for result in results]

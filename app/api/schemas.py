@@ -81,9 +81,11 @@ class Parameters(SharedParameters):
     choices: Literal[True] | Choices | None = Field(
         None, description="Classify: labels, or true for the task's own"
     )
-    score_eos: bool = Field(True, description="Whether the end of an answer counts in a label's score")
-    length_normalized: bool = Field(False, description="Compare means of log-probabilities, not sums")
-    details: bool = Field(True, description="Report tokens and counts")
+    score_eos: bool | None = Field(
+        None, description="Default: true; whether the end of an answer counts in a label's score"
+    )
+    length_normalized: bool | None = Field(None, description="Compare means of log-probabilities, not sums")
+    details: bool | None = Field(None, description="Default: true; report tokens and counts")
     adapter_id: Reference | None = Field(None, description="Another name of task_id")
 
     @model_validator(mode="before")
@@ -104,7 +106,11 @@ class Parameters(SharedParameters):
             if self.choices is True
             else tuple(each if isinstance(each, str) else each.model_dump() for each in self.choices)
         )
-        return ChoosingAsk(choices=given, score_eos=self.score_eos, length_normalized=self.length_normalized)
+        return ChoosingAsk(
+            choices=given,
+            score_eos=self.score_eos is not False,
+            length_normalized=bool(self.length_normalized),
+        )
 
 
 _PASSED_ON = tuple(GenerationParameters.__dataclass_fields__)

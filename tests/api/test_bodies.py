@@ -210,7 +210,7 @@ def test_answers_to_bad_bodies_are_short_and_plain(
         (
             "/generate",
             ASK | {"parameters": {"choices": [5]}},
-            "parameters.choices.0: Input should be a valid string or a valid dictionary.",
+            "parameters.choices.0: Input should be a valid string or an object.",
         ),
         (
             "/v1/completions",
@@ -222,7 +222,7 @@ def test_answers_to_bad_bodies_are_short_and_plain(
             COMPLETION | {"response_format": {}},
             "response_format: the field 'type' is required.",
         ),
-        ("/v1/chat/completions", CHAT | {"messages": [5]}, "messages.0: Input should be a valid dictionary."),
+        ("/v1/chat/completions", CHAT | {"messages": [5]}, "messages.0: Input should be an object."),
     ],
 )
 def test_alternatives_are_told_in_a_sentence(

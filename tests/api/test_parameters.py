@@ -241,6 +241,15 @@ def test_whole_sets_at_neutral_values_are_taken_by_all_routes(client: httpx.Clie
     assert client.post("/v1/chat/completions", json=chat).status_code == 200
 
 
+def test_null_is_taken_for_every_field(client: httpx.Client) -> None:
+    names = client.get("/openapi.json").json()["components"]["schemas"]["Parameters"]["properties"]
+    free = generate(client)
+    answer = generate(client, **(dict.fromkeys(names) | {"max_new_tokens": 12}))
+    assert ids(answer) == ids(free)
+    body = dict.fromkeys(LORAX | VLLM | OPENAI) | {"model": BASE_NAME, "prompt": "a", "max_tokens": 1}
+    assert client.post("/v1/completions", json=body).status_code == 200
+
+
 @pytest.mark.parametrize("route", [Completions, ChatCompletions])
 def test_every_parameter_of_openais_package_is_known(client: httpx.Client, route: type) -> None:
     """At null, as where a caller passes its own defaults on."""
