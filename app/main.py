@@ -38,7 +38,7 @@ from app.metrics import Metrics
 from app.models.loading import LoadedBase, load_base
 from app.models.probe import ProbeReport
 from app.serving.answers import Outcome
-from app.serving.base_defaults import BaseDefaults, base_defaults
+from app.serving.base_defaults import reported_defaults
 from app.serving.grammars import Grammars
 from app.serving.importing import ImportFolder
 from app.serving.publishing import PublishingService
@@ -128,7 +128,7 @@ def assemble(
         tokenizer,
         eos_ids=base.eos_ids,
         grammars=grammars,
-        defaults=_base_defaults(settings, base),
+        defaults=reported_defaults(base.generation if settings.generation_config == "auto" else {}),
         base_name=settings.base_name,
         timeout=settings.request_timeout,
         prefetch=source.prefetch,
@@ -158,19 +158,6 @@ def _load_base(settings: Settings, progress: Callable[[str], None]) -> LoadedBas
         max_context=settings.max_context,
         progress=progress,
     )
-
-
-def _base_defaults(settings: Settings, base: LoadedBase) -> BaseDefaults:
-    """What the base itself says of answers, and a line for what of it can't be had."""
-    if settings.generation_config == "none":
-        return BaseDefaults()
-    defaults = base_defaults(base.generation)
-    if defaults.shown:
-        names = ", ".join(f"{name} {value}" for name, value in defaults.shown.items())
-        log.info("the base's generation config gives defaults: %s", names[:1000])
-    for line in defaults.not_honoured:
-        log.warning("the base's generation config: %s", line)
-    return defaults
 
 
 def _on_outcome(metrics: Metrics, keys: Keyring | None) -> Callable[[Outcome], None]:

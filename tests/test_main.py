@@ -1,20 +1,22 @@
 """What the composition root wires between the parts."""
 
+import asyncio
 import json
 from pathlib import Path
+from typing import Literal
 
 import pytest
+from pydantic import ByteSize
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from app.errors import RateLimited
 from app.keys.key import Key, Scope, hash_of, new_key_text
 from app.keys.key_file import change_keys
 from app.keys.keyring import Keyring
-from app.main import _base_defaults, _on_outcome
+from app.main import _on_outcome, assemble
 from app.metrics import FAILURES, Metrics
-from app.models.loading import load_base
-from app.serving.answers import Outcome
-from app.serving.base_defaults import BaseDefaults
-from app.serving.parameters import GenerationParameters
+from app.serving.answers import GenerationAsk, Outcome
+from app.serving.parameters import DEFAULT_MAX_NEW_TOKENS
 from app.settings import Settings
 from tests.bases import save_tiny_llama
 
@@ -45,17 +47,35 @@ def test_only_what_the_server_fails_at_is_free(reason: str, tmp_path: Path) -> N
             keys.take(key, needs_tokens=True)
 
 
-def test_the_bases_defaults_are_told_and_can_be_turned_off(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("mode", ["auto", "none"])
+def test_the_bases_generation_config_counts_unless_turned_off(
+    mode: Literal["auto", "none"], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    directory = save_tiny_llama(tmp_path / "base", positions=64)
-    values = {"repetition_penalty": 1.1, "num_beams": 4}
+    directory = save_tiny_llama(tmp_path / "base", positions=256)
+    values = {"repetition_penalty": 1.7, "max_new_tokens": 12, "num_beams": 4}
     (directory / "generation_config.json").write_text(json.dumps(values))
-    base = load_base(str(directory), dtype="float32", device="cpu", progress=lambda _: None)
     caplog.set_level("INFO")
-    defaults = _base_defaults(Settings(), base)
-    assert defaults.parameters == GenerationParameters(repetition_penalty=1.1)
-    lines = {record.levelname: record.message for record in caplog.records if record.name == "promptplex"}
-    assert "repetition_penalty 1.1" in lines["INFO"]
-    assert "num_beams = 4" in lines["WARNING"]
-    assert _base_defaults(Settings(generation_config="none"), base) == BaseDefaults()
+    settings = Settings(
+        model=str(directory),
+        store=tmp_path / "store",
+        dtype="float32",
+        kv_cache_bytes=ByteSize(1 << 20),
+        generation_config=mode,
+    )
+    services = assemble(settings, progress=lambda line: None, on_failure=lambda error: None)
+    try:
+        result = asyncio.run(services.generation.generate(GenerationAsk(inputs="the film")))
+    finally:
+        services.engine.stop()
+        services.source.close()
+    told = [record.message for record in caplog.records if "generation config" in record.message]
+    if mode == "none":
+        assert len(result.tokens) == DEFAULT_MAX_NEW_TOKENS
+        assert not told
+        return
+    assert "repetition_penalty 1.7" in told[0]
+    assert "num_beams = 4 is not supported" in told[1]
+    model = AutoModelForCausalLM.from_pretrained(directory)
+    ids = AutoTokenizer.from_pretrained(directory)("the film", return_tensors="pt")
+    expected = model.generate(**ids, do_sample=False, num_beams=1, pad_token_id=1)
+    assert [token.id for token in result.tokens] == expected[0, ids["input_ids"].shape[1] :].tolist()

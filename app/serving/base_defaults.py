@@ -5,6 +5,7 @@ only a base has, and those that can't be honoured. The others don't change an an
 speculation), or are another's business: EOS ids are read at load, `do_sample` is each route's own matter.
 """
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,8 @@ from typing import Any
 
 from app.errors import InvalidRequest
 from app.serving.parameters import GenerationParameters, parse_parameters
+
+log = logging.getLogger("promptplex")
 
 MAX_SEQUENCE = 64  # ids of a sequence that is banned or biased
 
@@ -122,6 +125,17 @@ def base_defaults(values: Mapping[str, Any]) -> BaseDefaults:
         shown={name: _as_json(value) for name, value in asked.items() if name in {*_AS_IN_REQUESTS, *_RULES}},
         not_honoured=tuple(ignored),
     )
+
+
+def reported_defaults(values: Mapping[str, Any]) -> BaseDefaults:
+    """The same, and lines in the log: what is used, and what can't be had."""
+    defaults = base_defaults(values)
+    if defaults.shown:
+        names = ", ".join(f"{name} {value}" for name, value in defaults.shown.items())
+        log.info("the base's generation config gives defaults: %s", names[:1000])
+    for line in defaults.not_honoured:
+        log.warning("the base's generation config: %s", line)
+    return defaults
 
 
 def _is_neutral(value: Any, neutral: Sequence[Any]) -> bool:
