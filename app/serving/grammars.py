@@ -45,7 +45,7 @@ class Grammars:
     def __init__(
         self, tokenizer: PreTrainedTokenizerFast, *, eos_ids: frozenset[int], vocab_size: int
     ) -> None:
-        """`vocab_size` is the model's, which may exceed the tokenizer's: such ids never come.
+        """`vocab_size` is the model's. Ids that only it or only the tokenizer has never come.
 
         A tokenizer that can't be followed byte by byte, or a base without an end, makes no error here:
         constrained requests are then refused, with the reason.
@@ -53,7 +53,8 @@ class Grammars:
         self._tokenizer, self._why_not = _byte_tokenizer(tokenizer, eos_ids, vocab_size)
         if self._tokenizer is None:
             _log.warning("constrained output is off: of this base model, %s", self._why_not)
-        self._lengths = _lengths(self._tokenizer, eos_ids)
+        self._lengths = _lengths(self._tokenizer, eos_ids, vocab_size)
+        self._known = _known(self._tokenizer, vocab_size)
         self._compiled: OrderedDict[str, Future[LLMatcher]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -80,6 +81,15 @@ class Grammars:
     def start(self, grammar: str) -> TokenConstraint:
         """A row at the beginning of a grammar. Raises ConstraintFailed where it can't be compiled."""
         return _Row(self, grammar, self._matcher(grammar))
+
+    def of_the_model(self, mask: PackedMask) -> PackedMask:
+        """The mask without ids that only the tokenizer has. Raises ConstraintFailed where nothing is left."""
+        if self._known is None:
+            return mask
+        mask = mask & self._known
+        if not mask.any():
+            raise ConstraintFailed("no token of the base model goes on from here")
+        return mask
 
     def fresh(self, grammar: str, spoiled: LLMatcher) -> LLMatcher:
         """A matcher that shares nothing, in place of one whose lexer is used up. Raises ConstraintFailed."""
@@ -142,7 +152,7 @@ class _Row:
             self._go_on_alone()
             packed = _mask(self._matcher)
             _check(self._matcher)
-        return packed
+        return self._grammars.of_the_model(packed)
 
     def accept(self, token_id: int) -> None:
         self._tokens.append(token_id)
@@ -186,23 +196,31 @@ def _byte_tokenizer(
     """The tokenizer as llguidance sees it, or why there is none."""
     if not eos_ids:
         return None, "it has no token that ends an answer"
-    if max(eos_ids) >= vocab_size:
+    ends = sorted(id_ for id_ in eos_ids if id_ < vocab_size)
+    if not ends:
         return None, f"its end-of-sequence id {max(eos_ids)} is beyond its vocabulary of {vocab_size} tokens"
-    if len(tokenizer) > vocab_size:
-        return None, f"its tokenizer has {len(tokenizer)} tokens, but the model only {vocab_size}"
+    size = max(vocab_size, 1 + max(tokenizer.get_vocab().values()))
     try:
-        return from_tokenizer(tokenizer, n_vocab=vocab_size, eos_token=sorted(eos_ids)), ""
+        return from_tokenizer(tokenizer, n_vocab=size, eos_token=ends), ""
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException:  # Rust's panics too, which are no Exceptions; messages tell of its own structures
         return None, "what its tokens stand for can't be told byte by byte (its tokenizer is of a rare kind)"
 
 
-def _lengths(tokenizer: LLTokenizer | None, eos_ids: frozenset[int]) -> NDArray[np.int64]:
-    """Bytes of each token; 0 for what ends an answer."""
+def _known(tokenizer: LLTokenizer | None, vocab_size: int) -> PackedMask | None:
+    """A mask of all ids that the model has; None: it has all of the tokenizer's."""
+    if tokenizer is None or tokenizer.vocab_size <= vocab_size:
+        return None
+    bits = np.arange(-(-tokenizer.vocab_size // 32) * 32) < vocab_size
+    return np.packbits(bits, bitorder="little").view(np.uint32)
+
+
+def _lengths(tokenizer: LLTokenizer | None, eos_ids: frozenset[int], vocab_size: int) -> NDArray[np.int64]:
+    """Bytes of each token of the model; 0 for what ends an answer."""
     if tokenizer is None:
         return np.zeros(0, dtype=np.int64)
-    lengths = [len(tokenizer.decode_bytes([id_])) for id_ in range(tokenizer.vocab_size)]
+    lengths = [len(tokenizer.decode_bytes([id_])) for id_ in range(vocab_size)]
     return np.array([0 if id_ in eos_ids else size for id_, size in enumerate(lengths)], dtype=np.int64)
 
 
