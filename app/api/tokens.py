@@ -35,10 +35,9 @@ async def tokenize(body: TokenizeRequest, request: Request, behind: Behind, call
     )
     with behind.generation.places.hold(1):
         admitted = await behind.generation.admit(ask)
-        texts = await behind.generation.on_thread(lambda: behind.generation.texts_of(admitted.prompt_ids))
-    tokens: list[dict[str, Any]] = [
-        {"id": id_, "text": text} for id_, text in zip(admitted.prompt_ids, texts, strict=True)
-    ]
+        ids = admitted.prompt_ids
+        texts = await behind.generation.on_thread(lambda: behind.generation.texts_of(ids), 4 * len(ids))
+    tokens: list[dict[str, Any]] = [{"id": id_, "text": text} for id_, text in zip(ids, texts, strict=True)]
     return JSONResponse(
         {
             "tokens": tokens,
@@ -55,5 +54,7 @@ async def detokenize(body: DetokenizeRequest, behind: Behind) -> JSONResponse:
     """The text of the ids, as many as a request may hold; special tokens have none."""
     admission = behind.generation.admission
     with behind.generation.places.hold(1):
-        text = await behind.generation.on_thread(lambda: admission.text_of(body.ids, "ids"))
+        text = await behind.generation.on_thread(
+            lambda: admission.text_of(body.ids, "ids"), 4 * len(body.ids)
+        )
     return JSONResponse({"text": text})

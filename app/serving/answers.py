@@ -40,6 +40,16 @@ class GenerationAsk:
     deadline: float | None = None  # time.monotonic() seconds
     tenant: str = ""
 
+    @property
+    def size(self) -> int:
+        """Characters of its words; a token id counts as four."""
+        if self.token_ids is not None:
+            return 4 * len(self.token_ids)
+        if self.messages is not None:
+            return sum(len(message.content) for message in self.messages)
+        texts = [self.inputs] if isinstance(self.inputs, str) else self.inputs.values()
+        return sum(map(len, texts))
+
 
 @dataclass(frozen=True, slots=True)
 class OutputToken:

@@ -57,7 +57,8 @@ async def choose(service: GenerationService, ask: GenerationAsk, how: ChoosingAs
         admitted = await service.admit(ask)
         choices = _choices(how, admitted)
         labels = await service.on_thread(
-            lambda: [_label_ids(service, choice, how.score_eos) for choice in choices]
+            lambda: [_label_ids(service, choice, how.score_eos) for choice in choices],
+            sum(len(choice.text) for choice in choices),
         )
         requests = [_request(admitted, number, ids) for number, ids in enumerate(labels)]
         with service.places.hold(len(requests) - ahead):

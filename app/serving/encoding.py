@@ -14,8 +14,8 @@ from tokenizers import Encoding, Tokenizer
 
 from app.errors import RequestTooLong
 
-STRETCH = 65_536  # characters that are tokenized at once; each takes up to 500 bytes meanwhile
-MAX_STRETCH = 4 * STRETCH  # where no word ends
+STRETCH = 16_384  # characters that are tokenized at once; each takes up to 500 bytes meanwhile
+MAX_STRETCH = 16 * STRETCH  # where no word ends
 
 _BORDER = re.compile(r"(?<=\w)(?=[ \n])")
 _AROUND = 64  # characters on each side that are tokenized to see whether a border is one

@@ -19,16 +19,15 @@ from app.serving.base_defaults import BaseDefaults
 from app.serving.chat import ChatTemplate
 from app.serving.detokenizer import detokenizer_tables
 from app.serving.grammars import Grammars
+from app.serving.lanes import Lanes
 from app.serving.places import Places
 from app.serving.together import together
 from app.serving.tokenization import PromptTokenizer
 from app.serving.writer import AnswerWriter, scored_tokens
 from app.store.prompt_store import PromptStore
-from app.threads import Workers
 
 _T = TypeVar("_T")
 
-_ADMISSION_THREADS = 4
 _GRACE_SECONDS = 0.25
 _NO_DEFAULTS = BaseDefaults()
 
@@ -78,11 +77,11 @@ class GenerationService:
         self._eos_ids = eos_ids
         self._on_outcome = on_outcome
         self._served: Counter[str] = Counter()
-        self._threads = Workers(_ADMISSION_THREADS, "admission")
+        self._lanes = Lanes()
 
     def close(self) -> None:
         """End the threads; what waits for one is cancelled."""
-        self._threads.shutdown(cancel_futures=True)
+        self._lanes.close()
 
     @property
     def requests_served(self) -> Mapping[str, int]:
@@ -136,7 +135,7 @@ class GenerationService:
 
     async def generate_with(self, version: TaskVersion, ask: GenerationAsk) -> GenerationResult:
         """Run an ask on a version at hand, released or not: charged, but no request of its task."""
-        admitted = await self.on_thread(lambda: self.admission.admit_version(version, ask))
+        admitted = await self.on_thread(lambda: self.admission.admit_version(version, ask), ask.size)
         return await _result_of(self.run(admitted, is_trial=True))
 
     async def admit(self, ask: GenerationAsk) -> Admitted:
@@ -190,16 +189,16 @@ class GenerationService:
         deadline = begin + self.timeout if ask.deadline is None else ask.deadline
         found: list[TaskVersion | None] = []  # a thread that nobody waits for any more may still add to it
         try:
-            return await self.on_thread(lambda: self.admission.admit(ask, found.append))
+            return await self.on_thread(lambda: self.admission.admit(ask, found.append), ask.size)
         except (Exception, asyncio.CancelledError) as error:
             reason = _failure(error, deadline)
             if found or reason == "deadline":
                 self._tell(found[0] if found else None, reason, begin, tenant=ask.tenant)
             raise
 
-    async def on_thread(self, work: Callable[[], _T]) -> _T:
-        """What may wait for the store or works at long texts, and must not hold up the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+    async def on_thread(self, work: Callable[[], _T], size: int = 0) -> _T:
+        """What may wait for the store or works at `size` characters, and must not hold up the event loop."""
+        return await self._lanes.run(work, size)
 
     async def run(self, admitted: Admitted, *, is_trial: bool = False) -> AsyncGenerator[TextDelta, None]:
         """Run what was admitted, and tell the statistics how it ended."""

@@ -81,13 +81,14 @@ def running_stack(
     kind: str = "byte_level_bos",
     dtype: torch.dtype = torch.float32,
     padding: int = 0,
+    positions: int = POSITIONS,
     generation: dict[str, Any] | None = None,
     **config: Any,
 ) -> Iterator[Stack]:
     """`padding`: ids of the model beyond the tokenizer's; `generation`: of the base's generation config."""
     tokenizer = tokenizer_of(kind)
     vocab_size = len(tokenizer) + padding
-    base = tiny_model("llama", vocab_size=vocab_size, max_position_embeddings=POSITIONS)
+    base = tiny_model("llama", vocab_size=vocab_size, max_position_embeddings=positions)
     base.generation_config.update(**generation or {})
     store, metrics, outcomes = open_store(root), Metrics(), list[Outcome]()
     source = TieredPromptSource(store, host_bytes=1 << 24)

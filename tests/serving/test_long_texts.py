@@ -1,0 +1,95 @@
+"""What the longest texts cost everybody else: the stall of the event loop, and memory."""
+
+import asyncio
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from app.errors import RequestTooLong
+from app.serving.answers import GenerationAsk
+from app.serving.parameters import GenerationParameters
+from tests.serving.stack import Stack, running_stack
+
+MOST = 4_000_000  # characters
+ASKS = 64
+ONE = GenerationParameters(max_new_tokens=1)
+LAST = GenerationParameters(max_new_tokens=1, truncate=1)
+
+
+@pytest.fixture(scope="module")
+def roomy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A base of 128k positions, which texts of a megabyte may fit."""
+    with running_stack(tmp_path_factory.mktemp("store"), positions=131_072, max_rows=64) as stack:
+        yield stack
+
+
+def peak() -> int:
+    """The most resident memory since `forget`, in bytes."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found
+    return int(found[1]) * 1024
+
+
+def forget() -> int:
+    """Begin to measure anew; what is resident now."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return peak()
+
+
+async def longest_pause(until: asyncio.Future[object]) -> float:
+    worst = 0.0
+    while not until.done():
+        begin = time.monotonic()
+        await asyncio.sleep(0.005)
+        worst = max(worst, time.monotonic() - begin)
+    return worst
+
+
+def filled(text: str) -> str:
+    return (text * (MOST // len(text) + 1))[:MOST]
+
+
+TEXTS = {
+    "words": "the film was cold, ",
+    "one letter": "a",
+    "digits": "1 ",
+    "no spaces": "\u6f22",
+    "special tokens": "<s>",
+    "special words": "<s> a",
+    "white space": " \n",
+    "emoji": "\U0001f642",
+}
+
+
+@pytest.mark.parametrize("parameters", [ONE, LAST], ids=["whole", "truncated"])
+@pytest.mark.parametrize("name", TEXTS)
+def test_64_of_the_longest_texts_hold_nobody_up(
+    roomy: Stack, name: str, parameters: GenerationParameters
+) -> None:
+    text = filled(TEXTS[name])
+    ask = GenerationAsk(inputs=text, parameters=parameters)
+
+    async def all_at_once() -> tuple[float, list[object]]:
+        asking = asyncio.gather(
+            *(roomy.generation.generate(ask) for _ in range(ASKS)), return_exceptions=True
+        )
+        pause = asyncio.ensure_future(longest_pause(asking))
+        await roomy.generation.generate(GenerationAsk(inputs="film", parameters=ONE))
+        return await pause, list(await asking)
+
+    import gc
+
+    gc.collect()
+    gc.freeze()
+    before = forget()
+    begin = time.monotonic()
+    pause, outcomes = asyncio.run(all_at_once())
+    print(name, f"{time.monotonic() - begin:.1f} s", f"{pause * 1000:.0f} ms", (peak() - before) >> 20, "MiB")
+    assert peak() - before < 300 << 20
+    assert pause < 0.25
+    assert len({type(outcome) for outcome in outcomes}) == 1
+    if parameters is ONE:
+        assert isinstance(outcomes[0], RequestTooLong)
