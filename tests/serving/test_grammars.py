@@ -212,7 +212,7 @@ def test_why_constrained_output_is_off_is_told_once_and_to_who_asks(
 
 
 def test_tokens_beyond_the_models_vocabulary_never_come() -> None:
-    """As after adding tokens to a tokenizer without resizing the model, or with an end that the model lacks."""
+    """As after adding tokens to a tokenizer without resizing the model."""
     backend = Tokenizer.from_str(large_tokenizer().backend_tokenizer.to_str())
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
     size = len(tokenizer)

@@ -1,9 +1,11 @@
 """What the longest texts cost everybody else: the stall of the event loop, and memory."""
 
 import asyncio
+import gc
 import re
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,10 @@ import pytest
 from app.errors import RequestTooLong
 from app.serving.answers import GenerationAsk
 from app.serving.parameters import GenerationParameters
+from tests.serving.chat_templates import SOURCES, with_template
 from tests.serving.stack import Stack, running_stack
 
+soak = partial(pytest.param, marks=pytest.mark.soak)
 MOST = 4_000_000  # characters
 ASKS = 64
 ONE = GenerationParameters(max_new_tokens=1)
@@ -23,7 +27,10 @@ LAST = GenerationParameters(max_new_tokens=1, truncate=1)
 def roomy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A base of 128k positions, which texts of a megabyte may fit."""
     with running_stack(tmp_path_factory.mktemp("store"), positions=131_072, max_rows=64) as stack:
+        gc.collect()
+        gc.freeze()  # as the server does
         yield stack
+        gc.unfreeze()
 
 
 def peak() -> int:
@@ -64,8 +71,11 @@ TEXTS = {
 }
 
 
+QUICK = ("one letter", "no spaces", "special tokens")
+
+
 @pytest.mark.parametrize("parameters", [ONE, LAST], ids=["whole", "truncated"])
-@pytest.mark.parametrize("name", TEXTS)
+@pytest.mark.parametrize("name", [name if name in QUICK else soak(name) for name in TEXTS])
 def test_64_of_the_longest_texts_hold_nobody_up(
     roomy: Stack, name: str, parameters: GenerationParameters
 ) -> None:
@@ -73,23 +83,31 @@ def test_64_of_the_longest_texts_hold_nobody_up(
     ask = GenerationAsk(inputs=text, parameters=parameters)
 
     async def all_at_once() -> tuple[float, list[object]]:
-        asking = asyncio.gather(
-            *(roomy.generation.generate(ask) for _ in range(ASKS)), return_exceptions=True
-        )
+        asks = [roomy.generation.generate(ask) for _ in range(ASKS)]
+        asking = asyncio.gather(*asks, return_exceptions=True)
         pause = asyncio.ensure_future(longest_pause(asking))
         await roomy.generation.generate(GenerationAsk(inputs="film", parameters=ONE))
         return await pause, list(await asking)
 
-    import gc
-
-    gc.collect()
-    gc.freeze()
     before = forget()
-    begin = time.monotonic()
     pause, outcomes = asyncio.run(all_at_once())
-    print(name, f"{time.monotonic() - begin:.1f} s", f"{pause * 1000:.0f} ms", (peak() - before) >> 20, "MiB")
     assert peak() - before < 300 << 20
     assert pause < 0.25
     assert len({type(outcome) for outcome in outcomes}) == 1
     if parameters is ONE:
         assert isinstance(outcomes[0], RequestTooLong)
+
+
+def test_a_chat_of_long_messages_is_bounded_like_a_text() -> None:
+    messages = tuple(Message("user", filled("the film ")) for _ in range(2))
+    chat = ChatTemplate(with_template(SOURCES["chatml"]))
+    with pytest.raises(RequestTooLong, match="more than 4000000 characters"):
+        chat.render(messages)
+
+
+def test_a_template_is_measured_before_it_is_tried(stack: Stack) -> None:
+    source = "{a}" + "the film was {a} " * 60 + "cold, " * 10_000
+    begin = time.process_time()
+    with pytest.raises(RequestTooLong, match="own text has|more tokens than the base"):
+        asyncio.run(stack.publishing.upload("long", prompt=None, config=None, task={"template": source}))
+    assert time.process_time() - begin < 2
