@@ -7,7 +7,6 @@ status 0. A base that can't be served, or an engine that dies, ends the process 
 
 import asyncio
 import contextlib
-import gc
 import logging
 import os
 import signal
@@ -318,8 +317,6 @@ class PromptplexServer(QuietServer):
                 outcome: Services | BaseException = assemble(
                     self.settings, progress=self._progress, on_failure=on_failure, keys=self.keys
                 )
-                gc.collect()
-                gc.freeze()  # looking through all that stays would stop every thread for 0.3 s at times
             except BaseException as error:
                 outcome = error
             _settle(loop, loaded, outcome)

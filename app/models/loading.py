@@ -1,5 +1,6 @@
 """From a local path or hub id to a probed, frozen base model."""
 
+import gc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,6 +100,8 @@ def load_base(
     own = own_logits(model)
     accelerate(backbone)
     weights_figure = probe_weights(backbone, own)
+    gc.collect()
+    gc.freeze()  # what stays; looking through all of it would stop every thread for 0.3 s at times
     return LoadedBase(
         name=base_name(reference),
         backbone=backbone,

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from app.errors import RequestTooLong
-from app.serving.answers import GenerationAsk
+from app.serving.answers import GenerationAsk, Message
+from app.serving.chat import ChatTemplate
 from app.serving.parameters import GenerationParameters
 from tests.serving.chat_templates import SOURCES, with_template
 from tests.serving.stack import Stack, running_stack
@@ -108,6 +109,6 @@ def test_a_chat_of_long_messages_is_bounded_like_a_text() -> None:
 def test_a_template_is_measured_before_it_is_tried(stack: Stack) -> None:
     source = "{a}" + "the film was {a} " * 60 + "cold, " * 10_000
     begin = time.process_time()
-    with pytest.raises(RequestTooLong, match="own text has|more tokens than the base"):
+    with pytest.raises(RequestTooLong, match=r"own text has|more tokens than the base"):
         asyncio.run(stack.publishing.upload("long", prompt=None, config=None, task={"template": source}))
     assert time.process_time() - begin < 2
