@@ -3,7 +3,7 @@
 import hashlib
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -22,7 +22,8 @@ def own_tensor(model: PreTrainedModel, name: str) -> Tensor | None:
     for path, module in model.named_modules():
         if module in embeddings and parts[-2:-1] == path.split(".")[-1:]:
             found = getattr(module, parts[-1], None)
-            return found if isinstance(found, Tensor) and found.dtype in _DTYPES.values() else None
+            is_plain = isinstance(found, Tensor) and type(found) in (Tensor, nn.Parameter)
+            return found if is_plain and found.dtype in _DTYPES.values() else None
     return None
 
 

@@ -86,6 +86,8 @@ class ImportFolder:
             return
         self._said.pop(directory.name, None)
         version = result.version
+        for warning in result.warnings:
+            _log.warning("%s: %s", directory.name, warning)
         state = "imported as" if result.created else "is already"
         _log.info("%s %s %s@%d", directory.name, state, version.task_id, version.version)
 

@@ -32,6 +32,17 @@ def test_float32_and_layers_of_other_kinds_are_left_alone() -> None:
     assert not any(isinstance(module, PackedLinear) for module in holder.modules())
 
 
+def test_the_weight_can_be_had_as_it_was() -> None:
+    """Adapters bring copies of the head, which are compared with it."""
+    linear = nn.Linear(48, 33, dtype=torch.bfloat16).requires_grad_(False)
+    holder = nn.Sequential(linear)
+    if not pack_linears(holder):
+        pytest.skip("no bf16 in this processor")
+    assert isinstance(holder[0], PackedLinear)
+    assert torch.equal(holder[0].weight, linear.weight)
+    assert holder[0].bias is linear.bias
+
+
 def test_a_replacement_that_differs_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PackedLinear, "forward", lambda _, inputs: inputs * 0)
     assert pack_linears(nn.Sequential(nn.Linear(8, 8, dtype=torch.bfloat16))) == 0

@@ -69,7 +69,7 @@ function accepted(answer, alias) {
   const released = answer.release ? `Release ${answer.release}: ${alias} means it now.` : "No alias moved.";
   const examples = answer.examples ?? [];
   return h("div", { class: "notice good" },
-    h("strong", {}, `${answer.task_id} version ${answer.version} is stored and fits the base.`), h("p", {}, released),
+    h("strong", {}, `${answer.task_id} version ${answer.version} is stored and fits the base.`), h("p", {}, released), ...(answer.warnings ?? []).map((each) => h("p", {}, each)),
     examples.length ? h("table", { class: "examples" }, h("caption", {}, `${examples.filter((each) => each.matches).length} of ${examples.length} examples came out as expected`),
       h("thead", {}, h("tr", {}, ["Input", "Expected", "Generated", ""].map((each) => each ? h("th", { scope: "col" }, each) : h("td")))),
       h("tbody", {}, examples.map((each) => h("tr", {}, h("td", {}, inWords(each.inputs)), h("td", {}, each.expected), h("td", {}, each.generated), h("td", {}, each.matches ? "as expected" : "differs"))))) : null,
