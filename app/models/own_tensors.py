@@ -22,8 +22,11 @@ def own_tensor(model: PreTrainedModel, name: str) -> Tensor | None:
     for path, module in model.named_modules():
         if module in embeddings and parts[-2:-1] == path.split(".")[-1:]:
             found = getattr(module, parts[-1], None)
-            is_plain = isinstance(found, Tensor) and type(found) in (Tensor, nn.Parameter)
-            return found if is_plain and found.dtype in _DTYPES.values() else None
+            if isinstance(found, Tensor) and type(found) in (
+                Tensor,
+                nn.Parameter,
+            ):  # quantized ones are others
+                return found if found.dtype in _DTYPES.values() else None
     return None
 
 
