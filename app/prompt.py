@@ -41,6 +41,7 @@ class ModelGeometry:
     decoder: tuple[LayerGeometry, ...]
     dtype: str  # the dtype that the base runs in: "float32", "bfloat16", "float16"
     fingerprint: str  # sha256 over weights, config and tokenizer
+    takes_prefixes: bool = True  # its own cache holds keys and values as attention gets them
 
     def prefix_bytes(self, num_tokens: int) -> int:
         """Bytes of a prefix of so many virtual tokens in float32."""

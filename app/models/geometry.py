@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, DynamicCache, PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.masking_utils import AttentionMaskInterface
 
 from app.errors import UnsupportedModel
 from app.models.attention.packed import IMPLEMENTATION
+from app.models.weights import in_one_line
 from app.prompt import LayerGeometry, ModelGeometry
 
 _RECORDER = "promptplex_recorder"
@@ -63,8 +64,8 @@ def check_layer_kinds(config: PreTrainedConfig) -> None:
         )
 
 
-def record_layers(model: PreTrainedModel) -> tuple[LayerGeometry, ...]:
-    """Geometry of every decoder layer.
+def record_layers(model: PreTrainedModel) -> tuple[tuple[LayerGeometry, ...], bool]:
+    """Geometry of every decoder layer, and whether the model's own cache holds what attention gets.
 
     Raises:
         UnsupportedModel: some layer doesn't attend through transformers' attention interface.
@@ -72,26 +73,50 @@ def record_layers(model: PreTrainedModel) -> tuple[LayerGeometry, ...]:
     AttentionInterface.register(_RECORDER, _record)
     AttentionMaskInterface.register(_RECORDER, lambda *_, **__: None)
     recorded: dict[int, LayerGeometry] = {}
+    cache = DynamicCache(config=model.config)
     model.set_attn_implementation(_RECORDER)
     try:
         with torch.inference_mode():
             ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
-            model(input_ids=ids, use_cache=False, recorded=recorded)
+            model(input_ids=ids, past_key_values=cache, use_cache=True, recorded=recorded)
     except Exception as error:
         raise UnsupportedModel(
-            f"the architecture '{model.config.model_type}' failed a two-token forward pass through "
-            f"transformers' attention interface: {error or type(error).__name__}"
+            f"the architecture '{model.config.model_type}' can't be served exactly: a two-token forward pass "
+            f"through transformers' attention interface fails ({in_one_line(error)})"
         ) from error
     finally:
         model.set_attn_implementation(IMPLEMENTATION)
-    num_layers = model.config.get_text_config().num_hidden_layers
-    if sorted(recorded) != list(range(num_layers)):
+    _check_layers(recorded, model.config)
+    layers = tuple(recorded[layer] for layer in sorted(recorded))
+    return layers, [_widths(layer) for layer in layers] == [_cached_widths(each) for each in cache.layers]
+
+
+def _check_layers(recorded: dict[int, LayerGeometry], config: PreTrainedConfig) -> None:
+    num_layers = config.get_text_config().num_hidden_layers
+    missing = num_layers - len(recorded.keys() & set(range(num_layers)))
+    if missing:
         raise UnsupportedModel(
-            f"the architecture '{model.config.model_type}' sends {len(recorded)} of its {num_layers} layers "
+            f"the architecture '{config.model_type}' sends {num_layers - missing} of its {num_layers} layers "
             "through transformers' attention interface; the others attend on their own, where no prompt "
             "reaches them"
         )
-    return tuple(recorded[layer] for layer in range(num_layers))
+    if len(recorded) > num_layers:
+        raise UnsupportedModel(
+            f"the architecture '{config.model_type}' attends in {len(recorded)} layers and is configured "
+            f"to have {num_layers}: it is no plain decoder"
+        )
+
+
+def _widths(layer: LayerGeometry) -> tuple[int, int, int]:
+    return layer.num_kv_heads, layer.key_dim, layer.value_dim
+
+
+def _cached_widths(cached: Any) -> tuple[int, int, int] | None:
+    """Of a layer of transformers' cache; None where it holds no keys and values."""
+    keys, values = getattr(cached, "keys", None), getattr(cached, "values", None)
+    if not isinstance(keys, Tensor) or not isinstance(values, Tensor) or keys.ndim != 4 or values.ndim != 4:
+        return None
+    return keys.shape[1], keys.shape[3], values.shape[3]
 
 
 def max_positions(config: PreTrainedConfig) -> int:
@@ -115,12 +140,14 @@ def model_geometry(model: PreTrainedModel, fingerprint: str, max_context: int | 
     """The geometry of a model that was loaded with our attention implementation."""
     vocab_size, hidden_size = model.get_input_embeddings().weight.shape  # type: ignore[misc]  # a Tensor
     limit = max_positions(model.config)
+    layers, takes_prefixes = record_layers(model)
     return ModelGeometry(
         architecture=model.config.model_type,
         hidden_size=int(hidden_size),
         vocab_size=int(vocab_size),
         max_positions=min(limit, max_context) if max_context else limit,
-        decoder=record_layers(model),
+        decoder=layers,
         dtype=str(model.dtype).removeprefix("torch."),
         fingerprint=fingerprint,
+        takes_prefixes=takes_prefixes,
     )

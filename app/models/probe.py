@@ -1,18 +1,19 @@
 """Prove at load that packed attention computes what the model itself computes, or refuse.
 
-First on a tiny float32 twin of the architecture (few layers, random weights, small window):
-prompts of every kind, two chunks, decoding past the window, a short row beside a long neighbour,
-each against the model's own eager forward pass alone. Then shortly on the real weights.
+First on a tiny float32 twin of the architecture: prompts of every kind, two chunks, decoding past the
+window, a short row beside a long neighbour, each against the model's own eager forward pass alone, from
+token ids, as its users run it. Then shortly on the real weights.
 """
 
-import copy
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
 
 from app.errors import UnsupportedModel
@@ -21,8 +22,9 @@ from app.models.attention.packed import IMPLEMENTATION
 from app.models.attention.step import PackedItem, build_step
 from app.models.decoder_only import DecoderOnly
 from app.models.geometry import check_layer_kinds, model_geometry
-from app.models.weights import is_quantized
-from app.prompt import ModelGeometry
+from app.models.twin import TWIN_VOCABULARY, TWIN_WINDOW, build_twin, special_ids
+from app.models.weights import in_one_line, is_quantized
+from app.prompt import LayerGeometry, ModelGeometry
 
 # Largest difference of a log-probability between packed and own forward in float32.
 TWIN_TOLERANCE = 1e-4
@@ -30,9 +32,11 @@ TWIN_TOLERANCE = 1e-4
 WEIGHTS_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 8e-2, torch.float16: 2e-2}
 # Below this a prefix hardly changes the twin's answer and the comparison proves nothing.
 _MIN_PREFIX_EFFECT = 1e-2
+# What a model says of the same tokens in another way differs by rounding, or by far more than this.
+_INPUTS_TOLERANCE = 1e-3
 _PREFIX_LENGTH = 5
-_TWIN_WINDOW = 8
-_TWIN_VOCABULARY = 128
+_SOFT_LENGTH = 6
+_LONGEST_REASON = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +48,28 @@ class ProbeReport:
     geometry: ModelGeometry
 
 
-@dataclass
+@dataclass(eq=False)
 class _Probe:
-    """One sequence of the twin's run, teacher-forced on random tokens."""
+    """One sequence, teacher-forced: rows of a soft prompt if there are some, then token ids."""
 
-    embeds: Tensor  # [n, d]
-    chunks: list[int]  # how many tokens each step takes
+    ids: Tensor  # [n]
+    chunks: list[int]  # how many rows each step takes
+    soft: Tensor | None = None  # [p, d]
     prefix: list[tuple[Tensor, Tensor]] | None = None  # per layer, K and V [1, Hk, p, D]
     computed: int = 0
 
     @property
     def prefix_length(self) -> int:
         return _PREFIX_LENGTH if self.prefix else 0
+
+    @property
+    def length(self) -> int:
+        return sum(self.chunks)
+
+    def rows(self, embed: Callable[[Tensor], Tensor]) -> Tensor:
+        """Input embeddings `[p + n, d]`."""
+        own = embed(self.ids)
+        return own if self.soft is None else torch.cat([self.soft, own])
 
 
 def probe_architecture(config: PreTrainedConfig) -> float:
@@ -65,21 +79,18 @@ def probe_architecture(config: PreTrainedConfig) -> float:
         UnsupportedModel: the twin can't be built or run, or its error is out of tolerance.
     """
     name = config.model_type
-    check_layer_kinds(config)
+    with _refusing(name, "its configuration doesn't say which part generates text"):
+        check_layer_kinds(config)
     if not hasattr(config.get_text_config(), "num_attention_heads"):
         raise UnsupportedModel(f"the architecture '{name}' has no attention layers for a prompt to reach")
     with torch.random.fork_rng(devices=[]), torch.inference_mode():
         torch.manual_seed(0)
-        try:
-            twin = _build_twin(config)
+        twin = _running_twin(config)
+        with _refusing(name, "its attention can't be taken over"):
             backbone = DecoderOnly(twin, model_geometry(twin, "twin"))
+        _check_inputs(twin, name)
+        with _refusing(name, "packed sequences don't run through it"):
             error = _twin_error(twin, backbone)
-        except UnsupportedModel:
-            raise
-        except Exception as cause:
-            raise UnsupportedModel(
-                f"the architecture '{name}' could not be probed: {_reason(cause)}"
-            ) from cause
     if not error <= TWIN_TOLERANCE:  # a NaN fails too
         raise UnsupportedModel(
             f"the architecture '{name}' differs from its own forward pass by {error:.2e} in log-probability "
@@ -88,16 +99,88 @@ def probe_architecture(config: PreTrainedConfig) -> float:
     return error
 
 
+@contextlib.contextmanager
+def _refusing(name: str, what: str) -> Iterator[None]:
+    """Whatever fails within is a refusal in one sentence."""
+    try:
+        yield
+    except UnsupportedModel:
+        raise
+    except Exception as cause:
+        raise UnsupportedModel(
+            f"the architecture '{name}' can't be served exactly: {what} ({_reason(cause)})"
+        ) from cause
+
+
 def _reason(cause: Exception) -> str:
     if isinstance(cause, KeyError) and cause.args == (IMPLEMENTATION,):
-        return "it picks its attention from a table of its own, so packed attention can't be put in"
-    return f"{type(cause).__name__}: {cause}"
+        return "it picks its attention from a table of its own"
+    return f"{type(cause).__name__}: {in_one_line(cause)[:_LONGEST_REASON]}"
+
+
+def _running_twin(config: PreTrainedConfig) -> PreTrainedModel:
+    """A twin that runs by itself. Some architectures tie numbers of heads to others: those stay then."""
+    with contextlib.suppress(Exception):
+        twin = build_twin(config)
+        _own_logits(twin, _Probe(_random_ids(3), [3]))
+        return twin
+    with _refusing(config.model_type, "no small twin of it runs, so nothing can be compared"):
+        twin = build_twin(config, narrow=False)
+        _own_logits(twin, _Probe(_random_ids(3), [3]))
+    return twin
+
+
+def _random_ids(number: int) -> Tensor:
+    return torch.randint(0, TWIN_VOCABULARY, (number,))
+
+
+def _check_inputs(twin: PreTrainedModel, name: str) -> None:
+    """Prompts are embeddings, packed rows are told their positions, tokens come one by one with a cache.
+
+    None of these may change what the twin says of token ids alone, in one pass.
+    """
+    ids = torch.cat([_random_ids(2 * TWIN_WINDOW), torch.tensor(special_ids(twin.config), dtype=torch.long)])
+    expected = _own_logits(twin, _Probe(ids, [len(ids)]))
+    row, embeds = ids.unsqueeze(0), twin.get_input_embeddings()(ids).unsqueeze(0)
+    with _refusing(name, "it doesn't run from embeddings that are no token's, as a soft prompt's are"):
+        _own_logits(twin, _Probe(ids, [len(ids) + 1], soft=torch.randn_like(embeds[0, :1])))
+    ways: dict[str, Callable[[], Tensor]] = {
+        "from embeddings": lambda: _eager(twin, inputs_embeds=embeds),
+        "at positions from 0 on": lambda: _eager(
+            twin, input_ids=row, position_ids=torch.arange(len(ids)).unsqueeze(0)
+        ),
+        "one token at a time": lambda: _one_by_one(twin, row),
+    }
+    for how, run in ways.items():
+        with _refusing(name, f"it doesn't run {how}"):
+            difference = _distance(run(), expected)
+        if not difference <= _INPUTS_TOLERANCE:
+            raise UnsupportedModel(
+                f"the architecture '{name}' can't be served exactly: {how} it computes something else than "
+                f"from token ids in one pass (log-probabilities differ by {difference:.1e})"
+            )
+
+
+def _one_by_one(twin: PreTrainedModel, row: Tensor) -> Tensor:
+    """Logits `[n, V]` of `row [1, n]` as generation computes them, with the model's own cache."""
+    cache = DynamicCache(config=twin.config)
+    logits = []
+    for place, ids in enumerate(row.T):
+        seen = torch.ones(1, place + 1, dtype=torch.long)
+        given = {"input_ids": ids[None], "position_ids": torch.tensor([[place]]), "attention_mask": seen}
+        logits.append(_eager(twin, past_key_values=cache, use_cache=True, **given))
+    return torch.cat(logits)
 
 
 def own_logits(model: PreTrainedModel) -> Tensor:
-    """What the real weights say of eight tokens, alone, before anything is accelerated."""
-    with torch.inference_mode():
-        return _own_logits(model, _weights_probe(model))
+    """What the real weights say `[n, V]` of a few tokens, alone, before anything is accelerated.
+
+    Raises:
+        UnsupportedModel: a forward pass fails.
+    """
+    what = "a forward pass of the real weights fails"
+    with torch.inference_mode(), _refusing(model.config.model_type, what):
+        return torch.cat([_own_logits(model, probe) for probe in _weights_probes(model)])
 
 
 def probe_weights(backbone: DecoderOnly, own: Tensor) -> float:
@@ -106,11 +189,15 @@ def probe_weights(backbone: DecoderOnly, own: Tensor) -> float:
     Raises:
         UnsupportedModel: the error is out of tolerance for the load dtype.
     """
-    probe = _weights_probe(backbone.model)
-    beside = _Probe(probe.embeds[:3], chunks=[1, 1, 1])  # a shorter row, so that there is padding
-    with torch.inference_mode():
-        found = torch.cat([logits for rows in _packed_logits(backbone, [probe, beside]) for logits in rows])
-    expected = own[[*(np.cumsum(probe.chunks) - 1), *(np.cumsum(beside.chunks) - 1)]]
+    probes = _weights_probes(backbone.model)
+    ends = np.concatenate([np.cumsum(probe.chunks) for probe in probes])
+    begins = np.repeat(
+        np.cumsum([0, *(probe.length for probe in probes[:-1])]), [len(p.chunks) for p in probes]
+    )
+    what = "a packed forward pass of the real weights fails"
+    with torch.inference_mode(), _refusing(backbone.geometry.architecture, what):
+        found = torch.cat([logits for rows in _packed_logits(backbone, probes) for logits in rows])
+    expected = own[begins + ends - 1]
     error = float((found - expected).norm() / expected.norm())
     if not own.isfinite().all():
         raise UnsupportedModel(
@@ -133,111 +220,53 @@ def _tolerance(backbone: DecoderOnly) -> float:
     return WEIGHTS_TOLERANCE[dtype]
 
 
-def _weights_probe(model: PreTrainedModel) -> _Probe:
-    embedding = model.get_input_embeddings()
-    ids = torch.tensor([(7919 * i) % model.config.get_text_config().vocab_size for i in range(1, 9)])
-    return _Probe(embedding(ids.to(model.device)), chunks=[5, 1, 1, 1])
-
-
-def twin_config(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The same architecture made small. Head widths stay, since rotary tables depend on them."""
-    small = copy.deepcopy(config)
-    text = small.get_text_config()
-    heads = text.num_attention_heads
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
-    few_heads = min(heads, 4)
-    kv_heads = getattr(text, "num_key_value_heads", None) or heads
-    few_kv_heads = few_heads if kv_heads == heads else max(1, min(kv_heads, few_heads // 2))
-    kinds = getattr(text, "layer_types", None)
-    wanted = {
-        "num_attention_heads": few_heads,
-        "num_key_value_heads": few_kv_heads,
-        "head_dim": head_dim,
-        "hidden_size": few_heads * head_dim,
-        "word_embed_proj_dim": few_heads * head_dim,
-        "num_hidden_layers": _layers_of_every_kind(kinds, text.num_hidden_layers),
-        "vocab_size": _TWIN_VOCABULARY,
-    }
-    bounds = {
-        "intermediate_size": 96,
-        "ffn_dim": 96,
-        "n_inner": 96,
-        "moe_intermediate_size": 32,
-        "shared_expert_intermediate_size": 32,
-        "num_local_experts": 4,
-        "num_experts": 4,
-        "n_routed_experts": 4,
-        "num_experts_per_tok": 2,
-        "first_k_dense_replace": 1,
-        "n_group": 1,
-        "topk_group": 1,
-        "sliding_window": _TWIN_WINDOW,
-        "attention_chunk_size": _TWIN_WINDOW,
-        "floor_scale": _TWIN_WINDOW,  # positions from which Llama 4 scales its queries
-    }
-    for name, value in wanted.items():
-        is_derived = isinstance(getattr(type(text), name, None), property)
-        if hasattr(text, name) and not is_derived:
-            setattr(text, name, value)
-    for name, bound in bounds.items():
-        if isinstance(getattr(text, name, None), int):
-            setattr(text, name, min(getattr(text, name), bound))
-    if kinds:
-        text.layer_types = list(kinds[: text.num_hidden_layers])
-    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-        setattr(text, name, None)
-    return small
-
-
-def _layers_of_every_kind(kinds: Sequence[str] | None, num_layers: int) -> int:
-    if not kinds:
-        return min(2, num_layers)
-    return max(min(2, num_layers), max(list(kinds).index(kind) + 1 for kind in set(kinds)))
-
-
-def _build_twin(config: PreTrainedConfig) -> PreTrainedModel:
-    small = twin_config(config)
-    twin: PreTrainedModel = AutoModelForCausalLM.from_config(
-        small, attn_implementation=IMPLEMENTATION, dtype=torch.float32
-    )
-    for parameter in twin.parameters():
-        # Default initialisation gives nearly flat logits, which would hide mistakes.
-        if parameter.ndim >= 2:
-            parameter.normal_(std=parameter.shape[-1] ** -0.5)
-        else:
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    twin.eval()
-    return twin
+def _weights_probes(model: PreTrainedModel) -> list[_Probe]:
+    """A sequence, a shorter one, so that there is padding, and one that begins with a soft prompt."""
+    vocabulary = model.config.get_text_config().vocab_size
+    ids = torch.tensor([(7919 * i) % vocabulary for i in range(1, 9)], device=model.device)
+    embeds = model.get_input_embeddings()(ids)
+    between = (embeds[:2] + embeds[2:4]) / 2  # rows of no token
+    return [
+        _Probe(ids, chunks=[5, 1, 1, 1]),
+        _Probe(ids[:3], chunks=[1, 1, 1]),
+        _Probe(ids[4:], chunks=[4, 1, 1], soft=between),
+    ]
 
 
 def _twin_error(twin: PreTrainedModel, backbone: DecoderOnly) -> float:
-    def tokens(length: int) -> Tensor:
-        return backbone.embed(torch.randint(0, _TWIN_VOCABULARY, (length,)))
-
-    prefix = [
-        (torch.randn(1, layer.num_kv_heads, _PREFIX_LENGTH, layer.key_dim),
-         torch.randn(1, layer.num_kv_heads, _PREFIX_LENGTH, layer.value_dim))
-        for layer in backbone.geometry.decoder
-    ]  # fmt: skip
-    past_window = [1] * (_TWIN_WINDOW + 4)
-    long_row = _Probe(tokens(40 + len(past_window)), chunks=[23, 17, *past_window])
-    short_row = _Probe(tokens(3 + 9), chunks=[3, *[1] * 9])
-    one_token = _Probe(tokens(1 + 4), chunks=[1] * 5)
-    prefixed = _Probe(tokens(13 + len(past_window)), chunks=[6, 7, *past_window], prefix=prefix)
-    probes = [long_row, short_row, one_token, prefixed]
+    past_window = [1] * (TWIN_WINDOW + 4)
+    soft = torch.randn(_SOFT_LENGTH, backbone.geometry.hidden_size)
+    probes = [
+        _Probe(_random_ids(40 + len(past_window)), [23, 17, *past_window]),
+        _Probe(_random_ids(3 + 9), [3, *[1] * 9]),
+        _Probe(_random_ids(1 + 4), [1] * 5),
+        _Probe(_random_ids(11 + len(past_window)), [_SOFT_LENGTH + 4, 7, *past_window], soft=soft),
+    ]
+    if backbone.geometry.takes_prefixes:
+        prefix = [_random_prefix(layer) for layer in backbone.geometry.decoder]
+        probes.append(_Probe(_random_ids(13 + len(past_window)), [6, 7, *past_window], prefix=prefix))
+        _check_prefix(twin, probes[-1])
     expected = [_own_logits(twin, probe) for probe in probes]
-    bare = _own_logits(twin, _Probe(prefixed.embeds, prefixed.chunks))
-    effect = _distance(bare, expected[-1])
-    if not effect >= _MIN_PREFIX_EFFECT:
-        raise UnsupportedModel(
-            f"the architecture '{backbone.geometry.architecture}' ignores keys and values put before its "
-            f"tokens (they change log-probabilities by {effect:.1e}), so prefixes would have no effect"
-        )
     found = _packed_logits(backbone, probes)
     return max(
         _distance(torch.cat(logits), whole[np.cumsum(probe.chunks) - 1])
         for probe, logits, whole in zip(probes, found, expected, strict=True)
     )
+
+
+def _check_prefix(twin: PreTrainedModel, prefixed: _Probe) -> None:
+    bare = _Probe(prefixed.ids, prefixed.chunks)
+    effect = _distance(_own_logits(twin, bare), _own_logits(twin, prefixed))
+    if not effect >= _MIN_PREFIX_EFFECT:
+        raise UnsupportedModel(
+            f"the architecture '{twin.config.model_type}' ignores keys and values put before its "
+            f"tokens (they change log-probabilities by {effect:.1e}), so prefixes would have no effect"
+        )
+
+
+def _random_prefix(layer: LayerGeometry) -> tuple[Tensor, Tensor]:
+    keys = torch.randn(1, layer.num_kv_heads, _PREFIX_LENGTH, layer.key_dim)
+    return keys, torch.randn(1, layer.num_kv_heads, _PREFIX_LENGTH, layer.value_dim)
 
 
 def _distance(left: Tensor, right: Tensor) -> float:
@@ -250,26 +279,26 @@ def _own_logits(model: PreTrainedModel, probe: _Probe) -> Tensor:
     for layer, (keys, values) in enumerate(probe.prefix or []):
         assert cache is not None
         cache.update(keys, values, layer)
-    length = probe.embeds.shape[0]
-    positions = torch.arange(probe.prefix_length, probe.prefix_length + length, device=model.device)
+    ones = torch.ones(1, probe.prefix_length + probe.length, dtype=torch.long, device=model.device)
+    common = {"attention_mask": ones, "past_key_values": cache, "use_cache": cache is not None}
+    if probe.soft is None:
+        return _eager(model, input_ids=probe.ids.unsqueeze(0), **common)
+    return _eager(model, inputs_embeds=probe.rows(model.get_input_embeddings()).unsqueeze(0), **common)
+
+
+def _eager(model: PreTrainedModel, **inputs: Any) -> Tensor:
+    """Logits `[n, V]` of the only row, by the model's own attention."""
     model.set_attn_implementation("eager")
     try:
-        outputs = model(
-            inputs_embeds=probe.embeds.unsqueeze(0),
-            position_ids=positions.unsqueeze(0),
-            attention_mask=torch.ones(1, probe.prefix_length + length, dtype=torch.long, device=model.device),
-            past_key_values=cache,
-            use_cache=cache is not None,
-        )
+        logits: Tensor = model(**inputs).logits[0].float()
     finally:
         model.set_attn_implementation(IMPLEMENTATION)
-    logits: Tensor = outputs.logits[0].float()
     return logits
 
 
 def _packed_logits(backbone: DecoderOnly, probes: list[_Probe]) -> list[list[Tensor]]:
     """Logits after each chunk of each probe, all probes packed into shared steps."""
-    capacity = max(probe.prefix_length + probe.embeds.shape[0] for probe in probes)
+    capacity = max(probe.prefix_length + probe.length for probe in probes)
     num_slots = [1 + capacity * len(probes)] * len(backbone.kv_groups)
     cache = KVCache(backbone.kv_groups, num_slots, dtype=backbone.dtype, device=backbone.device)
     # Interleaved on purpose: identity tables would hide a wrong slot.
@@ -306,7 +335,7 @@ def _packed_step(
         probe, count = probes[i], probes[i].chunks[number]
         start = probe.prefix_length + probe.computed
         items.append(PackedItem(start, count, (slots[i][: start + count],) * len(cache.groups)))
-        embeds.append(probe.embeds[probe.computed : probe.computed + count])
+        embeds.append(probe.rows(backbone.embed)[probe.computed : probe.computed + count])
         positions.append(torch.arange(start, start + count, device=backbone.device))
         probe.computed += count
     last = torch.tensor([item.num_tokens for item in items], device=backbone.device).cumsum(0) - 1

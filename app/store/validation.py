@@ -22,8 +22,13 @@ def validate_prompt(prompt: Prompt, geometry: ModelGeometry) -> None:
     _check_room(prompt, geometry)
     if prompt.kind is PromptKind.SOFT:
         _check_width(prompt, geometry)
-    else:
+    elif geometry.takes_prefixes:
         _check_layers(prompt, geometry)
+    else:
+        raise PromptRejected(
+            "The base model's cache holds something else than keys and values of each head, so no prefix can "
+            "be put before its tokens; train a soft prompt"
+        )
     for name in prompt.tensors:
         _check_finite(prompt, name, geometry.dtype)
 

@@ -1,6 +1,8 @@
 """The probe passes what is exact, refuses what isn't, and its comparisons have teeth."""
 
 import re
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,11 +10,15 @@ import torch
 from torch import Tensor
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from app.errors import UnsupportedModel
+from app.errors import PromptRejected, UnsupportedModel
 from app.models import probe
 from app.models.attention import packed
 from app.models.attention.packed import register
-from app.models.probe import TWIN_TOLERANCE, own_logits, probe_architecture, probe_weights, twin_config
+from app.models.geometry import model_geometry
+from app.models.probe import TWIN_TOLERANCE, own_logits, probe_architecture, probe_weights
+from app.models.twin import build_twin, twin_config
+from app.store.validation import validate_prompt
+from tests.store import builders
 from tests.tiny_models import ARCHITECTURES, packed_backbone, tiny_model
 
 # With their default shapes, as big as their first releases: the twin makes them small.
@@ -57,6 +63,51 @@ def test_the_refusal_says_why() -> None:
         probe_architecture(CONFIG_MAPPING["llama4_text"]())
 
 
+MISLEADING = {
+    "gemma3n_text": "from embeddings it computes something else than from token ids",  # per-layer inputs
+    "gemma4_text": "doesn't run from embeddings that are no token's",
+    "roberta": "it computes something else than from token ids",  # positions follow the padding id
+    "xlm-roberta": "it computes something else than from token ids",
+    "bert": "one token at a time it computes something else",  # every token sees every other one
+    "moshi": "one token at a time it computes something else",  # only its cache has a window
+}
+
+
+@pytest.mark.parametrize("architecture", MISLEADING)
+def test_what_token_ids_alone_give_is_the_reference(architecture: str) -> None:
+    """Packed rows equal these models' own forward pass from embeddings; their users run another one."""
+    with pytest.raises(UnsupportedModel, match=MISLEADING[architecture]) as refusal:
+        probe_architecture(CONFIG_MAPPING[architecture]())
+    assert "\n" not in refusal.value.message
+
+
+@pytest.mark.parametrize("architecture", ["cwm", "modernbert-decoder", "jetmoe", "minicpm3", "deepseek_v3"])
+def test_the_twin_does_not_break_what_it_copies(architecture: str) -> None:
+    """Fields that must be set, heads that are tied to experts, heads of two widths."""
+    assert probe_architecture(CONFIG_MAPPING[architecture]()) <= TWIN_TOLERANCE
+
+
+@pytest.mark.parametrize(("architecture", "takes"), [("llama", True), ("jetmoe", False), ("minicpm3", False)])
+def test_prefixes_are_for_bases_that_keep_keys_and_values(architecture: str, takes: bool) -> None:
+    with torch.inference_mode():
+        twin = build_twin(CONFIG_MAPPING[architecture]())
+    geometry = model_geometry(twin, "twin")
+    assert geometry.takes_prefixes is takes
+    fitting = replace(builders.geometry(), takes_prefixes=geometry.takes_prefixes)
+    validate_prompt(builders.soft(), fitting)
+    with nullcontext() if takes else pytest.raises(PromptRejected, match="train a soft prompt"):
+        validate_prompt(builders.prefix(), fitting)
+
+
+def test_embeddings_that_are_not_what_ids_become_are_noticed_on_the_real_weights_too() -> None:
+    backbone = packed_backbone(tiny_model("llama"))
+    own = own_logits(backbone.model)
+    table = backbone.model.get_input_embeddings()
+    backbone.embed = lambda ids: table(ids) * 1.5  # as if ids were scaled elsewhere
+    with pytest.raises(UnsupportedModel, match="differ by"):
+        probe_weights(backbone, own)
+
+
 def test_wrong_attention_is_refused_with_its_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel that is off by little is still refused, and the message names the figure."""
     kernel = packed._Kernel.__call__
@@ -96,6 +147,16 @@ def test_the_real_weights_are_checked_too() -> None:
         backbone.model.lm_head.weight.mul_(1.01)
     with pytest.raises(UnsupportedModel, match="try --dtype float32"):
         probe_weights(backbone, own)
+
+
+def test_the_twin_keeps_what_may_make_a_base_differ() -> None:
+    roberta, smollm, gemma3n = (CONFIG_MAPPING[name]() for name in ("roberta", "smollm3", "gemma3n_text"))
+    assert twin_config(roberta).pad_token_id == roberta.pad_token_id
+    assert set(twin_config(smollm).no_rope_layers) == set(smollm.no_rope_layers)
+    small = twin_config(gemma3n)
+    assert len(small.layer_types) == small.num_hidden_layers == len(small.activation_sparsity_pattern)
+    assert 0 < small.num_kv_shared_layers < small.num_hidden_layers
+    assert set(small.activation_sparsity_pattern) == set(gemma3n.activation_sparsity_pattern)
 
 
 def test_the_twin_keeps_every_kind_of_layer() -> None:

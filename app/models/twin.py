@@ -1,0 +1,134 @@
+"""A tiny float32 twin of an architecture: few layers, random weights, a small window.
+
+What may make a base differ from a plain decoder stays: kinds of layers, head widths, rotary settings,
+shared keys and values, special token ids, scales. What is made smaller are sizes and counts.
+"""
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.configuration_utils import PreTrainedConfig
+
+from app.models.attention.packed import IMPLEMENTATION
+
+TWIN_VOCABULARY = 128
+TWIN_WINDOW = 8
+
+# At most this, where the field is a number.
+_BOUNDS = {
+    "vocab_size": TWIN_VOCABULARY,
+    "vocab_size_per_layer_input": TWIN_VOCABULARY,
+    "intermediate_size": 96,
+    "ffn_dim": 96,
+    "n_inner": 96,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 32,
+    "num_local_experts": 4,
+    "num_experts": 4,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "first_k_dense_replace": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "sliding_window": TWIN_WINDOW,
+    "attention_chunk_size": TWIN_WINDOW,
+    "floor_scale": TWIN_WINDOW,  # positions from which Llama 4 scales its queries
+}
+_KINDS_AT_MOST = 8  # of layers, in one list; more are numbers of each layer, not kinds
+
+
+def twin_config(config: PreTrainedConfig, *, narrow: bool = True) -> PreTrainedConfig:
+    """The same architecture made small. Head widths stay, since rotary tables depend on them.
+
+    Not `narrow`: numbers of heads and the hidden width stay too, which some architectures tie to others.
+    """
+    small = copy.deepcopy(config)
+    text = small.get_text_config()
+    _cut_layers(text)
+    if narrow:
+        _narrow(text)
+    for name, bound in _BOUNDS.items():
+        value = getattr(text, name, None)
+        if isinstance(value, int):
+            setattr(text, name, min(value, bound))
+        elif isinstance(value, list | tuple):  # one of each layer
+            setattr(text, name, [min(each, bound) if isinstance(each, int) else each for each in value])
+    for part, name in _token_ids(small):
+        setattr(part, name, min(getattr(part, name), TWIN_VOCABULARY - 1))
+    return small
+
+
+def special_ids(small: PreTrainedConfig) -> list[int]:
+    """Ids that a twin's configuration names: of padding, of places for images, and others."""
+    return sorted({each for part, name in _token_ids(small) if (each := getattr(part, name)) >= 0})
+
+
+def _token_ids(config: PreTrainedConfig) -> Iterator[tuple[PreTrainedConfig, str]]:
+    """Fields that hold an id: positions may begin after that of padding, for one."""
+    for part in {id(each): each for each in (config, config.get_text_config())}.values():
+        for name in [name for name in vars(part) if name.endswith("_token_id")]:
+            if isinstance(getattr(part, name), int):
+                yield part, name
+
+
+def _narrow(text: PreTrainedConfig) -> None:
+    heads = text.num_attention_heads
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
+    few_heads = min(heads, 4)
+    kv_heads = getattr(text, "num_key_value_heads", None) or heads
+    wanted = {
+        "num_attention_heads": few_heads,
+        "num_key_value_heads": few_heads if kv_heads == heads else max(1, min(kv_heads, few_heads // 2)),
+        "head_dim": head_dim,
+        "hidden_size": few_heads * head_dim,
+        "word_embed_proj_dim": few_heads * head_dim,
+    }
+    for name, value in wanted.items():
+        is_derived = isinstance(getattr(type(text), name, None), property)
+        if hasattr(text, name) and not is_derived:
+            setattr(text, name, value)
+
+
+def _cut_layers(text: PreTrainedConfig) -> None:
+    """The first layers, until every kind was there; once more where late ones take keys of early ones."""
+    total = text.num_hidden_layers
+    of_layers = {name: value for name, value in vars(text).items() if _has_entries(value, total)}
+    kept = max([min(2, total), *map(_first_of_every_kind, of_layers.values())])
+    shared = getattr(text, "num_kv_shared_layers", None)
+    if shared:
+        text.num_kv_shared_layers = kept
+    for name in ("num_hidden_layers", "decoder_layers"):
+        if hasattr(text, name):
+            setattr(text, name, 2 * kept if shared else kept)
+    for name, value in of_layers.items():
+        setattr(text, name, [*value[:kept], *(value[:kept] if shared else ())])
+
+
+def _has_entries(value: Any, number: int) -> bool:
+    return isinstance(value, list | tuple) and len(value) == number
+
+
+def _first_of_every_kind(entries: list[Any] | tuple[Any, ...]) -> int:
+    """How many entries from the first on hold all that there are."""
+    kinds = [str(entry) for entry in entries]
+    different = set(kinds)
+    return max(map(kinds.index, different)) + 1 if len(different) <= _KINDS_AT_MOST else 1
+
+
+def build_twin(config: PreTrainedConfig, *, narrow: bool = True) -> PreTrainedModel:
+    """A random model of `twin_config`, in float32, behind our attention implementation."""
+    small = twin_config(config, narrow=narrow)
+    twin: PreTrainedModel = AutoModelForCausalLM.from_config(
+        small, attn_implementation=IMPLEMENTATION, dtype=torch.float32
+    )
+    for parameter in twin.parameters():
+        # Default initialisation gives nearly flat logits, which would hide mistakes.
+        if parameter.ndim >= 2:
+            parameter.normal_(std=parameter.shape[-1] ** -0.5)
+        else:
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    twin.eval()
+    return twin
