@@ -36,7 +36,6 @@ from app.keys.keyring import Keyring
 from app.logs import take_over_libraries
 from app.metrics import Metrics
 from app.models.loading import LoadedBase, load_base
-from app.models.probe import ProbeReport
 from app.serving.answers import Outcome
 from app.serving.base_defaults import reported_defaults
 from app.serving.grammars import Grammars
@@ -111,16 +110,31 @@ def assemble(
 
     `progress` gets a line for each stage; `on_failure` is called, on the engine's thread, when the
     engine dies; `keys` hear of the tokens that they use. Raises UnsupportedModel when the base can't
-    be served.
+    be served; nothing that was begun is left behind then.
     """
+    with contextlib.ExitStack() as undo:
+        services = _assemble(settings, progress, on_failure, keys, undo)
+        undo.pop_all()
+        return services
+
+
+def _assemble(
+    settings: Settings,
+    progress: Callable[[str], None],
+    on_failure: Callable[[BaseException], None],
+    keys: Keyring | None,
+    undo: contextlib.ExitStack,
+) -> Services:
     store, metrics = open_store(settings.store), Metrics()
     base = _load_base(settings, progress)
-    redis = _redis_tier(settings, lambda task_id: _take_hint(store, source, task_id))
+    redis = _redis_tier(settings, lambda task_id: source.prefetch_released(store.history(task_id)))
     source = TieredPromptSource(store, host_bytes=settings.host_cache_bytes, remote=redis)
+    undo.callback(source.close)
     tokenizer = _fast(base.tokenizer)
     grammars = Grammars(tokenizer, eos_ids=base.eos_ids, vocab_size=base.backbone.geometry.vocab_size)
     config, on_step = settings.engine_config(), metrics.on_step
     engine = Engine(base.backbone, source, config, grammars=grammars, on_step=on_step, on_failure=on_failure)
+    undo.callback(engine.stop)
     metrics.watch(engine.stats, source.stats, redis)
     generation = GenerationService(
         engine,
@@ -134,6 +148,7 @@ def assemble(
         prefetch=source.prefetch,
         on_outcome=_on_outcome(metrics, keys),
     )
+    undo.callback(generation.close)
     engine.start()
     _report_tasks(store, generation)
     return Services(
@@ -146,7 +161,7 @@ def assemble(
         upkeep=Upkeep(store, lambda digest: _fetch(source, digest)),
         redis=(lambda: "off") if redis is None else redis.state,
         device=str(base.backbone.device),
-        probe=_probe_in_words(base.report),
+        probe=str(base.report),
     )
 
 
@@ -194,27 +209,10 @@ def _publishing(
     return PublishingService(store, generation, on_stored=source.offer, **more)
 
 
-def _take_hint(store: PromptStore, source: TieredPromptSource, task_id: str) -> None:
-    """Another replica released something: fetch now what would be fetched with the next request."""
-    history = store.history(task_id)
-    for number in history.releases[-1].manifest_digests if history.releases else ():
-        version = history.version(number)
-        if version is not None and version.prompt_digest is not None:
-            source.prefetch(version.prompt_digest)
-
-
 def _fast(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise UnsupportedModel("this base has no fast tokenizer (tokenizer.json), which serving needs")
     return tokenizer
-
-
-def _probe_in_words(report: ProbeReport) -> str:
-    return (
-        "packed attention against the model's own forward pass: log-probabilities within "
-        f"{report.twin_error:.1e} on a float32 twin, logits within {report.weights_error:.1e} (relative) on "
-        "the weights as loaded"
-    )
 
 
 def _report_tasks(store: PromptStore, generation: GenerationService) -> None:

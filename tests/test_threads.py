@@ -76,6 +76,18 @@ def test_two_that_are_assembled_leave_no_thread_behind(tmp_path: Path) -> None:
         assert set(threading.enumerate()) - before == set()
 
 
+def test_an_assembly_that_fails_leaves_no_thread_behind(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path)
+    before = set(threading.enumerate())
+    with pytest.raises(ValueError, match="don't hold one block"):
+        assemble(
+            settings.model_copy(update={"kv_cache_bytes": 100}),
+            progress=lambda _: None,
+            on_failure=lambda _: None,
+        )
+    assert set(threading.enumerate()) - before == set()
+
+
 def test_a_pool_that_gets_too_few_threads_fails_at_once_and_keeps_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

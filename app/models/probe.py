@@ -47,6 +47,13 @@ class ProbeReport:
     weights_error: float  # relative error of logits, real weights in the load dtype
     geometry: ModelGeometry
 
+    def __str__(self) -> str:
+        return (
+            "packed attention against the model's own forward pass: log-probabilities within "
+            f"{self.twin_error:.1e} on a float32 twin, logits within {self.weights_error:.1e} (relative) on "
+            "the weights as loaded"
+        )
+
 
 @dataclass(eq=False)
 class _Probe:

@@ -18,6 +18,7 @@ from functools import partial
 from app.errors import EngineStopped, PromptplexError, Unavailable
 from app.prompt import Prompt
 from app.store.host_cache import HostCache
+from app.store.releases import TaskHistory
 from app.store.tiers import BlobStore, PromptTiers, RemoteTier
 from app.threads import Workers
 
@@ -100,6 +101,13 @@ class TieredPromptSource:
         with self._lock:
             if not self._closed and digest not in self._loading and self._host.get(digest) is None:
                 self._begin(digest)
+
+    def prefetch_released(self, history: TaskHistory) -> None:
+        """What the newest release names will be asked for next; another replica may have made it."""
+        for number in history.releases[-1].manifest_digests if history.releases else ():
+            version = history.version(number)
+            if version is not None and version.prompt_digest is not None:
+                self.prefetch(version.prompt_digest)
 
     def offer(self, prompt: Prompt) -> None:
         """Keep a prompt that was just made, and let the remote cache have it in the background."""
