@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any, NoReturn
@@ -16,6 +17,7 @@ from app.api.state import server_state
 MAX_ITEMS = 1 << 19  # commas and brackets of a body; a text of as many is longer than any base's context
 MAX_NAMES = 1 << 17  # colons
 _MOST_UNKNOWN = 8  # fields that an answer tells of
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # UTF-8 has none, so that it takes an escape
 _SMALL_BYTES = 32 << 10  # what takes less than a millisecond to read
 
 
@@ -52,7 +54,7 @@ def _parse(body: bytes) -> Any:
             413, f"The body holds more than {MAX_ITEMS} items or {MAX_NAMES} names; send fewer at once."
         )
     try:
-        return json.loads(body.decode("utf-8-sig"), object_pairs_hook=_object)
+        value = json.loads(body.decode("utf-8-sig"), object_pairs_hook=_object)
     except UnicodeDecodeError as error:
         _refuse(f"it is not UTF-8 at byte {error.start}")
     except json.JSONDecodeError:
@@ -61,6 +63,50 @@ def _parse(body: bytes) -> Any:
         _refuse("it nests too deeply")
     except ValueError:  # Python converts no longer ones
         _refuse("a number in it has more than 4300 digits")
+    if _SURROGATE.search(body) and (path := _half_character(value)) is not None:
+        raise BadText(path)
+    return value
+
+
+class BadText(HTTPException):
+    """Text that UTF-8 can't hold; `param` is where."""
+
+    def __init__(self, param: str) -> None:
+        where = param or "The body"
+        super().__init__(
+            422, f"{where} holds half of a surrogate pair, which is no character; send valid Unicode."
+        )
+        self.param = param or None
+
+
+def _half_character(value: Any) -> str | None:
+    """The path to the first text, or object with a name, that holds half of a surrogate pair."""
+    pending: list[tuple[tuple[Any, ...], Any]] = [((), value)]  # a place is (the one around it, its name)
+    while pending:
+        place, item = pending.pop()
+        names = item if isinstance(item, dict) else (item,)
+        if any(isinstance(text, str) and not _is_text(text) for text in names):
+            return _path(place)
+        if isinstance(item, dict | list):
+            parts = item.items() if isinstance(item, dict) else enumerate(item)
+            pending += [((place, name), part) for name, part in parts]
+    return None
+
+
+def _path(place: tuple[Any, ...]) -> str:
+    names = []
+    while place:
+        place, name = place
+        names.append(str(name)[:64])
+    return ".".join(reversed(names))
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

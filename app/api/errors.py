@@ -125,8 +125,10 @@ async def _on_http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     code = _ROUTING.get(error.status_code, "invalid_request")
     kind = "server_error" if error.status_code >= 500 else "invalid_request_error"
-    message = _routing_message(request, error)
-    return JSONResponse(envelope(message, kind=kind, code=code), error.status_code, error.headers)
+    message, param = _routing_message(request, error), getattr(error, "param", None)
+    return JSONResponse(
+        envelope(message, kind=kind, code=code, param=param), error.status_code, error.headers
+    )
 
 
 def _routing_message(request: Request, error: HTTPException) -> str:

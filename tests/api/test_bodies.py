@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from app.api import generate, openai, tasks, tokens
 from app.api.bodies import MAX_ITEMS, Body
 from tests.api.test_generate import error_of
-from tests.serving.stack import Stack
+from tests.serving.stack import BASE_NAME, Stack
 
 JSON = {"content-type": "application/json"}
 ROUTES = ["/generate", "/", "/generate_stream", "/tokenize", "/detokenize", "/v1/completions"]
@@ -286,3 +286,91 @@ def test_the_bytes_of_a_part_without_a_file_name_stay(client: httpx.Client) -> N
     headers = {"content-type": "multipart/form-data; boundary=b"}
     error = error_of(client.post("/tasks/latin/versions", content=part, headers=headers), 422)
     assert "not UTF-8" in error["message"]
+
+
+HALF = "\ud83d"
+CHAT = [{"role": "user", "content": "a"}]
+WITH_HALVES: list[tuple[str, str | None, dict[str, Any]]] = [
+    ("/generate", "inputs", {"inputs": HALF}),
+    ("/generate", "inputs.text", {"inputs": {"text": "a" + HALF}}),
+    ("/generate", "inputs", {"inputs": {HALF: "a"}}),
+    ("/generate", None, {"inputs": "a", HALF: 1}),
+    ("/generate", "task_id", {"inputs": "a", "task_id": HALF}),
+    ("/generate", "user", {"inputs": "a", "user": HALF}),
+    ("/generate", "parameters.stop.1", {"inputs": "a", "parameters": {"stop": ["b", HALF]}}),
+    ("/generate", "parameters.choices.0", {"inputs": "a", "parameters": {"choices": [HALF, "b"]}}),
+    (
+        "/generate",
+        "parameters.choices.1.text",
+        {"inputs": "a", "parameters": {"choices": ["a", {"value": "b", "text": HALF}]}},
+    ),
+    (
+        "/generate",
+        "parameters.grammar.value",
+        {"inputs": "a", "parameters": {"grammar": {"type": "regex", "value": HALF}}},
+    ),
+    (
+        "/generate",
+        "parameters.grammar.value.properties",
+        {"inputs": "a", "parameters": {"grammar": {"type": "json", "value": {"properties": {HALF: {}}}}}},
+    ),
+    ("/", "inputs", {"inputs": HALF}),
+    ("/generate_stream", "inputs", {"inputs": HALF}),
+    ("/tokenize", "inputs", {"inputs": HALF}),
+    ("/v1/completions", "prompt", {"model": BASE_NAME, "prompt": HALF}),
+    ("/v1/completions", "prompt.1", {"model": BASE_NAME, "prompt": ["a", HALF]}),
+    ("/v1/completions", "metadata.a", {"model": BASE_NAME, "prompt": "a", "metadata": {"a": HALF}}),
+    ("/v1/chat/completions", "model", {"model": HALF, "messages": CHAT}),
+    (
+        "/v1/chat/completions",
+        "messages.0.content",
+        {"model": BASE_NAME, "messages": [{"role": "user", "content": HALF}]},
+    ),
+    ("/v1/chat/completions", "messages.0.name", {"model": BASE_NAME, "messages": [CHAT[0] | {"name": HALF}]}),
+    (
+        "/v1/chat/completions",
+        "messages.0.content.0.text",
+        {"model": BASE_NAME, "messages": [{"role": "user", "content": [{"type": "text", "text": HALF}]}]},
+    ),
+    ("/tasks/a/rollback", "why", {"why": HALF}),
+    ("/tasks/a/restore", "why", {"why": HALF}),
+    ("/tasks/a/rollback", "alias", {"alias": HALF}),
+]
+
+
+@pytest.mark.parametrize(("path", "param", "body"), WITH_HALVES)
+def test_half_a_character_is_refused_wherever_it_stands(
+    client: httpx.Client, path: str, param: str | None, body: dict[str, Any]
+) -> None:
+    padding = " " * 40_000  # large bodies are read elsewhere
+    for text in (json.dumps(body), json.dumps(body) + padding):
+        error = error_of(client.post(path, content=text.encode(), headers=JSON), 422)
+        assert "half of a surrogate pair" in error["message"]
+        assert error["param"] == param
+
+
+TASKS = [
+    {"template": "{a}" + HALF},
+    {"template": "{a}", "notes": HALF},
+    {"template": "{a}", "choices": [HALF]},
+    {"template": "{a}", "examples": [{"inputs": HALF, "expected": "a"}]},
+    {"template": "{a}", "defaults": {"stop": [HALF]}},
+    {"template": "{a}", HALF: 1},
+]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_half_a_character_is_refused_in_an_upload(client: httpx.Client, task: dict[str, Any]) -> None:
+    response = client.post("/tasks/half/versions", files={"task": (None, json.dumps(task))})
+    assert "half of a surrogate pair" in error_of(response, 422)["message"]
+
+
+def test_both_halves_are_a_character(client: httpx.Client) -> None:
+    body = json.dumps({"inputs": "\U0001f642"}).encode()
+    assert b"\\ud83d\\ude42" in body
+    assert client.post("/tokenize", content=body, headers=JSON).json()["text"] == "\U0001f642"
+
+
+@pytest.mark.parametrize("path", ["/tasks?limit=%ED%A0%BD", "/tasks/%ED%A0%BD", "/v1/models/%ED%A0%BD"])
+def test_half_a_character_in_an_address_is_no_fault_of_the_server(client: httpx.Client, path: str) -> None:
+    assert client.get(path).status_code in (404, 422)

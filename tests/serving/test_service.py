@@ -269,6 +269,7 @@ def test_failures_of_admission_are_told_once_the_task_is_known(stack: Stack) -> 
 
 def test_whoever_stops_listening_frees_the_row(stack: Stack) -> None:
     text = stack.talkative()
+    wait_until_idle(stack)  # so that what runs is what is asked next
 
     async def leave() -> None:
         working = asyncio.ensure_future(stack.generation.generate(ask(text)))
