@@ -77,12 +77,12 @@ class SamplingParams:
     @property
     def has_filter(self) -> bool:
         """Whether only a row's most probable tokens may be drawn."""
-        return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
+        return self.top_k > 0 or self.top_p < 1 or self.min_p > 0 or self.top_h > 0
 
     @property
     def has_shape(self) -> bool:
-        """Whether what may be drawn depends on the entropy or the probabilities of the whole row."""
-        return self.typical_p < 1 or self.epsilon_cutoff > 0 or self.eta_cutoff > 0 or self.top_h > 0
+        """Whether what may be drawn depends on the entropy or the probabilities of all that is left."""
+        return self.typical_p < 1 or self.epsilon_cutoff > 0 or self.eta_cutoff > 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -207,7 +207,8 @@ def _details_of_stream(result: GenerationResult) -> dict[str, Any]:
     return {
         "finish_reason": str(result.finish),
         "generated_tokens": len(result.tokens),
-        "input_length": result.prompt_tokens,
+        "input_length": result.prompt_tokens,  # TGI's name
+        "prompt_tokens": result.prompt_tokens,  # LoRAX's
         "virtual_tokens": result.virtual_tokens,
         "seed": result.seed,
         "task_version": None if version is None else version.version,

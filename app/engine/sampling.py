@@ -97,9 +97,9 @@ def _sampled_rows(inputs: Sequence[SamplingInput]) -> list[tuple[Draw, list[int]
 
 
 def _way_of(params: SamplingParams) -> Draw:
-    if params.has_shape:
-        return _draw_shaped
-    return _draw_filtered if params.has_filter else _draw_plain
+    if params.has_filter:
+        return _draw_filtered
+    return _draw_shaped if params.has_shape else _draw_plain
 
 
 def _scores(logits: Tensor, inputs: Sequence[SamplingInput]) -> Tensor:
@@ -126,7 +126,9 @@ def _draw_plain(logits: Tensor, inputs: Sequence[SamplingInput]) -> Tensor:
 
 
 def _draw_filtered(logits: Tensor, inputs: Sequence[SamplingInput]) -> Tensor:
-    """Draw from what top-k, top-p and min-p leave, which is always a row's most probable tokens."""
+    """Draw from what top-h, top-k, top-p and min-p leave, always a row's most probable tokens; and of that,
+    what the filters leave that look at all of it.
+    """
     scores = _scores(logits, inputs)
     total = scores.logsumexp(dim=-1, keepdim=True)
     values, order = scores.topk(min(_NUM_CANDIDATES, scores.shape[1]), dim=-1)
@@ -143,13 +145,11 @@ def _draw_filtered(logits: Tensor, inputs: Sequence[SamplingInput]) -> Tensor:
 
 
 def _draw_shaped(logits: Tensor, inputs: Sequence[SamplingInput]) -> Tensor:
-    """Draw from what the filters that look at a whole row leave, beside the others."""
-    params = [given.params for given in inputs]
-    values, order = _scores(logits, inputs).double().sort(dim=-1, descending=True, stable=True)
-    values = top_h(values, params)
-    weights = _filter(values, values.logsumexp(dim=-1, keepdim=True), params)
-    picked, _ = _inverse_cdf(shaped(weights, params), _uniforms(inputs, logits.device))
-    return order.gather(1, picked).squeeze(1)
+    """Draw from what the filters that look at a whole row leave, in the vocabulary's order."""
+    weights = _scores(logits, inputs).double().softmax(dim=-1)
+    weights = shaped(weights, [given.params for given in inputs])
+    picked, _ = _inverse_cdf(weights, _uniforms(inputs, logits.device))
+    return picked.squeeze(1)
 
 
 def _suffices(values: Tensor, total: Tensor, inputs: Sequence[SamplingInput], vocabulary: int) -> list[bool]:
@@ -164,7 +164,7 @@ def _suffices(values: Tensor, total: Tensor, inputs: Sequence[SamplingInput], vo
 
 
 def _is_within(params: SamplingParams, count: int, mass: float, least: float) -> bool:
-    if params.top_k:
+    if params.top_k or params.top_h:
         return params.top_k <= count
     return mass >= params.top_p or least < params.min_p
 
@@ -174,19 +174,23 @@ def _draw_sorted(
 ) -> Tensor:
     """Draw from sorted scores `values [N, C]` of the tokens `order [N, C]`."""
     given = [inputs[row] for row in rows]
-    weights = _filter(values, total, [each.params for each in given])
+    params = [each.params for each in given]
+    weights = _filter(values, total, params)
+    if any(each.has_shape for each in params):
+        weights = shaped(weights, params)
     picked, _ = _inverse_cdf(weights, _uniforms(given, values.device))
     return order.gather(1, picked).squeeze(1)
 
 
 def _filter(values: Tensor, total: Tensor, params: Sequence[SamplingParams]) -> Tensor:
-    """Weights `[N, C]` of sorted candidates after top-k, then top-p, then min-p."""
+    """Weights `[N, C]` of sorted candidates after top-h, then top-k, then top-p, then min-p."""
     count = values.shape[1]
+    values = top_h(values, params)
     rank = torch.arange(count, device=values.device)
     top_k = column([float(each.top_k or count) for each in params], values)
     kept = values.masked_fill(rank >= top_k, float("-inf"))
-    has_top_k = torch.tensor([each.top_k > 0 for each in params], device=values.device)[:, None]
-    normaliser = torch.where(has_top_k, kept.logsumexp(dim=-1, keepdim=True), total)
+    is_cut = torch.tensor([each.top_k + each.top_h > 0 for each in params], device=values.device)[:, None]
+    normaliser = torch.where(is_cut, kept.logsumexp(dim=-1, keepdim=True), total)
     weights = (kept - normaliser).exp().double()
     top_p = column([each.top_p for each in params], weights)
     min_p = column([each.min_p for each in params], weights)

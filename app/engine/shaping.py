@@ -1,7 +1,7 @@
-"""Filters of a draw that depend on a whole row: top-h, typical-p, the epsilon and the eta cutoff.
+"""Filters of a draw that look at all that is left: top-h, typical-p, the epsilon and the eta cutoff.
 
 Each is what `transformers` has under the name (Potraitis et al. 2025; Meister et al. 2022; Hewitt et al.
-2022), for rows whose tokens stand in order of their probability. Shapes: N rows, V tokens; float64.
+2022). Shapes: N rows, V tokens of the vocabulary or C candidates.
 """
 
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ from torch import Tensor
 from app.request import SamplingParams
 
 _TOP_H_TOKENS = 100  # as many as transformers looks at
+_NEAREST = 1024
 
 
 def column(values: Sequence[float], like: Tensor) -> Tensor:
@@ -20,7 +21,9 @@ def column(values: Sequence[float], like: Tensor) -> Tensor:
 
 
 def top_h(values: Tensor, params: Sequence[SamplingParams]) -> Tensor:
-    """Scores `[N, V]` of which only the first stay, whose share of the entropy is at most `top_h`."""
+    """Sorted scores `[N, C]` of which only the first stay, whose share of the entropy is at most `top_h`."""
+    if not any(each.top_h for each in params):
+        return values
     share = column([each.top_h for each in params], values)
     weights = values[:, :_TOP_H_TOKENS].softmax(dim=-1)
     terms = torch.special.entr(weights)
@@ -30,7 +33,7 @@ def top_h(values: Tensor, params: Sequence[SamplingParams]) -> Tensor:
 
 
 def shaped(weights: Tensor, params: Sequence[SamplingParams]) -> Tensor:
-    """Weights `[N, V]` after typical-p, then the epsilon, then the eta cutoff; each row has some left."""
+    """Weights `[N, V or C]` after typical-p, the epsilon, and the eta cutoff; each row has some left."""
     for shape in (_typical, _epsilon, _eta):
         probabilities = weights / weights.sum(dim=-1, keepdim=True)
         weights = weights * shape(probabilities, params)
@@ -46,10 +49,24 @@ def _typical(probabilities: Tensor, params: Sequence[SamplingParams]) -> Tensor:
     """Which tokens carry about as much information as is to be expected, up to a mass of `typical_p`."""
     mass = column([each.typical_p for each in params], probabilities)
     distance = (-probabilities.log() - _entropy(probabilities)).abs()
-    nearest, order = distance.sort(dim=-1, stable=True)
-    cumulated = probabilities.gather(1, order).cumsum(dim=-1)
-    last = (cumulated < mass).sum(dim=-1, keepdim=True).clamp(max=distance.shape[1] - 1)
-    return (distance <= nearest.gather(1, last)) | (mass >= 1)
+    farthest = _farthest(distance, probabilities, mass, min(_NEAREST, distance.shape[1]))
+    return (distance <= farthest) | (mass >= 1)
+
+
+def _farthest(distance: Tensor, probabilities: Tensor, mass: Tensor, count: int) -> Tensor:
+    """Which distance `[N, 1]` the nearest tokens reach together with their mass.
+
+    Few tokens have it in most rows; only where the nearest `count` lack it, all are sorted.
+    """
+    nearest, order = distance.topk(count, largest=False)
+    is_short = probabilities.gather(1, order).cumsum(dim=-1) < mass
+    last = is_short.sum(dim=-1, keepdim=True)
+    farthest = nearest.gather(1, last.clamp(max=count - 1))
+    unknown = ((last == count) & (mass < 1)).squeeze(1)
+    if count < distance.shape[1] and unknown.any():
+        every = distance.shape[1]
+        farthest[unknown] = _farthest(distance[unknown], probabilities[unknown], mass[unknown], every)
+    return farthest
 
 
 def _epsilon(probabilities: Tensor, params: Sequence[SamplingParams]) -> Tensor:

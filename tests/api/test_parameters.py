@@ -409,3 +409,11 @@ def test_every_chunk_tells_the_usage_so_far_where_asked(client: httpx.Client) ->
         if "{" in line
     ]
     assert {chunk["usage"] is None for chunk in chunks[:-1]} == {True}
+
+
+def test_a_streams_details_have_tgis_and_loraxs_names(client: httpx.Client) -> None:
+    body = {"inputs": "the film", "parameters": {"max_new_tokens": 2}}
+    events = client.post("/generate_stream", json=body).text.strip().split("\n\n")
+    details = json.loads(events[-1].removeprefix("data:"))["details"]
+    counted = generate(client)["details"]["prompt_tokens"]
+    assert details["input_length"] == details["prompt_tokens"] == counted
