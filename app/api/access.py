@@ -101,10 +101,10 @@ class Door:
         access = None if route is None else declared_access(route)
         if access is not None and access.is_public:
             return
-        key = keys.find(_bearer(Headers(scope=scope)))
+        key = keys.find(_key_in(Headers(scope=scope)))
         if key is None:
             raise Unauthorized(
-                "This server wants a key that it knows: send the header Authorization: Bearer <key>. "
+                "This server wants a key that it knows: send Authorization: Bearer <key>, or x-api-key: <key>. "
                 "Its operator makes keys with `promptplex keys add`."
             )
         scope["state"]["caller"] = Caller(key, keys)
@@ -133,8 +133,13 @@ def _check_scope(key: Key, access: Access) -> None:
         )
 
 
-def _bearer(headers: Headers) -> str:
-    """The one bearer token of a request; "" where there is none or more than one."""
-    given = headers.getlist("authorization")
-    scheme, _, token = given[0].partition(" ") if len(given) == 1 else ("", "", "")
+def _key_in(headers: Headers) -> str:
+    """The one key of a request, by either header; "" where there is none or more than one."""
+    bearers, plain = headers.getlist("authorization"), headers.getlist("x-api-key")
+    given = {*map(_bearer, bearers), *map(str.strip, plain)}
+    return given.pop() if len(given) == 1 and max(len(bearers), len(plain)) == 1 else ""
+
+
+def _bearer(value: str) -> str:
+    scheme, _, token = value.partition(" ")
     return token.strip() if scheme.lower() == "bearer" else ""

@@ -29,6 +29,11 @@ class Caller:
         """The name for records."""
         return NO_NAME if self.key is None else self.key.name
 
+    @property
+    def is_bound(self) -> bool:
+        """Whether there are tasks that the caller must not know of."""
+        return self.key is not None and self.key.tasks is not None
+
     def may_use(self, name: str) -> bool:
         """Whether a task id, or the base model's name, is among the caller's."""
         return self.key is None or self.key.may_use(name)

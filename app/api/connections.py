@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import httptools
 import uvicorn
 from starlette.responses import JSONResponse
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from app.api.crowd import MOST_REFUSED, Crowd
@@ -158,6 +158,8 @@ class BoundedConnection(HttpToolsProtocol):
         if self._is_answering:
             self._let_wait(size)
         super().on_headers_complete()
+        if _is_http_1_0(self.cycle):
+            self.cycle.keep_alive = self.parser.should_keep_alive()  # uvicorn never does
         self._expects_head = False
         self._bytes_beside = 0
         self._crowd.works(self.transport)
@@ -210,7 +212,7 @@ class BoundedConnection(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
-        super()._start_asgi_task(cycle, app)
+        super()._start_asgi_task(cycle, _as_http_1_0(app, cycle) if _is_http_1_0(cycle) else app)
 
     def _disconnect_running(self) -> None:
         if self._running is not None and not self._running.response_complete:
@@ -317,6 +319,31 @@ class BoundedConnection(HttpToolsProtocol):
         own = [*self.server_state.default_headers, *response.raw_headers, (b"connection", b"close")]
         headers = b"".join(b"%s: %s\r\n" % header for header in complete_headers(own, identity))
         return STATUS_LINE[response.status_code] + headers + b"\r\n" + bytes(response.body)
+
+
+def _is_http_1_0(cycle: RequestResponseCycle) -> bool:
+    return cycle.scope["http_version"] == "1.0"
+
+
+def _as_http_1_0(app: Any, cycle: RequestResponseCycle) -> Any:
+    """The app for a client that knows no chunks: what has no length ends with the connection."""
+
+    async def answered(scope: Scope, receive: Receive, send: Send) -> None:
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                names = {name for name, _ in message["headers"]}
+                if b"content-length" not in names:
+                    cycle.keep_alive = cycle.chunked_encoding = False
+                elif cycle.keep_alive and b"connection" not in names:
+                    message["headers"] = [*message["headers"], (b"connection", b"keep-alive")]
+            elif cycle.chunked_encoding is False and not cycle.keep_alive:
+                size = len(message.get("body", b""))
+                cycle.expected_content_length = max(cycle.expected_content_length, size)
+            await send(message)
+
+        await app(scope, receive, sending)
+
+    return answered
 
 
 @dataclass(frozen=True, slots=True)

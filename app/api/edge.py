@@ -24,6 +24,7 @@ log = logging.getLogger("promptplex.api")
 
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _UPLOAD_PATH = re.compile(r"/tasks/[^/]+/versions")
+_UNPRINTABLE = re.compile(r"[^!-~]")
 _MAX_BODIES = 64  # as many of the largest size may be held at once
 _UPLOAD_ADVICE = (
     f" By default there is room for a prefix of {PREFIX_TOKENS} tokens of the base in float32. If the "
@@ -52,6 +53,10 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if (
+            scope["method"] == "HEAD"
+        ):  # answered as GET; the connection, which has its own scope, drops the body
+            scope = {**scope, "method": "GET"}
         exchange = _Exchange(scope, receive, send, self._state, self._body_limit(scope))
         headers = Headers(scope=scope)
         refusal = self._refusal(scope, headers) or self._door.refusal(scope) or _coded(scope, headers)
@@ -91,6 +96,11 @@ class Edge:
     def _refusal(self, scope: Scope, headers: Headers) -> JSONResponse | None:
         """A page of another site must not reach a server that trusts everybody on this machine."""
         hosts = headers.getlist("host")
+        if any(_UNPRINTABLE.search(host) for host in hosts):  # which `urlsplit` would leave out
+            message = "The Host header holds a tab, a space or another character that no host has."
+            return JSONResponse(
+                envelope(message, kind="invalid_request_error", code="malformed_request"), 400
+            )
         if self._config.allowed_hosts is not None and (
             len(hosts) != 1 or _host_name(hosts[0]) not in self._config.allowed_hosts
         ):
@@ -268,6 +278,8 @@ def _host_name(host: str) -> str | None:
 
 def _split(url: str) -> tuple[str, str, int | None] | None:
     """Scheme, host and port of an origin; None for anything else."""
+    if _UNPRINTABLE.search(url):
+        return None
     try:
         parts = urlsplit(url)
         port = parts.port

@@ -9,8 +9,10 @@ from typing import Any, TypeVar
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.routing import iter_route_contexts
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match
 
 from app import errors
 from app.api.neutral import PLAIN
@@ -61,6 +63,8 @@ _TGI_WORDS = {
         ("invalid_request", "request_too_long", "context_length_exceeded", "payload_too_large"), "validation"
     ),
 }
+_OPENAI_PATHS = ("/chat/completions", "/completions", "/models")
+_VERSIONS = re.compile(r"^(?:/v1)+")
 _MOST_PROBLEMS = 8
 _EXPECTED = "Input should be "
 _JSON = {"True": "true", "False": "false", "None": "null"}
@@ -126,14 +130,24 @@ async def _on_http(request: Request, error: Exception) -> JSONResponse:
     code = _ROUTING.get(error.status_code, "invalid_request")
     kind = "server_error" if error.status_code >= 500 else "invalid_request_error"
     message, param = _routing_message(request, error), getattr(error, "param", None)
-    return JSONResponse(
-        envelope(message, kind=kind, code=code, param=param), error.status_code, error.headers
-    )
+    headers = {"allow": _allowed(request)} if error.status_code == 405 else error.headers
+    return JSONResponse(envelope(message, kind=kind, code=code, param=param), error.status_code, headers)
+
+
+def _allowed(request: Request) -> str:
+    """The methods of all routes at the request's path; starlette tells of the first one's."""
+    routes = iter_route_contexts(request.app.routes)
+    here = [route.methods or () for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+    methods = {method for methods in here for method in methods}
+    return ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
 
 
 def _routing_message(request: Request, error: HTTPException) -> str:
     where = f"{request.method} {request.url.path[:256]}"
     if error.status_code == 404:
+        below = _VERSIONS.sub("", request.url.path)
+        if below in _OPENAI_PATHS:
+            return f"There is no route {where}; it is /v1{below}: the client's base URL ends with /v1, once."
         return f"There is no route {where}; GET /openapi.json lists all."
     if error.status_code == 405:
         return f"The route does not take {where}; GET /openapi.json lists what it takes."

@@ -39,18 +39,22 @@ async def health(state: State, calling: Calling) -> JSONResponse:
     behind = state.services
     if behind is None:
         return JSONResponse(summary | {"progress": state.progress})
-    engine = behind.engine.stats()
     return JSONResponse(
         summary
         | {
             "model": behind.generation.base_name,
             "device": behind.device,
             **await asyncio.to_thread(_store_health, behind, calling),
-            "queue": {"running": engine.num_running, "waiting": engine.num_waiting},
             "redis": behind.redis(),
-            "prompt_cache": _cache_health(behind),
+            **({} if calling.is_bound else _load(behind)),  # which is everybody's
         }
     )
+
+
+def _load(behind: Services) -> dict[str, Any]:
+    engine = behind.engine.stats()
+    queue = {"running": engine.num_running, "waiting": engine.num_waiting}
+    return {"queue": queue, "prompt_cache": _cache_health(behind)}
 
 
 def _store_health(behind: Services, calling: Caller) -> dict[str, Any]:
