@@ -126,6 +126,9 @@ def _assemble(
     undo: contextlib.ExitStack,
 ) -> Services:
     store, metrics = open_store(settings.store), Metrics()
+    reading = threading.Thread(target=store.read_ahead, name="read-ahead", daemon=True)
+    reading.start()  # while the base loads
+    undo.callback(reading.join)
     base = _load_base(settings, progress)
     redis = _redis_tier(settings, lambda task_id: source.prefetch_released(store.history(task_id)))
     source = TieredPromptSource(store, host_bytes=settings.host_cache_bytes, remote=redis)
@@ -150,7 +153,6 @@ def _assemble(
     )
     undo.callback(generation.close)
     engine.start()
-    _report_tasks(store, generation)
     return Services(
         engine=engine,
         store=store,
@@ -158,7 +160,7 @@ def _assemble(
         generation=generation,
         publishing=_publishing(store, generation, source, redis),
         metrics=metrics,
-        upkeep=Upkeep(store, lambda digest: _fetch(source, digest)),
+        upkeep=Upkeep(store, lambda digest: _fetch(source, digest), generation.servability),
         redis=(lambda: "off") if redis is None else redis.state,
         device=str(base.backbone.device),
         probe=str(base.report),
@@ -213,21 +215,6 @@ def _fast(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise UnsupportedModel("this base has no fast tokenizer (tokenizer.json), which serving needs")
     return tokenizer
-
-
-def _report_tasks(store: PromptStore, generation: GenerationService) -> None:
-    """Say which tasks can't be served and why; the server starts all the same."""
-    num_servable = 0
-    for task_id in store.list_tasks():
-        try:
-            reason = generation.servability(store.resolve(task_id))
-        except PromptplexError as error:
-            reason = error.message
-        if reason is None:
-            num_servable += 1
-        else:
-            log.warning("task %s can't be served: %s", task_id, reason)
-    log.info("%d tasks can be served", num_servable)
 
 
 class PromptplexServer(QuietServer):

@@ -25,14 +25,13 @@ from app.api.openai_answers import (
 )
 from app.api.openai_schemas import ChatRequest, CompletionRequest
 from app.api.openai_words import OpenAiRoute
-from app.api.sse import EventStreamResponse, described_events
+from app.api.sse import EventStreamResponse, described_events, json_bytes
 from app.api.state import Services, services
 from app.api.timing import timing_of
 from app.errors import InvalidRequest
 from app.keys.key import Scope
 from app.prompt import TaskVersion
 from app.serving.answers import GenerationAsk
-from app.serving.catalog import Catalog
 from app.serving.group import generate_all, samples, start_all
 from app.serving.parameters import GenerationParameters
 
@@ -124,18 +123,17 @@ async def chat_completions(
     summary="List models: the base, and every task that can be served",
 )
 @needs(Scope.GENERATE, Scope.UPLOAD, Scope.ADMIN)
-async def list_models(behind: Behind, calling: Calling) -> JSONResponse:
+async def list_models(behind: Behind, calling: Calling) -> Response:
     """Tasks in order of their ids, after the base model."""
-    catalog = Catalog(behind.store, behind.generation, calling.may_use)
-    rows = await asyncio.to_thread(catalog.all)
     base = behind.generation.base_name
-    tasks = [
-        _card(behind, row.task_id, row.live.version)
-        for row in rows
-        if row.live is not None and row.why_not is None
-    ]
-    bases = [_card(behind, base, None)] if calling.may_use(base) else []
-    return JSONResponse({"object": "list", "data": [*bases, *tasks]})
+    tasks = await asyncio.to_thread(
+        behind.catalog.servable,
+        calling.may_use,
+        lambda version: json_bytes(_card(behind, version.task_id, version)),
+    )
+    bases = [json_bytes(_card(behind, base, None))] if calling.may_use(base) else []
+    body = b",".join([*bases, *tasks])
+    return Response(b'{"object":"list","data":[%b]}' % body, media_type="application/json")
 
 
 @router.get("/models/{model:path}", response_model=ModelCard, responses=ERRORS, summary="Show a model")

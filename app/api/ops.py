@@ -17,7 +17,6 @@ from app.errors import PromptplexError
 from app.keys.key import Scope
 from app.metrics import CONTENT_TYPE
 from app.serving import parameters as bounds
-from app.serving.catalog import Catalog
 
 log = logging.getLogger("promptplex.api")
 
@@ -59,7 +58,7 @@ def _load(behind: Services) -> dict[str, Any]:
 
 def _store_health(behind: Services, calling: Caller) -> dict[str, Any]:
     try:
-        tasks = Catalog(behind.store, behind.generation, calling.may_use).count()
+        tasks = behind.catalog.count(calling.may_use)
         return {"store": "damaged" if behind.upkeep.num_damaged else "up", "tasks": tasks}
     except (OSError, PromptplexError) as error:
         log.warning("the store can't be read: %s", error)

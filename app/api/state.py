@@ -10,6 +10,7 @@ from app.api.open_requests import OpenRequests
 from app.engine.engine import Engine
 from app.errors import EngineStopped
 from app.metrics import Metrics
+from app.serving.catalog import Catalog
 from app.serving.publishing import PublishingService
 from app.serving.service import GenerationService
 from app.serving.upkeep import Upkeep
@@ -55,6 +56,10 @@ class Services:
     device: str = "cpu"
     probe: str = ""  # the figures of the load-time probe, in words
     redis: Callable[[], str] = field(default=lambda: "off")  # "up", "down" or "off"
+    catalog: Catalog = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "catalog", Catalog(self.store, self.generation))
 
     def close(self) -> None:
         """End all threads that were started for them; what still runs ends with EngineStopped."""

@@ -18,7 +18,7 @@ from app.api.uploads import read_parts, upload_form
 from app.errors import InvalidRequest
 from app.keys.key import Scope
 from app.prompt import TaskVersion
-from app.serving.catalog import Catalog, TaskDetail, TaskSummary, VersionState
+from app.serving.catalog import TaskDetail, TaskSummary, VersionState
 from app.serving.publishing import UploadResult
 from app.store.meanings import Meaning, meaning_as_json
 from app.store.prompt_store import Release
@@ -74,8 +74,7 @@ async def list_tasks(
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100,
 ) -> JSONResponse:
     """Tasks in order of their ids, a page at a time."""
-    catalog = Catalog(behind.store, behind.generation, calling.may_use)
-    rows, following = await asyncio.to_thread(catalog.page, after, limit)
+    rows, following = await asyncio.to_thread(behind.catalog.page, calling.may_use, after, limit)
     return JSONResponse({"tasks": [_summary(row) for row in rows], "next": following})
 
 
@@ -195,8 +194,7 @@ async def retire(
 async def show_task(task_id: str, behind: Behind, calling: Calling) -> JSONResponse:
     """Versions, aliases, releases, templates, defaults, provenance."""
     calling.require(task_id)
-    catalog = Catalog(behind.store, behind.generation)
-    return JSONResponse(_detail(await asyncio.to_thread(catalog.detail, task_id)))
+    return JSONResponse(_detail(await asyncio.to_thread(behind.catalog.detail, task_id)))
 
 
 def _record(calling: Caller, act: str, task_id: str, release: Release | None) -> None:

@@ -1,14 +1,22 @@
 """What there is: tasks and their histories, with what the loaded base makes of them."""
 
+import time
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
 
 from app.errors import PromptplexError
 from app.prompt import TaskVersion
 from app.serving.service import GenerationService
-from app.store.prompt_store import PromptStore, TaskHistory
+from app.store.files import Stamp
+from app.store.prompt_store import CHANGES, PromptStore, TaskHistory
 from app.store.references import DEFAULT_ALIAS
+
+WHOLE_SECONDS = 1.0
+LOOK_SECONDS = 60.0
+Shown = Callable[[str], bool]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,51 +48,80 @@ class TaskDetail:
 
 
 class Catalog:
-    """Reads the store; every method may wait for the disk."""
+    """Reads the store for listings; every method may wait for the disk. One for a server's life. Thread-safe.
 
-    def __init__(
-        self,
-        store: PromptStore,
-        generation: GenerationService,
-        is_shown: Callable[[str], bool] = lambda task_id: True,
-    ) -> None:
-        """Tasks that aren't shown are in no list and in no count."""
+    Tasks that `is_shown` turns down are in no list and in no count. Which tasks there are, and each row of a
+    page, is as of now, whichever process changed it. The whole of what can be served is as of now for changes
+    by this process, and at most WHOLE_SECONDS old for those of others (LOOK_SECONDS for those of a replica
+    that doesn't touch the store's folder of changes, or died before it could).
+    """
+
+    def __init__(self, store: PromptStore, generation: GenerationService) -> None:
         self._store = store
         self._generation = generation
-        self._is_shown = is_shown
+        self._cards: dict[str, bytes] = {}  # by version digest
+        self._whole = _Whole((), -1, None, 0.0, ())
 
-    def count(self) -> int:
+    def count(self, is_shown: Shown) -> int:
         """How many tasks there are."""
-        return len(self._ids())
+        return _count(self._ids(), is_shown)
 
-    def page(self, after: str | None, limit: int) -> tuple[list[TaskSummary], str | None]:
+    def page(self, is_shown: Shown, after: str | None, limit: int) -> tuple[list[TaskSummary], str | None]:
         """Tasks in order of their ids, and after which id the next page begins (None: it doesn't)."""
         ids = self._ids()
         begin = 0 if after is None else bisect_right(ids, after)
-        chosen = ids[begin : begin + limit]
-        following = chosen[-1] if chosen and begin + limit < len(ids) else None
-        return [self._summary(task_id) for task_id in chosen], following
+        chosen = list(islice(filter(is_shown, islice(ids, begin, None)), limit + 1))
+        following = chosen[limit - 1] if len(chosen) > limit else None
+        resident = self._generation.engine.stats().resident_digests
+        return [self._summary(task_id, resident) for task_id in chosen[:limit]], following
 
-    def all(self) -> list[TaskSummary]:
-        """Every task."""
-        return [self._summary(task_id) for task_id in self._ids()]
+    def servable(self, is_shown: Shown, encode: Callable[[TaskVersion], bytes]) -> list[bytes]:
+        """The live version of every task that can be served, by task id, as `encode` writes it.
 
-    def _ids(self) -> list[str]:
-        return [task_id for task_id in self._store.list_tasks() if self._is_shown(task_id)]
+        `encode` is the same function every time: what it made of a version is remembered.
+        """
+        ids, changes = self._ids(), self._store.histories.num_changes
+        whole, begin, stamp = self._whole, time.monotonic(), self._store.files.stamp(CHANGES)
+        if not whole.is_of(ids, changes, stamp):
+            rows = tuple(self._servable_rows(ids, encode))
+            self._whole = whole = _Whole(
+                ids, changes, stamp if stamp and stamp.is_settled else None, begin, rows
+            )
+        return [card for task_id, card in whole.rows if is_shown(task_id)]
 
     def detail(self, task_id: str) -> TaskDetail:
         """Raises NotFound, InvalidRequest, CorruptData."""
         history = self._store.history(task_id)
+        resident = self._generation.engine.stats().resident_digests
         return TaskDetail(
             history=history,
-            versions=tuple(self._state(version) for version in history.versions),
+            versions=tuple(self._state(version, resident) for version in history.versions),
             requests_served=self._generation.requests_served.get(task_id, 0),
         )
 
-    def _summary(self, task_id: str) -> TaskSummary:
+    def _ids(self) -> tuple[str, ...]:
+        return tuple(self._store.list_tasks())
+
+    def _servable_rows(
+        self, ids: Sequence[str], encode: Callable[[TaskVersion], bytes]
+    ) -> Iterator[tuple[str, bytes]]:
+        used: dict[str, bytes] = {}
+        for task_id in ids:
+            try:
+                versions = self._store.meant_by(task_id, DEFAULT_ALIAS)
+            except PromptplexError:  # no live version, retired, damaged
+                continue
+            if all(self._generation.servability(version) is None for version in versions):
+                digest = versions[0].digest
+                used[digest] = self._cards.get(digest) or encode(versions[0])
+                yield task_id, used[digest]
+        self._cards = used
+
+    def _summary(self, task_id: str, resident: Collection[str]) -> TaskSummary:
         live, why_not = None, None
         try:
-            states = [self._state(version) for version in self._store.meant_by(task_id, DEFAULT_ALIAS)]
+            versions = self._store.meant_by(task_id, DEFAULT_ALIAS)
+            states = [self._state(version, resident) for version in versions]
             live = states[0]
             why_not = next((state.why_not for state in states if state.why_not is not None), None)
         except PromptplexError as error:  # one damaged task must not hide the others
@@ -92,10 +129,30 @@ class Catalog:
         served = self._generation.requests_served.get(task_id, 0)
         return TaskSummary(task_id=task_id, live=live, why_not=why_not, requests_served=served)
 
-    def _state(self, version: TaskVersion) -> VersionState:
-        resident = self._generation.engine.stats().resident_digests
+    def _state(self, version: TaskVersion, resident: Collection[str]) -> VersionState:
         return VersionState(
             version=version,
             why_not=self._generation.servability(version),
             resident=version.prompt_digest is not None and version.prompt_digest in resident,
         )
+
+
+@lru_cache(maxsize=64)
+def _count(ids: tuple[str, ...], is_shown: Shown) -> int:
+    return sum(map(is_shown, ids))
+
+
+@dataclass(frozen=True, slots=True)
+class _Whole:
+    """Every task that can be served, as it was at some moment."""
+
+    ids: tuple[str, ...]
+    num_changes: int  # of the store
+    stamp: Stamp | None  # of the folder of changes; None: it may change without another stamp
+    begin: float  # monotonic seconds
+    rows: tuple[tuple[str, bytes], ...]
+
+    def is_of(self, ids: tuple[str, ...], num_changes: int, stamp: Stamp | None) -> bool:
+        same = self.ids == ids and self.num_changes == num_changes
+        unchanged = stamp is not None and stamp == self.stamp
+        return same and time.monotonic() - self.begin < (LOOK_SECONDS if unchanged else WHOLE_SECONDS)

@@ -3,24 +3,36 @@
 import logging
 import threading
 from collections.abc import Callable
+from itertools import islice
 
 from app.errors import PromptplexError
+from app.prompt import TaskVersion
 from app.store.damage import find_damage
 from app.store.debris import sweep
 from app.store.heads import mark_newest
 from app.store.prompt_store import PromptStore
 
 _log = logging.getLogger(__name__)
+_MAX_TOLD = 100  # tasks that can't be served, by name
 _PERIOD = 6 * 3600.0  # seconds between two rounds; the first one begins with the server
 
 
 class Upkeep:
     """Rounds through the store, on a thread of its own, a server's life long."""
 
-    def __init__(self, store: PromptStore, fetch: Callable[[str], bytes]) -> None:
-        """`fetch` gets a prompt's bytes from the other tiers, or raises PromptplexError."""
+    def __init__(
+        self,
+        store: PromptStore,
+        fetch: Callable[[str], bytes],
+        why_not: Callable[[TaskVersion], str | None] = lambda version: None,
+    ) -> None:
+        """`fetch` gets a prompt's bytes from the other tiers, or raises PromptplexError.
+
+        `why_not` tells why the loaded base can't serve a version (None: it can).
+        """
         self._store = store
         self._fetch = fetch
+        self._why_not = why_not
         self._stopping = threading.Event()
         self.num_damaged = 0  # found by the last round, and not mended
 
@@ -54,7 +66,27 @@ class Upkeep:
         for task_id in self._store.list_tasks():
             mark_newest(self._store.files, self._store.history(task_id))
 
+    def _report(self) -> None:
+        """Say which tasks can't be served and why; the server runs all the same."""
+        reasons = {task_id: self._reason(task_id) for task_id in self._store.list_tasks()}
+        unservable = {task_id: reason for task_id, reason in reasons.items() if reason is not None}
+        for task_id, reason in islice(unservable.items(), _MAX_TOLD):
+            _log.warning("task %s can't be served: %s", task_id, reason)
+        if len(unservable) > _MAX_TOLD:
+            _log.warning("%d more tasks can't be served; GET /tasks says why", len(unservable) - _MAX_TOLD)
+        _log.info("%d tasks can be served", len(reasons) - len(unservable))
+
+    def _reason(self, task_id: str) -> str | None:
+        try:
+            return self._why_not(self._store.resolve(task_id))
+        except PromptplexError as error:
+            return error.message
+
     def _run(self) -> None:
+        try:
+            self._report()
+        except PromptplexError as error:
+            _log.warning("the tasks can't be listed: %s", error)
         while not self._stopping.is_set():
             self.round()
             self._stopping.wait(_PERIOD)

@@ -63,7 +63,7 @@ def _remove_leftovers(store: PromptStore, folder: Name, older_than: float) -> in
 
 
 def _referenced(store: PromptStore) -> set[str]:
-    histories = (store.histories.read_afresh(task_id) for task_id in store.list_tasks())
+    histories = (store.histories.refresh(task_id) for task_id in store.list_tasks())
     return {
         version.prompt_digest
         for history in histories

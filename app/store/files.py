@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from app.errors import CorruptData, PromptplexError, StoreFull, Unavailable
 from app.store.bounded import read_bounded
@@ -22,6 +22,22 @@ from app.store.disk import Disk
 _T = TypeVar("_T")
 
 Name = tuple[str, ...]  # path components below the root
+
+
+TICK_SECONDS = 2.0  # the coarsest clock of a file system in use
+
+
+class Stamp(NamedTuple):
+    """How a directory looks: another way, within a tick of the clock, when a name comes or goes."""
+
+    directory: int
+    nanoseconds: int
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether a change from now on would have another stamp, however coarse the file system's clock."""
+        return time.time() - self.nanoseconds / 1e9 > TICK_SECONDS
+
 
 TEMPORARY_PREFIX = ".tmp-"
 QUARANTINE = "quarantine"
@@ -69,6 +85,10 @@ class WriteOnceFiles(Protocol):
         """What lies in a directory; nothing where there is no such directory."""
         ...
 
+    def stamp(self, name: Name) -> Stamp | None:
+        """How a directory looks now; None where there is none, or that can't be told."""
+        ...
+
     def set_aside(self, name: Name) -> Name | None:
         """Move a file to the quarantine and return where it lies now; None where there is no such file."""
         ...
@@ -79,6 +99,10 @@ class WriteOnceFiles(Protocol):
 
     def touch(self, name: Name) -> None:
         """Make the file young again; nothing happens where it can't be done."""
+        ...
+
+    def touch_directory(self, name: Name) -> None:
+        """Give a directory, made where it isn't there, another stamp; nothing happens where that fails."""
         ...
 
     def age(self, name: Name) -> float | None:
@@ -98,7 +122,7 @@ class DurableFiles:
     """WriteOnceFiles under one directory. Thread-safe; holds no lock across I/O."""
 
     def __init__(self, root: Path, disk: Disk | None = None) -> None:
-        self._root = root
+        self._root, self._prefix = root, str(root)
         self._disk = disk or Disk()
         self._durable: set[Name] = set()  # directories whose own entries are known to be on disk
         self._lock = threading.Lock()
@@ -154,7 +178,7 @@ class DurableFiles:
     def exists(self, name: Name) -> bool:
         """One `lstat`: exact across processes on a local file system."""
         try:
-            os.lstat(self._root.joinpath(*name))
+            os.lstat(self._path(name))
         except OSError as error:
             if error.errno in _NOT_THERE:
                 return False
@@ -170,6 +194,14 @@ class DurableFiles:
             if error.errno == errno.ENOENT:
                 return []
             raise _read_error(error, name) from error
+
+    def stamp(self, name: Name) -> Stamp | None:
+        """One `stat`: how a directory looks now; None where there is none, or it can't be looked at."""
+        try:
+            found = os.stat(self._path(name))
+        except OSError:
+            return None
+        return Stamp(found.st_ino, found.st_mtime_ns)
 
     def set_aside(self, name: Name) -> Name | None:
         """Move a file to the quarantine, under a name that says where it was; None: no such file."""
@@ -205,10 +237,18 @@ class DurableFiles:
         with suppress(OSError), self._directory(name[:-1]) as directory:
             os.utime(name[-1], dir_fd=directory, follow_symlinks=False)
 
+    def touch_directory(self, name: Name) -> None:
+        """Give a directory, made where it isn't there, another stamp; nothing happens where that fails."""
+        with suppress(OSError):
+            try:
+                os.utime(self._path(name))
+            except FileNotFoundError:
+                os.makedirs(self._path(name), exist_ok=True)
+
     def age(self, name: Name) -> float | None:
         """Seconds since the file was put or touched; None where there is no such file."""
         try:
-            return time.time() - os.lstat(self._root.joinpath(*name)).st_mtime
+            return time.time() - os.lstat(self._path(name)).st_mtime
         except OSError as error:
             if error.errno in _NOT_THERE:
                 return None
@@ -235,6 +275,9 @@ class DurableFiles:
         for entry in old:
             self.remove((*name, entry))
         return len(old)
+
+    def _path(self, name: Name) -> str:
+        return "/".join((self._prefix, *name))
 
     def _write(self, work: Callable[[], _T]) -> _T:
         """Errors become ours; where a directory that we had made is gone, once more from the start."""

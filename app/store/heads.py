@@ -46,7 +46,7 @@ def mark_newest(files: WriteOnceFiles, history: TaskHistory) -> None:
 
 def read_marks(files: WriteOnceFiles, task_id: str) -> _Marks:
     """All marks of a task. Read before its records, so that what is added meanwhile isn't missed."""
-    matches = (_MARK.fullmatch(name) for name in files.names(_folder(task_id)))
+    matches = (_MARK.fullmatch(name) for name in files.names(marks_name(task_id)))
     return {(match[1], int(match[2]), match[3]) for match in matches if match is not None}
 
 
@@ -78,8 +78,9 @@ def _describe(record: _Record) -> tuple[str, int, str]:
 
 def _mark_name(record: _Record) -> Name:
     kind, number, digest = _describe(record)
-    return (*_folder(record.task_id), f"{kind}-{number}-{digest}")
+    return (*marks_name(record.task_id), f"{kind}-{number}-{digest}")
 
 
-def _folder(task_id: str) -> Name:
+def marks_name(task_id: str) -> Name:
+    """The folder of a task's marks."""
     return ("tasks", task_id, FOLDER)

@@ -6,62 +6,126 @@ replica may serve the old release for as long as `acdirmax`, 60 s by default, un
 `noac` or `lookupcache=none`.)
 """
 
+import hashlib
 import re
 import threading
+from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from app.errors import CorruptData
 from app.prompt import TaskVersion
 from app.store.files import Name, WriteOnceFiles
-from app.store.heads import check_marks, read_marks
-from app.store.manifests import MAX_MANIFEST_BYTES, decode_version
-from app.store.references import is_task_id
-from app.store.releases import MAX_RELEASE_BYTES, Release, TaskHistory, decode_release, verify_manifests
+from app.store.heads import check_marks, marks_name, read_marks
+from app.store.manifests import MAX_MANIFEST_BYTES, decode_version, settings_of_version
+from app.store.releases import (
+    MAX_RELEASE_BYTES,
+    Present,
+    Release,
+    TaskHistory,
+    decode_release,
+    verify_manifests,
+)
+from app.store.strict_json import canonical_json
+from app.store.task_list import TaskList
 
 _NUMBERED = re.compile(r"([1-9][0-9]{0,8})\.json")
 
 
+MAX_RECORDS = 50_000  # of histories in memory, beside the newest one
+
+
+@dataclass(slots=True)
+class _Known:
+    """A history, and its versions by their settings."""
+
+    history: TaskHistory
+    by_settings: dict[bytes, int] = field(default_factory=dict)
+    num_indexed: int = 0
+
+    @property
+    def num_records(self) -> int:
+        return len(self.history.versions) + len(self.history.releases)
+
+
 class HistoryReader:
-    """What is known of every task. Thread-safe."""
+    """What is known of every task. Thread-safe.
 
-    def __init__(self, files: WriteOnceFiles) -> None:
+    Whole histories are kept within a bound, the least recently used ones go; what the aliases mean now is
+    kept of every task that was read.
+    """
+
+    def __init__(self, files: WriteOnceFiles, max_records: int = MAX_RECORDS) -> None:
         self._files = files
-        self._histories: dict[str, TaskHistory] = {}
-        self._lock = threading.Lock()  # guards the dict only; never held across I/O
+        self._max_records = max_records
+        self._known: OrderedDict[str, _Known] = OrderedDict()
+        self._present: dict[str, Present] = {}
+        self._num_records = 0
+        self._lock = threading.Lock()  # guards what is above; never held across I/O
+        self._tasks = TaskList(files, self._has_records)
+        self.num_changes = 0  # another number as soon as this process wrote or read something new
 
-    def task_ids(self) -> list[str]:
+    def task_ids(self) -> tuple[str, ...]:
         """Ids of all tasks, sorted. Damage is found by reading, per task, and hides nothing here."""
-        names = sorted(name for name in self._files.names(("tasks",)) if is_task_id(name))
-        return [name for name in names if self._has_records(name)]
+        return self._tasks.ids()
 
     def cached_ids(self) -> list[str]:
-        """Ids of the tasks that were read before, whatever has become of their files."""
+        """Ids of the tasks whose history is in memory, whatever has become of their files."""
         with self._lock:
-            return list(self._histories)
+            return list(self._known)
+
+    def note_change(self) -> None:
+        """This process has written a record, which nobody has read yet."""
+        with self._lock:
+            self.num_changes += 1
 
     def forget(self, task_id: str) -> None:
         """Read the task from its files the next time."""
         with self._lock:
-            self._histories.pop(task_id, None)
+            self._drop(task_id)
+            self._present.pop(task_id, None)
+            self.num_changes += 1
+
+    def _drop(self, task_id: str) -> None:
+        known = self._known.pop(task_id, None)
+        self._num_records -= 0 if known is None else known.num_records
 
     def _has_records(self, task_id: str) -> bool:
         try:
-            known = any(self._files.exists(first(task_id, 1)) for first in (version_name, release_name))
-            return known or bool(read_marks(self._files, task_id))
+            signs = (version_name(task_id, 1), release_name(task_id, 1), marks_name(task_id))
+            return any(self._files.exists(sign) for sign in signs)
         except CorruptData:  # it can't be looked into; whoever asks for it is told why
             return True
 
     def cached(self, task_id: str) -> TaskHistory | None:
         """What was read last, however old."""
-        with self._lock:
-            return self._histories.get(task_id)
+        known = self._find(task_id)
+        return None if known is None else known.history
 
-    def current(self, task_id: str) -> TaskHistory:
-        """As of now for aliases and retirement; versions that no release names may be missing."""
-        history = self.cached(task_id)
-        if history is None or self._files.exists(release_name(task_id, len(history.releases) + 1)):
-            return self.refresh(task_id)
-        return history
+    def _find(self, task_id: str) -> _Known | None:
+        with self._lock:
+            if task_id in self._known:
+                self._known.move_to_end(task_id)
+            return self._known.get(task_id)
+
+    def current(self, task_id: str) -> Present:
+        """As of now: one `lstat`, unless a release came."""
+        with self._lock:
+            present = self._present.get(task_id)
+        if present is None or self._files.exists(release_name(task_id, present.num_releases + 1)):
+            return Present.of(self.refresh(task_id))
+        return present
+
+    def with_settings(self, history: TaskHistory, settings: bytes) -> TaskVersion | None:
+        """The first version that has these settings, as canonical JSON."""
+        known = self._find(history.task_id) or _Known(history)
+        for version in history.versions[known.num_indexed :]:
+            known.by_settings.setdefault(
+                _digest_of(canonical_json(settings_of_version(version))), version.version
+            )
+            known.num_indexed = max(known.num_indexed, version.version)
+        number = known.by_settings.get(_digest_of(settings))
+        return None if number is None else history.version(number)
 
     def refresh(self, task_id: str) -> TaskHistory:
         """Read what was added since the cached history; an unknown task has an empty one."""
@@ -116,14 +180,25 @@ class HistoryReader:
         if not history.versions and not history.releases:
             return history  # not cached: unknown ids must not fill the memory
         with self._lock:
-            known = self._histories.get(history.task_id, history)
-            merged = TaskHistory(
+            known = self._known.setdefault(history.task_id, _Known(TaskHistory(history.task_id)))
+            before, old = known.num_records, known.history
+            known.history = TaskHistory(
                 history.task_id,
-                max(known.versions, history.versions, key=len),
-                max(known.releases, history.releases, key=len),
+                max(old.versions, history.versions, key=len),
+                max(old.releases, history.releases, key=len),
             )
-            self._histories[history.task_id] = merged
-            return merged
+            if known.num_records != before:
+                self._num_records += known.num_records - before
+                self._present[history.task_id] = Present.of(known.history)
+                self.num_changes += 1
+            self._known.move_to_end(history.task_id)
+            while self._num_records > self._max_records and len(self._known) > 1:
+                self._drop(next(iter(self._known)))
+            return known.history
+
+
+def _digest_of(settings: bytes) -> bytes:
+    return hashlib.sha256(settings).digest()
 
 
 def version_name(task_id: str, number: int) -> Name:

@@ -13,7 +13,7 @@ from typing import Any
 from app.errors import CorruptData, InvalidRequest
 from app.prompt import PromptKind, TaskVersion, VersionDraft
 from app.store.canonical import prompt_geometry
-from app.store.strict_json import JsonError, canonical_json, parse_json
+from app.store.strict_json import JsonError, canonical_json, encode_parsed, parse_json
 
 MAX_MANIFEST_BYTES = 1 << 20
 FORMAT = "promptplex.version/2"
@@ -95,9 +95,9 @@ def decode_record(data: bytes, what: str, record_format: str, names: frozenset[s
     if not isinstance(fields, dict) or fields.get("format") != record_format:
         raise CorruptData(f"The record of {what} is damaged, or of another format than {record_format}")
     checksum = fields.pop(_CHECKSUM, None)
-    if checksum != _checksum(fields):
+    if checksum != hashlib.sha256(encode_parsed(fields)).hexdigest():
         raise CorruptData(f"The record of {what} is damaged: it does not match its own checksum")
-    if fields.keys() != names or seal(fields) != data:
+    if fields.keys() != names or encode_parsed(fields | {_CHECKSUM: checksum}) != data:
         raise CorruptData(f"The record of {what} is damaged: it is not in canonical form")
     return fields
 

@@ -3,6 +3,7 @@
     blobs/<sha256>.safetensors        canonical prompts
     tasks/<task>/versions/<n>.json    manifests; the file claims the number
     tasks/<task>/releases/<n>.json    what the aliases mean after change n; chained by sha256
+    changes/                          touched after each release: whoever lists tasks looks at it
     tasks/<task>/heads/               marks by which records that are gone are missed
     quarantine/                       what no longer hashed to its name
 
@@ -11,16 +12,17 @@ before its mark.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
 
-from app.errors import Conflict, NotFound
+from app.errors import Conflict, NotFound, PromptplexError
 from app.prompt import TaskVersion, VersionDraft
 from app.store.blobs import Blobs
 from app.store.files import DurableFiles, WriteOnceFiles
 from app.store.heads import mark
 from app.store.history import HistoryReader, release_name, version_name
-from app.store.manifests import decode_version, encode_version, settings_of, settings_of_version
+from app.store.manifests import decode_version, encode_version, settings_of
 from app.store.meanings import Meaning, choose, versions_of, weighted
 from app.store.references import DEFAULT_ALIAS, Reference, check_alias, check_task_id, parse_reference
 from app.store.releases import (
@@ -29,6 +31,7 @@ from app.store.releases import (
     RETIRE,
     ROLLBACK,
     Change,
+    Present,
     Release,
     TaskHistory,
     decode_release,
@@ -36,6 +39,10 @@ from app.store.releases import (
     meanings,
 )
 from app.store.strict_json import canonical_json
+
+CHANGES = (
+    "changes",
+)  # an empty folder, touched after each release; a hint for listings, trusted by nothing else
 
 __all__ = ["PromptStore", "Release", "TaskHistory", "open_store"]
 
@@ -62,7 +69,14 @@ class PromptStore:
 
     def list_tasks(self) -> list[str]:
         """Ids of all tasks, retired ones too, sorted."""
-        return self.histories.task_ids()
+        return list(self.histories.task_ids())
+
+    def read_ahead(self) -> None:
+        """Read what every task's aliases mean, for the first listing; damage is told elsewhere."""
+        with suppress(PromptplexError):
+            for task_id in self.list_tasks():
+                with suppress(PromptplexError):
+                    self.histories.current(task_id)
 
     def history(self, task_id: str) -> TaskHistory:
         """All versions and releases as of now, verified. Raises NotFound, InvalidRequest."""
@@ -77,12 +91,13 @@ class PromptStore:
         Raises NotFound, also where the task is retired; InvalidRequest where the reference is malformed.
         """
         wanted = parse_reference(reference)
-        history = self.histories.current(wanted.task_id)
-        if history.retired:
-            raise NotFound(f"Task {wanted.task_id!r} is retired; restore it to use it again")
-        version = _find(history, wanted, asker)
+        present = self._in_service(wanted.task_id)
+        if wanted.alias is not None and (meaning := present.aliases.get(wanted.alias)) is not None:
+            return present.versions[choose(meaning, wanted.task_id, asker)]
+        history = self.histories.cached(wanted.task_id)
+        version = None if history is None else _find(history, wanted)
         if version is None:  # versions are immutable: what is cached is right, what it lacks may be new
-            version = _find(self.history(wanted.task_id), wanted, asker)
+            version = _find(self.history(wanted.task_id), wanted)
         if version is None:
             raise _not_there(self.history(wanted.task_id), wanted)
         return version
@@ -92,12 +107,19 @@ class PromptStore:
 
         Raises NotFound, also where the task is retired.
         """
-        first = self.resolve(f"{task_id}@{alias}")
-        history = self.history(task_id)
-        meaning = history.aliases.get(alias, first.version)
+        present = self._in_service(check_task_id(task_id))
+        meaning = present.aliases.get(alias)
+        if meaning is None:
+            raise _no_alias(self.history(task_id), alias)
         weights = {meaning: 1} if isinstance(meaning, int) else meaning
         versions = sorted(weights, key=lambda version: (-weights[version], version))
-        return [history.versions[version - 1] for version in versions]
+        return [present.versions[version] for version in versions]
+
+    def _in_service(self, task_id: str) -> Present:
+        present = self.histories.current(task_id)
+        if present.retired:
+            raise NotFound(f"Task {task_id!r} is retired; restore it to use it again")
+        return present
 
     def read_blob(self, digest: str) -> bytes:
         """The canonical bytes whose sha256 is `digest`, verified. Raises CorruptData."""
@@ -131,7 +153,7 @@ class PromptStore:
         while True:
             history = self.histories.refresh(task_id)
             _check_in_service(history)
-            if existing := _same_settings(history, settings):
+            if existing := self.histories.with_settings(history, settings):
                 self.files.sync(version_name(task_id, existing.version))
                 mark(self.files, existing)
                 return existing, False
@@ -233,13 +255,13 @@ class PromptStore:
         previous = history.releases[-1] if history.releases else None
         release = decode_release(history.task_id, number, data, previous)
         mark(self.files, release)
+        self.histories.note_change()
+        self.files.touch_directory(CHANGES)
         return release
 
 
-def _find(history: TaskHistory, wanted: Reference, asker: str) -> TaskVersion | None:
-    if wanted.alias is not None:
-        meaning = history.aliases.get(wanted.alias)
-        return None if meaning is None else history.version(choose(meaning, wanted.task_id, asker))
+def _find(history: TaskHistory, wanted: Reference) -> TaskVersion | None:
+    """The version that is asked for by its number or digest."""
     if wanted.version is not None:
         return history.version(wanted.version)
     return next((version for version in history.versions if version.digest == wanted.digest), None)
@@ -250,13 +272,6 @@ def _not_there(history: TaskHistory, wanted: Reference) -> NotFound:
         return _no_alias(history, wanted.alias)
     what = f"version {wanted.version}" if wanted.version else f"version sha256:{wanted.digest}"
     return NotFound(f"Task {wanted.task_id!r} has no {what}")
-
-
-def _same_settings(history: TaskHistory, settings: bytes) -> TaskVersion | None:
-    for version in history.versions:
-        if canonical_json(settings_of_version(version)) == settings:
-            return version
-    return None
 
 
 def _check_in_service(history: TaskHistory) -> None:

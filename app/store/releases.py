@@ -71,6 +71,26 @@ class TaskHistory:
         return self.versions[number - 1] if 0 < number <= len(self.versions) else None
 
 
+@dataclass(frozen=True, slots=True)
+class Present:
+    """What a task's aliases mean now, verified: all that admission and listings need of it."""
+
+    task_id: str
+    num_releases: int
+    retired: bool
+    aliases: Mapping[str, Meaning]
+    versions: Mapping[int, TaskVersion]  # those that the aliases name
+
+    @classmethod
+    def of(cls, history: TaskHistory) -> "Present":
+        """The end of a history."""
+        last = history.releases[-1] if history.releases else None
+        named = (
+            {} if last is None else {number: history.versions[number - 1] for number in last.manifest_digests}
+        )
+        return cls(history.task_id, len(history.releases), history.retired, history.aliases, named)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
     """What the next release of a task does, by whom and why."""

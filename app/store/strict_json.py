@@ -47,6 +47,11 @@ def parse_json(data: bytes, *, max_depth: int = MAX_DEPTH, naturals_only: bool =
 def canonical_json(value: Any) -> bytes:
     """The one encoding of `value`: sorted keys, no spaces, UTF-8. Raises JsonError."""
     _check(value, MAX_DEPTH)
+    return encode_parsed(value)
+
+
+def encode_parsed(value: Any) -> bytes:
+    """The same for what `parse_json` returned, which needs no second look."""
     return json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=dict
     ).encode("utf-8")
