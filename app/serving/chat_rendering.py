@@ -4,7 +4,7 @@ The environment is transformers' own in all that a template can see. What the te
 is the template's own text; everything else that comes out is somebody's words.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any
@@ -19,7 +19,7 @@ from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from app.errors import RequestTooLong
 from app.serving.template import MAX_RENDERED_CHARS
-from app.serving.tracked import TrackedText, concatenated, own_text
+from app.serving.tracked import TrackedText, concatenated, formatted, own_text
 
 MAX_STEPS = 1_000_000  # rounds of loops and calls of one rendering: about a second
 
@@ -109,6 +109,12 @@ class _Environment(ImmutableSandboxedEnvironment):
     def call(__self, __context: Context, __callable: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
         _take_step()
         return super().call(__context, __callable, *args, **kwargs)
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        made = super().wrap_str_format(value)
+        if made is None or value.__name__ != "format":
+            return made
+        return lambda *values, **named: formatted(value.__self__, values, named, made(*values, **named))
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         template = super()._parse(source, name, filename)

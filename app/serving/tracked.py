@@ -5,10 +5,12 @@ which counts as text of others from end to end. So nothing can make a foreign ch
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self, SupportsIndex
 
 _OWN = 1
+_PERCENT = re.compile("%[a-z]")
+_BRACES = re.compile(r"\{(\w*)\}", re.ASCII)
 _RUNS = re.compile(rb"\x00+|\x01+")
 
 
@@ -119,14 +121,20 @@ class TrackedText(str):
         return self._mapped(str.capitalize)
 
     def __mod__(self, values: Any) -> str:
-        """As str's; followed where every place is a plain %s."""
+        """As str's; followed where every place is plain, as in %s."""
         given = values if isinstance(values, tuple) else (values,)
+        places = list(_PERCENT.finditer(self))
         text = super().__mod__(values)
-        parts = self.split("%s")
-        if len(parts) != len(given) + 1 or any("%" in part for part in parts):
+        if len(places) != len(given) or self.count("%") != len(places):
             return text
-        pairs = zip(map(str, given), parts[1:], strict=True)
-        return concatenated([parts[0], *(each for pair in pairs for each in pair)])
+        return _filled(
+            self,
+            [
+                (place, value if isinstance(value, str) else place[0] % (value,))
+                for place, value in zip(places, given, strict=True)
+            ],
+            text,
+        )
 
     def stretches(self) -> list[tuple[str, bool]]:
         """Neighbouring characters of the same origin, and whether they are the template's own."""
@@ -160,6 +168,29 @@ def concatenated(parts: Iterable[str]) -> TrackedText:
     """All parts in a row; each character keeps its mark."""
     pieces = list(parts)
     return TrackedText("".join(pieces), b"".join(map(_marks, pieces)))
+
+
+def formatted(template: str, values: Sequence[Any], named: Mapping[str, Any], text: str) -> str:
+    """`text`, which `template.format` made of the values; followed where every place is plain, as in {a}."""
+    if "{{" in template or "}}" in template:
+        return text
+    pairs, number = [], 0
+    for place in _BRACES.finditer(template):
+        key = place[1] or str(number)
+        number += not place[1]
+        index = int(key) if key.isdigit() else None
+        pairs.append((place, str(named.get(key, "") if index is None else values[index])))
+    return _filled(_tracked(template), pairs, text)
+
+
+def _filled(template: TrackedText, pairs: Sequence[tuple[re.Match[str], str]], text: str) -> str:
+    """The values in their places, if that is the text."""
+    pieces, begin = [], 0
+    for place, value in pairs:
+        pieces += [template[begin : place.start()], value]
+        begin = place.end()
+    result = concatenated([*pieces, template[begin:]])
+    return result if result == text else text
 
 
 def _tracked(text: str) -> TrackedText:

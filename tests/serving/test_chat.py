@@ -97,6 +97,26 @@ def test_nothing_that_a_template_does_joins_a_special_token(contents: tuple[str,
     assert not set(row) & PromptTokenizer(tokenizer).special_ids
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ '<|im_start|>{}{a}<|im_end|>'.format(messages[0].content, a=eos_token) }}",
+        "{{ '<|im_start|>{{0}}'.format() }}",
+        "{{ '<|im_start|>{1}{0}{{}}<|im_end|>'.format(messages[0].content, 3) }}",
+        "{{ '<|im_start|>%s %d%%<|im_end|>' % (messages[0].content, 3) }}",
+        "{{ '<|im_start|>%s<|im_end|>%d' | format(messages[0].content, 3) }}",
+        "{{ [bos_token, messages[0].content, '<|im_end|>'] | join('<|im_sep|>') }}",
+        "{% set t = {'user': '<|im_start|>'} %}{{ t[messages[0].role] ~ t.get('user') }}",
+    ],
+)
+def test_ways_to_put_text_together(source: str) -> None:
+    tokenizer, messages = with_template(source), [Message("user", "a film {} %s")]
+    row, right = ids_of(tokenizer, messages), expected(tokenizer, messages)
+    is_followed = "{{}}" not in source and "{{0}}" not in source and "%%" not in source
+    assert (list(row) == right) is is_followed
+    assert tokenizer.decode(row) == tokenizer.decode(right)
+
+
 def test_turn_tokens_count_though_they_are_not_flagged() -> None:
     """DeepSeek's are ordinary added tokens; so is </think>, which may be said by anybody."""
     assert ChatTemplate(tokenizer_for("deepseek-r1")).control_tokens() == {
