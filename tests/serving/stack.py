@@ -1,6 +1,7 @@
 """A tiny llama behind the real store, engine and services, and prompts that PEFT itself saved."""
 
 import asyncio
+import copy
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -83,10 +84,12 @@ def running_stack(
     padding: int = 0,
     positions: int = POSITIONS,
     generation: dict[str, Any] | None = None,
+    chat_template: str | None = None,
     **config: Any,
 ) -> Iterator[Stack]:
     """`padding`: ids of the model beyond the tokenizer's; `generation`: of the base's generation config."""
-    tokenizer = tokenizer_of(kind)
+    tokenizer = copy.deepcopy(tokenizer_of(kind)) if chat_template else tokenizer_of(kind)
+    tokenizer.chat_template = chat_template or tokenizer.chat_template
     vocab_size = len(tokenizer) + padding
     base = tiny_model("llama", vocab_size=vocab_size, max_position_embeddings=positions)
     base.generation_config.update(**generation or {})
