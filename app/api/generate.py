@@ -171,7 +171,7 @@ def _ask(
         task=body.reference,
         user=body.user,
         parameters=given.generation(),
-        constraint=given.grammar.constraint("parameters.grammar") if given.grammar is not None else None,
+        constraint=given.constraint(),
         deadline=None if deadline_ms is None else begin + deadline_ms / 1000,
         tenant=calling.tenant,
     )

@@ -9,12 +9,13 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
 
 from app.api.bodies import Body
-from app.api.constraint_schemas import Grammar
+from app.api.constraint_schemas import Grammar, ResponseFormat
 from app.api.habits import OF_GENERATE, without_habits
 from app.api.neutral import PLAIN
 from app.api.parameter_schemas import OTHER_NAMES, SharedParameters, Stops
 from app.serving import parameters as bounds
 from app.serving.choosing import ChoosingAsk
+from app.serving.constraints import Constraint
 from app.serving.manifest import MAX_CHOICE_CHARS, MAX_CHOICES
 from app.serving.parameters import GenerationParameters, parse_parameters
 
@@ -78,6 +79,7 @@ class Parameters(SharedParameters):
     )
     decoder_input_details: bool | None = Field(None, description="Also report the prompt's tokens")
     grammar: Grammar | None = Field(None, description="What the answer must be: a JSON schema or a regex")
+    response_format: ResponseFormat | None = Field(None, description="The same as LoRAX and OpenAI say it")
     choices: Literal[True] | Choices | None = Field(
         None, description="Classify: labels, or true for the task's own"
     )
@@ -96,6 +98,19 @@ class Parameters(SharedParameters):
     def generation(self) -> GenerationParameters:
         """What the generation service is told."""
         return parse_parameters({name: getattr(self, name) for name in _PASSED_ON})
+
+    def constraint(self) -> Constraint | None:
+        """What the answer must be."""
+        if self.grammar is not None:
+            return self.grammar.constraint("parameters.grammar")
+        given = self.response_format
+        return None if given is None else given.constraint("parameters.response_format")
+
+    @model_validator(mode="after")
+    def _one_constraint(self) -> Self:
+        if self.grammar is not None and self.response_format is not None:
+            raise ValueError("grammar and response_format both say what the answer is; send one")
+        return self
 
     def choosing(self) -> ChoosingAsk | None:
         """How to classify, if that is what is asked for."""
@@ -137,7 +152,9 @@ class GenerateRequest(Body):
     @model_validator(mode="after")
     def _choices_alone(self) -> Self:
         given = self.parameters or Parameters()
-        generates = self.is_stream or self.num_answers > 1 or given.do_sample or given.grammar is not None
+        generates = (
+            self.is_stream or self.num_answers > 1 or given.do_sample or given.constraint() is not None
+        )
         if given.choices is not None and generates:
             raise ValueError(
                 "choices don't go with stream, n, sampling or grammar: labels are scored, not generated"

@@ -215,6 +215,15 @@ def test_a_regex_as_tgi_has_it(client: httpx.Client, model: str) -> None:
     assert "must be a JSON schema: an object, or its text" in odd["message"]
 
 
+def test_a_schema_as_lorax_has_it(client: httpx.Client) -> None:
+    given = {"type": "json_object", "schema": SCHEMA}
+    parameters = {"max_new_tokens": 60, "response_format": given}
+    (answer,) = client.post("/", json={"inputs": "the film", "parameters": parameters}).json()
+    validate(json.loads(answer["generated_text"]), SCHEMA)
+    both = parameters | {"grammar": {"type": "regex", "value": "a"}}
+    assert "send one" in error_of(client.post("/", json={"inputs": "a", "parameters": both}), 422)["message"]
+
+
 def test_the_root_answers_a_list_as_tgi_does(client: httpx.Client) -> None:
     body = {"inputs": "what a film", "parameters": {"max_new_tokens": 3, "seed": 1}}
     answer = client.post("/generate", json=body)
@@ -234,3 +243,11 @@ def test_errors_carry_tgis_word(client: httpx.Client) -> None:
     ]
     for response, word in cases:
         assert response.json().get("error_type") == word
+
+
+def test_a_streams_last_event_has_the_counts_by_tgis_and_loraxs_names(client: httpx.Client) -> None:
+    body = {"inputs": "what a film", "parameters": {"max_new_tokens": 3}}
+    whole = client.post("/generate", json=body).json()["details"]
+    *_, last = client.post("/generate_stream", json=body).text.strip().splitlines()
+    details = json.loads(last.removeprefix("data: "))["details"]
+    assert details["input_length"] == details["prompt_tokens"] == whole["prompt_tokens"]

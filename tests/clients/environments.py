@@ -58,8 +58,6 @@ def run(command: list[str]) -> subprocess.CompletedProcess[str]:
     environment = {
         **os.environ,
         "NO_PROXY": "*",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "TRANSFORMERS_OFFLINE": "1",
     }
     environment.pop("HF_HUB_OFFLINE", None)  # its client then refuses every address, this machine's too
     return subprocess.run(

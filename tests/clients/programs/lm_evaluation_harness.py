@@ -24,11 +24,16 @@ def harness(model):
 
 
 def asked(kind, *arguments):
-    return [Instance(kind, {}, each, index) for index, each in enumerate(arguments)]
+    return [Instance(kind, {}, tuple(each), index) for index, each in enumerate(arguments)]
 
 
 chats = LocalChatCompletion(
-    base_url=f"{URL}/v1/chat/completions", model=MODEL, max_length=256, tokenizer_backend=None, max_retries=1
+    base_url=f"{URL}/v1/chat/completions",
+    model=MODEL,
+    max_length=256,
+    tokenizer_backend=None,
+    eos_string="</s>",
+    max_retries=1,
 )
 messages, said = [], []
 for turn in TURNS:
