@@ -104,8 +104,8 @@ class Door:
         key = keys.find(_key_in(Headers(scope=scope)))
         if key is None:
             raise Unauthorized(
-                "This server wants a key that it knows: send Authorization: Bearer <key>, or x-api-key: <key>. "
-                "Its operator makes keys with `promptplex keys add`."
+                "This server wants a key: send Authorization: Bearer <key> (or x-api-key: <key>)."
+                " Its operator makes keys with `promptplex keys add`."
             )
         scope["state"]["caller"] = Caller(key, keys)
         if route is None:
