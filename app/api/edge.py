@@ -25,7 +25,8 @@ log = logging.getLogger("promptplex.api")
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _UPLOAD_PATH = re.compile(r"/tasks/[^/]+/versions")
 _UNPRINTABLE = re.compile(r"[^!-~]")
-_MAX_BODIES = 64  # as many of the largest size may be held at once
+_MAX_BODIES = 64  # as many of the largest size may be held at once, where these bytes suffice
+_MOST_BODY_BYTES = 64 << 20
 _UPLOAD_ADVICE = (
     f" By default there is room for a prefix of {PREFIX_TOKENS} tokens of the base in float32. If the "
     "file also holds the base's embeddings, `promptplex push` leaves them out, as "
@@ -91,7 +92,8 @@ class Edge:
                 size, "--max-upload-bytes", config.body_seconds, in_memory=None, advice=_UPLOAD_ADVICE
             )
         size = config.max_body_bytes
-        return _BodyLimit(size, "--max-body-bytes", config.body_seconds, in_memory=_MAX_BODIES * size)
+        most = max(size, min(_MAX_BODIES * size, _MOST_BODY_BYTES))
+        return _BodyLimit(size, "--max-body-bytes", config.body_seconds, in_memory=most)
 
     def _refusal(self, scope: Scope, headers: Headers) -> JSONResponse | None:
         """A page of another site must not reach a server that trusts everybody on this machine."""
