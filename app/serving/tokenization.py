@@ -56,10 +56,12 @@ class PromptTokenizer:
         """
         source = _flagged(tokenizer.backend_tokenizer.to_str(), control)
         continued = _without_first_prefix(source)
-        self._backend = _backend(source)
-        self._plain = Encoder(self._backend, _backend(continued), stretch)
+        self._backend = Tokenizer.from_str(source)
+        self._plain = Encoder(_backend(source), _backend(continued), stretch)
         # Special tokens in the text are ordinary characters.
-        self._literal = Encoder(_literal(source), _literal(continued), stretch)
+        self._literal = Encoder(
+            _backend(source, is_literal=True), _backend(continued, is_literal=True), stretch
+        )
         self._stretch = stretch
         added = self._backend.get_added_tokens_decoder()
         self._special = {id_: token for id_, token in added.items() if token.special}
@@ -268,16 +270,13 @@ class PromptTokenizer:
         return end - 1
 
 
-def _backend(source: str) -> Tokenizer:
+def _backend(source: str, *, is_literal: bool = False) -> Tokenizer:
+    """A tokenizer whose spans are all of the text: a post-processor would trim some of them."""
     backend = Tokenizer.from_str(source)
     backend.no_truncation()
     backend.no_padding()
-    return backend
-
-
-def _literal(source: str) -> Tokenizer:
-    backend = _backend(source)
-    backend.encode_special_tokens = True
+    backend.post_processor = None
+    backend.encode_special_tokens = is_literal
     return backend
 
 
