@@ -56,7 +56,7 @@ format: $(VENV)/.dev  ## format the code and fix what ruff can fix
 	$(BIN)/ruff check --fix .
 
 clean:  ## remove everything that make and the tools made
-	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .clients dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find app benchmarks models tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Torch goes in first, alone: a build chosen by TORCH_INDEX_URL (whose index rarely holds anything

@@ -316,4 +316,5 @@ class Info(_Answer):
     generation_not_honoured: list[str]  # what of it can't be had, a line each
     max_stop_sequences: int
     max_body_bytes: int
+    max_text_characters: int  # of a rendered template or chat
     max_upload_bytes: int

@@ -65,6 +65,7 @@ class Edge:
             await refusal(scope, receive, exchange.send)
         elif exchange.declares_too_much():
             await exchange.refuse(error_response(exchange.too_large()))
+            await exchange.end_refusal()
         elif self._state.draining or scope["method"] in _SAFE_METHODS:
             await self._serve(exchange)
         else:
@@ -75,13 +76,13 @@ class Edge:
         try:
             await self._app(exchange.scope, exchange.receive, exchange.send)
         except Exception as error:
-            if exchange.is_refused:
-                return  # the route noticed that its body ended early
-            log.exception("request %s: unforeseen error", exchange.scope["state"]["request_id"])
+            if not exchange.is_refused:  # else the route noticed that its body ended early
+                log.exception("request %s: unforeseen error", exchange.scope["state"]["request_id"])
             if not exchange.is_answered:
                 await error_response(error)(exchange.scope, exchange.receive, exchange.send)
         finally:
             exchange.forget_body()
+        await exchange.end_refusal()
 
     def _body_limit(self, scope: Scope) -> "_BodyLimit":
         config = self._config
@@ -159,6 +160,7 @@ class _Exchange:
         self._received = self._held = 0
         self._waited = 0.0  # for the client, in seconds; the time that the route takes isn't its fault
         self._is_whole = False
+        self._lingers = False  # a refusal whose end is still to be sent
 
     def declares_too_much(self) -> bool:
         """Whether Content-Length alone says that the body is too large."""
@@ -222,7 +224,7 @@ class _Exchange:
         )
 
     async def refuse(self, response: JSONResponse) -> None:
-        """Answer, then have a little patience: a client that still sends would lose the answer to a reset."""
+        """Answer, as far as nothing was answered yet; `end_refusal` must follow."""
         if self.is_answered:
             self.is_refused = True
             return
@@ -235,8 +237,16 @@ class _Exchange:
         }
         await self._send(start)
         await self._send({"type": "http.response.body", "body": bytes(response.body), "more_body": True})
-        await self._discard_body()
-        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+        self._lingers = True
+
+    async def end_refusal(self) -> None:
+        """End the answer, if one was refused: late, since a client that still sends would lose it to a reset.
+
+        The request holds nothing any more by then, so that others whose bodies come have the room.
+        """
+        if self._lingers:
+            await self._discard_body()
+            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _discard_body(self) -> None:
         left = _DRAIN_BYTES

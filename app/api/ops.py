@@ -17,6 +17,7 @@ from app.errors import PromptplexError
 from app.keys.key import Scope
 from app.metrics import CONTENT_TYPE
 from app.serving import parameters as bounds
+from app.serving.template import MAX_RENDERED_CHARS
 
 log = logging.getLogger("promptplex.api")
 
@@ -129,6 +130,7 @@ async def info(
             "generation_not_honoured": defaults.not_honoured,
             "max_stop_sequences": bounds.MAX_STOPS,
             "max_body_bytes": config.max_body_bytes,
+            "max_text_characters": MAX_RENDERED_CHARS,
             "max_upload_bytes": state.max_upload_bytes(config.max_upload_bytes),
         }
     )

@@ -10,7 +10,7 @@ from app.prompt import TaskVersion
 from app.store.damage import find_damage
 from app.store.debris import sweep
 from app.store.heads import mark_newest
-from app.store.prompt_store import PromptStore
+from app.store.prompt_store import CHANGES, PromptStore
 
 _log = logging.getLogger(__name__)
 _MAX_TOLD = 100  # tasks that can't be served, by name
@@ -63,6 +63,9 @@ class Upkeep:
             _log.exception("the store was not looked after")
 
     def _mark_newest(self) -> None:
+        """Make up for what stores of before lack: the folder that listings look at, and marks."""
+        if self._store.files.stamp(CHANGES) is None:
+            self._store.files.touch_directory(CHANGES)
         for task_id in self._store.list_tasks():
             mark_newest(self._store.files, self._store.history(task_id))
 

@@ -40,9 +40,8 @@ from app.store.releases import (
 )
 from app.store.strict_json import canonical_json
 
-CHANGES = (
-    "changes",
-)  # an empty folder, touched after each release; a hint for listings, trusted by nothing else
+# An empty folder, touched after each release; a hint for listings, trusted by nothing else.
+CHANGES = ("changes",)
 
 __all__ = ["PromptStore", "Release", "TaskHistory", "open_store"]
 
