@@ -7,7 +7,6 @@ from collections.abc import Collection, Iterable
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from app.engine.plan import SamplingInput
@@ -15,6 +14,8 @@ from app.engine.sequence import IdArray
 from app.request import TokenRules
 
 _NEVER = float("-inf")
+_FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd; products and sums wrap around
+_ZERO = np.zeros(1, dtype=np.uint64)
 
 
 def adjust_row(row: Tensor, given: SamplingInput) -> None:
@@ -87,19 +88,26 @@ def _banned(rules: TokenRules, given: SamplingInput) -> set[int]:
     assert given.context is not None
     assert given.generated_ids is not None
     prompt = given.context[: len(given.context) - len(given.generated_ids)]
-    banned = _continuations(given.context, given.context, rules.no_repeat_ngram_size)
-    banned |= _continuations(prompt, given.context, rules.encoder_no_repeat_ngram_size)
+    banned = continuations(given.context, given.context, rules.no_repeat_ngram_size)
+    banned |= continuations(prompt, given.context, rules.encoder_no_repeat_ngram_size)
     banned |= {ids[-1] for ids in _completable(rules.bad_words, given.generated_ids)}
     return banned.union(rules.stop_ids if given.position < rules.min_new_tokens else ())
 
 
-def _continuations(text: IdArray, context: IdArray, size: int) -> set[int]:
-    """Ids that would complete an n-gram of `size` ids that `text` holds already."""
-    if size < 1 or len(text) < size or len(context) < size - 1:
+def continuations(text: IdArray, context: IdArray, size: int) -> set[int]:
+    """Ids that would complete an n-gram of `size` ids that `text` holds already.
+
+    The work grows with the text alone, however long the n-grams are: stretches are compared by sums.
+    """
+    length, number = size - 1, len(text) - size + 1
+    if length < 0 or number < 1 or len(context) < length:
         return set()
-    windows: NDArray[np.int64] = np.lib.stride_tricks.sliding_window_view(text, size)
-    same = (windows[:, :-1] == context[len(context) - size + 1 :]).all(axis=1)
-    return set(windows[same, -1].tolist())
+    powers = np.cumprod(np.full(len(text), _FACTOR))
+    sums = np.concatenate([_ZERO, np.cumsum(text.astype(np.uint64) * powers)])
+    ends = context[len(context) - length :].astype(np.uint64)
+    wanted = (ends * powers[:length]).sum(dtype=np.uint64)
+    same = (sums[length : length + number] - sums[:number]) * _FACTOR == wanted * powers[:number]
+    return set(text[length:][same].tolist())
 
 
 def _forced(rules: TokenRules, given: SamplingInput) -> tuple[int, ...]:
@@ -118,7 +126,7 @@ def _force(row: Tensor, ids: tuple[int, ...]) -> None:
 
 
 def _hasten_end(row: Tensor, rules: TokenRules, position: int) -> None:
-    """The end of an answer grows more probable with every token beyond the first so many."""
+    """From some token on, the end of an answer grows more probable with each further one."""
     if rules.length_decay is None or position <= rules.length_decay[0]:
         return
     begin, factor = rules.length_decay

@@ -1,23 +1,29 @@
 """Rules of a row: the tokens are those of transformers' own `generate` with the same settings."""
 
 import asyncio
+import tracemalloc
 from dataclasses import replace
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
+from hypothesis import strategies as st
 from peft import PeftModel
 
 from app.engine.plan import SamplingInput
+from app.engine.rules import continuations
 from app.engine.sampling import choose_tokens
 from app.errors import ConstraintFailed
 from app.prompt import Prompt
 from app.request import FinishReason, SamplingParams, TokenDelta, TokenRules
+from app.serving.parameters import MAX_NGRAM
 from tests.engine.conftest import Bench
 
 PROMPT = (5, 6, 7, 5, 6, 9)
 NEW = 24
+IDS = st.integers(0, 2)
 
 
 def generated(model: Any, prompt: tuple[int, ...], **settings: Any) -> list[int]:
@@ -56,6 +62,28 @@ def test_n_grams_occur_once_also_those_of_the_prompt(bench: Bench) -> None:
         expected = generated(bench.base, PROMPT, encoder_no_repeat_ngram_size=size)
         assert served(bench, TokenRules(encoder_no_repeat_ngram_size=size)) == expected
     assert often(bench) != generated(bench.base, PROMPT, no_repeat_ngram_size=2), "the rule binds"
+
+
+@hypothesis.settings(max_examples=200, deadline=None)
+@hypothesis.given(
+    st.lists(st.integers(0, 2), max_size=30), st.lists(st.integers(0, 2), max_size=6), st.integers(1, 7)
+)
+def test_n_grams_are_found_wherever_they_overlap(text: list[int], more: list[int], size: int) -> None:
+    context = text + more
+    tail = context[len(context) - size + 1 :]
+    places = range(len(text) - size + 1) if len(context) >= size - 1 else ()
+    expected = {text[at + size - 1] for at in places if text[at : at + size - 1] == tail}
+    assert expected == continuations(np.array(text, np.int64), np.array(context, np.int64), size)
+
+
+def test_long_n_grams_take_no_more_memory_than_short_ones() -> None:
+    text = np.full(100_000, 7, dtype=np.int64)
+    tracemalloc.start()
+    try:
+        assert continuations(text, text, MAX_NGRAM) == {7}
+        assert tracemalloc.get_traced_memory()[1] < 16 * len(text) * text.itemsize
+    finally:
+        tracemalloc.stop()
 
 
 def test_resident_ids_count_and_learned_tokens_have_none(
