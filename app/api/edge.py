@@ -54,12 +54,8 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if (
-            scope["method"] == "HEAD"
-        ):  # answered as GET; the connection, which has its own scope, drops the body
-            scope = {**scope, "method": "GET"}
         exchange = _Exchange(scope, receive, send, self._state, self._body_limit(scope))
-        headers = Headers(scope=scope)
+        scope, headers = exchange.scope, Headers(scope=scope)
         refusal = self._refusal(scope, headers) or self._door.refusal(scope) or _coded(scope, headers)
         if refusal is not None:
             await refusal(scope, receive, exchange.send)
@@ -149,11 +145,13 @@ class _Exchange:
     def __init__(
         self, scope: Scope, receive: Receive, send: Send, state: ServerState, limit: _BodyLimit
     ) -> None:
-        self.scope = scope
+        self._is_head = scope["method"] == "HEAD"
+        self.scope = {**scope, "method": "GET"} if self._is_head else scope
         self._state = state
         self._requests: OpenRequests = state.requests
         self.is_answered = False
         self.is_refused = False
+        self._is_over = False
         self._receive = receive
         self._send = send
         self._limit = limit
@@ -207,14 +205,18 @@ class _Exchange:
         self._held = 0
 
     async def send(self, message: Message) -> None:
-        """Pass on the response, unless the request was answered already."""
-        if self.is_refused:
+        """Pass on the response, of HEAD the head alone, unless the request was answered already."""
+        if self.is_refused or self._is_over:
             return
-        if message["type"] == "http.response.start":
+        is_start = message["type"] == "http.response.start"
+        if is_start:
             self.is_answered = True
             if self._state.is_leaving:
                 MutableHeaders(scope=message)["connection"] = "close"  # the next one had better go elsewhere
         await self._send(message)
+        if is_start and self._is_head:  # a stream's end needn't come, so the route is done with
+            self._is_over = True
+            await self._send({"type": "http.response.body"})
 
     def too_large(self) -> PayloadTooLarge:
         """The error of a body beyond its limit."""

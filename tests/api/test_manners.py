@@ -26,6 +26,16 @@ def test_head_is_get_without_its_body(client: httpx.Client, path: str) -> None:
     assert client.head("/generate").status_code == 405
 
 
+def test_head_of_a_stream_ends_with_its_head(client: httpx.Client, url: str) -> None:
+    head = "HEAD /ops/stream HTTP/1.1\nHost: localhost\n\n"
+    answer = raw_exchange(url, head + "GET /version HTTP/1.1\nHost: localhost\nConnection: close\n\n")
+    first, _, second = answer.partition(b"\r\n\r\n")
+    assert b"text/event-stream" in first
+    assert second.startswith(b"HTTP/1.1 200"), "the connection goes on"
+    with client.stream("GET", "/ops/stream") as stream:
+        assert stream.status_code == 200
+
+
 def test_head_asks_for_the_key_that_get_asks_for(stack: Stack, tmp_path: Path) -> None:
     keys = Keys(tmp_path / "keys.json")
     generate = keys.add("generate", Scope.GENERATE)
