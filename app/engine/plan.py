@@ -1,6 +1,6 @@
 """The frozen decision of one step, and what came of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from app.engine.constraints import ConstraintAhead
 from app.engine.prefixes import Prefix
@@ -62,6 +62,26 @@ class Plan:
     @property
     def is_empty(self) -> bool:
         return not self.writes and not self.items
+
+
+@dataclass(slots=True)
+class PlanDraft:
+    """A Plan in the making."""
+
+    budget: int
+    writes: list[PrefixWrite] = field(default_factory=list)
+    items: list[PlanItem] = field(default_factory=list)
+
+    def add(self, item: PlanItem) -> None:
+        """Take an item's tokens from the budget."""
+        self.items.append(item)
+        self.budget -= item.kv.num_tokens
+
+    def plan(self) -> Plan:
+        """What it has become."""
+        # Rows of like length stand together, since they share a bucket (attention/step.py).
+        rows_first = sorted(self.items, key=lambda item: (item.kv.num_tokens > 1, item.kv.num_computed))
+        return Plan(writes=tuple(self.writes), items=tuple(rows_first))
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,11 +12,19 @@ can always have everything else's (docs/architecture.md, "Preempted rows hold no
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from app.engine.blocks import KVBlocks, SlotTable
 from app.engine.fair_queue import FairQueue
-from app.engine.plan import Plan, PlanItem, PrefixWrite, SampledToken, SamplingInput, StepResult
+from app.engine.plan import (
+    Plan,
+    PlanDraft,
+    PlanItem,
+    PrefixWrite,
+    SampledToken,
+    SamplingInput,
+    StepResult,
+)
 from app.engine.prefixes import Prefix, PrefixCache, PrefixKey
 from app.engine.sequence import Phase, Sequence
 from app.errors import NonFiniteLogits, RequestTooLong
@@ -52,24 +60,6 @@ class StepCounts:
     preempted: int = 0
     prefix_hits: int = 0
     prefix_misses: int = 0
-
-
-@dataclass(slots=True)
-class _Draft:
-    """A Plan in the making."""
-
-    budget: int
-    writes: list[PrefixWrite] = field(default_factory=list)
-    items: list[PlanItem] = field(default_factory=list)
-
-    def add(self, item: PlanItem) -> None:
-        self.items.append(item)
-        self.budget -= item.kv.num_tokens
-
-    def plan(self) -> Plan:
-        # Rows of like length stand together, since they share a bucket (attention/step.py).
-        rows_first = sorted(self.items, key=lambda item: (item.kv.num_tokens > 1, item.kv.num_computed))
-        return Plan(writes=tuple(self.writes), items=tuple(rows_first))
 
 
 class Scheduler:
@@ -145,7 +135,7 @@ class Scheduler:
     def schedule(self) -> Plan:
         """Decide one step."""
         self.counts = StepCounts()
-        draft = _Draft(self._config.token_budget)
+        draft = PlanDraft(self._config.token_budget)
         for sequence in [sequence for sequence in self.running if sequence.is_decoding]:
             if sequence.phase is Phase.RUNNING and self._grow(sequence):
                 self._take_tokens(sequence, draft)
@@ -186,13 +176,13 @@ class Scheduler:
             self.prefixes.unpin(sequence.prefix)
             sequence.prefix = None
 
-    def _prefill(self, sequence: Sequence, draft: _Draft) -> None:
+    def _prefill(self, sequence: Sequence, draft: PlanDraft) -> None:
         if sequence.prefix is not None and not sequence.prefix.is_ready:
             self._build_prefix(sequence.prefix, draft)
         if draft.budget and (sequence.prefix is None or sequence.prefix.is_ready):
             self.counts.prefill_tokens += self._take_tokens(sequence, draft)
 
-    def _take_tokens(self, sequence: Sequence, draft: _Draft) -> int:
+    def _take_tokens(self, sequence: Sequence, draft: PlanDraft) -> int:
         """Plan as many pending tokens as the budget allows; the last of them samples."""
         assert sequence.table is not None
         count = min(sequence.num_pending, draft.budget)
@@ -217,7 +207,7 @@ class Scheduler:
         sequence.num_computed += count
         return count
 
-    def _build_prefix(self, prefix: Prefix, draft: _Draft) -> None:
+    def _build_prefix(self, prefix: Prefix, draft: PlanDraft) -> None:
         """Plan the next part of a prefix: written as it is, or run through the model."""
         if prefix.needs_write:
             assert prefix.prompt is not None
@@ -232,7 +222,7 @@ class Scheduler:
 
     # -- admission --------------------------------------------------------------------------
 
-    def _admit(self, draft: _Draft) -> None:
+    def _admit(self, draft: PlanDraft) -> None:
         while draft.budget and len(self.running) < self._config.max_rows:
             sequence = self.waiting.peek()
             if sequence is None:
