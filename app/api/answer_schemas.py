@@ -105,7 +105,7 @@ class Published(_Version):
     task_id: str
     release: int | None = Field(description="null: no alias was moved")
     examples: list[TriedExample]
-    warnings: list[str] = Field(description="What of the upload wasn't taken")
+    warnings: list[str] = Field(description="What was left out of the upload")
 
 
 class Moved(_Answer):

@@ -47,7 +47,7 @@ class Caller:
         if self.key is not None and not self.key.may_use(name):
             raise Forbidden(
                 f"This key doesn't reach {name[:128]!r}; it is for {', '.join(self.key.tasks or ())}. "
-                "Whoever runs the server can make a key for other tasks."
+                "The server's operator can make a key for other tasks."
             )
 
     def require_generation(self, what: str) -> None:

@@ -199,7 +199,7 @@ class CompletionRequest(_OpenAi):
     def _best_of_none(self) -> Self:
         if self.best_of not in (None, self.n or 1):
             raise InvalidRequest(
-                "best_of is not supported; leave it out, or send what n is.", param="best_of"
+                "best_of is not supported; leave it out, or send the value of n.", param="best_of"
             )
         return self
 

@@ -31,7 +31,7 @@ class SharedParameters(Body):
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
     no_repeat_ngram_size: int | None = Field(
-        None, ge=0, le=bounds.MAX_NGRAM, description="No so many ids stand twice in prompt and answer; 0: off"
+        None, ge=0, le=bounds.MAX_NGRAM, description="No sequence of this many ids occurs twice; 0: off"
     )
     bad_words: Stops | None = Field(None, description="Texts that never come")
     suppress_tokens: Ids | None = Field(None, description="Ids that never come")

@@ -14,7 +14,7 @@ async def only_known_queries(request: Request) -> None:
     given = [name for name, _ in request.query_params.multi_items()]
     twice = next((name for name in given if name in known and given.count(name) > 1), None)
     if twice is not None:
-        raise InvalidRequest(f"The query parameter {twice} is there twice; send it once.", param=twice)
+        raise InvalidRequest(f"The query parameter {twice} was sent twice; send it once.", param=twice)
     unknown = next((name for name in request.query_params if name not in known), None)
     if unknown is None:
         return

@@ -68,10 +68,10 @@ class Parameters(SharedParameters):
     do_sample: bool | None = Field(None, description="Default: false, which is greedy")
     temperature: float | None = Field(None, ge=bounds.MIN_TEMPERATURE, le=bounds.MAX_TEMPERATURE)
     seed: int | None = Field(None, ge=0, le=bounds.MAX_SEED, description="Default: drawn, and reported")
-    n: int | None = Field(None, ge=1, le=MAX_SAMPLES, description="So many answers, in `samples`")
+    n: int | None = Field(None, ge=1, le=MAX_SAMPLES, description="How many answers, in `samples`")
     stop: Stops | None = None
     truncate: int | None = Field(
-        None, ge=1, le=bounds.MAX_TRUNCATE, description="Keep the last so many tokens of the inputs"
+        None, ge=1, le=bounds.MAX_TRUNCATE, description="Keep this many tokens of the inputs, the last ones"
     )
     return_full_text: bool | None = Field(None, description="Put the rendered prompt before the answer")
     top_n_tokens: int | None = Field(

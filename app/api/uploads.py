@@ -46,7 +46,7 @@ async def upload_form(request: Request) -> AsyncIterator[FormData]:
         if unknown:
             raise InvalidRequest(f"There is no part {', '.join(unknown)}; the parts are {', '.join(PARTS)}.")
         if len(set(names)) < len(names):
-            raise InvalidRequest("A part is there twice; send each once.")
+            raise InvalidRequest("A part was sent twice; send each once.")
         yield form
 
 

@@ -66,7 +66,6 @@ class Engine:
         self._grammars = grammars
         self._workers = Workers(NUM_WORKERS, "grammar")
         self.backbone = backbone
-        self._geometry = backbone.geometry
         self._router = OutputRouter()
         self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._scheduler = Scheduler(
@@ -134,7 +133,7 @@ class Engine:
 
     @property
     def geometry(self) -> ModelGeometry:
-        return self._geometry
+        return self.backbone.geometry
 
     def stats(self) -> EngineStats:
         """A snapshot; safe from any thread."""
@@ -159,12 +158,12 @@ class Engine:
 
         Raises:
             RequestTooLong: beyond the position limit, or K/V memory even when alone.
-            InvalidRequest: no tokens, ids outside the vocabulary, fewer than no new tokens, a prompt without
-                virtual tokens or the other way round, a deadline that is no time, or a grammar where
-                there is nothing to follow it.
+            InvalidRequest: no tokens, ids outside the vocabulary, a negative number of new tokens, a prompt
+                without virtual tokens or the other way round, a deadline that is no time, or a grammar
+                where there is nothing to follow it.
         """
         if not request.token_ids or request.max_new_tokens < 0:
-            raise InvalidRequest("a request needs at least one prompt token, and no fewer than 0 new ones")
+            raise InvalidRequest("a request needs at least one prompt token, and 0 or more new ones")
         if not 0 <= request.num_scored < len(request.token_ids):
             raise InvalidRequest("every scored token needs a token before it")
         if (request.prompt_digest is None) != (request.num_virtual_tokens == 0):
@@ -174,14 +173,14 @@ class Engine:
         if request.grammar is not None and self._grammars is None:
             raise InvalidRequest("this engine can't constrain its answers; leave the grammar out")
         ids = (*request.resident_ids, *request.token_ids, *(id_ for id_, _ in request.sampling.logit_bias))
-        if min(ids) < 0 or max(ids) >= self._geometry.vocab_size:
-            raise InvalidRequest(f"token ids must be from 0 to {self._geometry.vocab_size - 1}")
+        if min(ids) < 0 or max(ids) >= self.geometry.vocab_size:
+            raise InvalidRequest(f"token ids must be from 0 to {self.geometry.vocab_size - 1}")
         prompt = len(request.resident_ids) + len(request.token_ids)
         total = request.num_virtual_tokens + prompt + request.max_new_tokens
-        if total > self._geometry.max_positions:
+        if total > self.geometry.max_positions:
             raise RequestTooLong(
                 f"{request.num_virtual_tokens} virtual + {prompt} prompt + {request.max_new_tokens} new "
-                f"tokens = {total}, but the model has {self._geometry.max_positions} positions; shorten the "
+                f"tokens = {total}, but the model has {self.geometry.max_positions} positions; shorten the "
                 "input, ask for fewer new tokens, or set 'truncate'",
                 param="max_new_tokens",
             )

@@ -59,7 +59,7 @@ def _read(file: Path) -> dict[str, Any]:
         config = None
     if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):
         raise UnsupportedModel(
-            f"{_CONFIG} beside the weights is no configuration of PEFT with a peft_type; mend it, "
+            f"{_CONFIG} beside the weights is not a PEFT configuration with a peft_type; correct it, "
             "or move it away to serve the base alone"
         )
     return config

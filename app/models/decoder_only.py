@@ -6,17 +6,15 @@ from transformers import PreTrainedModel
 
 from app.models.attention.kv_cache import KVCache, group_layers
 from app.models.attention.step import AttentionStep
-from app.models.own_tensors import own_tensor
+from app.models.own_tensors import DTYPES, own_tensor
 from app.models.sampled_rows import SampledRows
 from app.prompt import ModelGeometry, Prompt
-
-_TORCH_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def tensor_of(prompt: Prompt, name: str) -> Tensor:
     """A prompt's tensor in its stored dtype, on the CPU."""
     info = prompt.tensors[name]
-    raw = torch.frombuffer(bytearray(prompt.tensor_bytes(name)), dtype=_TORCH_DTYPES[info.dtype])
+    raw = torch.frombuffer(bytearray(prompt.tensor_bytes(name)), dtype=DTYPES[info.dtype])
     return raw.view(info.shape)
 
 

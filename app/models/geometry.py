@@ -39,7 +39,7 @@ def _record(
     if recorded is None:
         raise UnsupportedModel(
             f"{type(module).__name__} doesn't get the arguments of the model's forward pass, so attention "
-            "can't be told where a packed token's keys and values are"
+            "can't know where a packed token's keys and values are"
         )
     layer = int(module.layer_idx)  # type: ignore[arg-type]  # an attribute by transformers' convention
     recorded[layer] = LayerGeometry(key.shape[1], key.shape[3], value.shape[3], sliding_window)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _WRAPPERS = {"modules_to_save", "default", "base_layer", "original_module"}  # PEFT's, around a module
 _ROWS = 8192  # that are cast and hashed at a time
 
@@ -22,11 +22,9 @@ def own_tensor(model: PreTrainedModel, name: str) -> Tensor | None:
     for path, module in model.named_modules():
         if module in embeddings and parts[-2:-1] == path.split(".")[-1:]:
             found = getattr(module, parts[-1], None)
-            if isinstance(found, Tensor) and type(found) in (
-                Tensor,
-                nn.Parameter,
-            ):  # quantized ones are others
-                return found if found.dtype in _DTYPES.values() else None
+            is_plain = type(found) in (Tensor, nn.Parameter)  # those of quantized layers are others
+            if isinstance(found, Tensor) and is_plain:
+                return found if found.dtype in DTYPES.values() else None
     return None
 
 
@@ -34,6 +32,6 @@ def digest_of_rows(tensor: Tensor, rows: int, dtype: str) -> str:
     """sha256 of the first `rows` rows in a dtype of safetensors, little-endian and contiguous."""
     found = hashlib.sha256()
     for begin in range(0, rows, _ROWS):
-        chunk = tensor[begin : min(begin + _ROWS, rows)].detach().to("cpu", _DTYPES[dtype]).contiguous()
+        chunk = tensor[begin : min(begin + _ROWS, rows)].detach().to("cpu", DTYPES[dtype]).contiguous()
         found.update(chunk.view(torch.uint8).numpy().tobytes())
     return found.hexdigest()

@@ -275,7 +275,7 @@ class Admission:
         size = self._engine.geometry.vocab_size
         if any(id_ >= size for id_, _ in ask.logit_bias):
             raise InvalidRequest(
-                f"logit_bias: token ids must be from 0 to {size - 1}; POST /tokenize tells them.",
+                f"logit_bias: token ids must be from 0 to {size - 1}; POST /tokenize shows them.",
                 param="logit_bias",
             )
         return ask.logit_bias

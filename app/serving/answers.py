@@ -16,9 +16,7 @@ class Message:
 
     role: str
     content: str
-    others: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # what else a chat template may look at (name, ...)
+    others: Mapping[str, Any] = field(default_factory=dict)  # what else a template may look at (name, ...)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

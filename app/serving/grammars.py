@@ -205,7 +205,7 @@ def _byte_tokenizer(
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException:  # Rust's panics too, which are no Exceptions; messages tell of its own structures
-        return None, "what its tokens stand for can't be told byte by byte (its tokenizer is of a rare kind)"
+        return None, "its tokens can't be read byte by byte (its tokenizer is of a rare kind)"
 
 
 def _known(tokenizer: LLTokenizer | None, vocab_size: int) -> PackedMask | None:

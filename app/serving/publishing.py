@@ -46,7 +46,7 @@ class UploadResult:
     created: bool  # False: the same bytes and settings were a version already
     release: Release | None  # None: no alias was moved
     examples: tuple[ExampleReport, ...]
-    warnings: tuple[str, ...] = ()  # what of the upload wasn't taken
+    warnings: tuple[str, ...] = ()  # what was left out of the upload
 
 
 class PublishingService:

@@ -47,7 +47,7 @@ def _cache() -> Path:
         directory = cache_directory()
         if _is_private(directory):
             return directory
-        reason = f"{directory} must be this user's to write, and nobody else's; remove it, or `chmod 700` it"
+        reason = f"{directory} must be writable by this user alone; remove it, or `chmod 700` it"
     except OSError as error:
         reason = f"the cache directory can't be used ({error}); name another one with XDG_CACHE_HOME"
     log.warning("the CPU kernels are compiled at every start: %s", reason)
