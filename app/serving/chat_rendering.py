@@ -11,7 +11,7 @@ from typing import Any
 
 from jinja2 import nodes, pass_eval_context
 from jinja2.compiler import CodeGenerator, Frame
-from jinja2.filters import do_join
+from jinja2.filters import do_indent, do_join
 from jinja2.nodes import EvalContext
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -39,7 +39,7 @@ class ChatRenderer:
             optimized=False,  # folded constants would be out of our sight
         )
         environment.globals = origin.globals
-        environment.filters = {**origin.filters, "join": _join, _COUNTED: _counted}
+        environment.filters = {**origin.filters, "join": _join, "indent": _indent, _COUNTED: _counted}
         self._template = environment.from_string(source)
 
     def render(
@@ -159,3 +159,12 @@ def _bounded(parts: Iterable[str]) -> Iterator[str]:
 def _join(context: EvalContext, value: Any, d: str = "", attribute: str | int | None = None) -> str:
     between = d if isinstance(d, TrackedText) else TrackedText(d)
     return str(do_join(context, value, between, attribute))
+
+
+def _indent(s: str, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
+    if not isinstance(s, TrackedText):
+        return do_indent(s, width, first, blank)
+    before = TrackedText(width if isinstance(width, str) else " " * width)
+    begin, *others = (s + "\n").splitlines()
+    rest = (before + line if line or blank else line for line in others)
+    return TrackedText("\n").join([before + begin if first else begin, *rest])

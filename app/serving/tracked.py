@@ -5,7 +5,7 @@ which counts as text of others from end to end. So nothing can make a foreign ch
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self, SupportsIndex
 
 _OWN = 1
@@ -42,6 +42,9 @@ class TrackedText(str):
     def __getitem__(self, key: SupportsIndex | slice) -> str:
         own = self._own[key if isinstance(key, slice) else slice(*_place(key, len(self)))]
         return TrackedText(super().__getitem__(key), own)
+
+    def __iter__(self) -> Iterator[str]:
+        return (self[place] for place in range(len(self)))
 
     def join(self, parts: Iterable[str], /) -> str:
         """As str's."""
@@ -106,11 +109,11 @@ class TrackedText(str):
 
     def upper(self) -> str:
         """As str's."""
-        return self._mapped(str.upper)
+        return self._mapped(str.upper, is_by_character=True)
 
     def lower(self) -> str:
         """As str's."""
-        return self._mapped(str.lower)
+        return self._mapped(str.lower, is_by_character=True)
 
     def title(self) -> str:
         """As str's."""
@@ -153,10 +156,18 @@ class TrackedText(str):
             begin += len(part) + len(sep or "")
         return found
 
-    def _mapped(self, change: Callable[[str], str]) -> str:
-        """A character may become several, but never none: texts of the same length correspond."""
+    def _mapped(self, change: Callable[[str], str], *, is_by_character: bool = False) -> str:
+        """A character may become several, but never none: texts of the same length correspond.
+
+        `is_by_character`: how many it becomes never depends on its neighbours.
+        """
         text = change(self)
-        return TrackedText(text, self._own if len(text) == len(self) else None)
+        if len(text) == len(self):
+            return TrackedText(text, self._own)
+        if not is_by_character:
+            return text
+        sizes = (len(change(character)) for character in str.__iter__(self))
+        return TrackedText(text, b"".join(self._own[i : i + 1] * size for i, size in enumerate(sizes)))
 
 
 def own_text(text: str) -> TrackedText:

@@ -151,6 +151,10 @@ SOURCES = {
     "{%- for line in t.splitlines() %}{% if loop.index > 2 %}{% break %}{% endif %}> {{ line | title }}{% endfor %}"
     "{%- filter trim %} {{ t.removeprefix(' ').rsplit(' ', 1)[0] }} {% endfilter -%}"
     "{%- endcall -%}{%- endfor -%}{{ '<|im_start|>' * 2 }}",
+    # What takes a template's own tokens apart and together again by Python's and jinja's own code.
+    "lines and characters": "{% for m in messages %}{{ ('[INST]' ~ m.content ~ '\n\n[/INST]') | indent(2, true) }}"
+    "{% filter upper %}[inst]{{ m.content }}[/inst]{% endfilter %}{{ ('[INST]' ~ m.content) | list | join }}"
+    "{% for each in '<|im_sep|>' %}{{ each }}{% endfor %}{% endfor %}",
 }
 
 _SPECIAL = (
