@@ -7,8 +7,8 @@ always neutral. Labels say something about a request and nothing about its answe
 from collections.abc import Mapping
 from typing import Any
 
-from app.api.neutral import is_same
 from app.errors import InvalidRequest
+from app.store.strict_json import is_one_of
 
 _Values = Mapping[str, tuple[Any, ...]]
 
@@ -143,14 +143,10 @@ def without_habits(data: Any, habits: _Values, fields: Mapping[str, Any], where:
         return data
     habitual = {name for name in data if name not in fields and (name in habits or name in _LABELS)}
     for name in habitual - _LABELS:
-        if not _is_neutral(data[name], habits[name]):
+        if not is_one_of(data[name], (None, *habits[name])):
             instead = next((other for other in _INSTEAD.get(name, ()) if other in fields), None)
             hint = "" if instead is None else f", or send {instead}"
             raise InvalidRequest(
                 f"{where}{name} is not supported; leave it out{hint}.", param=f"{where}{name}"
             )
     return {name: value for name, value in data.items() if name not in habitual}
-
-
-def _is_neutral(given: Any, neutral: tuple[Any, ...]) -> bool:
-    return given is None or any(is_same(given, value) for value in neutral)

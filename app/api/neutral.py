@@ -5,6 +5,8 @@ from typing import Any
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
+from app.store.strict_json import is_one_of
+
 PLAIN = "plain"  # the type of errors whose message follows the field's name, with nothing of pydantic's
 
 
@@ -29,11 +31,6 @@ class Neutral:
         return {"enum": self._values}
 
     def _check(self, given: Any) -> Any:
-        if not any(is_same(given, value) for value in self._values):
+        if not is_one_of(given, self._values):
             raise wrong(f"is not supported; {self._instead}")
         return given
-
-
-def is_same(given: Any, value: Any) -> bool:
-    """In Python, True is 1 and False is 0; in JSON they aren't."""
-    return bool(given == value) and isinstance(given, bool) == isinstance(value, bool)

@@ -229,8 +229,6 @@ class ChatRequest(_OpenAi):
     messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: int | None = Field(None, ge=1, le=bounds.MAX_NEW_TOKENS)
     logprobs: bool | None = None
-    add_generation_prompt: Annotated[Any, Neutral(True)] = None
-    continue_final_message: Annotated[Any, Neutral(False)] = None
     top_logprobs: int | None = Field(None, ge=0, le=bounds.MAX_TOP_TOKENS)
 
     @model_validator(mode="after")

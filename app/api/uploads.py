@@ -121,11 +121,11 @@ async def read_parts(form: FormData) -> UploadParts:
 
 async def _read(form: FormData, name: str, limit: int | None) -> bytes | None:
     part = form.get(name)
-    if part is None:
+    if not isinstance(part, UploadFile):  # all that are there are files
         return None
-    if limit is not None and isinstance(part, UploadFile) and (part.size or 0) > limit:
+    if limit is not None and (part.size or 0) > limit:
         raise PayloadTooLarge(f"The part {name} exceeds {limit} bytes.")
-    return await part.read() if isinstance(part, UploadFile) else part.encode()
+    return await part.read()
 
 
 def _parse_task(data: bytes) -> dict[str, Any]:

@@ -7,12 +7,13 @@ speculation), or are another's business: EOS ids are read at load, `do_sample` i
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from app.errors import InvalidRequest
 from app.serving.parameters import GenerationParameters, parse_parameters
+from app.store.strict_json import is_one_of
 
 log = logging.getLogger("promptplex")
 
@@ -102,12 +103,12 @@ def base_defaults(values: Mapping[str, Any]) -> BaseDefaults:
     asked = {
         name: value
         for name, value in values.items()
-        if value is not None and not _is_neutral(value, _NEUTRAL.get(name, ()))
+        if value is not None and not is_one_of(value, _NEUTRAL.get(name, ()))
     }
     ignored = [
         f"{name} = {_short(asked[name])} is not supported"
         for name, neutral in _NOT_HONOURED.items()
-        if name in asked and not _is_neutral(asked[name], neutral)
+        if name in asked and not is_one_of(asked[name], neutral)
     ]
     parameters: dict[str, Any] = {}
     rules: dict[str, Any] = {}
@@ -136,10 +137,6 @@ def reported_defaults(values: Mapping[str, Any]) -> BaseDefaults:
     for line in defaults.not_honoured:
         log.warning("the base's generation config: %s", line)
     return defaults
-
-
-def _is_neutral(value: Any, neutral: Sequence[Any]) -> bool:
-    return any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in neutral)
 
 
 def _parameter(name: str, value: Any) -> dict[str, Any]:

@@ -46,6 +46,6 @@ class OwnEmbeddings:
             )
         if saved.shape[0] > own.shape[0]:
             self.warnings.append(
-                f"{saved.name} has {saved.shape[0] - own.shape[0]} rows more than the base model, for tokens "
+                f"{shown} has {saved.shape[0] - own.shape[0]} rows more than the base model, for tokens "
                 "that were added in training: they are left out, and here such tokens are plain text"
             )

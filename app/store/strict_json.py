@@ -6,7 +6,7 @@ the same bytes do not agree. What is hashed, or decides where tensors lie, is re
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
 MAX_DEPTH = 32
@@ -55,6 +55,11 @@ def encode_parsed(value: Any) -> bytes:
     return json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=dict
     ).encode("utf-8")
+
+
+def is_one_of(given: Any, values: Iterable[Any]) -> bool:
+    """Whether `given` is among the values as JSON has them: in Python, True is 1 and False is 0."""
+    return any(given == value and isinstance(given, bool) == isinstance(value, bool) for value in values)
 
 
 def excerpt(text: str, limit: int = 80) -> str:

@@ -169,7 +169,7 @@ def test_embeddings_beside_the_prompt(promptplex: Run, base: Path, server_url: s
         get_peft_model(model, config).save_pretrained(directory)
     status, out, err = promptplex("push", str(directory), "--server", server_url)
     assert (status, out) == (0, "padded@1 (soft, 3 virtual tokens): live since release 1\n")
-    assert "lm_head.weight has 1 rows more than the base model" in err
+    assert "lm_head.weight' has 1 rows more than the base model" in err
     status, out, err = promptplex("validate", str(directory), "--model", str(base))
     assert (status, out.splitlines()[-1], "1 rows more" in err) == (0, "fits tiny", True)
     assert "embed_tokens.weight" in promptplex("validate", str(directory))[1]
