@@ -121,7 +121,8 @@ def install(app: FastAPI) -> None:
 async def _on_ours(request: Request, error: Exception) -> JSONResponse:
     response = error_response(error)
     if response.status_code == 500:
-        log.error("%s %s: %s", request.method, request.url.path, error, exc_info=error)
+        said = isinstance(error, errors.CorruptData)  # where it was noticed adds nothing to what is damaged
+        log.error("%s %s: %s", request.method, request.url.path, error, exc_info=None if said else error)
     return response
 
 
@@ -192,19 +193,25 @@ def _describe(path: str | None, problems: list[Mapping[str, Any]]) -> str:
     problem = problems[0]
     kind = problem["type"]
     if kind == "json_invalid":
-        why = problem.get("ctx", {}).get("error", "malformed")
+        why = str(problem.get("ctx", {}).get("error", "malformed")).removesuffix(" at")
         return f"The body is not JSON: {why} at character {problem['loc'][-1]}"
     if kind == "extra_forbidden":
         return f"There is no field {path}; look at GET /openapi.json for its spelling"
-    if kind == "model_attributes_type" and path is None:
+    if kind in ("model_attributes_type", "missing") and path is None:
         return "The body must be a JSON object, with the header content-type: application/json"
     if kind == "finite_number":
         return f"{path} must be a finite number"
-    first, *others = dict.fromkeys(map(_message, problems))
+    first, *others = dict.fromkeys(map(_message, _of_its_type(problems)))
     message = " or ".join([first, *(other.removeprefix(_EXPECTED) for other in others)])
     if path is None:
         return message
     return f"{path} {message}" if kind == PLAIN else f"{path}: {message}"
+
+
+def _of_its_type(problems: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """What is wrong with the alternatives that have the value's type; where none has it, all of them."""
+    closer = [each for each in problems if not each["type"].endswith(("_type", "literal_error"))]
+    return closer or problems
 
 
 def _message(problem: Mapping[str, Any]) -> str:
@@ -216,7 +223,7 @@ def _message(problem: Mapping[str, Any]) -> str:
         tags = problem["ctx"]["expected_tags"].replace(", ", " or ")
         return f"{problem['ctx']['discriminator']} should be {tags}"
     if kind == "string_pattern_mismatch":
-        return "does not match the pattern that GET /openapi.json shows"
+        return f"{_EXPECTED}a whole number in decimal digits"
     if kind == "union_tag_not_found":
         return f"the field {problem['ctx']['discriminator']} is required"
     message = str(problem.get("msg", "is not valid")).removeprefix("Value error, ").rstrip(".")

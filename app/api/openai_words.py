@@ -40,7 +40,7 @@ def _no_model(error: NotFound | InvalidRequest) -> JSONResponse:
     """No model is called so, be it that nothing could be."""
     message = error.message.rstrip(".").replace("There is no task", "There is no model")
     body = envelope(
-        f"{message}; GET /v1/models lists them.",
+        f"{message}; GET /v1/models lists all models.",
         kind="invalid_request_error",
         code="model_not_found",
         param="model",

@@ -90,7 +90,7 @@ def remove(
         kept = [key for key in keys if key.name != name]
         if len(kept) == len(keys):
             known = ", ".join(key.name for key in keys) or "no key"
-            raise ValueError(f"there is no key {name} in {keys_file}; there is {known}")
+            raise ValueError(f"there is no key {name} in {keys_file}, which holds {known}")
         return kept
 
     change_keys(keys_file, without_it)

@@ -67,11 +67,14 @@ def _warn_of_examples(answer: Row) -> None:
     examples = answer.get("examples") or []
     missed = [example for example in examples if not example["matches"]]
     if missed:
-        first = missed[0]
+        first, task_id = missed[0], answer["task_id"]
+        way_out = {None: "", 1: f" `promptplex retire {task_id}` takes the task out of service"}.get(
+            answer.get("release"), f" `promptplex rollback {task_id}` goes back"
+        )
         typer.echo(
             f"warning: {len(missed)} of {len(examples)} examples differ: {first['inputs']!r} gave "
-            f"{first['generated']!r}, expected {first['expected']!r}; was the prompt trained on this base? "
-            f"`promptplex rollback {answer['task_id']}` goes back",
+            f"{first['generated']!r}, expected {first['expected']!r}; "
+            f"was the prompt trained on this base?{way_out}",
             err=True,
         )
 

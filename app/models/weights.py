@@ -193,7 +193,7 @@ def _hint(missing: Iterable[str], unexpected: Iterable[str]) -> str:
             if ".".join(parts[number:]) in wanted:
                 before = ".".join(parts[:number])
                 return f"; there is '{name}', with '{before}.' in front: save the model without its wrapper"
-    return f"; nothing has the names that are there instead: {some_of(unexpected)}" if unexpected else ""
+    return f"; names in the files that belong to nothing: {some_of(unexpected)}" if unexpected else ""
 
 
 def some_of(names: Iterable[str]) -> str:

@@ -42,7 +42,7 @@ def read_bundle(path: Path, *, template: str | None = None) -> Bundle:
     task = _read_task(path / TASK_FILE) if path.is_dir() else {}
     if template is not None:
         task["template"] = template
-    if weights is None and not task:
+    if weights is None and not (task and _is_text_only(path)):
         raise ValueError(_nothing_found(path))
     return Bundle(
         name=_task_name(path),
@@ -95,8 +95,18 @@ def _read(path: Path, limit: int) -> bytes:
         raise
 
 
+def _is_text_only(path: Path) -> bool:
+    """A task file is there, and nothing that means a prompt was to be beside it."""
+    config = (path / PEFT_CONFIG).exists()
+    return (path / TASK_FILE).is_file() and not (config or _pickles_in(path) or _adapters_inside(path))
+
+
+def _pickles_in(path: Path) -> list[str]:
+    return sorted(file.name for file in path.iterdir() if file.suffix in _PICKLES)
+
+
 def _nothing_found(path: Path) -> str:
-    pickles = sorted(file.name for file in path.iterdir() if file.suffix in _PICKLES)
+    pickles = _pickles_in(path)
     if pickles:
         return f"{path} holds {', '.join(pickles)}: {_NO_PICKLES}"
     inside = _adapters_inside(path)
@@ -127,7 +137,7 @@ def _read_task(path: Path) -> dict[str, Any]:
     try:
         task = parse_json(_read(path, MAX_JSON_BYTES))
     except JsonError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
+        raise ValueError(f"{path} is refused: {error}") from None
     if not isinstance(task, dict):
         raise ValueError(f'{path} must hold a JSON object, such as {{"template": "Review: {{text}}"}}')
     return task

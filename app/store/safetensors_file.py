@@ -76,7 +76,7 @@ def _header_bytes(data: bytes) -> bytes:
     if length > MAX_HEADER_BYTES:
         _refuse_foreign(data)
         raise UnsafeFile(
-            "The safetensors header is too long",
+            "This is not a safetensors file, or its header is too long",
             expected=f"at most {MAX_HEADER_BYTES} bytes",
             found=f"{length} bytes",
         )

@@ -37,7 +37,7 @@ def parse_json(data: bytes, *, max_depth: int = MAX_DEPTH, naturals_only: bool =
     except RecursionError:
         raise JsonError(f"it nests deeper than {max_depth} levels") from None
     except json.JSONDecodeError as error:
-        raise JsonError(f"it is not JSON: {error.msg} at character {error.pos}") from None
+        raise JsonError(f"it is not JSON: {error.msg.removesuffix(' at')} at character {error.pos}") from None
     except ValueError:  # an integer of more digits than Python converts
         raise JsonError("a number in it is too long") from None
     _check(value, max_depth)

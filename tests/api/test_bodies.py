@@ -223,6 +223,17 @@ def test_answers_to_bad_bodies_are_short_and_plain(
             "response_format: the field 'type' is required.",
         ),
         ("/v1/chat/completions", CHAT | {"messages": [5]}, "messages.0: Input should be an object."),
+        ("/v1/completions", COMPLETION | {"stop": ""}, "stop: String should have at least 1 character."),
+        (
+            "/v1/completions",
+            COMPLETION | {"stop": ["a"] * 17},
+            "stop: List should have at most 16 items, not 17.",
+        ),
+        (
+            "/v1/completions",
+            COMPLETION | {"logit_bias": {"abc": 5}},
+            "logit_bias.abc: Input should be a whole number in decimal digits.",
+        ),
     ],
 )
 def test_alternatives_are_told_in_a_sentence(

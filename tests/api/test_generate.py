@@ -216,6 +216,9 @@ WRONG_INPUTS = "inputs must be a string, or an object with the template's fields
     [
         (b"{nope", None, "The body is not JSON: Expecting property name * at character 1."),
         (b'{"inputs": "a"', None, "The body is not JSON: * at character 14."),
+        (b'{"inputs": "a', None, "The body is not JSON: Unterminated string starting at character 11."),
+        (b"", None, "The body must be a JSON object, *"),
+        (b'{"inputs": "a", "parameters": {"stop": [""]}}', "parameters.stop.0", "* at least 1 character."),
         (
             b'{"inputs": "a", "parameters": {"temperature": NaN}}',
             "parameters.temperature",

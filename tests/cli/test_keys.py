@@ -67,7 +67,7 @@ def test_the_file_is_found_by_variable_or_default(
         (("add", "new", "--scope", "generate", "--task", "sentiment@3"), 1, "without version"),
         (("add", "new", "--scope", "metrics", "--task", "a"), 1, "make two keys"),
         (("add", "new", "--scope", "generate", "--requests-per-minute", "0"), 2, "1"),
-        (("remove", "new"), 1, "there is web"),
+        (("remove", "new"), 1, "which holds web"),
     ],
 )
 def test_what_is_refused_changes_nothing(

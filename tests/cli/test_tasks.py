@@ -75,7 +75,7 @@ def test_examples_that_differ_are_pointed_out(
     assert status == 0
     assert "live since release 1" in out
     assert "warning: 1 of 1 examples differ: 'the film' gave" in err
-    assert "promptplex rollback wrong-examples" in err
+    assert "promptplex retire wrong-examples" in err  # there is nothing before it to go back to
 
 
 def test_another_alias_or_none(promptplex: Run, server_url: str) -> None:

@@ -84,6 +84,22 @@ def test_a_whole_model_is_no_prompt(tmp_path: Path, name: str) -> None:
         read_bundle(tmp_path)
 
 
+@pytest.mark.parametrize("there", ["checkpoint-5/adapter_config.json", "adapter_config.json", "a.bin"])
+def test_a_template_makes_no_text_only_task_of_a_prompt_that_is_missing(tmp_path: Path, there: str) -> None:
+    (tmp_path / there).parent.mkdir(exist_ok=True)
+    (tmp_path / there).write_text("{}")
+    with pytest.raises(ValueError, match=r"no prompt|a pickle"):
+        read_bundle(tmp_path, template="Review: {text}")
+    (tmp_path / "task.json").write_text('{"template": "Hello {name}"}')
+    with pytest.raises(ValueError, match=r"no prompt|a pickle"):
+        read_bundle(tmp_path)
+
+
+def test_a_template_alone_does_not_stand_for_an_empty_directory(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no prompt"):
+        read_bundle(tmp_path, template="Review: {text}")
+
+
 def test_an_empty_directory_says_what_was_expected(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"adapter_model\.safetensors with adapter_config\.json"):
         read_bundle(tmp_path)
