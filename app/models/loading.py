@@ -20,7 +20,7 @@ from app.models.geometry import model_geometry
 from app.models.naming import base_name
 from app.models.native.library import kernels_in_words
 from app.models.probe import ProbeReport, own_logits, probe_architecture, probe_weights
-from app.models.weights import in_one_line, is_quantized, load_weights, weight_files
+from app.models.weights import check_unquantized, in_one_line, is_quantized, load_weights, weight_files
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -88,6 +88,7 @@ def load_base(
     progress(f"loading {reference}")
     files, adapter = weight_files(reference, config), find_adapter(reference, progress)
     model = load_weights(reference, config, choose_dtype(dtype, target), target, progress)
+    check_unquantized(reference, config, files)
     if adapter is not None:
         model = _adapted(model, adapter, reference, progress)
         files.append(adapter.weights)

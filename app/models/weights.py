@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.quantizers.auto import AutoHfQuantizer
@@ -18,6 +19,7 @@ from app.models.attention.packed import IMPLEMENTATION
 
 _MODELING = logging.getLogger("transformers.modeling_utils")
 _NAMES_SHOWN = 3
+_QUANTIZED = re.compile("I8|F8|F6|F4")  # types as safetensors writes them; U8 are masks of old models
 _LONGEST_REASON = 600
 # transformers would apply an adapter that lies beside the weights, or load the base that the adapter
 # names instead; what lies there is looked at by app/models/adapter.py. No folder has this name.
@@ -126,6 +128,26 @@ def _check_quantization(reference: str, config: PreTrainedConfig) -> None:
             f"config.json of '{reference}' has a quantization_config whose quant_method isn't known to this "
             "version of transformers"
         )
+
+
+def check_unquantized(reference: str, config: PreTrainedConfig, files: Iterable[Path]) -> None:
+    """Refuse numbers that mean nothing without scales where the configuration tells of none.
+
+    transformers would convert them as they are. Some tools write how they quantized to a file of their own.
+    """
+    if is_quantized(config):
+        return
+    for file in files:
+        if file.suffix == ".safetensors":
+            with safe_open(file, framework="pt") as tensors:
+                types = {name: str(tensors.get_slice(name).get_dtype()) for name in tensors.keys()}  # noqa: SIM118
+            if narrow := sorted(
+                f"{name} ({type_})" for name, type_ in types.items() if _QUANTIZED.match(type_)
+            ):
+                raise UnsupportedModel(
+                    f"the weights of '{reference}' are quantized: {some_of(narrow)}, but its config.json has "
+                    "no quantization_config that says how; add it, or take the unquantized model"
+                )
 
 
 def weight_files(reference: str, config: PreTrainedConfig) -> list[Path]:

@@ -78,6 +78,18 @@ def test_a_weight_of_another_shape_is_named_with_both(saved_llama: Path) -> None
         load(saved_llama)
 
 
+@pytest.mark.parametrize(("kind", "named"), [(torch.float8_e4m3fn, "F8_E4M3"), (torch.int8, "I8")])
+def test_quantized_weights_without_a_word_in_the_config_are_refused(
+    saved_llama: Path, kind: torch.dtype, named: str
+) -> None:
+    """As tools leave them that write how they quantized to a file of their own, with scales beside."""
+    name = "model.layers.0.mlp.down_proj"
+    scale = {f"{name}.weight_scale": torch.tensor(0.01)}
+    rewrite(saved_llama, lambda all_: all_ | scale | {f"{name}.weight": all_[f"{name}.weight"].to(kind)})
+    with pytest.raises(UnsupportedModel, match=rf"quantized: {name}\.weight \({named}\), but its config"):
+        load(saved_llama)
+
+
 def test_a_tied_head_need_not_be_there(tmp_path: Path) -> None:
     directory = save(tiny_model("llama", tie_word_embeddings=True), tmp_path / "tied")
     assert "lm_head.weight" not in load_file(directory / "model.safetensors")
