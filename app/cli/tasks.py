@@ -54,7 +54,8 @@ def push(
         typer.echo(json.dumps(answer, indent=2))
         return
     name = alias or "live"
-    where = f"{name} since release {answer['release']}" if answer.get("release") else "no alias moved"
+    stays = "no alias moved" if alias else "not new, so no alias moved"
+    where = f"{name} since release {answer['release']}" if answer.get("release") else stays
     learned = f", {answer['virtual_tokens']} virtual tokens" if answer["virtual_tokens"] else ""
     typer.echo(f"{answer['task_id']}@{answer['version']} ({answer['kind']}{learned}): {where}")
     for warning in answer.get("warnings", ()):
@@ -162,7 +163,7 @@ def _check_fit(prompt: Prompt, beside: list[SavedTensor], model: str) -> None:
 def _list_row(row: Row) -> tuple[str, ...]:
     servable = row.get("servable")
     verdict = "-" if servable is None else "yes" if servable else f"no: {row.get('not_servable_because')}"
-    return (row["id"], str(row["version"]), row["kind"], str(row["virtual_tokens"]), verdict)
+    return (row["id"], str(row["version"] or "-"), row["kind"], str(row["virtual_tokens"]), verdict)
 
 
 def _print_task(answer: Row) -> None:

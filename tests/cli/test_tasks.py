@@ -51,6 +51,8 @@ def test_versions_and_rollback_over_http(
     assert (status, out) == (0, "twice@live is version 1 since release 3\n")
     _, out, _ = promptplex("show", "twice", "--json", *server)
     assert json.loads(out)["aliases"] == {"live": 1}
+    _, out, _ = promptplex("push", str(tmp_path / "prefix"), "--task", "twice", *server)
+    assert out == "twice@2 (prefix, 5 virtual tokens): not new, so no alias moved\n"
     status, _, err = promptplex("rollback", "twice", *server)
     assert status == 1
     assert err.startswith("error: ")
