@@ -2,7 +2,8 @@
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 
 from app.errors import PromptplexError
@@ -46,7 +47,7 @@ class Upkeep:
 
     def round(self) -> None:
         """Read everything once; remove debris where nothing is damaged."""
-        try:
+        with _logged("the store was not looked after", logging.INFO):
             num_damaged = 0
             for damage in find_damage(self._store, self._fetch):
                 num_damaged += not damage.healed
@@ -57,10 +58,6 @@ class Upkeep:
                 swept = sweep(self._store)
                 if swept.leftovers or swept.blobs:
                     _log.info("removed %d unfinished files, %d unused prompts", swept.leftovers, swept.blobs)
-        except PromptplexError as error:  # a read-only store can't be swept, and an unreadable one is told
-            _log.info("the store was not looked after: %s", error)
-        except Exception:  # the next round may do better
-            _log.exception("the store was not looked after")
 
     def _mark_newest(self) -> None:
         """Make up for what stores of before lack: the folder that listings look at, and marks."""
@@ -86,10 +83,19 @@ class Upkeep:
             return error.message
 
     def _run(self) -> None:
-        try:
+        with _logged("the tasks can't be listed", logging.WARNING):
             self._report()
-        except PromptplexError as error:
-            _log.warning("the tasks can't be listed: %s", error)
         while not self._stopping.is_set():
             self.round()
             self._stopping.wait(_PERIOD)
+
+
+@contextmanager
+def _logged(what: str, level: int) -> Iterator[None]:
+    """Failures are lines in the log, and end nothing else: the next round may do better."""
+    try:
+        yield
+    except PromptplexError as error:  # a store that can't be read, or only be read
+        _log.log(level, "%s: %s", what, error)
+    except Exception:
+        _log.exception("%s", what)
