@@ -6,7 +6,7 @@ Known words, references within the document, texts of bounded length, bounded re
 import difflib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
 from typing import Any
 from urllib.parse import unquote
@@ -15,6 +15,7 @@ from app.errors import InvalidRequest
 from app.serving.closed_schemas import TooMuchToClose, closed
 
 MAX_SCHEMA_CHARS = 65_536
+MAX_CLOSED_CHARS = 16 * MAX_SCHEMA_CHARS  # of the same schema with its objects closed
 MAX_LITERAL_CHARS = 4_096  # of one text; what is left of it costs every mask
 # llguidance works out remainders by every multiple at once, which none of its own limits bound.
 MAX_MULTIPLE = 10_000
@@ -35,6 +36,7 @@ _KEYWORDS = """
     $comment title description default examples example deprecated readOnly writeOnly discriminator
 """
 _KNOWN = frozenset(_KEYWORDS.split())
+_ENCODER = json.JSONEncoder(allow_nan=False, ensure_ascii=False)
 
 
 def schema_text(schema: Any, param: str) -> str:
@@ -66,13 +68,26 @@ def schema_text(schema: Any, param: str) -> str:
 
 def _closed(read: Mapping[str, Any], param: str) -> str:
     try:
-        return _written(closed(read, lambda reference: _target(read, reference, param)), param)
+        document = closed(read, lambda reference: _target(read, reference, param))
+        return "".join(_bounded(_ENCODER.iterencode(document)))
     except (TooMuchToClose, RecursionError):
         raise InvalidRequest(
             f"{param} is nested too deeply, or puts objects together of too many parts with too many names; "
             "simplify it.",
             param=param,
         ) from None
+    except ValueError:
+        raise InvalidRequest(f"{param} holds NaN, or an infinite number.", param=param) from None
+
+
+def _bounded(parts: Iterable[str]) -> Iterator[str]:
+    """Closed objects repeat the names of others, and references what they lead to."""
+    size = 0
+    for part in parts:
+        size += len(part)
+        if size > MAX_CLOSED_CHARS:
+            raise TooMuchToClose
+        yield part
 
 
 def _written(value: Any, param: str) -> str:

@@ -194,7 +194,7 @@ V1 = {"model": BASE_NAME, "prompt": "a", "max_tokens": 4}
 REFUSED: list[tuple[str, dict[str, Any], str | None, str]] = [
     ("/v1/completions", {"response_format": {"type": "xml"}}, "response_format", "json_object"),
     ("/v1/completions", {"response_format": {"type": "json_schema"}}, None, "required"),
-    ("/v1/completions", {"response_format": json_schema(7)}, None, "dictionary"),
+    ("/v1/completions", {"response_format": json_schema(7)}, None, "should be an object"),
     (
         "/v1/completions",
         {"response_format": json_schema({"type": "array", "contains": {}})},
@@ -219,8 +219,8 @@ REFUSED: list[tuple[str, dict[str, Any], str | None, str]] = [
         None,
         "send one",
     ),
-    ("/v1/completions", {"logit_bias": {"x": 1}}, None, "pattern"),
-    ("/v1/completions", {"logit_bias": {"-1": 1}}, None, "pattern"),
+    ("/v1/completions", {"logit_bias": {"x": 1}}, None, "a whole number in decimal digits"),
+    ("/v1/completions", {"logit_bias": {"-1": 1}}, None, "a whole number in decimal digits"),
     ("/v1/completions", {"logit_bias": {"5": 100.5}}, "logit_bias.5", "less than or equal to 100"),
     ("/v1/completions", {"logit_bias": {"5": "1"}}, "logit_bias.5", "number"),
     ("/v1/completions", {"logit_bias": {"999999": 1}}, "logit_bias", "from 0 to"),

@@ -16,6 +16,7 @@ from tests.serving.random_schemas import random_schema
 from tests.serving.test_constraints import grammars_of
 
 INT = {"type": "integer"}
+LONG = [f"{i}" * 3900 for i in range(8)]  # 60 kB of schema may name them in 50 MB
 A: dict[str, Any] = {"type": "object", "properties": {"a": INT}, "required": ["a"]}
 B: dict[str, Any] = {"type": "object", "properties": {"b": INT}, "required": ["b"]}
 OPEN = {"type": "object", "properties": {"a": INT}, "additionalProperties": True}
@@ -159,3 +160,17 @@ def test_closing_is_bounded(grammars: Grammars, schema: dict[str, Any]) -> None:
         grammars.compile(Constraint(ConstraintKind.JSON_SCHEMA, schema, "the_field"))
     assert caught.value.param == "the_field"
     assert time.process_time() - begin < 2
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"allOf": [{"properties": dict.fromkeys(LONG, INT)}, *[{"properties": {}}] * 1500]},
+        {"properties": {f"k{i}": {"properties": {f"x{i}": INT}, "$ref": "#/$defs/a"} for i in range(400)}}
+        | {"$defs": {"a": {"properties": {"long": {"enum": LONG}}}}},
+    ],
+    ids=["names", "constants"],
+)
+def test_long_texts_are_not_repeated_without_end(schema: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest, match="simplify it"):
+        schema_text(schema, "p")
