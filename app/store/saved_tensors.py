@@ -21,6 +21,7 @@ from app.store.strict_json import JsonError, canonical_json, excerpt, parse_json
 LEFT_OUT = "promptplex.left_out"
 ADVICE = "save the adapter again with save_pretrained(..., save_embedding_layers=False)"
 _MAX_LEFT_OUT = 16
+_LARGEST = (1 << 31) - 1  # of a dimension
 _CHUNK = 1 << 22  # numbers that are hashed at a time
 
 
@@ -117,9 +118,10 @@ def _left_out(text: str | None) -> list[SavedTensor]:
 
 
 def _from_description(entry: Mapping[str, Any]) -> SavedTensor:
-    shape, known = tuple(int(size) for size in entry["shape"]), (entry["rows"], entry["compared_in"])
-    if not shape or entry["dtype"] not in ITEM_BYTES:
-        raise ValueError("a tensor without rows")
+    shape, known = tuple(entry["shape"]), (entry["rows"], entry["compared_in"])
+    is_shape = shape and all(type(size) is int and 0 < size <= _LARGEST for size in shape)
+    if not is_shape or entry["dtype"] not in ITEM_BYTES:
+        raise ValueError("no tensor that a file could have held")
     sha256 = str(entry["sha256"])
     return SavedTensor(
         name=str(entry["name"]),

@@ -1,5 +1,7 @@
 """Adapters that bring the base's embeddings along, as PEFT saves them where tokens were added."""
 
+import hashlib
+import json
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -22,7 +24,7 @@ from transformers import (
 from app.errors import PromptRejected
 from app.models.own_tensors import digest_of_rows, own_tensor
 from app.serving.publishing import UploadResult
-from app.store.saved_tensors import holds_others, without_others
+from app.store.saved_tensors import LEFT_OUT, holds_others, without_others
 from tests.oracle import greedy, prefix_config, soft_config, tuned
 from tests.serving.stack import Stack, run, running_stack
 
@@ -132,6 +134,17 @@ def test_anything_else_is_refused(stack: Stack, tmp_path: Path) -> None:
     }.items():
         with pytest.raises(PromptRejected, match=name.replace(".", r"\.")):
             publish(stack, "other", (safetensors.torch.save(tensors | {name: tensor}), settings))
+
+
+@pytest.mark.parametrize("shape", [[], [0, 48], [-1, 48], [1e9, 48], [True, 48], [1 << 40, 48], "5", None])
+def test_what_was_left_out_had_a_shape(stack: Stack, tmp_path: Path, shape: object) -> None:
+    weights, settings = adapter(stack, tmp_path, lambda base: None)[1]
+    told = {"name": "lm_head.weight", "dtype": "F32", "compared_in": "F32", "rows": -1}
+    described = [told | {"shape": shape, "sha256": hashlib.sha256().hexdigest()}]
+    tensors = safetensors.torch.load(weights)
+    claimed = safetensors.torch.save(tensors, metadata={LEFT_OUT: json.dumps(described)})
+    with pytest.raises(PromptRejected, match="is malformed: push the adapter again"):
+        publish(stack, "claimed", (claimed, settings))
 
 
 def test_a_bf16_base_compares_what_it_would_see(tmp_path: Path) -> None:
