@@ -44,12 +44,14 @@ def schema_text(schema: Any, param: str) -> str:
 
     Raises InvalidRequest.
     """
+    too_long = InvalidRequest(
+        f"{param} is too long: at most {MAX_SCHEMA_CHARS} characters as JSON are accepted.", param=param
+    )
+    if _is_huge(schema):
+        raise too_long
     text = schema if isinstance(schema, str) else _written(schema, param)
     if len(text) > MAX_SCHEMA_CHARS:
-        raise InvalidRequest(
-            f"{param} has {len(text)} characters as JSON; at most {MAX_SCHEMA_CHARS} are accepted.",
-            param=param,
-        )
+        raise too_long
     read = _read(text, param)
     if not isinstance(read, Mapping):
         raise InvalidRequest(f"{param} must be a JSON schema, which is an object.", param=param)
@@ -64,6 +66,18 @@ def schema_text(schema: Any, param: str) -> str:
                 param=param,
             )
     return _closed(read, param)
+
+
+def _is_huge(schema: Any) -> bool:
+    """Whether its texts and parts alone are too many, told before they are written out."""
+    size, left = 0, [schema]
+    while left and size <= MAX_SCHEMA_CHARS:
+        part = left.pop()
+        if isinstance(part, str | list | Mapping):
+            size += len(part)
+        if isinstance(part, list | Mapping) and size <= MAX_SCHEMA_CHARS:
+            left += [*part, *part.values()] if isinstance(part, Mapping) else part
+    return size > MAX_SCHEMA_CHARS
 
 
 def _closed(read: Mapping[str, Any], param: str) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -94,3 +95,22 @@ def test_a_multiple_that_is_none_is_no_error_of_the_servers(
             grammars.compile(constraint)
     else:
         assert grammars.compile(constraint)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"enum": [f"v{number}" for number in range(100_000)]},
+        {"properties": {f"p{number}": {"type": "string", "enum": ["a", "b"]} for number in range(20_000)}},
+    ],
+    ids=["a list", "properties"],
+)
+def test_what_is_far_too_long_is_refused_before_it_is_written(schema: dict[str, Any]) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidRequest, match="json_schema is too long: at most"):
+            schema_text(schema, "json_schema")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1 << 20
