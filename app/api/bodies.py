@@ -7,17 +7,20 @@ from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any, NoReturn
 
-from fastapi import HTTPException, Request, Response
+from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, model_validator
 from pydantic_core import CoreSchema
+from starlette.exceptions import HTTPException
 
 from app.api.state import server_state
+from app.errors import PromptplexError
 
 MAX_ITEMS = 1 << 19  # commas and brackets of a body; a text of as many is longer than any base's context
 MAX_NAMES = 1 << 17  # colons
 _MOST_UNKNOWN = 8  # fields that an answer tells of
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # UTF-8 has none, so that it takes an escape
+_ITEM_BYTES, _NAME_BYTES = 64, 128  # an object of Python's, its place in a list; a key and its place
 _SMALL_BYTES = 32 << 10  # what takes less than a millisecond to read
 
 
@@ -29,30 +32,46 @@ class JsonRoute(APIRoute):
         handle = super().get_route_handler()
 
         async def strictly(request: Request) -> Response:
-            return await handle(_JsonRequest(request.scope, request.receive))
+            try:
+                return await handle(_JsonRequest(request.scope, request.receive))
+            except HTTPException as error:
+                if isinstance(error.__cause__, PromptplexError):  # of reading; FastAPI takes all for a 400
+                    raise error.__cause__ from None
+                raise
 
         return strictly
 
 
 class _JsonRequest(Request):
     async def json(self) -> Any:
-        """Raises JSONDecodeError, HTTPException. Large ones are read on a thread, one at a time."""
+        """Read a large one on a thread, one at a time.
+
+        Raises JSONDecodeError, HTTPException, Overloaded.
+        """
         if not hasattr(self, "_json"):
             body = await self.body()
             if len(body) <= _SMALL_BYTES:
                 self._json = _parse(body)
             else:
                 async with (await server_state(self)).requests.parsing:
+                    size = await asyncio.to_thread(_bytes_when_read, body)
+                    self.scope["state"]["hold"](size)
                     self._json = await asyncio.to_thread(_parse, body)
         return self._json
 
 
-def _parse(body: bytes) -> Any:
-    """What a body holds; what can't be JSON's syntax at a place is left to FastAPI's words."""
-    if sum(map(body.count, (b",", b"[", b"{"))) > MAX_ITEMS or body.count(b":") > MAX_NAMES:
+def _bytes_when_read(body: bytes) -> int:
+    """How much memory its items and names take beside their text. Raises HTTPException: too many of them."""
+    num_items, num_names = sum(map(body.count, (b",", b"[", b"{"))), body.count(b":")
+    if num_items > MAX_ITEMS or num_names > MAX_NAMES:
         raise HTTPException(
             413, f"The body holds more than {MAX_ITEMS} items or {MAX_NAMES} names; send fewer at once."
         )
+    return num_items * _ITEM_BYTES + num_names * _NAME_BYTES
+
+
+def _parse(body: bytes) -> Any:
+    """What a body holds; what can't be JSON's syntax at a place is left to FastAPI's words."""
     try:
         value = json.loads(body.decode("utf-8-sig"), object_pairs_hook=_object)
     except UnicodeDecodeError as error:

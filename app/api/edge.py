@@ -26,7 +26,7 @@ _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _UPLOAD_PATH = re.compile(r"/tasks/[^/]+/versions")
 _UNPRINTABLE = re.compile(r"[^!-~]")
 _MAX_BODIES = 64  # as many of the largest size may be held at once, where these bytes suffice
-_MOST_BODY_BYTES = 64 << 20
+_MOST_BODY_BYTES = 64 << 20  # of bodies, and of what was read from them
 _UPLOAD_ADVICE = (
     f" By default there is room for a prefix of {PREFIX_TOKENS} tokens of the base in float32. If the "
     "file also holds the base's embeddings, `promptplex push` leaves them out, as "
@@ -55,6 +55,7 @@ class Edge:
             await self._app(scope, receive, send)
             return
         exchange = _Exchange(scope, receive, send, self._state, self._body_limit(scope))
+        scope["state"]["hold"] = exchange.hold
         scope, headers = exchange.scope, Headers(scope=scope)
         refusal = self._refusal(scope, headers) or self._door.refusal(scope) or _coded(scope, headers)
         if refusal is not None:
@@ -193,11 +194,15 @@ class _Exchange:
         self._received += size
         if self._received > self._limit.size:
             raise self.too_large()
+        self.hold(size)
+        self._is_whole = not message.get("more_body", False)
+        return message
+
+    def hold(self, size: int) -> None:
+        """Account for memory that the body takes until its request ends. Raises Overloaded."""
         if self._limit.in_memory is not None:
             self._requests.take_bytes(size, self._limit.in_memory)
             self._held += size
-        self._is_whole = not message.get("more_body", False)
-        return message
 
     def forget_body(self) -> None:
         """The request has its answer; what it held is free."""

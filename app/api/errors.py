@@ -3,7 +3,8 @@
 import logging
 import math
 import re
-from collections.abc import Iterator, Mapping
+import traceback
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
@@ -56,6 +57,7 @@ _ROUTING = {
     413: "payload_too_large",
     415: "unsupported_media_type",
 }
+_Handler = Callable[[Request, Exception], Awaitable[JSONResponse]]
 _TGI_WORDS = {
     **dict.fromkeys(("non_finite_logits", "constraint_failed", "internal"), "generation"),
     **dict.fromkeys(("overloaded", "not_ready", "unavailable"), "overloaded"),
@@ -112,10 +114,26 @@ def _ours(error: errors.PromptplexError) -> JSONResponse:
 
 def install(app: FastAPI) -> None:
     """Answer every exception that a route or the routing raises."""
-    app.add_exception_handler(errors.PromptplexError, _on_ours)
-    app.add_exception_handler(RequestValidationError, _on_validation)
-    app.add_exception_handler(HTTPException, _on_http)
-    app.add_exception_handler(ClientDisconnect, _on_disconnect)
+    app.add_exception_handler(errors.PromptplexError, _letting_go(_on_ours))
+    app.add_exception_handler(RequestValidationError, _letting_go(_on_validation))
+    app.add_exception_handler(HTTPException, _letting_go(_on_http))
+    app.add_exception_handler(ClientDisconnect, _letting_go(_on_disconnect))
+
+
+def _letting_go(handler: _Handler) -> _Handler:
+    """Drop what the frames of an exception hold once it is answered.
+
+    A task holds its exception, and the exception the frames that hold the task: without this a refused body
+    would stay until the garbage collector finds the circle.
+    """
+
+    async def handle(request: Request, error: Exception) -> JSONResponse:
+        try:
+            return await handler(request, error)
+        finally:
+            traceback.clear_frames(error.__traceback__)
+
+    return handle
 
 
 async def _on_ours(request: Request, error: Exception) -> JSONResponse:

@@ -204,3 +204,18 @@ def test_ten_times_the_bound_at_once(tmp_path: Path) -> None:
             assert health["queue"] == {"running": 0, "waiting": 0}
         assert server.end() == 0
         assert "Traceback" not in server.log
+
+
+def test_what_is_read_from_bodies_is_bounded_too(small: Stack) -> None:
+    """Where there is no room for the items of a body, that is an overload, and no fault of the body."""
+    config = ApiConfig(max_body_bytes=100_000)
+    body = {"inputs": "a", "parameters": {"stop_token_ids": [1] * 30_000}}
+    with serving(ServerState(services=services_of(small)), config) as url, client_of(url) as client:
+        assert client.post("/generate", json=body).status_code == 422  # too many ids, but there is room
+        held = ServerState(services=services_of(small))
+    with serving(held, config) as url, client_of(url) as client:
+        held.requests.take_bytes(64 * 100_000 - 200_000, 64 * 100_000)
+        error = error_of(client.post("/generate", json=body), 503)
+        assert error["code"] == "overloaded"
+        held.requests.give_bytes(64 * 100_000 - 200_000)
+        assert client.post("/generate", json=body).status_code == 422

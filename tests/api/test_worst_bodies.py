@@ -35,6 +35,11 @@ def filled(head: str, piece: str, tail: str) -> bytes:
     return (head + piece * count + tail).encode()
 
 
+def enumerated(head: str, count: int, tail: str, value: str = "") -> bytes:
+    """Different strings, or names with a value each."""
+    return (head + ",".join(f'"{number:08}"{value}' for number in range(count)) + tail).encode()
+
+
 def task(template: str) -> bytes:
     part = b'--b\r\nContent-Disposition: form-data; name="task"\r\n\r\n%s\r\n--b--\r\n'
     return part % json.dumps({"template": template}).encode()
@@ -71,6 +76,17 @@ WORST: dict[str, tuple[str, bytes]] = {
         "/v1/completions",
         filled(V1 + '"prompt":"a","structured_outputs":{"json":{"enum":[', '"ab",', '"a"]}}}'),
     ),
+    "a schema of many strings": (
+        "/v1/completions",
+        enumerated(V1 + '"prompt":"a","structured_outputs":{"json":{"enum":[', 300_000, "]}}}"),
+    ),
+    "a schema of many properties": (
+        "/v1/completions",
+        enumerated(V1 + '"prompt":"a","structured_outputs":{"json":{"properties":{', 30_000, "}}}}", ":{}"),
+    ),
+    "unknown names": ("/generate", enumerated('{"inputs":"a","parameters":{', 130_000, "}}", ":1")),
+    "fields": ("/generate", enumerated('{"inputs":{', 130_000, "}}", ':"a"')),
+    "metadata": ("/v1/completions", enumerated(V1 + '"prompt":"a","metadata":{', 120_000, "}}", ':"a"')),
     "placeholders": ("/tasks/worst/versions", task("{x}" * 21_000)),
 }
 
