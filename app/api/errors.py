@@ -3,6 +3,7 @@
 import logging
 import math
 import re
+import traceback
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -56,6 +57,7 @@ _ROUTING = {
     413: "payload_too_large",
     415: "unsupported_media_type",
 }
+_OF_ONE_REQUEST = (errors.InvalidRequest, RequestValidationError, HTTPException)
 _Handler = Callable[[Request, Exception], Awaitable[JSONResponse]]
 _TGI_WORDS = {
     **dict.fromkeys(("non_finite_logits", "constraint_failed", "internal"), "generation"),
@@ -123,15 +125,16 @@ def _letting_go(handler: _Handler) -> _Handler:
     """Let go of an exception's frames once it is answered.
 
     A task holds its exception, and the exception the frames that hold the task: without this a refused body
-    would stay until the garbage collector finds the circle. The frames themselves are left alone, since an
-    engine that ends gives all requests one exception, and some of its frames still run.
+    would stay until the garbage collector finds the circle. Exceptions that the engine gives to several
+    requests at once are left alone: some of their frames may still be at work.
     """
 
     async def handle(request: Request, error: Exception) -> JSONResponse:
         try:
             return await handler(request, error)
         finally:
-            error.__traceback__ = None
+            if isinstance(error, _OF_ONE_REQUEST):
+                traceback.clear_frames(error.__traceback__)
 
     return handle
 
