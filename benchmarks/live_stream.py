@@ -26,10 +26,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-import psutil
 
 from benchmarks.other_load import OtherLoad
-from benchmarks.serve_process import serving
+from benchmarks.serve_process import Served, serving
 from benchmarks.spread import Spread
 
 BAR = 1.02  # times the CPU time of a token without a reader, at most
@@ -116,11 +115,10 @@ async def _send_all(url: str, load: Load, bodies: list[dict[str, Any]], with_rea
 
 
 class Server:
-    """The one child of this process: its CPU time, and what it has generated."""
+    """A running server's CPU time, and what it has generated."""
 
-    def __init__(self, url: str) -> None:
-        self.url = url
-        (self._process,) = psutil.Process().children()
+    def __init__(self, served: Served) -> None:
+        self.url, self._process = served
 
     def cpu_seconds(self) -> float:
         """Of all its threads so far."""
@@ -149,8 +147,8 @@ def measure(load: Load, pairs: int, threads: int) -> list[dict[str, Run]]:
         folder = Path(name)
         shutil.copytree(_STORE, folder / "store")
         settings = {"model": _MODEL, "store": folder / "store", "threads": threads, "dtype": "float32"}
-        with serving(folder / "server.log", settings) as url:
-            server = Server(url)
+        with serving(folder / "server.log", settings) as served:
+            server = Server(served)
             server.run(load, 0, with_reader=True)
             return [run_pair(server, load, number) for number in range(1, pairs + 1)]
 

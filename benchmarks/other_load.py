@@ -2,12 +2,13 @@
 
 import os
 import time
+from contextlib import suppress
 
 import psutil
 
 
 class OtherLoad:
-    """Watches a block. This process and its children are ours; they must outlive the block."""
+    """Watches a block. This process and its children are ours; work of those that end within it is not."""
 
     def __init__(self) -> None:
         self._process = psutil.Process()
@@ -24,7 +25,10 @@ class OtherLoad:
     def _others(self) -> float:
         """CPU seconds of everybody else since the machine started, and what its host took away."""
         everybody = psutil.cpu_times()
-        ours = [each.cpu_times() for each in (self._process, *self._process.children(recursive=True))]
+        ours = []
+        for each in (self._process, *self._process.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):  # it has just ended
+                ours.append(each.cpu_times())
         busy = sum(everybody) - everybody.idle - getattr(everybody, "iowait", 0.0)
         busy -= getattr(everybody, "guest", 0.0) + getattr(
             everybody, "guest_nice", 0.0

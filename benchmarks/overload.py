@@ -152,9 +152,8 @@ def measure(model: str, load: Load, rounds: int) -> dict[str, Side]:
             "max_rows": load.rows,
             "max_queue": load.queue,
         }
-        with serving(Path(name) / "log", settings) as url:
-            server = psutil.Process().children()[-1]
-            return asyncio.run(run_rounds(url, server, load, rounds))
+        with serving(Path(name) / "log", settings) as server:
+            return asyncio.run(run_rounds(server.url, server.process, load, rounds))
 
 
 def report_of(sides: dict[str, Side]) -> dict[str, Any]:

@@ -309,7 +309,7 @@ def both_servers(
         stack.callback(proxy.close)
         plain = stack.enter_context(serving(folder / "store-only.log", settings))
         behind = stack.enter_context(serving(folder / "redis.log", {**settings, "redis_url": proxy.url}))
-        yield {STORE_ONLY: plain, WITH_REDIS: behind}, proxy
+        yield {STORE_ONLY: plain.url, WITH_REDIS: behind.url}, proxy
 
 
 def kv_cache_bytes(load: Load) -> int:

@@ -8,8 +8,10 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import httpx2
+import psutil
 
 from app.settings import ENV_PREFIX
 
@@ -19,9 +21,16 @@ _LISTENING = re.compile(r"running on (http://\S+)")
 _PROMPT_CACHE = re.compile(r'^promptplex_prompt_cache_(hits|misses)_total\{tier="(\w+)"\} ([0-9.e+]+)$', re.M)
 
 
+class Served(NamedTuple):
+    """A running server."""
+
+    url: str
+    process: psutil.Process
+
+
 @contextmanager
-def serving(log: Path, settings: Mapping[str, object]) -> Iterator[str]:
-    """The URL of a server that is ready, on a port that it chose; it ends with the block.
+def serving(log: Path, settings: Mapping[str, object]) -> Iterator[Served]:
+    """A server that is ready, on a port that it chose; it ends with the block.
 
     Settings of the environment don't count. Raises RuntimeError where it doesn't come up.
     """
@@ -31,7 +40,7 @@ def serving(log: Path, settings: Mapping[str, object]) -> Iterator[str]:
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
     try:
-        yield _url_when_ready(process, log)
+        yield Served(_url_when_ready(process, log), psutil.Process(process.pid))
     finally:
         process.terminate()
         process.wait(_STOP_SECONDS)

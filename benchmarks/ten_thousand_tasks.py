@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-import psutil
 
 from app.prompt import VersionDraft
 from app.store.disk import Disk
@@ -58,15 +57,14 @@ def milliseconds(work: Callable[[], object]) -> float:
 
 
 def serve_and_ask(root: Path, model: Path) -> dict[str, Any]:
-    """Seconds until ready, memory, and and what each path costs."""
+    """Seconds until ready, memory, and what each path costs."""
     begin = time.monotonic()
-    with serving(root / "log", {"model": model, "store": root / "store"}) as url:
+    with serving(root / "log", {"model": model, "store": root / "store"}) as server:
         result: dict[str, Any] = {"ready_seconds": round(time.monotonic() - begin, 2)}
         with httpx2.Client(trust_env=False, timeout=_TIMEOUT) as client:
             for path in PATHS:
-                result[path] = _ask(client, f"{url}{path}")
-        processes = [each.memory_info().rss for each in psutil.Process().children()]
-        return result | {"rss_bytes": max(processes)}
+                result[path] = _ask(client, f"{server.url}{path}")
+        return result | {"rss_bytes": server.process.memory_info().rss}
 
 
 def _ask(client: httpx2.Client, url: str) -> dict[str, Any]:
