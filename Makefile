@@ -18,6 +18,8 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Two files at a time; `make soak` and measurements go one by one.
+TESTS := $(BIN)/python -m pytest -n 2 --dist loadfile
 INSTALL := $(PIP) install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
@@ -30,10 +32,10 @@ serve: $(VENV)/.serve  ## serve the demo model and its tasks on localhost:8000
 	exec $(BIN)/promptplex serve $(ARGS)
 
 test: $(VENV)/.dev  ## run the tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(TESTS) $(ARGS)
 
 test-fast: $(VENV)/.dev  ## the tests of the inner loop, in a minute or so
-	$(BIN)/python -m pytest -m "not soak and not slow" $(ARGS)
+	$(TESTS) -m "not soak and not slow" $(ARGS)
 
 check: $(VENV)/.dev  ## format, lint, types, import contracts, tests
 	$(BIN)/ruff format --check .

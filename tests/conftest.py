@@ -11,13 +11,24 @@ from pathlib import Path
 
 import pytest
 
-# Rooms whose tests start processes, browsers or whole servers.
+# Rooms whose tests start processes, browsers or whole servers, and files that take long or wait for clocks.
 SLOW_ROOMS = {"benchmarks", "cli", "console", "docker", "docs", "replicas"}
+SLOW_FILES = {
+    "api/test_connections.py",
+    "api/test_edge.py",
+    "api/test_pipelining.py",
+    "engine/test_constraints.py",
+    "engine/test_sampling.py",
+    "models/test_probe.py",
+    "store/test_crashes.py",
+    "store/test_redis_tier.py",
+}
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` looks at marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what `make test-fast` leaves out."""
     for item in items:
-        if item.path.relative_to(Path(__file__).parent).parts[0] in SLOW_ROOMS:
+        path = item.path.relative_to(Path(__file__).parent)
+        if path.parts[0] in SLOW_ROOMS or path.as_posix() in SLOW_FILES:
             item.add_marker("slow")

@@ -206,7 +206,6 @@ def test_a_client_that_reads_nothing_is_let_go() -> None:
         assert read_all(connection)  # what the kernel had taken; then it ends
 
 
-@pytest.mark.slow
 def test_a_client_that_reads_slowly_is_not() -> None:
     app, slow = Endless(), replace(PATIENT, stall_seconds=2.0)
     with serving_app(app, slow) as url, connect(url) as connection:

@@ -190,7 +190,6 @@ def test_a_body_that_does_not_come_is_cut(stack: Stack, path: str, body: tuple[s
     assert stack.files() == before
 
 
-@pytest.mark.slow
 def test_a_body_that_comes_slowly_but_surely_is_taken(stack: Stack) -> None:
     """It takes longer than `body_seconds`, but each part of it wins time."""
     config = ApiConfig(body_seconds=3.0)

@@ -255,7 +255,6 @@ SLOW = ["?1 2 3;4 5 6;7 8 9", "1 2 3;?4 5 6;?7 8 9;1 2", f"1 2 3;4 5 6;7 8 9;?{E
 SAMPLED = SamplingParams(do_sample=True, seed=8, repetition_penalty=1.3, frequency_penalty=0.4)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("sampling", [SamplingParams(), SAMPLED], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("grammar", SLOW, ids=["first", "middle", "last"])
 def test_a_late_mask_holds_up_its_own_row_alone(
@@ -309,7 +308,6 @@ def test_a_row_whose_mask_never_comes_still_hears_of_its_end(
     assert not grammars.gate.is_set()
 
 
-@pytest.mark.slow
 def test_late_rows_are_preempted_like_others(
     bench: Bench, llama_backbone: DecoderOnly, grammars: StepGrammars
 ) -> None:

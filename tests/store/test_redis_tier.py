@@ -210,7 +210,6 @@ def test_a_full_redis_still_gives_what_it_has(
     assert len(caplog.records) == 1, "said once"
 
 
-@pytest.mark.slow
 def test_the_server_starts_with_redis_down_and_finds_it_later(fragile: RedisServer) -> None:
     fragile.kill()
     source = TieredPromptSource(MemoryStore(*PROMPTS), host_bytes=0, remote=(tier := RedisTier(fragile.url)))
