@@ -45,7 +45,7 @@ RUN groupadd --gid 10001 promptplex \
 WORKDIR /srv/promptplex
 COPY --from=build /srv/promptplex/venv ./venv
 # safetensors writes files that their owner alone may read, and a clone's owner isn't the image's user.
-COPY --chmod=0755 models/demo-causal ./models/demo-causal
+COPY --chmod=0755 demo/demo-causal ./demo/demo-causal
 COPY --chmod=0755 prompts_store ./prompts_store
 COPY docker/entrypoint.py docker/healthcheck.py ./
 

@@ -51,7 +51,7 @@ bench: $(VENV)/.dev  ## throughput beside PEFT and transformers, on random weigh
 	$(BIN)/promptplex bench $(ARGS)
 
 demo: $(VENV)/.dev  ## make the demo model and its prompts again
-	$(BIN)/python -m models.recipes.build $(ARGS)
+	$(BIN)/python -m demo.recipes.build $(ARGS)
 
 format: $(VENV)/.dev  ## format the code and fix what ruff can fix
 	$(BIN)/ruff format .
@@ -59,7 +59,7 @@ format: $(VENV)/.dev  ## format the code and fix what ruff can fix
 
 clean:  ## remove everything that make and the tools made
 	rm -rf $(VENV) .clients dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
-	find app benchmarks models tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find app benchmarks demo tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Torch goes in first, alone: a build chosen by TORCH_INDEX_URL (whose index rarely holds anything
 # else, hence --no-deps) then satisfies the pin for all that follows.

@@ -22,13 +22,14 @@ import torch
 from fastapi import FastAPI
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from app.api.access import public
-from app.api.access_log import note_outcome
 from app.api.app import create_app
-from app.api.connections import raise_open_files, server_config
-from app.api.crowd import QuietServer, room_for_connections
+from app.api.auth.authenticator import public
+from app.api.middleware.access_log import note_outcome
+from app.api.middleware.connections import raise_open_files, server_config
+from app.api.middleware.crowd import QuietServer, room_for_connections
+from app.api.middleware.tracing import tracer_from_environment
 from app.api.state import MAX_CONNECTIONS, ApiConfig, ServerState, Services
-from app.api.tracing import tracer_from_environment
+from app.concurrency import Workers
 from app.console.pages import console_router
 from app.engine.engine import Engine
 from app.errors import PromptplexError, Unavailable, UnsupportedModel
@@ -36,18 +37,17 @@ from app.keys.keyring import Keyring
 from app.logs import take_over_libraries
 from app.metrics import Metrics
 from app.models.loading import LoadedBase, load_base
-from app.serving.answers import Outcome
 from app.serving.base_defaults import reported_defaults
-from app.serving.grammars import Grammars
-from app.serving.importing import ImportFolder
-from app.serving.publishing import PublishingService
-from app.serving.service import GenerationService
-from app.serving.upkeep import Upkeep
+from app.serving.generation import GenerationService
+from app.serving.generation_request import Outcome
+from app.serving.publishing.import_watcher import ImportWatcher
+from app.serving.publishing.publisher import PublishingService
+from app.serving.store_maintenance import StoreMaintenance
+from app.serving.structured_output.grammars import Grammars
 from app.settings import Settings
+from app.store.cache.prompt_cache import PromptCache
+from app.store.cache.redis_tier import RedisTier
 from app.store.prompt_store import PromptStore, open_store
-from app.store.redis_tier import RedisTier
-from app.store.sources import TieredPromptSource
-from app.threads import Workers
 
 _T = TypeVar("_T")
 
@@ -131,7 +131,7 @@ def _assemble(
     undo.callback(reading.join)
     base = _load_base(settings, progress)
     redis = _redis_tier(settings, lambda task_id: source.prefetch_released(store.history(task_id)))
-    source = TieredPromptSource(store, host_bytes=settings.host_cache_bytes, remote=redis)
+    source = PromptCache(store, host_bytes=settings.host_cache_bytes, remote=redis)
     undo.callback(source.close)
     tokenizer = _fast(base.tokenizer)
     grammars = Grammars(tokenizer, eos_ids=base.eos_ids, vocab_size=base.backbone.geometry.vocab_size)
@@ -160,7 +160,7 @@ def _assemble(
         generation=generation,
         publishing=_publishing(store, generation, source, redis),
         metrics=metrics,
-        upkeep=Upkeep(store, lambda digest: _fetch(source, digest), generation.servability),
+        maintenance=StoreMaintenance(store, lambda digest: _fetch(source, digest), generation.compatibility),
         redis=(lambda: "off") if redis is None else redis.state,
         device=str(base.backbone.device),
         probe=str(base.report),
@@ -195,7 +195,7 @@ def _redis_tier(settings: Settings, on_hint: Callable[[str], None]) -> RedisTier
     return None if url is None else RedisTier(url.get_secret_value(), on_hint=on_hint)
 
 
-def _fetch(source: TieredPromptSource, digest: str) -> bytes:
+def _fetch(source: PromptCache, digest: str) -> bytes:
     """A prompt's bytes from any tier, for the upkeep."""
     try:
         return source.load(digest).result(_FETCH_SECONDS).data
@@ -204,7 +204,7 @@ def _fetch(source: TieredPromptSource, digest: str) -> bytes:
 
 
 def _publishing(
-    store: PromptStore, generation: GenerationService, source: TieredPromptSource, redis: RedisTier | None
+    store: PromptStore, generation: GenerationService, source: PromptCache, redis: RedisTier | None
 ) -> PublishingService:
     """What is stored goes into the tiers at once, and other replicas hear of what is released."""
     more = {} if redis is None else {"on_release": redis.publish_hint}
@@ -278,9 +278,9 @@ class PromptplexServer(QuietServer):
             services = await self._load(lambda error: _settle(loop, death, error))
             self.state.services = services
             log.info("ready: serving base model %s", self.settings.base_name)
-            services.upkeep.start()
+            services.maintenance.start()
             if self.settings.import_dir is not None:
-                watching = ImportFolder(self.settings.import_dir, services.publishing).watch()
+                watching = ImportWatcher(self.settings.import_dir, services.publishing).watch()
                 self._watcher = asyncio.create_task(watching)
             log.critical("the engine died", exc_info=await death)
         except asyncio.CancelledError:  # the server ends, and not because of this

@@ -19,7 +19,7 @@ from prometheus_client.registry import Collector
 from app.engine.plan import StepStats
 from app.engine.statistics import EngineStats
 from app.request import FinishReason, RequestTimings
-from app.store.sources import SourceStats
+from app.store.cache.prompt_cache import SourceStats
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 MAX_TASK_LABELS = 200

@@ -25,7 +25,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.logs import LogFormat
 from app.models.naming import base_name
-from app.store.redis_url import parse_redis_url
+from app.store.cache.redis_url import parse_redis_url
 
 if TYPE_CHECKING:
     from app.engine.engine import EngineConfig
@@ -100,7 +100,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="forbid")
 
-    model: str = Field("models/demo-causal", description="Base model: a local directory or a hub id")
+    model: str = Field("demo/demo-causal", description="Base model: a local directory or a hub id")
     served_name: Annotated[str | None, AfterValidator(_grantable)] = Field(
         None,
         validate_default=True,

@@ -12,7 +12,7 @@ A pair or a slice in which others had more than a few percent of the CPUs is mea
 said, on either side; the report lists what was set aside, and judges nothing where no quiet try was had.
 Before each slice comes half a slice that isn't counted.
 
-Prompts come from a real store through a TieredPromptSource that has all of them in host memory.
+Prompts come from a real store through a PromptCache that has all of them in host memory.
 """
 
 import argparse
@@ -30,8 +30,8 @@ from typing import Any
 import torch
 
 from app.engine.engine import EngineConfig
-from app.models.acceleration import accelerate
 from app.models.attention.packed import IMPLEMENTATION, register
+from app.models.cpu.acceleration import accelerate
 from app.models.decoder_only import DecoderOnly
 from app.models.geometry import model_geometry
 from app.prompt import Prompt

@@ -202,7 +202,7 @@ def say(line: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the options, measure, print the table, write JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.overload", description=__doc__)
-    parser.add_argument("--model", default="models/demo-causal")
+    parser.add_argument("--model", default="demo/demo-causal")
     parser.add_argument("--shape", choices=SHAPES, help="random weights of this shape instead of a model")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--rows", type=int, default=64)

@@ -45,7 +45,7 @@ from tests.store.redis_server import RedisServer
 BAR_MILLISECONDS = 25.0  # that p99 may be above store-only
 STORE_ONLY, WITH_REDIS = "store_only", "redis"
 HOST_CACHE_BYTES = {"prompts in host memory": 1 << 30, "prompts not in host memory": 1}
-_MODEL = Path("models/demo-causal")
+_MODEL = Path("demo/demo-causal")
 _BLOCK = 16  # slots of a K/V block, and virtual tokens of a prompt: a prompt is a block
 _RESIDENT_PROMPTS = 8
 _REQUEST_SECONDS = 30.0

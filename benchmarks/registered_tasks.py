@@ -9,10 +9,10 @@ from pathlib import Path
 
 from app.prompt import Prompt, PromptKind, VersionDraft
 from app.request import Request
-from app.store.canonical import RawTensor, read_prompt, write_prompt
+from app.store.cache.prompt_cache import PromptCache
+from app.store.prompt_file import RawTensor, read_prompt, write_prompt
 from app.store.prompt_store import PromptStore, open_store
 from app.store.references import DEFAULT_ALIAS
-from app.store.sources import TieredPromptSource
 from benchmarks.work import Ask
 
 _LOAD_SECONDS = 60.0
@@ -43,7 +43,7 @@ class RegisteredTasks:
         self._digests = [prompt.digest for prompt in prompts]
         for number, prompt in enumerate(prompts):
             publish_task(self._store, task_id(number), VersionDraft(prompt=prompt))
-        self.source = TieredPromptSource(self._store, host_bytes=sum(len(prompt.data) for prompt in prompts))
+        self.source = PromptCache(self._store, host_bytes=sum(len(prompt.data) for prompt in prompts))
         for digest in self._digests:
             self.source.load(digest).result(_LOAD_SECONDS)
         assert self.source.stats().host_prompts == len(prompts)

@@ -9,12 +9,12 @@ from transformers import PreTrainedModel
 
 from app.engine.engine import Engine, EngineConfig
 from app.engine.plan import StepStats
-from app.models.acceleration import accelerate
 from app.models.attention.packed import IMPLEMENTATION, register
+from app.models.cpu.acceleration import accelerate
 from app.models.decoder_only import DecoderOnly
 from app.models.geometry import model_geometry
 from app.prompt import Prompt, PromptKind
-from app.store.canonical import RawTensor, read_prompt, write_prompt
+from app.store.prompt_file import RawTensor, read_prompt, write_prompt
 from benchmarks.work import Work, embedding_width
 
 

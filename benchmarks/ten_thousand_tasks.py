@@ -118,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ten_thousand_tasks", description=__doc__)
     parser.add_argument("--tasks", type=int, default=10_000)
     parser.add_argument("--versions", type=int, default=1000)
-    parser.add_argument("--model", type=Path, default=Path("models/demo-causal"))
+    parser.add_argument("--model", type=Path, default=Path("demo/demo-causal"))
     parser.add_argument("--out", type=Path, default=Path("build/bench/ten-thousand-tasks.json"))
     options = parser.parse_args(arguments)
     result = run(options.tasks, options.versions, options.model)

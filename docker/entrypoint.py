@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-DEMO = "models/demo-causal"
+DEMO = "demo/demo-causal"
 SAMPLES = Path("prompts_store")  # beside the demo, in the image's working directory
 EVERYTHING = ("generate", "upload", "admin", "metrics")
 

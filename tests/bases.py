@@ -6,7 +6,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-_TEXT = ["the film was great and the food was cold", "name: Blue Door | food: Thai | area: riverside"] * 4
+_TEXT = [
+    "the film was great and the food was cold",
+    "name: Blue Door | food: Thai | area: riverside",
+] * 4
 
 
 def train_tokenizer() -> PreTrainedTokenizerFast:

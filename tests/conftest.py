@@ -15,13 +15,13 @@ import pytest
 SLOW_ROOMS = {"benchmarks", "cli", "console", "docker", "docs", "replicas"}
 SLOW_FILES = {
     "api/test_connections.py",
-    "api/test_edge.py",
+    "api/test_request_guard.py",
     "api/test_pipelining.py",
-    "engine/test_constraints.py",
-    "engine/test_sampling.py",
+    "engine/sampling/test_token_masks.py",
+    "engine/sampling/test_sampler.py",
     "models/test_probe.py",
     "store/test_crashes.py",
-    "store/test_redis_tier.py",
+    "store/cache/test_redis_tier.py",
 }
 
 

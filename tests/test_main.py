@@ -15,7 +15,7 @@ from app.keys.key_file import change_keys
 from app.keys.keyring import Keyring
 from app.main import _on_outcome, assemble
 from app.metrics import FAILURES, Metrics
-from app.serving.answers import GenerationAsk, Outcome
+from app.serving.generation_request import GenerationRequest, Outcome
 from app.serving.parameters import DEFAULT_MAX_NEW_TOKENS
 from app.settings import Settings
 from tests.bases import save_tiny_llama
@@ -64,7 +64,7 @@ def test_the_bases_generation_config_counts_unless_turned_off(
     )
     services = assemble(settings, progress=lambda line: None, on_failure=lambda error: None)
     try:
-        result = asyncio.run(services.generation.generate(GenerationAsk(inputs="the film")))
+        result = asyncio.run(services.generation.generate(GenerationRequest(inputs="the film")))
     finally:
         services.engine.stop()
         services.source.close()

@@ -8,8 +8,8 @@ from app.engine.plan import StepStats
 from app.engine.statistics import EngineStats
 from app.metrics import FAILURES, MAX_TASK_LABELS, Metrics
 from app.request import FinishReason, RequestTimings
-from app.serving.answers import Outcome
-from app.store.sources import SourceStats
+from app.serving.generation_request import Outcome
+from app.store.cache.prompt_cache import SourceStats
 
 
 def step(**changes: Any) -> StepStats:

@@ -8,15 +8,16 @@ from fastapi import Depends, FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__
-from app.api import errors, generate, live, openai, ops, tasks, tokens
-from app.api.access import Door, any_key
-from app.api.access_log import AccessLog
-from app.api.edge import Edge
-from app.api.key_document import describe_keys
+from app.api import errors
+from app.api.auth.authenticator import Authenticator, any_key
+from app.api.auth.openapi_security import describe_keys
+from app.api.middleware.access_log import AccessLog
+from app.api.middleware.request_guard import RequestGuard
+from app.api.middleware.timing import TIMING_HEADERS
+from app.api.middleware.tracing import Tracing
 from app.api.queries import only_known_queries
+from app.api.routes import generate, live, openai, ops, tasks, tokens
 from app.api.state import ApiConfig, ServerState
-from app.api.timing import TIMING_HEADERS
-from app.api.tracing import Tracing
 from app.keys.keyring import Keyring
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def create_app(
     app.include_router(tasks.router, dependencies=strict)
     app.include_router(ops.router)  # probes and scrapers may add queries of their own
     app.include_router(live.router, dependencies=strict)
-    app.add_middleware(Edge, config=config, state=state, door=Door(keys, state.on_refusal))
+    app.add_middleware(RequestGuard, config=config, state=state, door=Authenticator(keys, state.on_refusal))
     for route in app.routes:
         if getattr(route, "path", None) == app.openapi_url:
             any_key(getattr(route, "endpoint", None))

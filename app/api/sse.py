@@ -11,8 +11,8 @@ from pydantic import BaseModel
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from app.api.disconnect import while_connected
 from app.api.errors import error_response
-from app.api.leaving import while_connected
 from app.errors import Cancelled, PromptplexError
 
 log = logging.getLogger("promptplex.api")

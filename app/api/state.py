@@ -6,16 +6,16 @@ from enum import StrEnum
 
 from fastapi import Request
 
-from app.api.open_requests import OpenRequests
+from app.api.middleware.inflight import InflightRequests
 from app.engine.engine import Engine
 from app.errors import EngineStopped
 from app.metrics import Metrics
 from app.serving.catalog import Catalog
-from app.serving.publishing import PublishingService
-from app.serving.service import GenerationService
-from app.serving.upkeep import Upkeep
+from app.serving.generation import GenerationService
+from app.serving.publishing.publisher import PublishingService
+from app.serving.store_maintenance import StoreMaintenance
+from app.store.cache.prompt_cache import PromptCache
 from app.store.prompt_store import PromptStore
-from app.store.sources import TieredPromptSource
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -48,11 +48,11 @@ class Services:
 
     engine: Engine
     store: PromptStore
-    source: TieredPromptSource
+    source: PromptCache
     generation: GenerationService
     publishing: PublishingService
     metrics: Metrics
-    upkeep: Upkeep
+    maintenance: StoreMaintenance
     device: str = "cpu"
     probe: str = ""  # the figures of the load-time probe, in words
     redis: Callable[[], str] = field(default=lambda: "off")  # "up", "down" or "off"
@@ -63,7 +63,7 @@ class Services:
 
     def close(self) -> None:
         """End all threads that were started for them; what still runs ends with EngineStopped."""
-        self.upkeep.stop()
+        self.maintenance.stop()
         self.engine.stop()
         self.generation.close()
         self.publishing.close()
@@ -93,7 +93,7 @@ class ServerState:
     services: Services | None = None  # None while the base model loads
     draining: bool = False
     progress: str = "starting"  # what loading is at, for /health
-    requests: OpenRequests = field(default_factory=OpenRequests)
+    requests: InflightRequests = field(default_factory=InflightRequests)
 
     @property
     def phase(self) -> Phase:

@@ -13,7 +13,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from app.errors import InvalidRequest, PayloadTooLarge
 from app.store.files import write_error
-from app.store.strict_json import JsonError, parse_json
+from app.strict_json import JsonError, parse_json
 
 PARTS = ("prompt", "config", "task")
 MAX_JSON_PART_BYTES = 1 << 20

@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from app.store.damage import find_damage
-from app.store.debris import GRACE_SECONDS, sweep
+from app.store.gc import GRACE_SECONDS, sweep
 from app.store.prompt_store import PromptStore, open_store
+from app.store.scrub import find_damage
 
 store_commands = typer.Typer(help="Look after a store's files.", no_args_is_help=True)
 PathArgument = Annotated[Path, typer.Argument(help="The store's directory")]

@@ -9,14 +9,14 @@ from typing import Any, Protocol
 from app.cli.server import CommandFailed, NoAnswer, Row, ServerClient
 from app.errors import CorruptData, NotFound
 from app.prompt import Prompt, TaskVersion, VersionDraft
-from app.serving.bundle import Bundle
-from app.serving.manifest import parse_task
+from app.serving.publishing.bundle import Bundle
+from app.serving.publishing.task_settings import parse_task
 from app.store.importers import import_prompt
 from app.store.importers.peft import TENSOR
-from app.store.meanings import Meaning, meaning_as_json
 from app.store.prompt_store import Release, open_store
 from app.store.references import DEFAULT_ALIAS
 from app.store.saved_tensors import holds_others, without_others
+from app.store.traffic_split import Meaning, meaning_as_json
 
 
 class Target(Protocol):

@@ -9,8 +9,8 @@ import typer
 from app.cli.server import DEFAULT_SERVER, KeyOption, Row, ServerOption
 from app.cli.targets import ServerTarget, StoreTarget, Target
 from app.prompt import Prompt
-from app.serving.bundle import Bundle, read_bundle, text_bundle
-from app.serving.manifest import parse_task
+from app.serving.publishing.bundle import Bundle, read_bundle, text_bundle
+from app.serving.publishing.task_settings import parse_task
 from app.store.importers import import_prompt
 from app.store.saved_tensors import SavedTensor
 from app.store.validation import validate_prompt
@@ -148,7 +148,7 @@ def validate(
 
 def _check_fit(prompt: Prompt, beside: list[SavedTensor], model: str) -> None:
     from app.models.loading import load_base  # brings torch, which takes seconds
-    from app.serving.own_embeddings import OwnEmbeddings
+    from app.serving.publishing.own_embeddings import OwnEmbeddings
 
     base = load_base(model, progress=lambda line: typer.echo(line, err=True))
     own = OwnEmbeddings(base.backbone)

@@ -9,13 +9,14 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
+from app.concurrency import Workers
 from app.engine.blocks import KVBlocks
-from app.engine.constraints import NUM_WORKERS, GrammarSource
 from app.engine.loop import Cancel, EngineLoop, Message, Stop, Submit
 from app.engine.memory import num_blocks_for
 from app.engine.plan import StepStats
 from app.engine.router import Completion, FuturePort, OutputRouter, Port, StreamPort
 from app.engine.runner import Runner
+from app.engine.sampling.token_masks import NUM_WORKERS, GrammarSource
 from app.engine.scheduler import Scheduler, SchedulerConfig
 from app.engine.statistics import EngineStats, LiveRow, StepRecorder
 from app.errors import EngineStopped, InvalidRequest, Overloaded, PromptplexError, RequestTooLong
@@ -23,7 +24,6 @@ from app.models.attention.kv_cache import KVCache
 from app.models.backbone import Backbone
 from app.prompt import ModelGeometry, PromptSource
 from app.request import Request, TokenDelta
-from app.threads import Workers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ from app.engine.prefixes import Prefix, PrefixKey
 from app.engine.runner import Runner
 from app.engine.sequence import Sequence as Row
 from app.errors import PromptplexError, RequestFailed
-from app.models.attention.step import PackedItem
+from app.models.attention.metadata import PackedItem
 from app.request import SamplingParams, TokenScore
 
 REFUSAL_SECONDS = 30.0  # a prefix that failed isn't tried again for so long

@@ -12,13 +12,13 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from functools import partial
 
-from app.engine.constraints import ConstraintAhead, GrammarSource
 from app.engine.deadlines import Deadlines
 from app.engine.isolation import Refusals, run_apart
 from app.engine.plan import Plan, StepResult
 from app.engine.prefixes import Prefix, prefix_key
 from app.engine.router import OutputRouter
 from app.engine.runner import Runner
+from app.engine.sampling.token_masks import AsyncTokenMask, GrammarSource
 from app.engine.scheduler import Scheduler
 from app.engine.sequence import Phase, Sequence
 from app.engine.statistics import StepRecorder
@@ -153,7 +153,7 @@ class EngineLoop:
             return
         if request.grammar is not None:
             assert self._grammars is not None, "the front refuses what can't be constrained"
-            sequence.constraint = ConstraintAhead(self._grammars, request.grammar, self._workers)
+            sequence.constraint = AsyncTokenMask(self._grammars, request.grammar, self._workers)
         self._open[request.id] = sequence
         self._deadlines.add(sequence)
         self._scheduler.add(sequence)

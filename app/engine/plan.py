@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass, field
 
-from app.engine.constraints import ConstraintAhead
 from app.engine.prefixes import Prefix
+from app.engine.sampling.token_masks import AsyncTokenMask
 from app.engine.sequence import IdArray, Sequence
 from app.errors import PromptplexError
-from app.models.attention.step import PackedItem, Slots
+from app.models.attention.metadata import PackedItem, Slots
 from app.prompt import Prompt
 from app.request import SamplingParams, TokenScore
 
@@ -30,7 +30,7 @@ class SamplingInput:
     generated_ids: IdArray | None = None
     context: IdArray | None = None  # the prompt's ids and the generated ones, in order, where rules ask
     num_top: int = 0  # most probable tokens to report
-    constraint: ConstraintAhead | None = None  # knows which tokens may come
+    constraint: AsyncTokenMask | None = None  # knows which tokens may come
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from app.engine.plan import Plan, PlanItem, StepResult
-from app.engine.sampling import choose_tokens, score_tokens
+from app.engine.sampling.sampler import choose_tokens, score_tokens
 from app.models.attention.kv_cache import KVCache
-from app.models.attention.step import build_step
+from app.models.attention.metadata import build_step
 from app.models.backbone import Backbone
 from app.request import TokenScore
 

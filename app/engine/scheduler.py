@@ -28,7 +28,7 @@ from app.engine.plan import (
 from app.engine.prefixes import Prefix, PrefixCache, PrefixKey
 from app.engine.sequence import Phase, Sequence
 from app.errors import NonFiniteLogits, RequestTooLong
-from app.models.attention.step import PackedItem
+from app.models.attention.metadata import PackedItem
 from app.prompt import Prompt
 from app.request import FinishReason, Request, TokenDelta
 

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.engine.blocks import SlotTable
-from app.engine.constraints import ConstraintAhead
 from app.engine.prefixes import Prefix, PrefixKey
+from app.engine.sampling.token_masks import AsyncTokenMask
 from app.prompt import Prompt
 from app.request import FinishReason, Request, RequestTimings, TokenScore
 
@@ -34,7 +34,7 @@ class Sequence:
     prefix_key: PrefixKey | None
     tokens: list[int] = field(init=False)
     phase: Phase = Phase.WAITING
-    constraint: ConstraintAhead | None = None  # kept through preemptions, as the tokens are
+    constraint: AsyncTokenMask | None = None  # kept through preemptions, as the tokens are
     prompt: Prompt | None = None  # the loaded bytes, between their arrival and admission
     prefix: Prefix | None = None  # pinned while running
     table: SlotTable | None = None

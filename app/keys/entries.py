@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from app.keys.key import Key, Scope
-from app.store.strict_json import JsonError, excerpt, parse_json
+from app.strict_json import JsonError, excerpt, parse_json
 
 FORMAT = 1
 MAX_PER_MINUTE = 1_000_000_000

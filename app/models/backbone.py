@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from app.models.attention.kv_cache import KVCache, KVGroup
-from app.models.attention.step import AttentionStep
+from app.models.attention.metadata import AttentionStep
 from app.prompt import ModelGeometry, Prompt
 
 

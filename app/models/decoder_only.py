@@ -5,9 +5,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from app.models.attention.kv_cache import KVCache, group_layers
-from app.models.attention.step import AttentionStep
+from app.models.attention.metadata import AttentionStep
+from app.models.cpu.sampled_rows import SampledRows
 from app.models.own_tensors import DTYPES, own_tensor
-from app.models.sampled_rows import SampledRows
 from app.prompt import ModelGeometry, Prompt
 
 

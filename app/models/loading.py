@@ -11,14 +11,14 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from transformers.configuration_utils import PreTrainedConfig
 
 from app.errors import UnsupportedModel
-from app.models.acceleration import accelerate
 from app.models.adapter import Adapter, apply_adapter, find_adapter
 from app.models.attention.packed import register
+from app.models.cpu.acceleration import accelerate
+from app.models.cpu.library import kernels_in_words
 from app.models.decoder_only import DecoderOnly
 from app.models.fingerprint import fingerprint
 from app.models.geometry import model_geometry
 from app.models.naming import base_name
-from app.models.native.library import kernels_in_words
 from app.models.probe import ProbeReport, own_logits, probe_architecture, probe_weights
 from app.models.weights import check_unquantized, in_one_line, is_quantized, load_weights, weight_files
 

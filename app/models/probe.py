@@ -18,8 +18,8 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from app.errors import UnsupportedModel
 from app.models.attention.kv_cache import KVCache
+from app.models.attention.metadata import PackedItem, build_step
 from app.models.attention.packed import IMPLEMENTATION
-from app.models.attention.step import PackedItem, build_step
 from app.models.decoder_only import DecoderOnly
 from app.models.geometry import check_layer_kinds, model_geometry
 from app.models.twin import TWIN_VOCABULARY, TWIN_WINDOW, build_twin, special_ids

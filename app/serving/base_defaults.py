@@ -13,7 +13,7 @@ from typing import Any
 
 from app.errors import InvalidRequest
 from app.serving.parameters import GenerationParameters, parse_parameters
-from app.store.strict_json import is_one_of
+from app.strict_json import is_one_of
 
 log = logging.getLogger("promptplex")
 

@@ -9,7 +9,7 @@ from itertools import islice
 
 from app.errors import PromptplexError
 from app.prompt import TaskVersion
-from app.serving.service import GenerationService
+from app.serving.generation import GenerationService
 from app.store.files import Stamp
 from app.store.prompt_store import CHANGES, PromptStore, TaskHistory
 from app.store.references import DEFAULT_ALIAS
@@ -111,7 +111,7 @@ class Catalog:
                 versions = self._store.meant_by(task_id, DEFAULT_ALIAS)
             except PromptplexError:  # no live version, retired, damaged
                 continue
-            if all(self._generation.servability(version) is None for version in versions):
+            if all(self._generation.compatibility(version) is None for version in versions):
                 digest = versions[0].digest
                 used[digest] = self._cards.get(digest) or encode(versions[0])
                 yield task_id, used[digest]
@@ -132,7 +132,7 @@ class Catalog:
     def _state(self, version: TaskVersion, resident: Collection[str]) -> VersionState:
         return VersionState(
             version=version,
-            why_not=self._generation.servability(version),
+            why_not=self._generation.compatibility(version),
             resident=version.prompt_digest is not None and version.prompt_digest in resident,
         )
 

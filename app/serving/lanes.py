@@ -7,7 +7,7 @@ import itertools
 from collections.abc import AsyncIterator, Callable
 from typing import TypeVar
 
-from app.threads import Workers
+from app.concurrency import Workers
 
 _T = TypeVar("_T")
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from app.request import TokenRules
 from app.serving.base_defaults import BaseRules
 from app.serving.parameters import GenerationParameters
-from app.serving.tokenization import PromptTokenizer
+from app.text.tokenization import PromptTokenizer
 
 
 def token_rules(

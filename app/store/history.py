@@ -26,8 +26,8 @@ from app.store.releases import (
     decode_release,
     verify_manifests,
 )
-from app.store.strict_json import canonical_json
 from app.store.task_list import TaskList
+from app.strict_json import canonical_json
 
 _NUMBERED = re.compile(r"([1-9][0-9]{0,8})\.json")
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from app.errors import CorruptData, InvalidRequest
 from app.prompt import PromptKind, TaskVersion, VersionDraft
-from app.store.canonical import prompt_geometry
-from app.store.strict_json import JsonError, canonical_json, encode_parsed, parse_json
+from app.store.prompt_file import prompt_geometry
+from app.strict_json import JsonError, canonical_json, encode_parsed, parse_json
 
 MAX_MANIFEST_BYTES = 1 << 20
 FORMAT = "promptplex.version/2"

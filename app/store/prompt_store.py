@@ -23,7 +23,6 @@ from app.store.files import DurableFiles, WriteOnceFiles
 from app.store.heads import mark
 from app.store.history import HistoryReader, release_name, version_name
 from app.store.manifests import decode_version, encode_version, settings_of
-from app.store.meanings import Meaning, choose, versions_of, weighted
 from app.store.references import DEFAULT_ALIAS, Reference, check_alias, check_task_id, parse_reference
 from app.store.releases import (
     MOVE,
@@ -38,7 +37,8 @@ from app.store.releases import (
     encode_release,
     meanings,
 )
-from app.store.strict_json import canonical_json
+from app.store.traffic_split import Meaning, choose, versions_of, weighted
+from app.strict_json import canonical_json
 
 # An empty folder, touched after each release; a hint for listings, trusted by nothing else.
 CHANGES = ("changes",)

@@ -16,8 +16,8 @@ from typing import Any
 from app.errors import CorruptData, InvalidRequest
 from app.prompt import TaskVersion
 from app.store.manifests import decode_record, now, seal
-from app.store.meanings import Meaning, meaning_as_json, meaning_from_json, versions_of
 from app.store.references import MAX_ALIAS
+from app.store.traffic_split import Meaning, meaning_as_json, meaning_from_json, versions_of
 
 FORMAT = "promptplex.release/2"
 MOVE = "move"

@@ -13,7 +13,7 @@ from typing import Any
 
 from app.errors import PromptRejected, UnsafeFile
 from app.prompt import TensorInfo
-from app.store.strict_json import JsonError, excerpt, parse_json
+from app.strict_json import JsonError, excerpt, parse_json
 
 MAX_HEADER_BYTES = 64 * 1024
 MAX_TENSORS = 1024

@@ -16,7 +16,7 @@ from app.errors import PromptRejected
 from app.prompt import TensorInfo
 from app.store.numbers import DTYPES, as_bytes, as_float32
 from app.store.safetensors_file import ITEM_BYTES, LENGTH_BYTES, METADATA, ParsedFile, parse_safetensors
-from app.store.strict_json import JsonError, canonical_json, excerpt, parse_json
+from app.strict_json import JsonError, canonical_json, excerpt, parse_json
 
 LEFT_OUT = "promptplex.left_out"
 ADVICE = "save the adapter again with save_pretrained(..., save_embedding_layers=False)"

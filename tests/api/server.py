@@ -12,13 +12,13 @@ import uvicorn
 from opentelemetry.trace import Tracer
 from starlette.types import ASGIApp
 
-from app.api.access import public
 from app.api.app import create_app
-from app.api.connections import server_config
+from app.api.auth.authenticator import public
+from app.api.middleware.connections import server_config
 from app.api.state import ApiConfig, ServerState, Services
 from app.console.pages import console_router
 from app.keys.keyring import Keyring
-from app.serving.upkeep import Upkeep
+from app.serving.store_maintenance import StoreMaintenance
 from tests.serving.stack import Stack
 from tests.waiting import PATIENCE, wait_until
 
@@ -31,7 +31,9 @@ def services_of(stack: Stack) -> Services:
         generation=stack.generation,
         publishing=stack.publishing,
         metrics=stack.metrics,
-        upkeep=Upkeep(stack.store, lambda digest: stack.source.load(digest).result(PATIENCE).data),
+        maintenance=StoreMaintenance(
+            stack.store, lambda digest: stack.source.load(digest).result(PATIENCE).data
+        ),
     )
 
 

@@ -11,8 +11,8 @@ import pytest
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 
-from app.api import generate, openai, tasks, tokens
-from app.api.bodies import MAX_ITEMS, Body
+from app.api.routes import generate, openai, tasks, tokens
+from app.api.schemas.bodies import MAX_ITEMS, Body
 from tests.api.test_generate import error_of
 from tests.serving.stack import BASE_NAME, Stack
 

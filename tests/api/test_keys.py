@@ -16,8 +16,8 @@ import openai
 import pytest
 from fastapi.routing import iter_route_contexts
 
-from app.api.access import declared_access
 from app.api.app import create_app
+from app.api.auth.authenticator import declared_access
 from app.api.state import ApiConfig, ServerState
 from app.keys.key import Key, Scope, hash_of, new_key_text
 from app.keys.key_file import change_keys

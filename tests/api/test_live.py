@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from app.api.live import MAX_READERS, Lanes
+from app.api.routes.live import MAX_READERS, Lanes
 from app.api.state import ServerState
 from app.engine.statistics import LiveRow
 from tests.api.server import client_of, services_of, serving

@@ -18,7 +18,7 @@ import pytest
 
 from app.api.state import ApiConfig, ServerState
 from app.errors import InvalidRequest, Overloaded
-from app.serving.places import Places
+from app.serving.concurrency_limiter import ConcurrencyLimiter
 from tests.api.server import client_of, services_of, serving
 from tests.api.test_generate import error_of
 from tests.bases import save_tiny_llama
@@ -40,7 +40,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 def test_a_full_server_refuses_before_it_reads(small: Stack) -> None:
     with serving(ServerState(services=services_of(small))) as url, client_of(url) as client:
-        with small.generation.places.hold(4):
+        with small.generation.limiter.hold(4):
             for path in (
                 "/generate",
                 "/",
@@ -66,7 +66,7 @@ def test_every_answer_has_a_place(small: Stack) -> None:
         choices = {"inputs": "a", "parameters": {"choices": ["good", "bad"]}}
         asks = [("/generate", two), ("/v1/completions", prompts), ("/generate", choices)]
         asks.append(("/v1/completions", prompts | {"stream": True}))
-        with small.generation.places.hold(3):
+        with small.generation.limiter.hold(3):
             for path, body in asks:
                 assert error_of(client.post(path, json=body), 503)["code"] == "overloaded"
             assert client.post("/generate", json={"inputs": "a"}).status_code == 200
@@ -74,11 +74,11 @@ def test_every_answer_has_a_place(small: Stack) -> None:
             assert client.post(path, json=body).status_code == 200
         never = {"inputs": "a", "parameters": {"n": 5}}
         assert "ask for fewer" in error_of(client.post("/generate", json=never), 422)["message"]
-    assert small.generation.places.taken == 0
+    assert small.generation.limiter.taken == 0
 
 
 def test_places_are_all_or_none() -> None:
-    places = Places(3)
+    places = ConcurrencyLimiter(3)
     with places.hold(2):
         with pytest.raises(Overloaded), places.hold(2):
             pass

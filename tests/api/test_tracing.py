@@ -14,8 +14,8 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from app.api.middleware.tracing import tracer_from_environment
 from app.api.state import ServerState
-from app.api.tracing import tracer_from_environment
 from tests.api.server import client_of, services_of, serving
 from tests.api.test_generate import publish_text
 from tests.bases import save_tiny_llama

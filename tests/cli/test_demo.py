@@ -9,10 +9,10 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from models.recipes.heldout import HELDOUT
-from models.recipes.oracle import answers, load_task
-from models.recipes.prompts import PROMPTS
-from models.recipes.tasks import BASE_NAME, TASKS, Task
+from demo.recipes.heldout import HELDOUT
+from demo.recipes.oracle import answers, load_task
+from demo.recipes.prompts import PROMPTS
+from demo.recipes.tasks import BASE_NAME, TASKS, Task
 from tests.cli.conftest import Server
 
 ROOT = Path(__file__).parents[2]

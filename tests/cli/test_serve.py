@@ -169,7 +169,7 @@ def test_the_demo_is_never_asked_of_a_hub(
     monkeypatch.chdir(tmp_path)
     status, _, err = promptplex("serve", "--port", "0")
     assert status == 1
-    assert "no models/demo-causal here" in err
+    assert "no demo/demo-causal here" in err
 
 
 def without_rights_of_root() -> list[str]:

@@ -14,7 +14,11 @@ from tests.clients.test_clients import PROMPT, TURNS, Client, expected_turns
 
 pytestmark = pytest.mark.soak
 
-PAIRS = [("the film was", " great"), ("name: Blue Door | food:", " Thai | area"), ("a", " b c d e f")]
+PAIRS = [
+    ("the film was", " great"),
+    ("name: Blue Door | food:", " Thai | area"),
+    ("a", " b c d e f"),
+]
 
 
 def log_likelihood(model: PeftModel, context: list[int], continuation: list[int]) -> tuple[float, bool]:

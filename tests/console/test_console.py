@@ -22,7 +22,7 @@ from tests.console.conftest import PATIENCE_MS, ROOT, opened_page
 
 expect.set_options(timeout=PATIENCE_MS)
 
-SENTIMENT = ROOT / "models/demo-prompts/sentiment"
+SENTIMENT = ROOT / "demo/prompts/sentiment"
 VIEWS = ("#/live", "#/tasks", "#/tasks/sentiment", "#/playground")
 REFUSED = "Failed to load resource: the server responded with a status of {}"  # Chromium's own words
 

@@ -30,9 +30,9 @@ class Container:
     def __init__(self, place: Path) -> None:
         self.image, self.store = place / "image", place / "store"
         self.keys, self.metrics_key = place / "keys" / "keys.json", place / "metrics-key" / "key"
-        for directory in (self.image / "models", self.store, self.keys.parent, self.metrics_key.parent):
+        for directory in (self.image / "demo", self.store, self.keys.parent, self.metrics_key.parent):
             directory.mkdir(parents=True)
-        (self.image / "models" / "demo-causal").symlink_to(ROOT / "models" / "demo-causal")
+        (self.image / "demo" / "demo-causal").symlink_to(ROOT / "demo" / "demo-causal")
         (self.image / "prompts_store").symlink_to(ROOT / "prompts_store")
         self.environment = {name: value for name, value in os.environ.items() if "PROMPTPLEX" not in name}
         self.environment |= {

@@ -90,7 +90,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         keys[name].write_text(made.stdout)
     flags = (
         "--model",
-        str(ROOT / "models" / "demo-causal"),
+        str(ROOT / "demo" / "demo-causal"),
         "--store",
         str(place / "store"),
         "--dtype",

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import pytest
 
-from app.serving.manifest import parse_task
+from app.serving.publishing.task_settings import parse_task
 from tests.cli.conftest import Server
 
 ROOT = Path(__file__).parents[2]
@@ -62,7 +62,7 @@ def demo_url(tmp_path: Path) -> Iterator[str]:
 def test_what_a_guide_says_is_what_happens(guide: str, demo_url: str, tmp_path: Path) -> None:
     folder = tmp_path / "clone"
     folder.mkdir()
-    (folder / "models").symlink_to(ROOT / "models")
+    (folder / "demo").symlink_to(ROOT / "demo")
     (folder / ".venv" / "bin").mkdir(parents=True)
     (folder / ".venv" / "bin" / "promptplex").symlink_to(Path(sys.executable).with_name("promptplex"))
     environment = {**os.environ, "PROMPTPLEX_SERVER": demo_url, "PYTHONPATH": str(ROOT), "NO_PROXY": "*"}

@@ -13,8 +13,8 @@ from app.engine.plan import StepStats
 from app.models.decoder_only import DecoderOnly
 from app.prompt import Prompt, VersionDraft
 from app.request import Request
+from app.store.cache.prompt_cache import PromptCache
 from app.store.prompt_store import PromptStore, open_store
-from app.store.sources import TieredPromptSource
 from tests import oracle
 from tests.tiny_models import packed_backbone, tiny_model
 
@@ -26,7 +26,7 @@ class Bench:
     base: PreTrainedModel
     backbone: DecoderOnly
     store: PromptStore
-    source: TieredPromptSource
+    source: PromptCache
     engine: Engine
     steps: list[StepStats] = field(default_factory=list)
 
@@ -53,7 +53,7 @@ def llama_backbone(tiny_llama: PreTrainedModel) -> DecoderOnly:
 @pytest.fixture
 def bench(tiny_llama: PreTrainedModel, llama_backbone: DecoderOnly, tmp_path: Path) -> Iterator[Bench]:
     store = open_store(tmp_path / "store")
-    source = TieredPromptSource(store, host_bytes=1 << 20)
+    source = PromptCache(store, host_bytes=1 << 20)
     steps: list[StepStats] = []
     config = EngineConfig(max_rows=48, token_budget=256, kv_cache_bytes=8 << 20)
     engine = Engine(llama_backbone, source, config, on_step=steps.append)

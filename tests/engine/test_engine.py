@@ -25,7 +25,7 @@ from app.errors import (
     PromptRejected,
     RequestTooLong,
 )
-from app.models.attention.step import AttentionStep
+from app.models.attention.metadata import AttentionStep
 from app.models.decoder_only import DecoderOnly
 from app.prompt import Prompt, VersionDraft
 from app.request import FinishReason, Request, TokenDelta

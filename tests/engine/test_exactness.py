@@ -23,8 +23,8 @@ from app.errors import Cancelled
 from app.models.decoder_only import DecoderOnly
 from app.prompt import Prompt, VersionDraft
 from app.request import Request
+from app.store.cache.prompt_cache import PromptCache
 from app.store.prompt_store import open_store
-from app.store.sources import TieredPromptSource
 from tests import oracle
 from tests.oracle import Expected
 from tests.tiny_models import ARCHITECTURES, VOCABULARY, packed_backbone, tiny_model
@@ -48,7 +48,7 @@ class TinyTask:
 class World:
     tasks: list[TinyTask]
     backbone: DecoderOnly
-    source: TieredPromptSource
+    source: PromptCache
 
 
 def build_world(architecture: str, root: Path) -> World:
@@ -67,7 +67,7 @@ def build_world(architecture: str, root: Path) -> World:
     learned = tasks[-1]  # a template's leading text after a prefix
     tasks.append(replace(learned, name="prefix-and-text", resident_ids=(11, 12, 13, 14, 15)))
     assert len(tasks) == 12
-    return World(tasks, packed_backbone(base), TieredPromptSource(store, host_bytes=1 << 20))
+    return World(tasks, packed_backbone(base), PromptCache(store, host_bytes=1 << 20))
 
 
 @contextmanager
@@ -169,7 +169,7 @@ def test_swapping_two_prompts_is_noticed(tmp_path: Path) -> None:
         store.publish(name, VersionDraft(prompt=prompt))
     tasks = [TinyTask("a", models[0], prompts[0]), TinyTask("b", models[1], prompts[1])]
     swapped = [replace(task, prompt=other.prompt) for task, other in zip(tasks, tasks[::-1], strict=True)]
-    world = World(tasks, packed_backbone(base), TieredPromptSource(store, host_bytes=1 << 20))
+    world = World(tasks, packed_backbone(base), PromptCache(store, host_bytes=1 << 20))
     rng = random.Random(5)
     with crowded_engine(world, []) as engine:
         for right, wrong in zip(tasks, swapped, strict=True):
@@ -187,7 +187,7 @@ def test_a_cartridge_equals_peft(tmp_path: Path) -> None:
     task = TinyTask("cartridge", model, oracle.as_prompt(model, tmp_path / "cartridge"))
     store = open_store(tmp_path / "store")
     store.publish("cartridge", VersionDraft(prompt=task.prompt))
-    world = World([task], packed_backbone(base), TieredPromptSource(store, host_bytes=1 << 20))
+    world = World([task], packed_backbone(base), PromptCache(store, host_bytes=1 << 20))
     request = random_request(0, task, random.Random(1))
     with crowded_engine(world, []) as engine:
         assert difference(engine.submit(request).result(60), expected_of(task, request)) is None

@@ -14,7 +14,7 @@ from torch import Tensor
 from app.engine import isolation
 from app.engine.engine import Engine, EngineConfig
 from app.errors import EngineStopped, PromptplexError, RequestFailed
-from app.models.attention.step import AttentionStep
+from app.models.attention.metadata import AttentionStep
 from app.models.decoder_only import DecoderOnly
 from app.prompt import Prompt, VersionDraft
 from app.request import Request, SamplingParams

@@ -18,7 +18,7 @@ from app.models.loading import load_base
 from app.prompt import Prompt
 from app.request import Request
 
-MODEL = Path(__file__).parent.parent.parent / "models" / "demo-causal"
+MODEL = Path(__file__).parent.parent.parent / "demo" / "demo-causal"
 NUM_REQUESTS = 20_000
 NUM_EVERY = 2_000
 

@@ -33,8 +33,8 @@ from app.models.loading import load_base
 from app.models.twin import twin_config
 from app.prompt import Prompt, VersionDraft
 from app.request import Request
+from app.store.cache.prompt_cache import PromptCache
 from app.store.prompt_store import open_store
-from app.store.sources import TieredPromptSource
 from app.store.validation import validate_prompt
 from tests import oracle
 from tests.models.conftest import save
@@ -199,7 +199,7 @@ def _compare(own: PreTrainedModel, backbone: DecoderOnly, folder: Path) -> tuple
         for length in _LENGTHS
         for kind in tasks
     ]
-    source = TieredPromptSource(store, host_bytes=1 << 20)
+    source = PromptCache(store, host_bytes=1 << 20)
     engine = Engine(backbone, source, EngineConfig(max_rows=16, token_budget=32, kv_cache_bytes=64 << 20))
     engine.start()
     try:

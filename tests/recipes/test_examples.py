@@ -6,13 +6,13 @@ from datetime import date
 
 import pytest
 
-from models.recipes.arithmetic import OutOfRange, expression, solve
-from models.recipes.dates import written_date
-from models.recipes.lexicon import MONTHS
-from models.recipes.records import restaurant
-from models.recipes.reviews import SENTIMENTS, aspect_review, review
-from models.recipes.utterances import INTENTS, utterance
-from models.recipes.wordplay import pair, word_list
+from demo.recipes.arithmetic import OutOfRange, expression, solve
+from demo.recipes.dates import written_date
+from demo.recipes.lexicon import MONTHS
+from demo.recipes.records import restaurant
+from demo.recipes.reviews import SENTIMENTS, aspect_review, review
+from demo.recipes.utterances import INTENTS, utterance
+from demo.recipes.wordplay import pair, word_list
 
 
 def made(maker, count=300):

@@ -8,18 +8,18 @@ import pytest
 from safetensors import safe_open
 
 from app.cli.scoring import read_items
-from app.serving.bundle import read_bundle
+from app.serving.publishing.bundle import read_bundle
 from app.store.importers import import_prompt
 from app.store.prompt_store import open_store
-from models.recipes import heldout
-from models.recipes.measure import WITH_AT_LEAST, WITHOUT_BELOW, table_row
-from models.recipes.oracle import answers, greedy, load_base, load_task
-from models.recipes.pretrain import SIZE_LIMIT
-from models.recipes.tasks import BASE_NAME, LEARNED, TASKS, TaskRecipe, manifest, template
+from demo.recipes import heldout
+from demo.recipes.measure import WITH_AT_LEAST, WITHOUT_BELOW, table_row
+from demo.recipes.oracle import answers, greedy, load_base, load_task
+from demo.recipes.pretrain import SIZE_LIMIT
+from demo.recipes.tasks import BASE_NAME, LEARNED, TASKS, TaskRecipe, manifest, template
 
 ROOT = Path(__file__).parents[2]
 BASE = ROOT / BASE_NAME
-PROMPTS = ROOT / "models" / "demo-prompts"
+PROMPTS = ROOT / "demo" / "prompts"
 HELDOUT = ROOT / heldout.HELDOUT
 each_task = pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
 

@@ -5,11 +5,11 @@ import re
 
 import pytest
 
-from models.recipes.corpus import SOURCES, documents
-from models.recipes.instructions import TEMPLATES, phrasings
-from models.recipes.prompts import SEED
-from models.recipes.splits import Split, distinct, draw, split_of
-from models.recipes.tasks import TASKS
+from demo.recipes.corpus import SOURCES, documents
+from demo.recipes.instructions import TEMPLATES, phrasings
+from demo.recipes.prompts import SEED
+from demo.recipes.splits import Split, distinct, draw, split_of
+from demo.recipes.tasks import TASKS
 
 CORPUS = [document.text for document in documents(6000, seed=20260)]
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from models.recipes.corpus import documents
-from models.recipes.rows import CONTEXT_WEIGHT, OUTPUT_WEIGHT, PLAIN_WEIGHT, ROW_LENGTH, encode, pack
-from models.recipes.tokenizer import train_tokenizer
+from demo.recipes.corpus import documents
+from demo.recipes.rows import CONTEXT_WEIGHT, OUTPUT_WEIGHT, PLAIN_WEIGHT, ROW_LENGTH, encode, pack
+from demo.recipes.tokenizer import train_tokenizer
 
 DOCUMENTS = list(documents(1500, seed=4))
 

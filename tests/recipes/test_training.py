@@ -6,11 +6,11 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from models.recipes import pretrain
-from models.recipes.pretrain import PretrainConfig, batches_of, learning_rate
-from models.recipes.prompts import collate, save, train
-from models.recipes.rows import Rows
-from models.recipes.tasks import BASE_NAME, learned
+from demo.recipes import pretrain
+from demo.recipes.pretrain import PretrainConfig, batches_of, learning_rate
+from demo.recipes.prompts import collate, save, train
+from demo.recipes.rows import Rows
+from demo.recipes.tasks import BASE_NAME, learned
 from tests.recipes.test_shipped import ROOT
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from app.prompt import Prompt, PromptKind
-from app.store.canonical import RawTensor, read_prompt, write_prompt
+from app.store.prompt_file import RawTensor, read_prompt, write_prompt
 from tests.bases import save_tiny_llama
 from tests.cli.conftest import Server
 from tests.store.fault_proxy import FaultProxy

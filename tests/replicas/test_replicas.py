@@ -8,8 +8,8 @@ import pytest
 from redis import Redis
 
 from app.prompt import Prompt
-from app.store.redis_tier import KEY_PREFIX
-from app.store.release_hints import CHANNEL
+from app.store.cache.redis_tier import KEY_PREFIX
+from app.store.cache.release_hints import CHANNEL
 from tests.cli.conftest import Server
 from tests.replicas.conftest import Cluster, soft_prompt
 from tests.store.fault_proxy import Fault

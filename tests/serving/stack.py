@@ -12,21 +12,21 @@ import torch
 from peft import PeftConfig, PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from app.api.access_log import note_outcome
+from app.api.middleware.access_log import note_outcome
 from app.engine.engine import Engine, EngineConfig
 from app.metrics import Metrics
 from app.models.decoder_only import DecoderOnly
 from app.models.geometry import model_geometry
-from app.serving.answers import GenerationAsk, Outcome
 from app.serving.base_defaults import base_defaults
-from app.serving.grammars import Grammars
+from app.serving.generation import GenerationService
+from app.serving.generation_request import GenerationRequest, Outcome
 from app.serving.parameters import DEFAULT_MAX_NEW_TOKENS
-from app.serving.publishing import PublishingService
-from app.serving.service import GenerationService
+from app.serving.publishing.publisher import PublishingService
+from app.serving.structured_output.grammars import Grammars
+from app.store.cache.prompt_cache import PromptCache
 from app.store.prompt_store import PromptStore, open_store
-from app.store.sources import TieredPromptSource
 from tests.oracle import saved, tuned
-from tests.serving.tokenizer_zoo import tokenizer_of
+from tests.text.tokenizer_zoo import tokenizer_of
 from tests.tiny_models import packed_backbone, tiny_model
 
 BASE_NAME = "tiny-base"
@@ -42,7 +42,7 @@ class Stack:
     tokenizer: PreTrainedTokenizerFast
     root: Path
     store: PromptStore
-    source: TieredPromptSource
+    source: PromptCache
     engine: Engine
     generation: GenerationService
     publishing: PublishingService
@@ -57,7 +57,7 @@ class Stack:
     def talkative(self) -> str:
         """A text that the base goes on about for long."""
         for word in ("film", "food", "name", "Thai", "what", "area", "cold", "Door"):
-            result = asyncio.run(self.generation.generate(GenerationAsk(inputs=word)))
+            result = asyncio.run(self.generation.generate(GenerationRequest(inputs=word)))
             if len(result.tokens) == DEFAULT_MAX_NEW_TOKENS:
                 return word
         raise AssertionError("the base is too terse")
@@ -94,7 +94,7 @@ def running_stack(
     base = tiny_model("llama", vocab_size=vocab_size, max_position_embeddings=positions)
     base.generation_config.update(**generation or {})
     store, metrics, outcomes = open_store(root), Metrics(), list[Outcome]()
-    source = TieredPromptSource(store, host_bytes=1 << 24)
+    source = PromptCache(store, host_bytes=1 << 24)
     settings = EngineConfig(**{"max_rows": 16, "token_budget": 256, "kv_cache_bytes": 1 << 22} | config)
     packed = packed_backbone(base).model.to(dtype)
     backbone = DecoderOnly(packed, model_geometry(packed, "tiny"))

@@ -10,8 +10,8 @@ from transformers import GenerationConfig
 
 from app.prompt import VersionDraft
 from app.request import FinishReason
-from app.serving.answers import GenerationAsk, GenerationResult
 from app.serving.base_defaults import _AS_IN_REQUESTS, _NOT_HONOURED, _RULES, BaseDefaults, base_defaults
+from app.serving.generation_request import GenerationRequest, GenerationResult
 from app.serving.parameters import GenerationParameters
 from tests.oracle import as_prompt, soft_config, tuned
 from tests.serving.stack import Stack, run, running_stack
@@ -40,7 +40,7 @@ def test_every_field_of_transformers_is_accounted_for() -> None:
 
 def ask_of(stack: Stack, task: str | None = None, **parameters: Any) -> GenerationResult:
     given = GenerationParameters(**parameters)
-    return run(stack.generation.generate(GenerationAsk(inputs=TEXT, task=task, parameters=given)))
+    return run(stack.generation.generate(GenerationRequest(inputs=TEXT, task=task, parameters=given)))
 
 
 def ids_of(result: GenerationResult) -> list[int]:

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from app.errors import RequestTooLong
-from app.serving.answers import GenerationAsk, Message
-from app.serving.chat import ChatTemplate
+from app.serving.generation_request import GenerationRequest
 from app.serving.parameters import GenerationParameters
-from tests.serving.chat_templates import SOURCES, with_template
+from app.text.chat import ChatTemplate, Message
 from tests.serving.stack import Stack, running_stack
+from tests.text.chat_templates import SOURCES, with_template
 
 soak = partial(pytest.param, marks=pytest.mark.soak)
 MOST = 4_000_000  # characters
@@ -81,13 +81,13 @@ def test_64_of_the_longest_texts_hold_nobody_up(
     roomy: Stack, name: str, parameters: GenerationParameters
 ) -> None:
     text = filled(TEXTS[name])
-    ask = GenerationAsk(inputs=text, parameters=parameters)
+    ask = GenerationRequest(inputs=text, parameters=parameters)
 
     async def all_at_once() -> tuple[float, list[object]]:
         asks = [roomy.generation.generate(ask) for _ in range(ASKS)]
         asking = asyncio.gather(*asks, return_exceptions=True)
         pause = asyncio.ensure_future(longest_pause(asking))
-        await roomy.generation.generate(GenerationAsk(inputs="film", parameters=ONE))
+        await roomy.generation.generate(GenerationRequest(inputs="film", parameters=ONE))
         return await pause, list(await asking)
 
     before = forget()

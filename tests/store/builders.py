@@ -10,8 +10,8 @@ import numpy as np
 
 from app.errors import PromptRejected
 from app.prompt import LayerGeometry, ModelGeometry, Prompt, PromptKind, TaskVersion, VersionDraft
-from app.store.canonical import RawTensor, read_prompt, write_prompt
 from app.store.importers import import_prompt
+from app.store.prompt_file import RawTensor, read_prompt, write_prompt
 from app.store.prompt_store import PromptStore
 from app.store.validation import validate_prompt
 

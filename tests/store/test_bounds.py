@@ -11,11 +11,11 @@ from app.errors import CorruptData
 from app.keys.entries import KeyFileError
 from app.keys.key_file import read_keys
 from app.prompt import VersionDraft
-from app.serving.bundle import read_bundle
+from app.serving.publishing.bundle import read_bundle
 from app.store.bounded import read_bounded
-from app.store.damage import find_damage
-from app.store.debris import sweep
+from app.store.gc import sweep
 from app.store.prompt_store import PromptStore, open_store
+from app.store.scrub import find_damage
 from tests.store.builders import soft
 
 PROMPT = soft()

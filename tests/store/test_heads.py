@@ -9,11 +9,11 @@ import pytest
 
 from app.errors import CorruptData
 from app.prompt import VersionDraft
-from app.serving.upkeep import Upkeep
-from app.store.damage import find_damage
+from app.serving.store_maintenance import StoreMaintenance
 from app.store.disk import Disk
 from app.store.files import TEMPORARY_PREFIX, DurableFiles
 from app.store.prompt_store import PromptStore, open_store
+from app.store.scrub import find_damage
 from tests.store.builders import soft
 from tests.store.faulty_disks import CrashedError, crashing_disk
 
@@ -84,7 +84,7 @@ def test_the_loss_can_be_accepted(root: Path, filled: PromptStore) -> None:
 
 def test_a_store_of_before_is_marked_by_the_first_server(root: Path, filled: PromptStore) -> None:
     shutil.rmtree(root / "tasks" / "t" / "heads")
-    Upkeep(open_store(root), lambda digest: b"").round()
+    StoreMaintenance(open_store(root), lambda digest: b"").round()
     (root / "tasks" / "t" / "releases" / "3.json").unlink()
     with pytest.raises(CorruptData, match="lost its release 3"):
         open_store(root).history("t")
@@ -126,6 +126,6 @@ def test_a_mark_that_cannot_be_made_costs_no_acknowledgement(root: Path) -> None
     publish(PromptStore(DurableFiles(root, NoMarks())))
     store = open_store(root)
     assert store.resolve("t").notes == "one"
-    Upkeep(store, lambda digest: b"").round()
+    StoreMaintenance(store, lambda digest: b"").round()
     (root / "tasks" / "t" / "releases" / "1.json").unlink()
     assert [damage.healed for damage in find_damage(open_store(root))] == [False]

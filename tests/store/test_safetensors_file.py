@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from app.errors import PromptRejected, UnsafeFile
-from app.store.canonical import read_prompt
+from app.store.prompt_file import read_prompt
 from app.store.safetensors_file import parse_safetensors
 from tests.store.builders import entry, file_bytes, many_tensors, raw, refusal_of, soft
 

@@ -16,8 +16,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from app.errors import Conflict, NotFound
 from app.prompt import TaskVersion, VersionDraft
 from app.store.files import DurableFiles
-from app.store.meanings import Meaning, choose, versions_of
 from app.store.prompt_store import PromptStore, open_store
+from app.store.traffic_split import Meaning, choose, versions_of
 from tests.store.builders import prefix, soft
 from tests.store.faulty_disks import CrashedError, crashing_disk
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from app.errors import PromptRejected
 from app.prompt import LayerGeometry, Prompt, PromptKind
-from app.store.canonical import RawTensor, read_prompt, write_prompt
+from app.store.prompt_file import RawTensor, read_prompt, write_prompt
 from app.store.validation import validate_prompt
 from tests.store.builders import HEAD_DIM, HEADS, geometry, prefix, prefix_tensors, raw, refusal_of, soft
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from app.models.native.library import kernels_for
+from app.models.cpu.library import kernels_for
 from app.prompt import LayerGeometry
 
 PADDING_SLOT = 0

@@ -14,7 +14,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from app.models.attention.kv_cache import KVCache
-from app.models.attention.step import AttentionStep, ChunkContext, RowBucket
+from app.models.attention.metadata import AttentionStep, ChunkContext, RowBucket
 
 IMPLEMENTATION = "promptplex"
 

@@ -1,7 +1,7 @@
 """Prompts that are in our own format already, perhaps written by another program's safetensors."""
 
 from app.prompt import Prompt
-from app.store.canonical import FORMAT, parse_safetensors, read_prompt, rewrite_prompt
+from app.store.prompt_file import FORMAT, parse_safetensors, read_prompt, rewrite_prompt
 
 
 def is_native(weights: bytes) -> bool:

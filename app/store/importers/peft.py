@@ -19,10 +19,10 @@ import numpy as np
 
 from app.errors import PromptRejected
 from app.prompt import Prompt, PromptKind, TensorInfo
-from app.store.canonical import ParsedFile, RawTensor, parse_safetensors, read_prompt, write_prompt
+from app.store.prompt_file import ParsedFile, RawTensor, parse_safetensors, read_prompt, write_prompt
 from app.store.safetensors_file import MAX_TENSORS
 from app.store.saved_tensors import ADVICE, SavedTensor, saved_tensors
-from app.store.strict_json import JsonError, excerpt, parse_json
+from app.strict_json import JsonError, excerpt, parse_json
 
 MAX_CONFIG_BYTES = 64 * 1024
 MAX_SIZE = 1 << 20

@@ -1,0 +1,1 @@
+"""Keys: which request may reach which route and task."""

@@ -1,0 +1,78 @@
+"""Requests that are being served: how many, how much their bodies hold, and an end to those still sent."""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Iterator
+
+from app.errors import EngineStopped, Overloaded
+
+
+class InflightRequests:
+    """Belongs to one event loop; only `wait_until_none` may be called from another thread."""
+
+    def __init__(self) -> None:
+        self.is_closed = False
+        self._count = 0
+        self._held_bytes = 0
+        self._bodies: set[asyncio.Timeout] = set()  # one for each request that waits for more of its body
+        self.parsing = asyncio.Lock()  # held by the one whose large body is parsed
+        self._changed = threading.Condition()  # notified when the last one has ended
+
+    @contextlib.contextmanager
+    def one(self) -> Iterator[None]:
+        """Count a request until it has its answer."""
+        with self._changed:
+            self._count += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._count -= 1
+                if not self._count:
+                    self._changed.notify_all()
+
+    def wait_until_none(self, timeout: float) -> bool:
+        """Whether all that are counted ended within `timeout` seconds."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._count, timeout)
+
+    def take_bytes(self, count: int, bound: int) -> None:
+        """Account for bytes of a body, which stay until its request ends. Raises Overloaded."""
+        if self._held_bytes + count > bound:
+            raise Overloaded("The bodies of requests under way fill their memory; try again shortly.")
+        self._held_bytes += count
+
+    def give_bytes(self, count: int) -> None:
+        """The request that held them has ended."""
+        self._held_bytes -= count
+
+    @contextlib.asynccontextmanager
+    async def waiting_for_body(self, seconds: float) -> AsyncIterator[None]:
+        """Wait for a client within this. Raises TimeoutError, or EngineStopped when the server closes."""
+        async with self._telling_why(), asyncio.timeout(0 if self.is_closed else seconds) as limit:
+            self._bodies.add(limit)
+            try:
+                yield
+            finally:
+                self._bodies.discard(limit)
+
+    @contextlib.asynccontextmanager
+    async def _telling_why(self) -> AsyncIterator[None]:
+        try:
+            yield
+        except TimeoutError:
+            if self.is_closed:
+                raise EngineStopped(
+                    "The server is shutting down and didn't get the whole body; send it to another replica, "
+                    "or again shortly.",
+                    retry_after=5.0,
+                ) from None
+            raise
+
+    def close(self) -> None:
+        """Nobody waits for a body any longer: whoever does gets an answer."""
+        self.is_closed = True
+        now = asyncio.get_running_loop().time()
+        for limit in self._bodies:
+            limit.reschedule(now)

@@ -1,0 +1,205 @@
+"""`/v1/completions`, `/v1/chat/completions`, `/v1/models`: tasks as models, for clients of OpenAI's."""
+
+import asyncio
+import secrets
+import time
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import JSONResponse, Response
+
+from app.api.auth.authenticator import needs
+from app.api.auth.principal import Caller, Calling
+from app.api.disconnect import unless_client_leaves
+from app.api.middleware.timing import timing_of
+from app.api.routes.generate import ERRORS, Deadline
+from app.api.routes.openai_answers import (
+    ChatChunks,
+    CompletionChunks,
+    Head,
+    chat_choice,
+    completion_choice,
+    usage,
+)
+from app.api.routes.openai_errors import OpenAiRoute
+from app.api.schemas.answers import ChatCompletion, Completion, ModelCard, ModelList
+from app.api.schemas.openai import ChatRequest, CompletionRequest
+from app.api.sse import EventStreamResponse, described_events, json_bytes
+from app.api.state import Services, services
+from app.errors import InvalidRequest
+from app.keys.key import Scope
+from app.prompt import TaskVersion
+from app.serving.fan_out import generate_all, samples, start_all
+from app.serving.generation_request import GenerationRequest
+from app.serving.parameters import GenerationParameters
+
+router = APIRouter(prefix="/v1", tags=["openai"], route_class=OpenAiRoute)
+
+MAX_ANSWERS = 128  # prompts times n
+Behind = Annotated[Services, Depends(services)]
+_ANSWERS: dict[int | str, dict[str, Any]] = ERRORS | {
+    200: {"content": {"text/event-stream": described_events()}}  # OpenAI's chunks, then [DONE]
+}
+
+# What clients of this API expect where neither they nor the task say how to choose tokens, whatever the base
+# says; what it says of filters counts.
+_FALLBACKS = GenerationParameters(do_sample=True, temperature=1.0)
+
+
+@router.post("/completions", response_model=Completion, responses=_ANSWERS, summary="Complete prompts")
+@needs(Scope.GENERATE)
+async def completions(
+    body: CompletionRequest, request: Request, behind: Behind, calling: Calling, deadline_ms: Deadline = None
+) -> Response:
+    """Complete each prompt `n` times; the task's template is put around prompts that are text."""
+    begin = time.monotonic()
+    calling.require(body.model)
+    prompts = body.prompts
+    words = [{"inputs": prompt} if isinstance(prompt, str) else {"token_ids": prompt} for prompt in prompts]
+    asks = _asks(body, words, request, calling, deadline_ms)
+    logprobs, echo = body.logprobs is not None, bool(body.echo)
+    if body.stream:
+        started = await unless_client_leaves(request, start_all(behind.generation, asks))
+        admitted = [stream.admitted for stream in started.streams]
+        chunks = CompletionChunks(
+            _head("text_completion", body, behind, admitted[0].version),
+            prompts=[each.prompt_text if echo else None for each in admitted],
+            prompt_tokens=[len(each.prompt_ids) for each in admitted],
+            num_prompts=len(prompts),
+            logprobs=logprobs,
+            usage=body.wants_usage,
+            usage_so_far=body.wants_usage_so_far,
+        )
+        return EventStreamResponse(started, chunks, end=chunks.end)
+    results = await unless_client_leaves(request, generate_all(behind.generation, asks))
+    choices = [
+        completion_choice(index, result, logprobs=logprobs, echo=echo) for index, result in enumerate(results)
+    ]
+    head = _head("text_completion", body, behind, results[0].version)
+    return JSONResponse(
+        head.object() | {"choices": choices, "usage": usage(results, len(prompts))},
+        headers=timing_of(results, time.monotonic() - begin, len(prompts)),
+    )
+
+
+@router.post("/chat/completions", response_model=ChatCompletion, responses=_ANSWERS, summary="Answer a chat")
+@needs(Scope.GENERATE)
+async def chat_completions(
+    body: ChatRequest, request: Request, behind: Behind, calling: Calling, deadline_ms: Deadline = None
+) -> Response:
+    """A task's template renders the last user message; else the base's chat template renders all."""
+    begin = time.monotonic()
+    calling.require(body.model)
+    messages = tuple(message.message() for message in body.messages)
+    asks = _asks(body, [{"messages": messages}], request, calling, deadline_ms)
+    logprobs = bool(body.logprobs)
+    if body.stream:
+        started = await unless_client_leaves(request, start_all(behind.generation, asks))
+        admitted = [stream.admitted for stream in started.streams]
+        chunks = ChatChunks(
+            _head("chat.completion", body, behind, admitted[0].version),
+            prompt_tokens=[len(each.prompt_ids) for each in admitted],
+            num_prompts=1,
+            logprobs=logprobs,
+            usage=body.wants_usage,
+            usage_so_far=body.wants_usage_so_far,
+        )
+        return EventStreamResponse(started, chunks, end=chunks.end)
+    results = await unless_client_leaves(request, generate_all(behind.generation, asks))
+    choices = [chat_choice(index, result, logprobs=logprobs) for index, result in enumerate(results)]
+    head = _head("chat.completion", body, behind, results[0].version)
+    return JSONResponse(
+        head.object() | {"choices": choices, "usage": usage(results, 1)},
+        headers=timing_of(results, time.monotonic() - begin),
+    )
+
+
+@router.get(
+    "/models",
+    response_model=ModelList,
+    responses=ERRORS,
+    summary="List models: the base, and every task that can be served",
+)
+@needs(Scope.GENERATE, Scope.UPLOAD, Scope.ADMIN)
+async def list_models(behind: Behind, calling: Calling) -> Response:
+    """Tasks in order of their ids, after the base model."""
+    base = behind.generation.base_name
+    tasks = await asyncio.to_thread(
+        behind.catalog.servable,
+        calling.may_use,
+        lambda version: json_bytes(_card(behind, version.task_id, version)),
+    )
+    bases = [json_bytes(_card(behind, base, None))] if calling.may_use(base) else []
+    body = b",".join([*bases, *tasks])
+    return Response(b'{"object":"list","data":[%b]}' % body, media_type="application/json")
+
+
+@router.get("/models/{model:path}", response_model=ModelCard, responses=ERRORS, summary="Show a model")
+@needs(Scope.GENERATE, Scope.UPLOAD, Scope.ADMIN)
+async def show_model(model: str, behind: Behind, calling: Calling) -> JSONResponse:
+    """A task by any reference, or the base model."""
+    calling.require(model)
+    if model == behind.generation.base_name:
+        return JSONResponse(_card(behind, model, None))
+    version = await asyncio.to_thread(behind.store.resolve, model)
+    return JSONResponse(_card(behind, model, version))
+
+
+def _asks(
+    body: CompletionRequest | ChatRequest,
+    words: Sequence[dict[str, Any]],
+    request: Request,
+    calling: Caller,
+    deadline_ms: int | None,
+) -> list[GenerationRequest]:
+    """One for each answer: `n` for each prompt."""
+    count = body.n or 1
+    if len(words) * count > MAX_ANSWERS:
+        raise InvalidRequest(
+            f"{len(words)} prompts times n = {count} are more than {MAX_ANSWERS} answers; send fewer.",
+            param="n",
+        )
+    begin = time.monotonic()
+    parameters, constraint, bias = body.generation(), body.constraint(), body.bias()
+    asks = [
+        GenerationRequest(
+            **each,
+            request_id=request.state.request_id,
+            task=body.model,
+            user=body.user,
+            parameters=parameters,
+            fallbacks=_FALLBACKS,
+            constraint=constraint,
+            logit_bias=bias,
+            deadline=None if deadline_ms is None else begin + deadline_ms / 1000,
+            tenant=calling.tenant,
+        )
+        for each in words
+    ]
+    return [sample for ask in asks for sample in samples(ask, count)]
+
+
+def _head(
+    kind: str, body: CompletionRequest | ChatRequest, behind: Services, version: TaskVersion | None
+) -> Head:
+    prefix = "chatcmpl" if kind.startswith("chat") else "cmpl"
+    fingerprint = behind.engine.geometry.fingerprint
+    return Head(kind, f"{prefix}-{secrets.token_hex(12)}", body.model, fingerprint, version)
+
+
+def _card(behind: Services, name: str, version: TaskVersion | None) -> dict[str, Any]:
+    base = behind.generation.base_name
+    published = None if version is None else version.provenance.get("published_at")
+    created = 0 if published is None else int(datetime.fromisoformat(published).timestamp())
+    return {
+        "id": name,
+        "object": "model",
+        "created": created,
+        "owned_by": "promptplex",
+        "root": base,
+        "parent": None if version is None else base,
+        "max_model_len": behind.engine.geometry.max_positions
+        - (0 if version is None else version.num_virtual_tokens),
+    }

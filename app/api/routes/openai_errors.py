@@ -1,0 +1,72 @@
+"""What goes wrong on the routes of OpenAI's protocol, in the words of their bodies and of its clients."""
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.responses import JSONResponse
+
+from app.api.errors import envelope
+from app.api.middleware.load_shedding import GatedRoute
+from app.api.state import Services, services
+from app.errors import ContextLengthExceeded, InvalidRequest, NotFound, RequestTooLong
+
+_NAMES_OF_TASKS = ("task_id", "alias")  # what is said of a malformed reference
+
+
+class OpenAiRoute(GatedRoute):
+    """A route whose bodies name a model where others name a task."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The handler, with errors restated."""
+        handle = super().get_route_handler()
+
+        async def restating(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except NotFound as error:
+                return _no_model(error)
+            except RequestTooLong as error:
+                raise _too_long(error, request, await services(request)) from None
+            except InvalidRequest as error:
+                if error.param in _NAMES_OF_TASKS:
+                    return _no_model(error)
+                raise _restated(error, request) from None
+
+        return restating
+
+
+def _no_model(error: NotFound | InvalidRequest) -> JSONResponse:
+    """No model is called so, be it that nothing could be."""
+    message = error.message.rstrip(".").replace("There is no task", "There is no model")
+    body = envelope(
+        f"{message}; GET /v1/models lists all models.",
+        kind="invalid_request_error",
+        code="model_not_found",
+        param="model",
+    )
+    return JSONResponse(body, 404)
+
+
+def _too_long(error: RequestTooLong, request: Request, behind: Services) -> ContextLengthExceeded:
+    """As OpenAI says it; its clients look for these words, and know no `max_new_tokens`."""
+    words = _inputs_of(request)
+    limit = error.limit or behind.engine.geometry.max_positions
+    return ContextLengthExceeded(
+        f"This model's maximum context length is {limit} tokens. However, you requested {error.asked}. "
+        f"Please reduce the length of the {words}, or max_tokens.",
+        param="max_tokens" if (error.param or "").endswith("max_new_tokens") else words,
+    )
+
+
+def _inputs_of(request: Request) -> str:
+    return "messages" if "chat" in request.url.path else "prompt"
+
+
+def _restated(error: InvalidRequest, request: Request) -> InvalidRequest:
+    """The same error, of what the body calls its inputs."""
+    words = _inputs_of(request)
+    if error.param == "inputs":
+        error.param = words
+        error.message = error.message.replace("inputs", words)
+    return error

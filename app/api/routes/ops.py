@@ -1,0 +1,151 @@
+"""What operators and orchestrators ask: health, information, metrics."""
+
+import asyncio
+import logging
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Response
+from fastapi.responses import JSONResponse, PlainTextResponse
+
+from app import __version__
+from app.api.auth.authenticator import any_key, needs, public
+from app.api.auth.principal import Caller, Calling
+from app.api.schemas.answers import Health, Info, Status, Version
+from app.api.schemas.generate import ErrorEnvelope
+from app.api.state import ApiConfig, Phase, ServerState, Services, api_config, server_state, services
+from app.errors import PromptplexError
+from app.keys.key import Scope
+from app.metrics import CONTENT_TYPE
+from app.serving import parameters as bounds
+from app.text.template import MAX_RENDERED_CHARS
+
+log = logging.getLogger("promptplex.api")
+
+router = APIRouter(tags=["operations"])
+
+State = Annotated[ServerState, Depends(server_state)]
+Behind = Annotated[Services, Depends(services)]
+_NOT_READY: dict[int | str, dict[str, Any]] = {
+    503: {"model": Status, "description": "Loading, draining or dead"}
+}
+_ERRORS: dict[int | str, dict[str, Any]] = {503: {"model": ErrorEnvelope}}
+
+
+@router.get("/health", response_model=Health, summary="Summary")
+@any_key
+async def health(state: State, calling: Calling) -> JSONResponse:
+    """Status, model, device, tasks, queue, store, redis."""
+    summary: dict[str, Any] = {"status": str(state.phase), "version": __version__}
+    behind = state.services
+    if behind is None:
+        return JSONResponse(summary | {"progress": state.progress})
+    return JSONResponse(
+        summary
+        | {
+            "model": behind.generation.base_name,
+            "device": behind.device,
+            **await asyncio.to_thread(_store_health, behind, calling),
+            "redis": behind.redis(),
+            **({} if calling.is_bound else _load(behind)),  # which is everybody's
+        }
+    )
+
+
+def _load(behind: Services) -> dict[str, Any]:
+    engine = behind.engine.stats()
+    queue = {"running": engine.num_running, "waiting": engine.num_waiting}
+    return {"queue": queue, "prompt_cache": _cache_health(behind)}
+
+
+def _store_health(behind: Services, calling: Caller) -> dict[str, Any]:
+    try:
+        tasks = behind.catalog.count(calling.may_use)
+        return {"store": "damaged" if behind.maintenance.num_damaged else "up", "tasks": tasks}
+    except (OSError, PromptplexError) as error:
+        log.warning("the store can't be read: %s", error)
+        return {"store": "down", "tasks": None}
+
+
+def _cache_health(behind: Services) -> dict[str, Any]:
+    """Tiers from the nearest on; a prompt is asked of the next where one misses."""
+    prompts, engine = behind.source.stats(), behind.engine.stats()
+    tiers = {
+        tier: {
+            "hits": prompts.hits.get(tier, 0),
+            "misses": prompts.misses.get(tier, 0),
+            "bytes_read": prompts.tier_bytes.get(tier, 0),
+            "seconds": round(prompts.tier_seconds.get(tier, 0.0), 3),
+        }
+        for tier in ("host", "redis", "store")
+    }
+    return {
+        "device": {"prefixes": engine.resident_prefixes, "bytes": engine.resident_prefix_bytes},
+        **tiers,
+        "host_bytes": prompts.host_bytes,
+        "failed_loads": prompts.load_failures,
+        "redis_failures": prompts.remote_failures,
+        "heals": prompts.heals,
+    }
+
+
+@router.get("/health/live", response_model=Status, summary="Is the process alive?")
+@public
+async def live() -> JSONResponse:
+    """200 as long as the event loop turns."""
+    return JSONResponse({"status": "alive"})
+
+
+@router.get("/health/ready", response_model=Status, responses=_NOT_READY, summary="May it get requests?")
+@public
+async def ready(state: State) -> JSONResponse:
+    """503 while loading, draining or dead."""
+    phase = state.phase
+    if phase is Phase.READY:
+        return JSONResponse({"status": str(phase)})
+    return JSONResponse({"status": str(phase)}, 503, {"retry-after": "5"})
+
+
+@router.get("/info", response_model=Info, responses=_ERRORS, summary="What is served")
+@any_key
+async def info(
+    behind: Behind, state: State, config: Annotated[ApiConfig, Depends(api_config)]
+) -> JSONResponse:
+    """The base model, and the bounds of requests."""
+    geometry, defaults = behind.engine.geometry, behind.generation.defaults
+    return JSONResponse(
+        {
+            "version": __version__,
+            "model_id": behind.generation.base_name,
+            "model_architecture": geometry.architecture,
+            "model_dtype": geometry.dtype,
+            "model_device": behind.device,
+            "model_fingerprint": geometry.fingerprint,
+            "probe": behind.probe,
+            "num_layers": len(geometry.decoder),
+            "hidden_size": geometry.hidden_size,
+            "vocab_size": geometry.vocab_size,
+            "max_total_tokens": geometry.max_positions,
+            "default_max_new_tokens": defaults.parameters.max_new_tokens or bounds.DEFAULT_MAX_NEW_TOKENS,
+            "generation_defaults": defaults.shown,
+            "generation_not_honoured": defaults.not_honoured,
+            "max_stop_sequences": bounds.MAX_STOPS,
+            "max_body_bytes": config.max_body_bytes,
+            "max_text_characters": MAX_RENDERED_CHARS,
+            "max_upload_bytes": state.max_upload_bytes(config.max_upload_bytes),
+        }
+    )
+
+
+@router.get("/version", response_model=Version, summary="Version of the server")
+@any_key
+async def version() -> JSONResponse:
+    """The version of this package."""
+    return JSONResponse({"version": __version__})
+
+
+@router.get("/metrics", response_class=PlainTextResponse, responses=_ERRORS, summary="Prometheus metrics")
+@needs(Scope.METRICS)
+async def metrics(state: State) -> Response:
+    """Exposition format 0.0.4; while draining too."""
+    behind = state.services or state.ready_services()
+    return Response(await asyncio.to_thread(behind.metrics.render), media_type=CONTENT_TYPE)

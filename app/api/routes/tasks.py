@@ -1,0 +1,301 @@
+"""Tasks: list, show, publish a version, move and roll back aliases, retire and restore."""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query, Request
+from fastapi.responses import JSONResponse
+
+from app.api.auth.authenticator import needs
+from app.api.auth.principal import Caller, Calling
+from app.api.schemas.answers import Moved, Published, Retirement, TaskPage, TaskRecord
+from app.api.schemas.bodies import JsonRoute
+from app.api.schemas.generate import AliasRequest, ErrorEnvelope, ReasonRequest, RollbackRequest
+from app.api.state import Services, services
+from app.api.uploads import read_parts, upload_form
+from app.errors import InvalidRequest
+from app.keys.key import Scope
+from app.prompt import TaskVersion
+from app.serving.catalog import TaskDetail, TaskSummary, VersionState
+from app.serving.publishing.publisher import UploadResult
+from app.store.prompt_store import Release
+from app.store.references import DEFAULT_ALIAS
+from app.store.traffic_split import Meaning, meaning_as_json
+
+audit = logging.getLogger("promptplex.audit")
+
+router = APIRouter(prefix="/tasks", tags=["tasks"], route_class=JsonRoute)
+
+MAX_PAGE = 1000
+NO_ALIAS = "none"
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorEnvelope} for status in (400, 403, 404, 408, 409, 413, 415, 422, 500, 503, 507)
+}
+_SAME: dict[int | str, dict[str, Any]] = {
+    200: {"model": Published, "description": "The same bytes and settings were a version already"}
+}
+_MULTIPART = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "additionalProperties": False,
+                    "properties": {
+                        "prompt": {"type": "string", "format": "binary", "description": "safetensors"},
+                        "config": {
+                            "type": "string",
+                            "format": "binary",
+                            "description": "adapter_config.json",
+                        },
+                        "task": {
+                            "type": "string",
+                            "description": "JSON: template, defaults, choices, examples, notes, base, ...",
+                        },
+                    },
+                }
+            }
+        },
+    }
+}
+
+Behind = Annotated[Services, Depends(services)]
+
+
+@router.get("", response_model=TaskPage, responses=ERRORS, summary="List tasks")
+@needs(Scope.GENERATE, Scope.UPLOAD, Scope.ADMIN)
+async def list_tasks(
+    behind: Behind,
+    calling: Calling,
+    after: Annotated[str | None, Query(max_length=128, description="`next` of the page before")] = None,
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100,
+) -> JSONResponse:
+    """Tasks in order of their ids, a page at a time."""
+    rows, following = await asyncio.to_thread(behind.catalog.page, calling.may_use, after, limit)
+    return JSONResponse({"tasks": [_summary(row) for row in rows], "next": following})
+
+
+@router.post(
+    "/{task_id:path}/versions",
+    status_code=201,
+    response_model=Published,
+    responses=ERRORS | _SAME,
+    openapi_extra=_MULTIPART,
+    summary="Publish a version",
+)
+@needs(Scope.UPLOAD)
+async def publish(
+    task_id: str,
+    request: Request,
+    behind: Behind,
+    calling: Calling,
+    alias: Annotated[
+        str | None, Query(max_length=64, description="Default: live; none: move no alias")
+    ] = None,
+) -> JSONResponse:
+    """Validate, store, try and release a new version of a task."""
+    calling.require(task_id)
+    with behind.publishing.place():
+        async with upload_form(request) as form, behind.publishing.slot():
+            parts = await read_parts(form)
+            if parts.task is not None and parts.task.get("examples"):
+                calling.require_generation("The examples of an upload are answered by the model")
+            result = await behind.publishing.upload(
+                task_id,
+                prompt=parts.prompt,
+                config=parts.config,
+                task=parts.task,
+                alias=None if alias == NO_ALIAS else alias or DEFAULT_ALIAS,
+                alias_given=alias is not None,
+                who=calling.who,
+                tenant=calling.tenant,
+            )
+    _record(calling, f"uploaded version {result.version.version}", task_id, result.release)
+    return JSONResponse(_uploaded(result), 201 if result.created else 200)
+
+
+@router.post("/{task_id:path}/rollback", response_model=Moved, responses=ERRORS, summary="Roll an alias back")
+@needs(Scope.ADMIN)
+async def rollback(
+    task_id: str,
+    behind: Behind,
+    calling: Calling,
+    body: RollbackRequest | None = None,
+    alias: Annotated[str | None, Query(max_length=64)] = None,
+) -> JSONResponse:
+    """The alias goes back to what it meant before its current meaning; again goes one further back."""
+    calling.require(task_id)
+    named = (body.alias if body else None) or alias or DEFAULT_ALIAS
+    if body and body.alias and alias not in (None, body.alias):
+        raise InvalidRequest(
+            "The query and the body name different aliases; send one of them.", param="alias"
+        )
+    why = body.why if body else ""
+    release = await behind.publishing.change(
+        lambda store: store.rollback(task_id, named, who=calling.who, why=why)
+    )
+    _record(calling, f"rolled {named} back", task_id, release)
+    return JSONResponse(_moved(release, named))
+
+
+@router.put(
+    "/{task_id:path}/aliases/{alias}", response_model=Moved, responses=ERRORS, summary="Move an alias"
+)
+@needs(Scope.ADMIN)
+async def move_alias(
+    task_id: str, alias: str, behind: Behind, calling: Calling, body: AliasRequest
+) -> JSONResponse:
+    """Let an alias mean a version, or versions by weight: a compare-and-set with `expected_release`."""
+    calling.require(task_id)
+    release = await behind.publishing.change(
+        lambda store: store.move_alias(
+            task_id, alias, body.target, expected_release=body.expected_release, who=calling.who, why=body.why
+        )
+    )
+    _record(calling, f"moved {alias}", task_id, release)
+    return JSONResponse(_moved(release, alias))
+
+
+@router.post(
+    "/{task_id:path}/restore",
+    response_model=Retirement,
+    responses=ERRORS,
+    summary="Bring a retired task back",
+)
+@needs(Scope.ADMIN)
+async def restore(
+    task_id: str, behind: Behind, calling: Calling, body: ReasonRequest | None = None
+) -> JSONResponse:
+    """The task is served again, with its aliases as they were."""
+    calling.require(task_id)
+    why = body.why if body else ""
+    release = await behind.publishing.change(lambda store: store.restore(task_id, who=calling.who, why=why))
+    _record(calling, "restored", task_id, release)
+    return JSONResponse(_state(release))
+
+
+@router.delete("/{task_id:path}", response_model=Retirement, responses=ERRORS, summary="Retire a task")
+@needs(Scope.ADMIN)
+async def retire(
+    task_id: str, behind: Behind, calling: Calling, why: Annotated[str, Query(max_length=1000)] = ""
+) -> JSONResponse:
+    """Nothing of the task is served from now on; requests in flight finish, and nothing is deleted."""
+    calling.require(task_id)
+    release = await behind.publishing.change(lambda store: store.retire(task_id, who=calling.who, why=why))
+    _record(calling, "retired", task_id, release)
+    return JSONResponse(_state(release))
+
+
+@router.get("/{task_id:path}", response_model=TaskRecord, responses=ERRORS, summary="Show a task")
+@needs(Scope.GENERATE, Scope.UPLOAD, Scope.ADMIN)
+async def show_task(task_id: str, behind: Behind, calling: Calling) -> JSONResponse:
+    """Versions, aliases, releases, templates, defaults, provenance."""
+    calling.require(task_id)
+    return JSONResponse(_detail(await asyncio.to_thread(behind.catalog.detail, task_id)))
+
+
+def _record(calling: Caller, act: str, task_id: str, release: Release | None) -> None:
+    """A line in the log beside the store's own records; why and when stand there."""
+    number = "none" if release is None else release.number
+    audit.info("%s %s: task %s, release %s", calling.who, act, task_id, number)
+
+
+def _state(release: Release) -> dict[str, Any]:
+    return {"task_id": release.task_id, "retired": release.retired, "release": release.number}
+
+
+def _moved(release: Release, alias: str) -> dict[str, Any]:
+    meaning = release.aliases[alias]
+    target = {"version": meaning} if isinstance(meaning, int) else {"weights": meaning_as_json(meaning)}
+    return {"task_id": release.task_id, "alias": alias, **target, "release": release.number}
+
+
+def _aliases(aliases: Mapping[str, Meaning]) -> dict[str, Any]:
+    return {alias: meaning_as_json(meaning) for alias, meaning in aliases.items()}
+
+
+def _summary(row: TaskSummary) -> dict[str, Any]:
+    live = None if row.live is None else row.live.version
+    return {
+        "id": row.task_id,
+        "version": None if live is None else live.version,
+        "version_digest": None if live is None else f"sha256:{live.digest}",
+        "kind": "unknown" if live is None else str(live.kind),
+        "virtual_tokens": 0 if live is None else live.num_virtual_tokens,
+        "servable": row.why_not is None,
+        "not_servable_because": row.why_not,
+        "resident": row.live is not None and row.live.resident,
+        "requests_served": row.requests_served,
+    }
+
+
+def _detail(detail: TaskDetail) -> dict[str, Any]:
+    history = detail.history
+    return {
+        "id": history.task_id,
+        "aliases": _aliases(history.aliases),
+        "retired": history.retired,
+        "versions": [_version(state) for state in detail.versions],
+        "releases": [_release(release) for release in history.releases],
+        "requests_served": detail.requests_served,
+    }
+
+
+def _identity(version: TaskVersion) -> dict[str, Any]:
+    return {
+        "version": version.version,
+        "version_digest": f"sha256:{version.digest}",
+        "prompt_digest": version.prompt_digest,
+        "kind": str(version.kind),
+        "virtual_tokens": version.num_virtual_tokens,
+    }
+
+
+def _version(state: VersionState) -> dict[str, Any]:
+    version = state.version
+    return _identity(version) | {
+        "template": version.template,
+        "defaults": dict(version.defaults),
+        "choices": list(version.choices),
+        "examples": [dict(example) for example in version.examples],
+        "notes": version.notes,
+        "base": dict(version.base),
+        "provenance": dict(version.provenance),
+        "servable": state.why_not is None,
+        "not_servable_because": state.why_not,
+        "resident": state.resident,
+    }
+
+
+def _release(release: Release) -> dict[str, Any]:
+    return {
+        "number": release.number,
+        "action": release.action,
+        "alias": release.alias,
+        "aliases": _aliases(release.aliases),
+        "retired": release.retired,
+        "who": release.who,
+        "why": release.why,
+        "at": release.at,
+    }
+
+
+def _uploaded(result: UploadResult) -> dict[str, Any]:
+    return {
+        "task_id": result.version.task_id,
+        **_identity(result.version),
+        "release": None if result.release is None else result.release.number,
+        "warnings": list(result.warnings),
+        "examples": [
+            {
+                "inputs": report.inputs,
+                "expected": report.expected,
+                "generated": report.generated,
+                "matches": report.matches,
+            }
+            for report in result.examples
+        ],
+    }

@@ -1,0 +1,152 @@
+"""Names that clients send out of habit, and the values at which they change nothing.
+
+They are those of TGI's, LoRAX's, vLLM's and OpenAI's requests that are no fields of a body here. null is
+always neutral. Labels say something about a request and nothing about its answer, so any value is taken.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from app.errors import InvalidRequest
+from app.strict_json import is_one_of
+
+_Values = Mapping[str, tuple[Any, ...]]
+
+_TGI: _Values = {
+    "adapter_id": (),
+    "best_of": (1,),
+    "decoder_input_details": (False,),
+    "details": (False,),
+    "do_sample": (),
+    "grammar": (),
+    "max_new_tokens": (),
+    "return_full_text": (False,),
+    "top_n_tokens": (0,),
+    "truncate": (),
+    "watermark": (False,),
+}
+_LORAX: _Values = {
+    "adapter_source": (),
+    "api_token": (),
+    "apply_chat_template": (False,),
+    "merged_adapters": (),
+    "return_k_alternatives": (0,),
+}
+_VLLM: _Values = {
+    "add_generation_prompt": (True,),
+    "allowed_token_ids": (),
+    "cache_salt": (),
+    "chat_template": (),
+    "chat_template_kwargs": ({},),
+    "continue_final_message": (False,),
+    "detokenize": (True,),
+    "documents": ([],),
+    "early_stopping": (False,),
+    "ec_transfer_params": (),
+    "guided_choice": (),
+    "guided_decoding_backend": (),
+    "guided_grammar": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "guided_whitespace_pattern": (),
+    "include_reasoning": (True,),
+    "kv_transfer_params": (),
+    "length_penalty": (1.0,),
+    "logits_processors": ([],),
+    "logprob_token_ids": (),
+    "media_io_kwargs": ({},),
+    "mm_processor_kwargs": ({},),
+    "priority": (0,),
+    "prompt_embeds": (),
+    "prompt_logprobs": (),
+    "repetition_detection": (),
+    "return_mm_kwargs": (True,),
+    "return_prompt_text": (False,),
+    "return_token_ids": (False,),
+    "return_token_offsets": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "routed_experts_prompt_start": (0,),
+    "spaces_between_special_tokens": (True,),
+    "stream_interval": (1,),
+    "structured_outputs": (),
+    "thinking_token_budget": (-1,),
+    "truncate_prompt_tokens": (),
+    "truncation_side": ("left", "right"),  # of nothing that is truncated
+    "use_beam_search": (False,),
+    "vllm_xargs": ({},),
+    "watermarking": (False,),
+}
+_OPENAI: _Values = {
+    "audio": (),
+    "echo": (False,),
+    "logit_bias": ({},),
+    "logprobs": (False,),
+    "max_completion_tokens": (),
+    "max_tokens": (),
+    "modalities": (["text"],),
+    "moderation": (),
+    "prediction": (),
+    "reasoning_effort": ("none",),
+    "response_format": ({"type": "text"},),
+    "service_tier": ("auto", "default"),
+    "store": (False,),
+    "suffix": ("",),
+    "top_logprobs": (0,),
+    "web_search_options": (),
+}
+_TOOLS: _Values = {
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "parallel_tool_calls": (True, False),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+}
+_LABELS = {
+    "prompt_cache_key",
+    "prompt_cache_options",
+    "prompt_cache_retention",
+    "request_id",
+    "safety_identifier",
+    "session_id",
+    "verbosity",
+}
+
+_INSTEAD = {  # fields that do what a habit would, by preference
+    "best_of": ("n",),
+    "max_tokens": ("max_new_tokens",),
+    "max_completion_tokens": ("max_new_tokens",),
+    "max_new_tokens": ("max_completion_tokens", "max_tokens"),
+    "return_k_alternatives": ("top_n_tokens",),
+    "top_n_tokens": ("top_logprobs", "logprobs"),
+    "guided_choice": ("structured_outputs", "choices"),
+    "guided_json": ("structured_outputs", "grammar"),
+    "guided_regex": ("structured_outputs", "grammar"),
+    "structured_outputs": ("grammar",),
+    "response_format": ("grammar",),
+    "grammar": ("response_format",),
+    "truncate_prompt_tokens": ("truncate",),
+}
+
+# By route; what is a field of its body is no habit there.
+_ALL = {**_TGI, **_LORAX, **_VLLM, **_OPENAI, **_TOOLS}
+OF_GENERATE: _Values = _ALL | {"add_special_tokens": (True,)}
+OF_COMPLETIONS: _Values = OF_GENERATE
+OF_CHATS: _Values = _ALL | {"add_special_tokens": (False,)}
+
+
+def without_habits(data: Any, habits: _Values, fields: Mapping[str, Any], where: str = "") -> Any:
+    """The body without what changes nothing; `where` is put before the names of what is refused.
+
+    Raises InvalidRequest: a habit at another value.
+    """
+    if not isinstance(data, dict):
+        return data
+    habitual = {name for name in data if name not in fields and (name in habits or name in _LABELS)}
+    for name in habitual - _LABELS:
+        if not is_one_of(data[name], (None, *habits[name])):
+            instead = next((other for other in _INSTEAD.get(name, ()) if other in fields), None)
+            hint = "" if instead is None else f", or send {instead}"
+            raise InvalidRequest(
+                f"{where}{name} is not supported; leave it out{hint}.", param=f"{where}{name}"
+            )
+    return {name: value for name, value in data.items() if name not in habitual}

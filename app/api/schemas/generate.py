@@ -1,0 +1,334 @@
+"""Bodies of requests and responses. Bounds are `app/serving/parameters.py`'s own.
+
+Unknown fields are refused, so that a mistyped name never silently changes the answer. Fields that
+clients send out of habit are known, and must have their neutral value.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
+
+from app.api.schemas.bodies import Body
+from app.api.schemas.client_defaults import OF_GENERATE, without_habits
+from app.api.schemas.neutral import PLAIN
+from app.api.schemas.parameters import OTHER_NAMES, SharedParameters, Stops
+from app.api.schemas.response_format import Grammar, ResponseFormat
+from app.serving import parameters as bounds
+from app.serving.parameters import GenerationParameters, parse_parameters
+from app.serving.programs.classify import ClassificationRequest
+from app.serving.publishing.task_settings import MAX_CHOICE_CHARS, MAX_CHOICES
+from app.serving.structured_output.constraints import Constraint
+
+MAX_REFERENCE_CHARS = 512
+MAX_IDS = 1_000_000
+MAX_SAMPLES = 16
+
+Reference = Annotated[str, Field(min_length=1, max_length=MAX_REFERENCE_CHARS)]
+
+
+_TEXT, _FIELDS = "<text>", "<fields>"
+
+
+def _inputs_tag(value: Any) -> str | None:
+    if isinstance(value, str):
+        return _TEXT
+    return _FIELDS if isinstance(value, dict) else None
+
+
+# With plain alternatives, an error would be told of each.
+Inputs = Annotated[
+    Annotated[str, Tag(_TEXT)] | Annotated[dict[str, str], Tag(_FIELDS)],
+    Discriminator(
+        _inputs_tag,
+        custom_error_type=PLAIN,
+        custom_error_message="must be a string, or an object with the template's fields",
+    ),
+]
+
+
+class LabelledChoice(Body):
+    """A label whose scored text isn't its name."""
+
+    value: str = Field(min_length=1, max_length=MAX_CHOICE_CHARS)
+    text: str = Field(min_length=1, max_length=MAX_CHOICE_CHARS)
+
+
+Choices = Annotated[list[str | LabelledChoice], Field(max_length=MAX_CHOICES)]
+
+
+class Parameters(SharedParameters):
+    """How to generate. What is not given, or null, comes from the task, the base, then the defaults."""
+
+    max_new_tokens: int | None = Field(
+        None,
+        ge=1,
+        le=bounds.MAX_NEW_TOKENS,
+        description="Default: the task's, the base's, else 128, as far as positions last",
+    )
+    do_sample: bool | None = Field(None, description="Default: false, which is greedy")
+    temperature: float | None = Field(None, ge=bounds.MIN_TEMPERATURE, le=bounds.MAX_TEMPERATURE)
+    seed: int | None = Field(None, ge=0, le=bounds.MAX_SEED, description="Default: drawn, and reported")
+    n: int | None = Field(None, ge=1, le=MAX_SAMPLES, description="How many answers, in `samples`")
+    stop: Stops | None = None
+    truncate: int | None = Field(
+        None, ge=1, le=bounds.MAX_TRUNCATE, description="Keep this many tokens of the inputs, the last ones"
+    )
+    return_full_text: bool | None = Field(None, description="Put the rendered prompt before the answer")
+    top_n_tokens: int | None = Field(
+        None, ge=0, le=bounds.MAX_TOP_TOKENS, description="Also report the most probable tokens"
+    )
+    decoder_input_details: bool | None = Field(None, description="Also report the prompt's tokens")
+    grammar: Grammar | None = Field(None, description="What the answer must be: a JSON schema or a regex")
+    response_format: ResponseFormat | None = Field(None, description="The same as LoRAX and OpenAI say it")
+    choices: Literal[True] | Choices | None = Field(
+        None, description="Classify: labels, or true for the task's own"
+    )
+    score_eos: bool | None = Field(
+        None, description="Default: true; whether the end of an answer counts in a label's score"
+    )
+    length_normalized: bool | None = Field(None, description="Compare means of log-probabilities, not sums")
+    details: bool | None = Field(None, description="Default: true; report tokens and counts")
+    adapter_id: Reference | None = Field(None, description="Another name of task_id")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_habits(cls, data: Any) -> Any:
+        return without_habits(data, OF_GENERATE, {**cls.model_fields, **OTHER_NAMES}, "parameters.")
+
+    def generation(self) -> GenerationParameters:
+        """What the generation service is told."""
+        return parse_parameters({name: getattr(self, name) for name in _PASSED_ON})
+
+    def constraint(self) -> Constraint | None:
+        """What the answer must be."""
+        if self.grammar is not None:
+            return self.grammar.constraint("parameters.grammar")
+        given = self.response_format
+        return None if given is None else given.constraint("parameters.response_format")
+
+    @model_validator(mode="after")
+    def _one_constraint(self) -> Self:
+        if self.grammar is not None and self.response_format is not None:
+            raise ValueError("grammar and response_format both say what the answer is; send one")
+        return self
+
+    def choosing(self) -> ClassificationRequest | None:
+        """How to classify, if that is what is asked for."""
+        if self.choices is None:
+            return None
+        given = (
+            None
+            if self.choices is True
+            else tuple(each if isinstance(each, str) else each.model_dump() for each in self.choices)
+        )
+        return ClassificationRequest(
+            choices=given,
+            score_eos=self.score_eos is not False,
+            length_normalized=bool(self.length_normalized),
+        )
+
+
+_PASSED_ON = tuple(GenerationParameters.__dataclass_fields__)
+
+
+class GenerateRequest(Body):
+    """A task, its inputs, how to generate."""
+
+    task_id: Reference | None = Field(
+        None, description="task, task@alias, task@3 or task@sha256:<digest>; absent: the base model itself"
+    )
+    inputs: Inputs = Field(description="A text, or an object with exactly the fields of the task's template")
+    user: Annotated[str, Field(max_length=256)] | None = None
+    parameters: Parameters | None = None
+    stream: bool | None = Field(None, description="Server-sent events, a token each, as /generate_stream")
+
+    @model_validator(mode="after")
+    def _one_name(self) -> Self:
+        adapter = self.parameters.adapter_id if self.parameters else None
+        if adapter is not None and self.task_id not in (None, adapter):
+            raise ValueError("task_id and parameters.adapter_id name different tasks; send one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _choices_alone(self) -> Self:
+        given = self.parameters or Parameters()
+        generates = (
+            self.is_stream or self.num_answers > 1 or given.do_sample or given.constraint() is not None
+        )
+        if given.choices is not None and generates:
+            raise ValueError(
+                "choices don't go with stream, n, sampling or grammar: labels are scored, not generated"
+            )
+        if self.is_stream and self.num_answers > 1:
+            raise ValueError("a stream has one answer; leave out n, or use /v1/completions")
+        return self
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether the answer comes a token at a time."""
+        return bool(self.stream)
+
+    @property
+    def num_answers(self) -> int:
+        """How many are asked for."""
+        return (self.parameters.n if self.parameters else None) or 1
+
+    @property
+    def reference(self) -> str | None:
+        """The task that is asked for, by either name."""
+        return self.task_id or (self.parameters.adapter_id if self.parameters else None)
+
+
+class GenerateStreamRequest(GenerateRequest):
+    """The same, always as a stream."""
+
+    stream: Literal[True] | None = Field(None, description="It is one anyway")
+
+    @property
+    def is_stream(self) -> bool:
+        """Always."""
+        return True
+
+
+class TokenizeRequest(Body):
+    """What is to be tokenized, as /generate takes it."""
+
+    task_id: Reference | None = None
+    inputs: Inputs
+
+
+class DetokenizeRequest(Body):
+    """Ids of the base model's vocabulary."""
+
+    ids: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=MAX_IDS)]
+
+
+class Token(BaseModel):
+    """One generated token."""
+
+    id: int
+    text: str
+    logprob: float
+    special: bool
+
+
+class Probability(BaseModel):
+    """One label's share."""
+
+    value: str
+    probability: float
+
+
+class ChoiceAnswer(BaseModel):
+    """The most probable label, and all of them."""
+
+    value: str
+    confidence: float
+    probabilities: list[Probability]
+
+
+class PromptToken(BaseModel):
+    """One token of the prompt; nothing stands before the first one."""
+
+    id: int
+    text: str
+    logprob: float | None
+
+
+class Details(BaseModel):
+    """How an answer came about."""
+
+    finish_reason: Literal["eos_token", "length", "stop_sequence"]
+    generated_tokens: int
+    prompt_tokens: int
+    virtual_tokens: int
+    seed: int
+    prefill: list[PromptToken] = []
+    tokens: list[Token]
+    top_tokens: list[list[Token]] | None = None
+
+
+class Sample(BaseModel):
+    """One of `n` answers."""
+
+    generated_text: str
+    details: Details | None = None
+
+
+class GenerateResponse(BaseModel):
+    """A finished generation."""
+
+    generated_text: str
+    task_id: str | None = Field(description="null: the base model")
+    task_version: int | None
+    version_digest: str | None
+    details: Details | None = None
+    choice: ChoiceAnswer | None = None
+    samples: list[Sample] | None = None
+
+
+class AliasRequest(Body):
+    """What an alias is to mean: one version, or several by weight."""
+
+    version: Annotated[int, Field(ge=1)] | None = None
+    weights: dict[Annotated[str, Field(pattern=r"^[1-9][0-9]{0,8}$")], int] | None = Field(
+        None, description='Such as {"3": 90, "4": 10}; who asks sticks to one of them'
+    )
+    expected_release: int | None = Field(
+        None, ge=0, description="409 where the task's last release (0: none) is another one"
+    )
+    why: Annotated[str, Field(max_length=1000)] = ""
+
+    @model_validator(mode="after")
+    def _one_target(self) -> Self:
+        if (self.version is None) == (self.weights is None):
+            raise ValueError("send either version or weights")
+        return self
+
+    @property
+    def target(self) -> int | dict[int, int]:
+        """The version, or weights by version."""
+        if self.version is not None:
+            return self.version
+        return {int(version): weight for version, weight in (self.weights or {}).items()}
+
+
+class ReasonRequest(Body):
+    """Why, for the record."""
+
+    why: Annotated[str, Field(max_length=1000)] = ""
+
+
+class StreamEvent(BaseModel):
+    """The data of one server-sent event; the last one holds the whole text and the details."""
+
+    index: int
+    token: Token
+    top_tokens: list[Token] | None = None
+    generated_text: str | None
+    details: dict[str, Any] | None
+
+
+class RollbackRequest(Body):
+    """Which alias goes back, and why, for the record."""
+
+    alias: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    why: Annotated[str, Field(max_length=1000)] = ""
+
+
+class ErrorBody(BaseModel):
+    """What went wrong and what to do next."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorEnvelope(BaseModel):
+    """Every error's body."""
+
+    error: ErrorBody
+    error_type: Literal["validation", "overloaded", "generation"] | None = Field(
+        None, description="TGI's word for it; absent where it has none, and the status says what happened"
+    )

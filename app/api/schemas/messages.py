@@ -1,0 +1,96 @@
+"""Messages of chats: the fields of all that speak OpenAI's protocol, of which the text counts."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    field_validator,
+)
+
+from app.api.schemas.bodies import Body
+from app.api.schemas.neutral import PLAIN, Neutral, wrong
+from app.text.chat import Message
+
+_TEXT, _PARTS = "<text>", "<parts>"
+_NO_TOOLS = "this server calls no tools; leave it out, and say what matters of it in the content"
+
+
+def _only_text(part: Any) -> Any:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind != "text":
+        what = f": {kind[:64]!r} parts can't be read, text only" if isinstance(kind, str) else ""
+        raise wrong(f'must be {{"type": "text", "text": "..."}}{what}')
+    return part
+
+
+class TextPart(Body):
+    """A part of a message's content."""
+
+    type: Literal["text"]
+    text: str
+    cache_control: Any = Field(None, description="Taken, and left alone")
+
+
+def _content_tag(value: Any) -> str | None:
+    if isinstance(value, str):
+        return _TEXT
+    return _PARTS if isinstance(value, list) else None
+
+
+Parts = list[Annotated[TextPart, BeforeValidator(_only_text)]]
+Content = Annotated[
+    Annotated[str, Tag(_TEXT)] | Annotated[Parts, Tag(_PARTS)],
+    Discriminator(
+        _content_tag,
+        custom_error_type=PLAIN,
+        custom_error_message='must be a string, or a list of {"type": "text", "text": "..."}',
+    ),
+]
+
+
+class ChatMessage(Body):
+    """A message of a chat. Any field may be null, and what an answer holds may come back."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Content | None = Field(
+        None, validate_default=True, description="Of the assistant, null or nothing is the empty text"
+    )
+    name: Annotated[str, Field(max_length=256)] | None = None
+
+    # What answers of ours and of others hold besides.
+    refusal: Annotated[Any, Neutral("")] = None
+    annotations: Annotated[Any, Neutral([])] = None
+    audio: Annotated[Any, Neutral(instead="leave it out, and send its transcript as content")] = None
+    tool_calls: Annotated[Any, Neutral([], instead=_NO_TOOLS)] = None
+    function_call: Annotated[Any, Neutral(instead=_NO_TOOLS)] = None
+    tool_call_id: str | None = None  # of what a tool said, which its role refuses
+    reasoning: Annotated[Any, Neutral("")] = None
+    reasoning_content: Annotated[Any, Neutral("")] = None
+    parsed: Any = Field(None, description="The content once more, as OpenAI's client read it: left alone")
+
+    @field_validator("role", mode="before")
+    @classmethod
+    def _no_tools(cls, role: Any) -> Any:
+        if role in ("tool", "function"):
+            raise wrong(
+                f"can't be {role!r}: this server calls no tools; send what the tool said in a user message"
+            )
+        return role
+
+    @field_validator("content")
+    @classmethod
+    def _has_content(cls, content: Content | None, info: ValidationInfo) -> Content | None:
+        if content is None and info.data.get("role") in ("system", "developer", "user"):
+            raise wrong('must be given: a string, or a list of {"type": "text", "text": "..."}')
+        return content
+
+    def message(self) -> Message:
+        """The message, its parts joined."""
+        parts = self.content if isinstance(self.content, list) else []
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in parts)
+        others = {} if self.name is None else {"name": self.name}
+        return Message("system" if self.role == "developer" else self.role, text, others)

@@ -1,0 +1,102 @@
+"""Grammars that bind a row's tokens, kept a step ahead of the row and off the engine's thread.
+
+What a grammar is, the engine doesn't know. When a constrained row gets a token, a worker consumes
+it and works out which tokens may follow, while the engine goes on to the next forward pass; the
+engine waits for the answer only when it chooses the row's next token, and not for long: a row whose
+answer is late is tried again with the next step. V is the vocabulary.
+"""
+
+import logging
+import os
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.errors import ConstraintFailed
+
+PackedMask = NDArray[np.uint32]  # [ceil(V / 32)]; bit i % 32 of word i // 32: token i may come next
+
+NUM_WORKERS = min(4, os.cpu_count() or 1)  # a mask takes far less than a forward pass
+
+_log = logging.getLogger("promptplex.engine")
+
+
+class TokenConstraint(Protocol):
+    """One row's way through its grammar. Used by one thread at a time."""
+
+    def mask(self) -> PackedMask:
+        """Tokens that may come next; only ids that end the row once the grammar is complete."""
+        ...
+
+    def accept(self, token_id: int) -> None:
+        """Go on with a token that the mask allowed."""
+        ...
+
+
+class GrammarSource(Protocol):
+    """Where constraints come from; wired in `app/main.py`. Called from several threads."""
+
+    def start(self, grammar: str) -> TokenConstraint:
+        """At the grammar's beginning."""
+        ...
+
+
+class AsyncTokenMask:
+    """The constraint of one row. At most one piece of work is under way, and the engine drives it."""
+
+    def __init__(self, source: GrammarSource, grammar: str, workers: Executor) -> None:
+        self._source = source
+        self._grammar = grammar
+        self._workers = workers
+        self._constraint: TokenConstraint | None = None
+        self._next: Future[PackedMask] | None = None
+
+    def begin(self) -> None:
+        """Work out the first mask. A row that comes back from a preemption goes on where it was."""
+        if self._next is None:
+            self._submit(self._start)
+
+    def accept(self, token_id: int) -> None:
+        """Go on with the row's new token. The last mask must have been taken."""
+        self._submit(lambda: self._advance(token_id))
+
+    def mask(self, seconds: float) -> PackedMask | None:
+        """What may come next, waited for so long; None: it is late.
+
+        Raises ConstraintFailed: this row can't go on. Whatever goes wrong in a grammar, a panic of
+        native code included, is one row's matter alone.
+        """
+        assert self._next is not None, "a row begins before it gets a token"
+        try:
+            error = self._next.exception(seconds)
+        except TimeoutError:
+            return None
+        if error is None:
+            return self._next.result()
+        if isinstance(error, ConstraintFailed):
+            raise error
+        _log.error("a grammar failed in a way that nobody foresaw", exc_info=error)
+        raise ConstraintFailed(
+            "the grammar of this request can't be followed any further; simplify the schema or regex, or "
+            "give it tighter bounds"
+        )
+
+    def drop(self) -> None:
+        """The row has ended: what isn't begun yet needn't be done."""
+        if self._next is not None:
+            self._next.cancel()
+
+    def _submit(self, work: Callable[[], PackedMask]) -> None:
+        self._next = self._workers.submit(work)
+
+    def _start(self) -> PackedMask:
+        self._constraint = self._source.start(self._grammar)
+        return self._constraint.mask()
+
+    def _advance(self, token_id: int) -> PackedMask:
+        assert self._constraint is not None
+        self._constraint.accept(token_id)
+        return self._constraint.mask()

@@ -1,0 +1,1 @@
+"""Faster modules and kernels for bf16 on CPUs."""

@@ -1,0 +1,1 @@
+"""What a task does with the model: complete, or classify."""

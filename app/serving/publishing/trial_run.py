@@ -1,0 +1,136 @@
+"""The trial run of a new version, on that very version, before it is released."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+from app.errors import PromptplexError, PromptRejected, RequestTooLong
+from app.prompt import TaskVersion
+from app.request import Request, SamplingParams, TokenDelta
+from app.serving.generation import GenerationService
+from app.serving.generation_request import GenerationRequest
+from app.serving.parameters import GenerationParameters
+from app.text.template import PLAIN, parse_template
+
+FIXED_TEXT = "The quick brown fox jumps over the lazy dog."
+_OTHER_TEXTS = ("Once upon a time", "1 2 3", "?")
+_NUM_NEW_TOKENS = 8
+_MAX_EXAMPLES_RUN = 16
+_SECONDS = 120.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExampleReport:
+    """What a version said to one example of its manifest."""
+
+    inputs: str | Mapping[str, str]
+    expected: str
+    generated: str
+    matches: bool
+
+
+def fixed_inputs(version: TaskVersion, text: str) -> str | Mapping[str, str]:
+    """Inputs for any template."""
+    template = PLAIN if version.template is None else parse_template(version.template)
+    return text if len(template.fields) == 1 else dict.fromkeys(template.fields, text)
+
+
+def trial_ask(inputs: str | Mapping[str, str], tenant: str = "") -> GenerationRequest:
+    """An ask that fits wherever anything fits."""
+    parameters = GenerationParameters(max_new_tokens=1)
+    return GenerationRequest(inputs=inputs, request_id="trial", parameters=parameters, tenant=tenant)
+
+
+class TrialRun:
+    """Runs a version before its release. Raises where it can't generate or its prompt does nothing."""
+
+    def __init__(self, service: GenerationService) -> None:
+        self._service = service
+        self._engine = service.engine
+        # Rows differ in their last bits with what runs beside them; a prompt that counts does more.
+        self._noise = 1e-4 if self._engine.geometry.dtype == "float32" else 1e-2
+
+    async def run(self, version: TaskVersion, tenant: str = "") -> tuple[ExampleReport, ...]:
+        """A short generation, the comparison with the bare base, the manifest's examples.
+
+        Only the examples' answers are told to anybody, so only they are counted, as `tenant`'s requests.
+        """
+        await self._check_effect(version, tenant)
+        examples = version.examples[:_MAX_EXAMPLES_RUN]
+        running = (self._run_example(version, example, tenant) for example in examples)
+        return tuple(await asyncio.gather(*running))
+
+    async def _check_effect(self, version: TaskVersion, tenant: str) -> None:
+        """Some input must be answered otherwise than without the prompt, if only in its log-probabilities."""
+        for text in (FIXED_TEXT, *_OTHER_TEXTS):
+            request = await asyncio.to_thread(self._request, version, text, tenant)
+            with_prompt = await self._tokens(request)
+            if version.prompt_digest is None or self._differ(with_prompt, await self._tokens(_bare(request))):
+                return
+        raise PromptRejected("The prompt has no effect: the base model answers the same without it")
+
+    def _request(self, version: TaskVersion, text: str, tenant: str) -> Request:
+        """As much of the text as fits beside the prompt and the template."""
+        try:
+            ask = trial_ask(fixed_inputs(version, text), tenant)
+            admitted = self._service.request_builder.admit_version(version, ask)
+        except RequestTooLong:
+            if len(text) == 1:
+                raise
+            return self._request(version, text[: len(text) // 2], tenant)
+        used = admitted.request.num_virtual_tokens + len(admitted.prompt_ids)
+        return replace(
+            admitted.request,
+            max_new_tokens=min(_NUM_NEW_TOKENS, self._engine.geometry.max_positions - used),
+            sampling=SamplingParams(),  # the manifest's penalties would hide what the prompt does
+            stop_ids=frozenset(),  # an early EOS would leave little to compare
+            deadline=time.monotonic() + _SECONDS,
+        )
+
+    async def _tokens(self, request: Request) -> list[tuple[int, float]]:
+        tokens: list[tuple[int, float]] = []
+        source = cast(AsyncGenerator[TokenDelta, None], self._engine.generate(request))
+        async with aclosing(source) as deltas:
+            async for delta in deltas:
+                if delta.error is not None:
+                    raise delta.error
+                assert delta.token_id is not None
+                tokens.append((delta.token_id, delta.logprob))
+        return tokens
+
+    def _differ(self, one: list[tuple[int, float]], other: list[tuple[int, float]]) -> bool:
+        return any(a[0] != b[0] or abs(a[1] - b[1]) > self._noise for a, b in zip(one, other, strict=True))
+
+    async def _run_example(
+        self, version: TaskVersion, example: Mapping[str, Any], tenant: str
+    ) -> ExampleReport:
+        deadline = time.monotonic() + _SECONDS
+        ask = GenerationRequest(
+            inputs=example["inputs"], request_id="example", deadline=deadline, tenant=tenant
+        )
+        try:
+            generated = (await self._service.generate_with(version, ask)).text
+        except PromptplexError as error:
+            generated = f"({error.message})"
+        expected = str(example["expected"])
+        return ExampleReport(
+            inputs=example["inputs"],
+            expected=expected,
+            generated=generated,
+            matches=generated.strip() == expected.strip(),
+        )
+
+
+def _bare(request: Request) -> Request:
+    """The same ids without the learned prompt."""
+    return replace(
+        request,
+        id=f"{request.id}-bare",
+        prompt_digest=None,
+        num_virtual_tokens=0,
+        resident_ids=(),
+        token_ids=request.resident_ids + request.token_ids,
+    )

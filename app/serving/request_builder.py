@@ -1,0 +1,361 @@
+"""From an ask to a Request: pin the version, check, render, tokenize, bound.
+
+All of it is synchronous and may wait for the store, so it runs on a thread.
+"""
+
+import itertools
+import secrets
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from app.engine.engine import Engine
+from app.errors import DeadlineExceeded, InvalidRequest, NotServable, RequestTooLong
+from app.prompt import PromptKind, TaskVersion
+from app.request import BAN, Request
+from app.serving.base_defaults import BaseDefaults
+from app.serving.compatibility import Compatibility
+from app.serving.generation_request import GenerationRequest
+from app.serving.output_processor import TextStyle
+from app.serving.parameters import (
+    DEFAULT_MAX_NEW_TOKENS,
+    SEED_BITS,
+    GenerationParameters,
+    parse_parameters,
+)
+from app.serving.structured_output.grammars import Grammars
+from app.serving.token_rules import token_rules
+from app.store.prompt_store import PromptStore
+from app.text.chat import ChatTemplate, last_of_user
+from app.text.template import MAX_RENDERED_CHARS, PLAIN, Template, bind_inputs, parse_template
+from app.text.tokenization import PromptTokenizer, Tokenized, check_not_empty
+
+_MAX_REMEMBERED = 4096  # versions whose template and leading ids are kept
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedVersion:
+    """What every request of a version needs, worked out once."""
+
+    template: Template
+    leading_ids: tuple[int, ...]
+    defaults: GenerationParameters
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admitted:
+    """A request that the engine may take, with what serving needs to write its answer."""
+
+    request: Request
+    version: TaskVersion | None
+    prompt_text: str
+    style: TextStyle
+    return_full_text: bool
+    tells_prompt: bool  # its tokens are part of the answer, the first one too, which has no score
+    begin: float  # time.monotonic() at admission
+
+    @property
+    def prompt_ids(self) -> tuple[int, ...]:
+        """All ids of the rendered text."""
+        return self.request.resident_ids + self.request.token_ids
+
+
+class RequestBuilder:
+    """Decides what may reach the engine. Used from many threads."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        store: PromptStore,
+        tokenizer: PromptTokenizer,
+        *,
+        eos_ids: frozenset[int],
+        base_name: str,
+        timeout: float,
+        prefetch: Callable[[str], object],
+        chat: ChatTemplate,
+        grammars: Grammars | None,
+        defaults: BaseDefaults,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.base_name = base_name
+        self.eos_ids = eos_ids
+        self.compatibility = Compatibility(store, engine.geometry)
+        self._engine = engine
+        self._chat = chat
+        self._grammars = grammars
+        self._defaults = defaults
+        self._store = store
+        self._timeout = timeout
+        self._prefetch = prefetch
+        self._numbers = itertools.count()
+        self._lock = threading.Lock()
+        self._remembered: OrderedDict[str, PreparedVersion] = OrderedDict()
+
+    def admit(
+        self, ask: GenerationRequest, on_found: Callable[[TaskVersion | None], None] = lambda version: None
+    ) -> Admitted:
+        """Pin the version and make the Request. `on_found` hears of the version as soon as there is one.
+
+        Raises NotFound, NotServable, InvalidRequest (RequestTooLong), DeadlineExceeded.
+        """
+        version = self.find(ask)
+        on_found(version)
+        if version is not None:
+            self._check_servable(version)
+            self._fetch_ahead(version)
+        admitted = self.admit_version(version, ask)
+        if admitted.request.deadline is not None and admitted.request.deadline <= time.monotonic():
+            raise DeadlineExceeded("The deadline passed before the request could start.")
+        return admitted
+
+    def find(self, ask: GenerationRequest) -> TaskVersion | None:
+        """The version that is asked for, as of now; None: the base model. Raises NotFound, InvalidRequest."""
+        is_base = ask.task is None or ask.task == self.base_name
+        return None if is_base else self._store.resolve(ask.task or "", _asker(ask))
+
+    def _fetch_ahead(self, version: TaskVersion) -> None:
+        """Begin to load a prompt that isn't on the device while the text is rendered and tokenized."""
+        digest = version.prompt_digest
+        if digest is not None and digest not in self._engine.stats().resident_digests:
+            self._prefetch(digest)
+
+    def _check_servable(self, version: TaskVersion) -> None:
+        reason = self.compatibility.why_not(version)
+        if reason is not None:
+            raise NotServable(
+                f"Task {version.task_id} version {version.version} can't be served by {self.base_name}: "
+                f"{reason}"
+            )
+
+    def admit_version(self, version: TaskVersion | None, ask: GenerationRequest) -> Admitted:
+        """The same for a version at hand, released or not."""
+        begin = time.monotonic()
+        prepared = self._prepared(version)
+        parameters = self._parameters(prepared, ask)
+        tokenized = self._tokenize(prepared.template, ask, parameters.truncate)
+        check_not_empty(tokenized)
+        request = self._request(version, prepared, ask, parameters, tokenized, begin)
+        self._engine.check_admissible(request)
+        return Admitted(
+            request=replace(request, grammar=self._grammar(ask, parameters)),  # last, since it costs most
+            version=version,
+            prompt_text=tokenized.text,
+            style=_style(parameters),
+            return_full_text=bool(parameters.return_full_text),
+            tells_prompt=bool(parameters.decoder_input_details),
+            begin=begin,
+        )
+
+    def _parameters(self, prepared: PreparedVersion, ask: GenerationRequest) -> GenerationParameters:
+        """The request's own over the task's, over the route's, over the base's."""
+        return ask.parameters.over(prepared.defaults.over(ask.fallbacks.over(self._defaults.parameters)))
+
+    def _tokenize(self, template: Template, ask: GenerationRequest, truncate: int | None) -> Tokenized:
+        if ask.token_ids is not None:
+            return Tokenized(ask.token_ids, self.text_of(ask.token_ids, "inputs"))
+        limit = self._engine.geometry.max_positions
+        if ask.messages is not None and template is PLAIN and self._renders_chat(ask):
+            self._check_size(sum(len(message.content) for message in ask.messages), "messages", truncate)
+            return self.tokenizer.tokenize_chat(self._chat.render(ask.messages), truncate, limit)
+        values = bind_inputs(template, ask.inputs if ask.messages is None else last_of_user(ask.messages))
+        self._check_size(template.num_chars(values), "inputs", truncate)
+        return self.tokenizer.tokenize(template, values, truncate, limit)
+
+    def _renders_chat(self, ask: GenerationRequest) -> bool:
+        """Without a chat template a task gets the last message of the user as it is."""
+        return self._chat.exists or ask.task in (None, self.base_name)
+
+    def text_of(self, ids: Sequence[int], param: str) -> str:
+        """Ids as text. Raises RequestTooLong, InvalidRequest where no request of the base could hold them."""
+        geometry = self._engine.geometry
+        if len(ids) > geometry.max_positions:
+            raise RequestTooLong(
+                f"{param} has {len(ids)} token ids, but the base has {geometry.max_positions} positions; "
+                "send fewer.",
+                param=param,
+                asked=f"{len(ids)} tokens in the prompt alone",
+            )
+        if any(id_ >= geometry.vocab_size for id_ in ids):
+            raise InvalidRequest(f"token ids must be from 0 to {geometry.vocab_size - 1}", param=param)
+        return self.tokenizer.text_of(ids)
+
+    def _check_size(self, characters: int, param: str, truncate: int | None) -> None:
+        """Refuse what can't fit before the cost of rendering or tokenizing it."""
+        limit = self._engine.geometry.max_positions
+        if characters > MAX_RENDERED_CHARS:
+            raise RequestTooLong(
+                f"The text has {characters} characters; at most {MAX_RENDERED_CHARS} are accepted.",
+                param=param,
+            )
+        if truncate is None and self.tokenizer.surely_longer(characters, limit):
+            raise RequestTooLong(
+                f"The text has {characters} characters, which can't fit the base model's {limit} positions; "
+                f"shorten {param}, or set parameters.truncate.",
+                param=param,
+            )
+
+    def _request(
+        self,
+        version: TaskVersion | None,
+        prepared: PreparedVersion,
+        ask: GenerationRequest,
+        parameters: GenerationParameters,
+        tokenized: Tokenized,
+        now: float,
+    ) -> Request:
+        virtual = 0 if version is None else version.num_virtual_tokens
+        scored = len(tokenized.ids) - 1 if parameters.decoder_input_details else 0
+        usual = _resident(tokenized.ids, prepared.leading_ids)
+        # What others share is a prefix too; the last token stays each one's own.
+        resident = 0 if scored else len(tokenized.ids) - 1 if ask.shares_prompt else usual
+        seed = secrets.randbits(SEED_BITS) if parameters.seed is None else parameters.seed
+        timeout = now + self._timeout
+        max_new_tokens = self._max_new_tokens(ask.parameters, parameters, virtual, len(tokenized.ids))
+        stop_ids = self._stop_ids(parameters)
+        rules = token_rules(
+            parameters,
+            self._defaults.rules,
+            self.tokenizer,
+            eos_ids=self.eos_ids,
+            stop_ids=stop_ids,
+            num_prompt=len(tokenized.ids),
+            max_new_tokens=max_new_tokens,
+        )
+        return Request(
+            id=f"{ask.request_id}#{next(self._numbers)}",  # ids that clients choose may repeat
+            token_ids=tokenized.ids[resident:],
+            resident_ids=tokenized.ids[:resident],
+            prompt_digest=None if version is None else version.prompt_digest,
+            num_virtual_tokens=virtual,
+            sampling=replace(
+                parameters.sampling(seed),
+                sample_index=ask.sample_index,
+                logit_bias=self._bias(ask),
+                rules=rules,
+            ),
+            num_top=parameters.top_n_tokens or 0,
+            num_scored=scored,
+            keeps_prefix=resident in (0, usual),
+            max_new_tokens=max_new_tokens,
+            stop_ids=stop_ids,
+            tenant=ask.tenant,
+            task="" if version is None else version.task_id,
+            task_version=0 if version is None else version.version,
+            deadline=timeout if ask.deadline is None else min(ask.deadline, timeout),
+        )
+
+    def _max_new_tokens(
+        self, asked: GenerationParameters, parameters: GenerationParameters, virtual: int, prompt: int
+    ) -> int:
+        """What was asked for or, where nothing was, as much of the default as fits."""
+        limit = self._engine.geometry.max_positions
+        left = limit - virtual - prompt
+        wanted = 1 if asked.max_new_tokens is None else asked.max_new_tokens
+        if wanted > left:
+            total = virtual + prompt + wanted
+            raise RequestTooLong(
+                f"{virtual} virtual + {prompt} prompt + {wanted} new tokens are {total}, "
+                f"but the base has {limit} positions; shorten inputs, lower max_new_tokens, or set truncate.",
+                param="parameters.max_new_tokens" if left > 0 else "inputs",
+                asked=f"{total} tokens ({virtual} learned, {prompt} of the prompt, {wanted} of the answer)",
+            )
+        return wanted if asked.max_new_tokens is not None else min(self._usual(parameters, prompt), left)
+
+    def _usual(self, parameters: GenerationParameters, prompt: int) -> int:
+        """New tokens where nothing was asked for; a base's `max_length` counts the prompt's too."""
+        longest = self._defaults.rules.max_length
+        if parameters.max_new_tokens is None and longest is not None and longest > prompt:
+            return longest - prompt
+        return parameters.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
+
+    def _bias(self, ask: GenerationRequest) -> tuple[tuple[int, float], ...]:
+        size = self._engine.geometry.vocab_size
+        if any(id_ >= size for id_, _ in ask.logit_bias):
+            raise InvalidRequest(
+                f"logit_bias: token ids must be from 0 to {size - 1}; POST /tokenize shows them.",
+                param="logit_bias",
+            )
+        return ask.logit_bias
+
+    def _grammar(self, ask: GenerationRequest, parameters: GenerationParameters) -> str | None:
+        """Compiled here, so that what can't be followed is refused before the engine hears of it."""
+        if ask.constraint is None:
+            return None
+        if parameters.ignore_eos:
+            raise InvalidRequest(
+                "ignore_eos doesn't go with a grammar, after whose end nothing may come; leave one of them.",
+                param="ignore_eos",
+            )
+        if self._grammars is None:
+            raise InvalidRequest("This server can't constrain answers.", param=ask.constraint.param)
+        banned = {id_ for id_, value in ask.logit_bias if value <= BAN}
+        if self.eos_ids and self.eos_ids <= banned:
+            raise InvalidRequest(
+                "logit_bias bans every token that ends an answer, so that a constrained one could never end; "
+                "leave one of them.",
+                param="logit_bias",
+            )
+        return self._grammars.compile(ask.constraint)
+
+    def _stop_ids(self, parameters: GenerationParameters) -> frozenset[int]:
+        """A stop string that is a special token has no text to be found in; its id stops instead."""
+        spelled = (self.tokenizer.special_id(stop) for stop in parameters.stop or ())
+        ids = {id_ for id_ in spelled if id_ is not None} | {*(parameters.stop_token_ids or ())}
+        return frozenset(ids) if parameters.ignore_eos else self.eos_ids | ids
+
+    def _prepared(self, version: TaskVersion | None) -> PreparedVersion:
+        key = "" if version is None else version.digest
+        with self._lock:
+            if key in self._remembered:
+                self._remembered.move_to_end(key)
+                return self._remembered[key]
+        prepared = self.prepare(version)
+        with self._lock:
+            self._remembered[key] = prepared
+            if len(self._remembered) > _MAX_REMEMBERED:
+                self._remembered.popitem(last=False)
+        return prepared
+
+    def prepare(self, version: TaskVersion | None) -> PreparedVersion:
+        """Parse the template and find the leading ids."""
+        if version is None:
+            return PreparedVersion(PLAIN, (), GenerationParameters())
+        template = PLAIN if version.template is None else parse_template(version.template)
+        # Without a learned prompt, a resident BOS would save nothing.
+        is_useful = version.kind is not PromptKind.TEXT or bool(template.leading)
+        self._check_template(template)
+        leading = self.tokenizer.leading_ids(template) if is_useful else ()
+        return PreparedVersion(template, leading, parse_parameters(version.defaults, where="defaults"))
+
+    def _check_template(self, template: Template) -> None:
+        """Its own text alone must fit; this comes before it is tokenized with many values."""
+        limit = self._engine.geometry.max_positions
+        own = self.tokenizer.tokenize(template, dict.fromkeys(template.fields, ""), limit=limit)
+        if len(own.ids) > limit:
+            raise RequestTooLong(
+                f"The template's own text has {len(own.ids)} tokens, but the base has {limit} positions; "
+                "shorten it.",
+                param="template",
+            )
+
+
+def _style(parameters: GenerationParameters) -> TextStyle:
+    return TextStyle(
+        stops=parameters.stop or (),
+        shows_stop=bool(parameters.include_stop_str_in_output),
+        shows_special=parameters.skip_special_tokens is False,
+        min_tokens=parameters.min_new_tokens or 0,
+    )
+
+
+def _asker(ask: GenerationRequest) -> str:
+    """Who sticks to one version of a weighted alias."""
+    return ask.user or ask.tenant or ask.request_id
+
+
+def _resident(ids: tuple[int, ...], leading: tuple[int, ...]) -> int:
+    """How many of the ids the task's resident prefix holds already; at least one stays the request's own."""
+    return len(leading) if len(ids) > len(leading) and ids[: len(leading)] == leading else 0

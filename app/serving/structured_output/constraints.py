@@ -1,0 +1,103 @@
+"""What an answer can be held to: a JSON schema, a regex, one of some texts; and how that reads as a grammar.
+
+The text of a grammar is llguidance's own. Objects are written as Python's `json.dumps` writes them, with
+one space after each comma and colon and none elsewhere: where white space is free, a weak model goes on
+with it for ever.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any
+
+from llguidance import LLMatcher
+
+from app.errors import InvalidRequest
+from app.serving.publishing.task_settings import MAX_CHOICE_CHARS, MAX_CHOICES
+from app.serving.structured_output.json_schemas import schema_text
+
+MAX_REGEX_CHARS = 16_384
+
+
+class ConstraintKind(Enum):
+    """What a constraint's value is."""
+
+    JSON_SCHEMA = auto()  # a schema as an object, or as JSON text
+    REGEX = auto()  # the whole answer matches; no look-around, no back-references
+    CHOICE = auto()  # the answer is one of these texts
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """What an answer must be. `param` is the request's field that says so."""
+
+    kind: ConstraintKind
+    value: Any
+    param: str
+
+
+def grammar_of(constraint: Constraint) -> str:
+    """The grammar's text; whether it can be followed is for the compiler to say. Raises InvalidRequest."""
+    write = {
+        ConstraintKind.JSON_SCHEMA: _json_schema,
+        ConstraintKind.REGEX: _regex,
+        ConstraintKind.CHOICE: _choice,
+    }[constraint.kind]
+    return write(constraint.value, constraint.param)
+
+
+def _check_text(text: str, param: str) -> None:
+    """JSON can spell what UTF-8 can't."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidRequest(f"{param} holds half a surrogate pair, which is no text.", param=param) from None
+
+
+def _regex(pattern: Any, param: str) -> str:
+    if not isinstance(pattern, str) or not 1 <= len(pattern) <= MAX_REGEX_CHARS:
+        raise InvalidRequest(f"{param} must be a regex of 1 to {MAX_REGEX_CHARS} characters.", param=param)
+    _check_text(pattern, param)
+    return LLMatcher.grammar_from_regex(pattern)
+
+
+def _choice(texts: Sequence[Any], param: str) -> str:
+    valid = all(isinstance(text, str) and 1 <= len(text) <= MAX_CHOICE_CHARS for text in texts)
+    if not valid or not 1 <= len(texts) <= MAX_CHOICES:
+        raise InvalidRequest(
+            f"{param} must be a list of 1 to {MAX_CHOICES} strings of 1 to {MAX_CHOICE_CHARS} characters.",
+            param=param,
+        )
+    _check_text("".join(texts), param)
+    return LLMatcher.grammar_from_lark(f"start: {' | '.join(map(_literal, dict.fromkeys(texts)))}")
+
+
+def _literal(text: str) -> str:
+    """A string of llguidance's grammar language, which takes JSON's escapes but no raw control characters."""
+    return '"' + "".join(c if c.isprintable() and c not in '"\\' else _escaped(c) for c in text) + '"'
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    return f"\\u{code:04x}" if code < 0x10000 else character
+
+
+def _json_schema(schema: Any, param: str) -> str:
+    text = schema_text(schema, param)
+    _check_text(text, param)
+    try:
+        return LLMatcher.grammar_from_json_schema(
+            text,
+            overrides={
+                "whitespace_flexible": False,
+                "item_separator": ", ",
+                "key_separator": ": ",
+                "coerce_one_of": False,
+                "lenient": False,
+            },
+        )
+    except ValueError:
+        raise InvalidRequest(
+            f"{param} is nested too deeply (beyond about 100 levels), or holds a number out of range.",
+            param=param,
+        ) from None

@@ -1,0 +1,1 @@
+"""Prompts in host memory, in Redis, and the tiers between them and the store."""

@@ -1,0 +1,138 @@
+"""Faster modules say what the ones they replace say; what they can't replace stays."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig, MixtralConfig, PhiConfig
+
+from app.models.attention import kv_cache
+from app.models.attention.packed import IMPLEMENTATION, register
+from app.models.cpu.acceleration import accelerate
+from app.models.cpu.building import NotBuilt
+from app.models.cpu.gated_mlp import GatedMLP
+from app.models.cpu.library import load_kernels
+from app.models.cpu.packed_linear import PackedLinear, _has_operators
+from app.models.cpu.rms_norm import RMSNorm
+from app.models.cpu.sampled_rows import OnlySampled
+from app.models.decoder_only import DecoderOnly
+from app.models.geometry import model_geometry
+from app.models.probe import own_logits, probe_weights
+from tests.tiny_models import packed_backbone, tiny_model
+
+SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 128,
+    "head_dim": 16,
+}
+
+
+def bf16_model(config: Any) -> Any:
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config).to(torch.bfloat16).eval().requires_grad_(False)
+
+
+def backbone_of(model: Any) -> DecoderOnly:
+    register()
+    implementation = model.config._attn_implementation
+    model.set_attn_implementation(IMPLEMENTATION)
+    backbone = DecoderOnly(model, model_geometry(model, "tiny"))
+    model.set_attn_implementation(implementation)
+    return backbone
+
+
+def accelerate_and_compare(model: Any, length: int) -> None:
+    """The logits stay what they were, up to bf16's rounding."""
+    ids = torch.randint(0, 128, (1, length))
+    with torch.inference_mode():
+        before = model(ids).logits
+        accelerate(backbone_of(model))
+        torch.testing.assert_close(model(ids).logits, before, rtol=5e-2, atol=5e-2)
+
+
+def count(model: nn.Module, kind: type[nn.Module]) -> int:
+    return sum(isinstance(module, kind) for module in model.modules())
+
+
+def has_kernels() -> bool:
+    try:
+        load_kernels()
+    except NotBuilt:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("length", [1, 7, 1100])
+def test_a_llama_says_the_same(length: int) -> None:
+    model = bf16_model(LlamaConfig(**SIZES, max_position_embeddings=2048))
+    accelerate_and_compare(model, length)
+    if _has_operators():
+        assert (count(model, PackedLinear), count(model, GatedMLP)) == (2 * 7 + 1, 2)
+    if has_kernels():
+        assert count(model, RMSNorm) == 5
+
+
+def test_other_norms_stay() -> None:
+    """Gemma multiplies by 1 + weight; its MLP has another activation, which is kept."""
+    model = bf16_model(GemmaConfig(**SIZES))
+    model.model.layers[0].input_layernorm.weight.data.fill_(0.5)
+    accelerate_and_compare(model, length=5)
+    assert count(model, RMSNorm) == 0
+
+
+@pytest.mark.parametrize(
+    "config",
+    [MixtralConfig(**SIZES, num_local_experts=2), PhiConfig(**SIZES)],
+    ids=["mixtral", "phi"],
+)
+def test_mlps_of_other_kinds_stay(config: Any) -> None:
+    model = bf16_model(config)
+    accelerate_and_compare(model, length=5)
+    assert count(model, GatedMLP) == 0
+
+
+def test_float32_is_left_alone() -> None:
+    model = bf16_model(LlamaConfig(**SIZES)).float()
+    modules = [type(module) for module in model.modules()]
+    accelerate(backbone_of(model))
+    assert [type(module) for module in model.modules()] == modules
+
+
+@pytest.mark.parametrize("with_kernels", [True, False])
+@pytest.mark.parametrize(
+    ("architecture", "shape"), [("qwen2", {"head_dim": 16}), ("mistral", {"head_dim": 16}), ("gpt2", {})]
+)
+def test_packed_attention_in_bf16_passes_the_probe_either_way(
+    architecture: str, shape: dict[str, Any], with_kernels: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """gpt2's heads of 12 don't fit the kernels: torch's attend then, as where there is no compiler."""
+    if not with_kernels:
+        monkeypatch.setattr(kv_cache, "kernels_for", lambda *_: None)
+    model: Any = packed_backbone(tiny_model(architecture, **shape)).model
+    model.to(torch.bfloat16)
+    backbone = backbone_of(model)
+    model.set_attn_implementation(IMPLEMENTATION)
+    own = own_logits(model)
+    accelerate(backbone)
+    assert probe_weights(backbone, own) < 8e-2
+
+
+def test_the_last_mlp_computes_what_is_sampled_and_nothing_else() -> None:
+    if not _has_operators():
+        pytest.skip("this torch has no packed products, so no MLP is fused")
+    model = bf16_model(LlamaConfig(**SIZES))
+    backbone = backbone_of(model)
+    accelerate(backbone)
+    assert [isinstance(layer.mlp, OnlySampled) for layer in model.model.layers] == [False, True]
+    inputs, rows = torch.randn(1, 6, 64).to(torch.bfloat16), torch.tensor([1, 5])
+    with torch.inference_mode():
+        everything = model.model.layers[1].mlp(inputs)
+        backbone.sampled_rows.current = rows
+        sampled = model.model.layers[1].mlp(inputs)
+    torch.testing.assert_close(sampled[:, rows], everything[:, rows])
+    assert sampled[:, [0, 2, 3, 4]].abs().max() == 0

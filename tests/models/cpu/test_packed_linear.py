@@ -1,0 +1,82 @@
+"""Reordered weights give the products that plain ones give."""
+
+import random
+import resource
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from app.models.cpu.packed_linear import PackedLinear, pack_linears
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(1, 48), (2, 5, 48), (1, 300, 48), (1, 65, 48), (2, 65, 48)])
+def test_products_are_the_same(bias: bool, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(48, 33, bias=bias, dtype=torch.bfloat16).requires_grad_(False)
+    holder = nn.Sequential(linear)
+    assert pack_linears(holder) in (0, 1)
+    inputs = torch.randn(shape, dtype=torch.bfloat16)
+    with torch.inference_mode():
+        torch.testing.assert_close(holder(inputs), linear(inputs), rtol=2e-2, atol=2e-2)
+
+
+def test_float32_and_layers_of_other_kinds_are_left_alone() -> None:
+    class Special(nn.Linear):
+        pass
+
+    holder = nn.Sequential(nn.Linear(8, 8), Special(8, 8, dtype=torch.bfloat16), nn.LayerNorm(8))
+    assert pack_linears(holder) == 0
+    assert not any(isinstance(module, PackedLinear) for module in holder.modules())
+
+
+def test_the_weight_can_be_had_as_it_was() -> None:
+    """Adapters bring copies of the head, which are compared with it."""
+    linear = nn.Linear(48, 33, dtype=torch.bfloat16).requires_grad_(False)
+    holder = nn.Sequential(linear)
+    if not pack_linears(holder):
+        pytest.skip("no bf16 in this processor")
+    assert isinstance(holder[0], PackedLinear)
+    assert torch.equal(holder[0].weight, linear.weight)
+    assert holder[0].bias is linear.bias
+
+
+def test_a_replacement_that_differs_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PackedLinear, "forward", lambda _, inputs: inputs * 0)
+    assert pack_linears(nn.Sequential(nn.Linear(8, 8, dtype=torch.bfloat16))) == 0
+
+
+def test_quantized_layers_are_left_alone() -> None:
+    """torchao puts tensors of its own into plain layers, compressed-tensors another forward."""
+
+    class Quantized(nn.Parameter):
+        pass
+
+    other_weight, other_forward = (
+        nn.Linear(8, 8, dtype=torch.bfloat16).requires_grad_(False) for _ in range(2)
+    )
+    other_weight.weight = Quantized(other_weight.weight.data, requires_grad=False)
+    other_forward.forward = lambda inputs: nn.Linear.forward(other_forward, inputs)
+    assert pack_linears(nn.Sequential(other_weight, other_forward)) == 0
+
+
+def test_any_number_of_rows_takes_bounded_memory() -> None:
+    """oneDNN and torch keep what they compile for each number of rows, about half a megabyte a time."""
+    holder = nn.Sequential(nn.Linear(256, 512, dtype=torch.bfloat16).requires_grad_(False))
+    if not pack_linears(holder):
+        pytest.skip("no bf16 in this processor")
+    counts = list(range(1, 2049))
+    random.Random(0).shuffle(counts)
+    inputs = torch.randn(2048, 256, dtype=torch.bfloat16)
+    before = _resident_megabytes()
+    with torch.inference_mode():
+        for count in counts:
+            assert holder(inputs[:count]).shape == (count, 512)
+    assert _resident_megabytes() - before < 200, "it was 830 when every number had its own"
+
+
+def _resident_megabytes() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 1e6

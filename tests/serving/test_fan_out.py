@@ -1,0 +1,123 @@
+"""Where one answer of a request fails, the others end at once, and nothing of any of them stays behind."""
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+
+from app.errors import RequestFailed
+from app.serving.fan_out import generate_all, samples, start_all
+from app.serving.generation_request import GenerationRequest
+from app.serving.parameters import GenerationParameters
+from app.serving.programs.classify import ClassificationRequest, choose
+from tests import oracle
+from tests.engine.test_isolation import poisoned
+from tests.serving.stack import Stack, run
+from tests.waiting import eventually, wait_until
+
+LONG = GenerationParameters(max_new_tokens=150)
+NEIGHBOURS = [(20, 21), (30, 31), (40, 41)]
+
+
+def ask(ids: tuple[int, ...]) -> GenerationRequest:
+    return GenerationRequest(token_ids=ids, parameters=LONG)
+
+
+def said(stack: Stack, ids: tuple[int, ...]) -> list[int]:
+    return oracle.greedy(stack.base, list(ids), 150).tokens
+
+
+@pytest.fixture
+def poison(stack: Stack) -> int:
+    """A token that none of the neighbours sees or says."""
+    seen = {token for ids in NEIGHBOURS for token in (*ids, *said(stack, ids))}
+    return next(token for token in range(60, stack.base.config.vocab_size) if token not in seen)
+
+
+@contextlib.contextmanager
+def ends_all(stack: Stack, num_others: int, num_failed: int = 1) -> Iterator[None]:
+    """The request fails, and the others of its answers were cancelled before their ends."""
+    before = len(stack.outcomes)
+    with pytest.raises(RequestFailed):
+        yield
+    wait_until(stack.is_idle)
+    ends = stack.outcomes[before:]
+    assert sorted(end.reason for end in ends) == ["cancelled"] * num_others + ["error"] * num_failed
+    assert all(end.generated_tokens < 150 for end in ends)
+    assert stack.generation.limiter.taken == 0
+    assert stack.engine.is_accepting
+
+
+def test_one_of_several_that_fails_ends_the_others(stack: Stack, poison: int) -> None:
+    asks = [ask(ids) for ids in NEIGHBOURS]
+    with poisoned(stack.engine.backbone, poison), ends_all(stack, 3):
+        run(generate_all(stack.generation, [*asks[:2], ask((5, poison)), asks[2]]))
+    results = run(generate_all(stack.generation, asks))
+    assert [[token.id for token in result.tokens] for result in results] == [
+        _until_eos(stack, ids) for ids in NEIGHBOURS
+    ]
+
+
+def _until_eos(stack: Stack, ids: tuple[int, ...]) -> list[int]:
+    tokens, eos = said(stack, ids), stack.tokenizer.eos_token_id
+    return tokens[: tokens.index(eos) + 1] if eos in tokens else tokens
+
+
+def test_one_that_fails_at_once_ends_the_others_streams(stack: Stack, poison: int) -> None:
+    asks = [ask(ids) for ids in NEIGHBOURS]
+    with poisoned(stack.engine.backbone, poison), ends_all(stack, 3):
+        run(start_all(stack.generation, [*asks, ask((5, poison))]))
+
+
+def test_one_that_fails_midway_ends_the_others_streams(stack: Stack) -> None:
+    answers = {ids: said(stack, ids) for ids in NEIGHBOURS}
+    ids, token = _only_one_says(answers)
+
+    async def read() -> None:
+        group = await start_all(stack.generation, [ask(each) for each in NEIGHBOURS])
+        pieces: list[int] = []
+        try:
+            async for number, piece in group:
+                if NEIGHBOURS[number] == ids and piece.token is not None:
+                    pieces.append(piece.token.id)
+        finally:
+            await group.close()
+            assert pieces == answers[ids][: answers[ids].index(token) + 1]
+
+    with poisoned(stack.engine.backbone, token), ends_all(stack, 2):
+        run(read())
+
+
+def _only_one_says(answers: dict[tuple[int, ...], list[int]]) -> tuple[tuple[int, ...], int]:
+    for ids, tokens in answers.items():
+        others = {token for other in answers if other != ids for token in (*other, *answers[other][:60])}
+        for token in tokens[2:20]:
+            if token not in others and token not in ids and token > 2:
+                return ids, token
+    raise AssertionError("all say the same")
+
+
+def test_a_shared_prompt_that_fails_ends_all_samples_once(stack: Stack, poison: int) -> None:
+    with poisoned(stack.engine.backbone, poison), pytest.raises(RequestFailed):
+        run(generate_all(stack.generation, samples(ask((poison, *range(20, 60))), 6)))
+    wait_until(stack.is_idle)
+    assert stack.generation.limiter.taken == 0
+    assert run(generate_all(stack.generation, samples(ask((20, 21)), 3)))
+
+
+def test_a_label_that_fails_ends_the_choice(stack: Stack) -> None:
+    labels = ("film", "food", "cold", "Thai")
+    ids = [set(stack.tokenizer.encode(label)) for label in labels]
+    token = next(iter(ids[2] - (ids[0] | ids[1] | ids[3])))
+    how = ClassificationRequest(choices=labels)
+
+    async def ask_twice() -> None:
+        with poisoned(stack.engine.backbone, token), pytest.raises(RequestFailed):
+            await choose(stack.generation, ask((20, 21)), how)
+        await eventually(stack.is_idle)
+        assert stack.generation.limiter.taken == 0
+        chosen = await choose(stack.generation, ask((20, 21)), how)
+        assert len(chosen.probabilities) == 4
+
+    asyncio.run(ask_twice())

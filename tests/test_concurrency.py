@@ -1,0 +1,151 @@
+"""Threads are there before a request needs one, and gone when their owner is closed."""
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from app.concurrency import Workers
+from app.main import PromptplexServer, assemble
+from app.prompt import TaskVersion
+from app.serving.generation_request import GenerationRequest
+from app.serving.request_builder import Admitted
+from app.settings import Settings
+from tests.bases import save_tiny_llama
+from tests.waiting import PATIENCE, wait_until
+
+
+def settings_of(directory: Path) -> Settings:
+    base = save_tiny_llama(directory / "base", positions=256)
+    return Settings(model=str(base), port=0, store=directory / "store", dtype="float32", device="cpu")
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> Iterator[str]:
+    """A whole server, on a thread of this process."""
+    server = PromptplexServer(settings_of(tmp_path))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        wait_until(lambda: server.state.services is not None or not thread.is_alive())
+        host, port = server.servers[0].sockets[0].getsockname()
+        yield f"http://{host}:{port}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def refuse_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Python says at the limit of threads, of a container or a user."""
+
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+
+
+def test_a_ready_server_needs_no_new_thread(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse_threads(monkeypatch)
+    task = {"task": (None, json.dumps({"template": "say {text}"}))}
+    with httpx.Client(base_url=url, timeout=PATIENCE, trust_env=False) as client:
+        answers = [
+            client.post("/generate", json={"inputs": "a", "parameters": {"max_new_tokens": 2}}),
+            client.post("/tasks/said/versions", files=task),
+            client.post("/tasks/said/versions", files=task | {"notes": (None, "2")}),
+            client.post("/generate", json={"inputs": {"text": "a"}, "task_id": "said"}),
+            client.post("/v1/chat/completions", json={"model": "said", "messages": [], "prompt": "a"}),
+            client.post("/tokenize", json={"inputs": "a"}),
+            *(client.get(path) for path in ("/tasks", "/tasks/said", "/health", "/metrics", "/v1/models")),
+            client.get("/v1/models/said"),
+        ]
+        assert not [answer.text for answer in answers if answer.status_code >= 500]
+        assert sum(answer.is_success for answer in answers) >= 9
+
+
+def test_two_that_are_assembled_leave_no_thread_behind(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path)
+    before = set(threading.enumerate())
+    for _ in range(2):
+        services = assemble(settings, progress=lambda _: None, on_failure=lambda _: None)
+        assert len(set(threading.enumerate()) - before) > 8
+        services.close()
+        assert set(threading.enumerate()) - before == set()
+
+
+def test_an_assembly_that_fails_leaves_no_thread_behind(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path)
+    before = set(threading.enumerate())
+    with pytest.raises(ValueError, match="don't hold one block"):
+        assemble(
+            settings.model_copy(update={"kv_cache_bytes": 100}),
+            progress=lambda _: None,
+            on_failure=lambda _: None,
+        )
+    assert set(threading.enumerate()) - before == set()
+
+
+def test_a_pool_that_gets_too_few_threads_fails_at_once_and_keeps_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = set(threading.enumerate())
+    start, left = threading.Thread.start, [3]
+
+    def start_three(thread: threading.Thread) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_three)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        Workers(5, "few")
+    assert set(threading.enumerate()) == before
+
+
+def test_a_pool_works_as_any_other() -> None:
+    with Workers(3, "three") as workers:
+        names = {thread.name for thread in threading.enumerate()}
+        assert {f"three_{number}" for number in range(3)} <= names
+        assert list(workers.map(abs, range(-9, 0))) == list(range(9, 0, -1))
+
+
+def test_an_alias_moves_while_uploads_are_checked(tmp_path: Path) -> None:
+    """A rollback is for emergencies: it waits for no upload, here as many as fill every thread."""
+    services = assemble(settings_of(tmp_path), progress=lambda _: None, on_failure=lambda _: None)
+    publishing, go_on = services.publishing, threading.Event()
+    check = services.generation.request_builder.admit_version
+
+    async def run() -> None:
+        for text in ("a {x}", "b {x}"):
+            await publishing.upload(
+                "task", prompt=None, config=None, task={"template": text}, alias_given=True
+            )
+        held = [
+            asyncio.ensure_future(
+                publishing.upload(f"slow{number}", prompt=None, config=None, task={"template": "c {x}"})
+            )
+            for number in range(4)
+        ]
+        release = await asyncio.wait_for(
+            publishing.change(lambda store: store.rollback("task")), timeout=PATIENCE / 2
+        )
+        assert release.action == "rollback"
+        assert not any(each.done() for each in held)
+        go_on.set()
+        await asyncio.gather(*held)
+
+    def slow_check(version: TaskVersion, ask: GenerationRequest) -> Admitted:
+        if "c {x}" in str(version.template):
+            go_on.wait(PATIENCE)
+        return check(version, ask)
+
+    services.generation.request_builder.admit_version = slow_check  # type: ignore[method-assign]
+    try:
+        asyncio.run(run())
+    finally:
+        go_on.set()
+        services.close()
