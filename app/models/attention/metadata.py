@@ -29,11 +29,15 @@ _SHORT = 128
 
 @dataclass(frozen=True, slots=True)
 class PackedItem:
-    """Tokens of one sequence in a step: `num_tokens` new ones after `num_computed` earlier."""
+    """Tokens of one sequence in a step: `num_tokens` new ones after `num_computed` earlier.
+
+    A group's slots are right-aligned: the device slots of the last `len(slots)` slot indices before
+    `num_computed + num_tokens`. A window group may leave out what no token of the item can see.
+    """
 
     num_computed: int
     num_tokens: int
-    slots: tuple[Slots, ...]  # per group: device slots of slot indices 0 .. num_computed + num_tokens
+    slots: tuple[Slots, ...]  # per group
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +79,7 @@ class GroupStep:
         self._number = number
         self._rows = rows
         self._chunks = chunks
-        written = [item.slots[number][item.num_computed :] for item in (*rows, *chunks)]
+        written = [item.slots[number][-item.num_tokens :] for item in (*rows, *chunks)]
         self.write_slots = torch.from_numpy(np.concatenate(written)).to(cache.device)  # [T]
 
     @cached_property
@@ -131,9 +135,13 @@ def _begins(lengths: Sequence[int]) -> Tensor:
 
 
 def _visible(item: PackedItem, group: int, window: int | None) -> Slots:
-    """The device slots that the item's first token may attend to, or any later one."""
-    first = 0 if window is None else max(0, item.num_computed + 1 - window)
-    return item.slots[group][first:]
+    """Return the device slots that any of the item's tokens may attend to."""
+    count = item.num_computed + item.num_tokens
+    if window is not None:
+        count = min(count, item.num_tokens - 1 + window)
+    slots = item.slots[group]
+    assert len(slots) >= count, "a slot that can be seen is missing"
+    return slots[len(slots) - count :]
 
 
 def _bucket_rows(contexts: Sequence[Slots], cache: KVCache) -> Iterator[RowBucket]:
