@@ -63,8 +63,8 @@ class TensorInfo:
 class Prompt:
     """Immutable learned tensors in canonical form (see docs/formats.md).
 
-    Tensors: `dec.embeds [p, d]` for a soft prompt; `dec.self.{l}.k [Hk, p, Dk]` and
-    `dec.self.{l}.v [Hk, p, Dv]` for a prefix. `tensor_bytes(name)` is little-endian and contiguous.
+    Tensors: `[p, d]` of an embedding for a soft prompt; keys `[Hk, p, Dk]` and values `[Hk, p, Dv]` of
+    each layer for a prefix, named by `app/sites.py`. `tensor_bytes(name)` is little-endian and contiguous.
     """
 
     digest: str  # sha256 (hex) of `data`

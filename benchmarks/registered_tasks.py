@@ -9,6 +9,7 @@ from pathlib import Path
 
 from app.prompt import Prompt, PromptKind, VersionDraft
 from app.request import Request
+from app.sites import Embedding
 from app.store.cache.prompt_cache import PromptCache
 from app.store.prompt_file import RawTensor, read_prompt, write_prompt
 from app.store.prompt_store import PromptStore, open_store
@@ -20,7 +21,7 @@ _LOAD_SECONDS = 60.0
 
 def soft_prompt(shape: tuple[int, int], data: bytes) -> Prompt:
     """`[p, d]` in bf16, from its little-endian bytes."""
-    return read_prompt(write_prompt(PromptKind.SOFT, {"dec.embeds": RawTensor("BF16", shape, data)}))
+    return read_prompt(write_prompt(PromptKind.SOFT, {Embedding.DECODER: RawTensor("BF16", shape, data)}))
 
 
 def publish_task(store: PromptStore, task_id: str, draft: VersionDraft) -> int:

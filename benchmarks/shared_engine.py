@@ -14,6 +14,7 @@ from app.models.cpu.acceleration import accelerate
 from app.models.decoder_only import DecoderOnly
 from app.models.geometry import model_geometry
 from app.prompt import Prompt, PromptKind
+from app.sites import Embedding
 from app.store.prompt_file import RawTensor, read_prompt, write_prompt
 from benchmarks.work import Work, embedding_width
 
@@ -28,7 +29,7 @@ class MemorySource:
         """Take in a soft prompt `[p, d]` as the store would hold it; its digest."""
         data = rows.contiguous().view(torch.uint8).numpy().tobytes()
         raw = RawTensor("BF16", tuple(rows.shape), data)
-        prompt = read_prompt(write_prompt(PromptKind.SOFT, {"dec.embeds": raw}))
+        prompt = read_prompt(write_prompt(PromptKind.SOFT, {Embedding.DECODER: raw}))
         self._prompts[prompt.digest] = prompt
         return prompt.digest
 

@@ -9,6 +9,7 @@ from app.models.attention.metadata import AttentionStep
 from app.models.cpu.sampled_rows import SampledRows
 from app.models.own_tensors import DTYPES, own_tensor
 from app.prompt import ModelGeometry, Prompt
+from app.sites import SIDES, Embedding, Site
 
 
 def tensor_of(prompt: Prompt, name: str) -> Tensor:
@@ -48,7 +49,7 @@ class DecoderOnly:
         return logits
 
     def prompt_embeddings(self, prompt: Prompt) -> Tensor:
-        return tensor_of(prompt, "dec.embeds").to(self.device, self.dtype)
+        return tensor_of(prompt, Embedding.DECODER).to(self.device, self.dtype)
 
     def own_tensor(self, name: str) -> Tensor | None:
         return own_tensor(self.model, name)
@@ -56,7 +57,9 @@ class DecoderOnly:
     def write_prefix(self, prompt: Prompt, cache: KVCache, slots: tuple[Tensor, ...]) -> None:
         for layer, group in cache.group_of_layer.items():
             keys, values = (
-                tensor_of(prompt, f"dec.self.{layer}.{part}").to(self.device, self.dtype).transpose(0, 1)
-                for part in ("k", "v")
+                tensor_of(prompt, Site.DECODER_SELF.tensor(layer, side))
+                .to(self.device, self.dtype)
+                .transpose(0, 1)
+                for side in SIDES
             )
             cache.write(layer, slots[group], keys, values)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from app.errors import PromptRejected
 from app.prompt import Prompt, PromptKind, TensorInfo
+from app.sites import SIDES, Embedding, Site, parse_prefix_tensor
 from app.store.safetensors_file import (
     ITEM_BYTES,
     LENGTH_BYTES,
@@ -33,8 +34,6 @@ __all__ = [
 
 FORMAT = "promptplex.prompt"
 FORMAT_VERSION = "1"
-EMBEDS = "dec.embeds"
-_LAYER = re.compile(r"dec\.self\.(0|[1-9][0-9]{0,3})\.([kv])")
 _KINDS = {kind.value: kind for kind in (PromptKind.SOFT, PromptKind.PREFIX)}
 
 
@@ -195,27 +194,27 @@ def _shape(kind: PromptKind, infos: Mapping[str, TensorInfo]) -> _Shape:
 
 
 def _soft_shape(infos: Mapping[str, TensorInfo]) -> _Shape:
-    if infos.keys() != {EMBEDS}:
-        raise _names_error(f"exactly {EMBEDS}", infos)
-    shape = infos[EMBEDS].shape  # [p, d]
+    if infos.keys() != {Embedding.DECODER}:
+        raise _names_error(f"exactly {Embedding.DECODER}", infos)
+    shape = infos[Embedding.DECODER].shape  # [p, d]
     if len(shape) != 2:
-        raise PromptRejected("A soft prompt is [p, hidden]", tensor=EMBEDS, found=str(list(shape)))
+        raise PromptRejected("A soft prompt is [p, hidden]", tensor=Embedding.DECODER, found=str(list(shape)))
     return _Shape(shape[0], {"hidden_size": shape[1], "num_virtual_tokens": shape[0]})
 
 
 def _prefix_shape(infos: Mapping[str, TensorInfo]) -> _Shape:
     layers: dict[int, dict[str, tuple[int, ...]]] = {}
     for name, info in infos.items():
-        match = _LAYER.fullmatch(name)
-        if match is None:
-            raise PromptRejected(
-                "Unexpected tensor", tensor=excerpt(name), expected="dec.self.{layer}.k or .v"
-            )
+        parts = parse_prefix_tensor(name)
+        if parts is None or parts.site is not Site.DECODER_SELF:
+            expected = f"{Site.DECODER_SELF.tensor('{layer}', 'k')} or .v"
+            raise PromptRejected("Unexpected tensor", tensor=excerpt(name), expected=expected)
         if len(info.shape) != 3:
             raise PromptRejected("A prefix is [heads, p, width]", tensor=name, found=str(list(info.shape)))
-        layers.setdefault(int(match[1]), {})[match[2]] = info.shape
+        layers.setdefault(parts.layer, {})[parts.side] = info.shape
     if not layers:
-        raise PromptRejected("The file holds no tensors", expected="dec.self.{layer}.k and .v")
+        expected = f"{Site.DECODER_SELF.tensor('{layer}', 'k')} and .v"
+        raise PromptRejected("The file holds no tensors", expected=expected)
     num_tokens = {shape[1] for sides in layers.values() for shape in sides.values()}
     if len(num_tokens) > 1:
         found = str(sorted(num_tokens)[:8])
@@ -227,9 +226,9 @@ def _prefix_shape(infos: Mapping[str, TensorInfo]) -> _Shape:
 
 def _layer_shape(layer: int, sides: Mapping[str, tuple[int, ...]]) -> list[int]:
     """[Hk, Dk, Dv] of one layer, from k [Hk, p, Dk] and v [Hk, p, Dv]."""
-    value_name = f"dec.self.{layer}.v"
+    key_name, value_name = (Site.DECODER_SELF.tensor(layer, side) for side in SIDES)
     if sides.keys() != {"k", "v"}:
-        missing = value_name if "k" in sides else f"dec.self.{layer}.k"
+        missing = value_name if "k" in sides else key_name
         raise PromptRejected("A layer needs both keys and values", tensor=missing, found="no such tensor")
     key, value = sides["k"], sides["v"]
     if key[0] != value[0]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from app.errors import PromptRejected
 from app.prompt import LayerGeometry, ModelGeometry, Prompt, PromptKind
+from app.sites import Site, parse_prefix_tensor
 from app.store.numbers import as_float32
 
 _ROOM = 2  # one token of the user's and one new one
@@ -56,13 +57,13 @@ def _check_width(prompt: Prompt, geometry: ModelGeometry) -> None:
 
 
 def _check_layers(prompt: Prompt, geometry: ModelGeometry) -> None:
-    found = {int(name.split(".")[2]) for name in prompt.tensors}
+    found = {parts.layer for name in prompt.tensors if (parts := parse_prefix_tensor(name))}
     expected = range(len(geometry.decoder))
     if found != set(expected):
         first = min(found.symmetric_difference(expected))
         raise PromptRejected(
             "The prompt's layers are not the base model's",
-            tensor=f"dec.self.{first}.k",
+            tensor=Site.DECODER_SELF.tensor(first, "k"),
             expected=f"layers 0 to {len(expected) - 1}",
             found=f"{len(found)} layers, 0 to {max(found)}" if min(found) == 0 else f"{len(found)} layers",
         )
@@ -72,7 +73,7 @@ def _check_layers(prompt: Prompt, geometry: ModelGeometry) -> None:
 
 def _check_layer(prompt: Prompt, index: int, layer: LayerGeometry) -> None:
     for side, width in (("k", layer.key_dim), ("v", layer.value_dim)):
-        name = f"dec.self.{index}.{side}"
+        name = Site.DECODER_SELF.tensor(index, side)
         expected = (layer.num_kv_heads, prompt.num_virtual_tokens, width)
         if prompt.tensors[name].shape != expected:
             raise PromptRejected(

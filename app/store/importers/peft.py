@@ -2,7 +2,7 @@
 
 PEFT saves one baked tensor `prompt_embeddings`, whatever network made it in training:
 
-    PROMPT_TUNING, P_TUNING     [p, d]           -> dec.embeds [p, d]
+    PROMPT_TUNING, P_TUNING     [p, d]           -> decoder embeddings [p, d]
     PREFIX_TUNING, CARTRIDGE    [p, 2L * Hk * D] -> view [p, 2L, Hk, D]; layer l: K row 2l, V row 2l + 1
 
 In a prefix's config `num_attention_heads` means Hk and `token_dim` means Hk * D (peft >= 0.12 adjusts
@@ -19,6 +19,7 @@ import numpy as np
 
 from app.errors import PromptRejected
 from app.prompt import Prompt, PromptKind, TensorInfo
+from app.sites import SIDES, Embedding, Site
 from app.store.prompt_file import ParsedFile, RawTensor, parse_safetensors, read_prompt, write_prompt
 from app.store.safetensors_file import MAX_TENSORS
 from app.store.saved_tensors import ADVICE, SavedTensor, saved_tensors
@@ -74,7 +75,7 @@ def import_peft(
     begin = parsed.data_start
     raw = RawTensor(info.dtype, info.shape, memoryview(weights)[begin + info.begin : begin + info.end])
     if config.peft_type in SOFT_TYPES:
-        return read_prompt(write_prompt(PromptKind.SOFT, {"dec.embeds": raw}))
+        return read_prompt(write_prompt(PromptKind.SOFT, {Embedding.DECODER: raw}))
     return read_prompt(write_prompt(PromptKind.PREFIX, _split_layers(config, raw)))
 
 
@@ -248,7 +249,7 @@ def _split_layers(config: AdapterConfig, raw: RawTensor) -> dict[str, RawTensor]
     whole = np.frombuffer(raw.data, dtype=_WORDS[raw.dtype])
     rows = whole.reshape(p, 2 * config.num_layers, num_heads, head_dim).transpose(1, 2, 0, 3)
     return {
-        f"dec.self.{row // 2}.{'kv'[row % 2]}": RawTensor(
+        Site.DECODER_SELF.tensor(row // 2, SIDES[row % 2]): RawTensor(
             raw.dtype, (num_heads, p, head_dim), rows[row].tobytes()
         )
         for row in range(2 * config.num_layers)
