@@ -1,8 +1,8 @@
 """Does a stored version fit the loaded base? Found out once for each prompt, then remembered."""
 
-import threading
 from typing import Any
 
+from app.caching import SingleFlightCache
 from app.errors import CorruptData, NotFound, PromptRejected
 from app.prompt import ModelGeometry, Prompt, TaskVersion
 from app.store.prompt_file import read_prompt
@@ -23,43 +23,30 @@ class Compatibility:
     def __init__(self, store: PromptStore, geometry: ModelGeometry) -> None:
         self._store = store
         self._geometry = geometry
-        self._lock = threading.Lock()
-        self._reasons: dict[str, str | None] = {}
+        self._reasons: SingleFlightCache[str, str | None] = SingleFlightCache(_MAX_REMEMBERED)
 
     def why_not(self, version: TaskVersion) -> str | None:
         """None where the version can be served; else why it can't. May read the prompt's bytes."""
         digest = version.prompt_digest
         if digest is None or self._was_validated(version):
             return None
-        with self._lock:
-            if digest in self._reasons:
-                return self._reasons[digest]
         try:
-            prompt = read_prompt(self._store.read_blob(digest))
+            return self._reasons.get(digest, lambda: self._find_out(digest))
         except (CorruptData, NotFound):  # not remembered: it may be mended the next time
             return "its prompt's bytes are missing or damaged; publish it again"
-        reason = self._find_out(prompt)
-        self._remember(digest, reason)
-        return reason
 
     def validate(self, prompt: Prompt) -> None:
         """Raise PromptRejected where the prompt doesn't fit."""
         validate_prompt(prompt, self._geometry)
-        self._remember(prompt.digest, None)
+        self._reasons.put(prompt.digest, None)
 
     def _was_validated(self, version: TaskVersion) -> bool:
         vouched = vouched_base(self._geometry)
         return all(version.provenance.get(name) == value for name, value in vouched.items())
 
-    def _find_out(self, prompt: Prompt) -> str | None:
+    def _find_out(self, digest: str) -> str | None:
         try:
-            validate_prompt(prompt, self._geometry)
+            validate_prompt(read_prompt(self._store.read_blob(digest)), self._geometry)
         except PromptRejected as error:
             return error.message
         return None
-
-    def _remember(self, digest: str, reason: str | None) -> None:
-        with self._lock:
-            if len(self._reasons) >= _MAX_REMEMBERED:
-                self._reasons.clear()
-            self._reasons[digest] = reason

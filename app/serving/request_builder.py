@@ -5,12 +5,11 @@ All of it is synchronous and may wait for the store, so it runs on a thread.
 
 import itertools
 import secrets
-import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from app.caching import SingleFlightCache
 from app.engine.engine import Engine
 from app.errors import DeadlineExceeded, InvalidRequest, NotServable, RequestTooLong
 from app.prompt import PromptKind, TaskVersion
@@ -91,8 +90,7 @@ class RequestBuilder:
         self._timeout = timeout
         self._prefetch = prefetch
         self._numbers = itertools.count()
-        self._lock = threading.Lock()
-        self._remembered: OrderedDict[str, PreparedVersion] = OrderedDict()
+        self._remembered: SingleFlightCache[str, PreparedVersion] = SingleFlightCache(_MAX_REMEMBERED)
 
     def admit(
         self, ask: GenerationRequest, on_found: Callable[[TaskVersion | None], None] = lambda version: None
@@ -308,16 +306,7 @@ class RequestBuilder:
 
     def _prepared(self, version: TaskVersion | None) -> PreparedVersion:
         key = "" if version is None else version.digest
-        with self._lock:
-            if key in self._remembered:
-                self._remembered.move_to_end(key)
-                return self._remembered[key]
-        prepared = self.prepare(version)
-        with self._lock:
-            self._remembered[key] = prepared
-            if len(self._remembered) > _MAX_REMEMBERED:
-                self._remembered.popitem(last=False)
-        return prepared
+        return self._remembered.get(key, lambda: self.prepare(version))
 
     def prepare(self, version: TaskVersion | None) -> PreparedVersion:
         """Parse the template and find the leading ids."""

@@ -9,10 +9,10 @@ replica may serve the old release for as long as `acdirmax`, 60 s by default, un
 import hashlib
 import re
 import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from app.caching import LruCache
 from app.errors import CorruptData
 from app.prompt import TaskVersion
 from app.store.files import Name, WriteOnceFiles
@@ -57,10 +57,8 @@ class HistoryReader:
 
     def __init__(self, files: WriteOnceFiles, max_records: int = MAX_RECORDS) -> None:
         self._files = files
-        self._max_records = max_records
-        self._known: OrderedDict[str, _Known] = OrderedDict()
+        self._known: LruCache[str, _Known] = LruCache(max_records, lambda known: known.num_records)
         self._present: dict[str, Present] = {}
-        self._num_records = 0
         self._lock = threading.Lock()  # guards what is above; never held across I/O
         self._tasks = TaskList(files, self._has_records)
         self.num_changes = 0  # another number as soon as this process wrote or read something new
@@ -82,13 +80,9 @@ class HistoryReader:
     def forget(self, task_id: str) -> None:
         """Read the task from its files the next time."""
         with self._lock:
-            self._drop(task_id)
+            self._known.pop(task_id)
             self._present.pop(task_id, None)
             self.num_changes += 1
-
-    def _drop(self, task_id: str) -> None:
-        known = self._known.pop(task_id, None)
-        self._num_records -= 0 if known is None else known.num_records
 
     def _has_records(self, task_id: str) -> bool:
         try:
@@ -104,8 +98,6 @@ class HistoryReader:
 
     def _find(self, task_id: str) -> _Known | None:
         with self._lock:
-            if task_id in self._known:
-                self._known.move_to_end(task_id)
             return self._known.get(task_id)
 
     def current(self, task_id: str) -> Present:
@@ -180,7 +172,7 @@ class HistoryReader:
         if not history.versions and not history.releases:
             return history  # not cached: unknown ids must not fill the memory
         with self._lock:
-            known = self._known.setdefault(history.task_id, _Known(TaskHistory(history.task_id)))
+            known = self._known.get(history.task_id) or _Known(TaskHistory(history.task_id))
             before, old = known.num_records, known.history
             known.history = TaskHistory(
                 history.task_id,
@@ -188,12 +180,9 @@ class HistoryReader:
                 max(old.releases, history.releases, key=len),
             )
             if known.num_records != before:
-                self._num_records += known.num_records - before
                 self._present[history.task_id] = Present.of(known.history)
                 self.num_changes += 1
-            self._known.move_to_end(history.task_id)
-            while self._num_records > self._max_records and len(self._known) > 1:
-                self._drop(next(iter(self._known)))
+            self._known.put(history.task_id, known)
             return known.history
 
 

@@ -6,9 +6,6 @@ its memory by lexer states (1 to 2 KB each). What exceeds a bound fails alone.
 
 import logging
 import re
-import threading
-from collections import OrderedDict
-from concurrent.futures import Future
 
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
@@ -16,6 +13,7 @@ from llguidance.hf import from_tokenizer
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
+from app.caching import SingleFlightCache
 from app.engine.sampling.token_masks import PackedMask, TokenConstraint
 from app.errors import ConstraintFailed, InvalidRequest
 from app.serving.structured_output.constraints import Constraint, grammar_of
@@ -55,8 +53,7 @@ class Grammars:
             _log.warning("constrained output is off: of this base model, %s", self._why_not)
         self._lengths = _lengths(self._tokenizer, eos_ids, vocab_size)
         self._known = _known(self._tokenizer, vocab_size)
-        self._compiled: OrderedDict[str, Future[LLMatcher]] = OrderedDict()
-        self._lock = threading.Lock()
+        self._compiled: SingleFlightCache[str, LLMatcher] = SingleFlightCache(MAX_REMEMBERED)
 
     def compile(self, constraint: Constraint) -> str:
         """The text of a grammar that rows can follow; takes milliseconds, so not on an event loop.
@@ -93,34 +90,12 @@ class Grammars:
 
     def fresh(self, grammar: str, spoiled: LLMatcher) -> LLMatcher:
         """A matcher that shares nothing, in place of one whose lexer is used up. Raises ConstraintFailed."""
-        with self._lock:
-            future = self._compiled.get(grammar)
-            if future is not None and future.done() and future.result() is spoiled:
-                del self._compiled[grammar]
+        self._compiled.forget(grammar, spoiled)
         return self._compile(grammar)
 
     def _matcher(self, grammar: str) -> LLMatcher:
-        """At the beginning; for copies. Whoever asks first compiles it, and others wait for that."""
-        with self._lock:
-            future = self._compiled.get(grammar)
-            if future is not None:
-                self._compiled.move_to_end(grammar)
-            else:
-                mine = self._compiled[grammar] = Future()
-        if future is not None:
-            return future.result()
-        try:
-            matcher = self._compile(grammar)
-        except BaseException as error:
-            with self._lock:
-                self._compiled.pop(grammar, None)
-            mine.set_exception(error)
-            raise
-        mine.set_result(matcher)
-        with self._lock:
-            while len(self._compiled) > MAX_REMEMBERED:
-                self._compiled.popitem(last=False)
-        return matcher
+        """At the beginning; for copies."""
+        return self._compiled.get(grammar, lambda: self._compile(grammar))
 
     def _compile(self, grammar: str) -> LLMatcher:
         """Some limits only show on the way, so that the first few tokens are tried: long ones, short ones."""

@@ -1,6 +1,6 @@
 """Where the engine's prompts come from: host memory, then the tiers below it.
 
-    load(digest): HostCache --miss--> (the loader's event loop) PromptTiers: remote cache, store
+    load(digest): host memory --miss--> (the loader's event loop) PromptTiers: remote cache, store
 
 Loads are tasks of one event loop, on a thread of its own; what blocks or takes long runs on
 further threads. Each digest is loaded once at a time, for all who ask.
@@ -15,10 +15,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 
+from app.caching import LruCache
 from app.concurrency import Workers
 from app.errors import EngineStopped, PromptplexError, Unavailable
 from app.prompt import Prompt
-from app.store.cache.host_cache import HostCache
 from app.store.cache.tiers import BlobStore, PromptTiers, RemoteTier
 from app.store.releases import TaskHistory
 
@@ -65,7 +65,7 @@ class PromptCache:
     """A PromptSource over the tiers. Thread-safe."""
 
     def __init__(self, store: BlobStore, *, host_bytes: int, remote: RemoteTier | None = None) -> None:
-        self._host = HostCache(host_bytes)
+        self._host: LruCache[str, Prompt] = LruCache(host_bytes, lambda prompt: len(prompt.data))
         self._capacity = host_bytes
         self._loading: dict[str, _Loading] = {}
         self._host_hits = 0
@@ -113,7 +113,7 @@ class PromptCache:
         """Keep a prompt that was just made, and let the remote cache have it in the background."""
         with self._lock:
             if not self._closed:
-                self._host.put(prompt)
+                self._keep(prompt)
                 self._loop.call_soon_threadsafe(self._tiers.tell_remote, prompt)
 
     def stats(self) -> SourceStats:
@@ -132,7 +132,7 @@ class PromptCache:
                 load_seconds=self._load_seconds,
                 num_loading=len(self._loading),
                 host_prompts=len(self._host),
-                host_bytes=self._host.num_bytes,
+                host_bytes=self._host.weight,
                 host_capacity=self._capacity,
             )
 
@@ -140,6 +140,7 @@ class PromptCache:
         """Assert what must hold at any time."""
         with self._lock:
             self._host.check_integrity()
+            assert self._host.weight <= self._capacity
             assert not any(loading.future.done() for loading in self._loading.values())
 
     def close(self) -> None:
@@ -153,6 +154,11 @@ class PromptCache:
         self._thread.join()
         self._loop.close()
         self._readers.shutdown(wait=True, cancel_futures=True)
+
+    def _keep(self, prompt: Prompt) -> None:
+        """With the lock held. A prompt that is larger than the whole cache isn't kept."""
+        if len(prompt.data) <= self._capacity:
+            self._host.put(prompt.digest, prompt)
 
     def _begin(self, digest: str) -> _Loading:
         """With the lock held, and not closed."""
@@ -175,7 +181,7 @@ class PromptCache:
             self._load_seconds += time.monotonic() - loading.started
             self._load_failures += error is not None
             if not task.cancelled() and error is None:
-                self._host.put(task.result())
+                self._keep(task.result())
         # Outside the lock: callbacks of the future may call load().
         if task.cancelled():
             loading.future.set_exception(_stopped())

@@ -9,13 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from app.errors import CorruptData, EngineStopped, PromptplexError, Unavailable
 from app.prompt import Prompt, VersionDraft
 from app.store.cache import tiers
-from app.store.cache.host_cache import HostCache
 from app.store.cache.prompt_cache import BlobStore, PromptCache, RemoteTier
 from app.store.prompt_store import open_store
 from tests.store.builders import prefix, soft
@@ -415,29 +412,13 @@ def test_a_source_that_nobody_closes_does_not_keep_the_process() -> None:
     assert "could not be loaded" in done.stdout
 
 
-@settings(max_examples=100, deadline=None)
-@given(
-    st.integers(0, 3000), st.lists(st.tuples(st.booleans(), st.integers(0, len(PROMPTS) - 1)), max_size=40)
-)
-def test_host_cache_is_lru_by_bytes(capacity: int, steps: list[tuple[bool, int]]) -> None:
-    cache = HostCache(capacity)
-    model: list[Prompt] = []  # the least recently used first
-    for is_put, index in steps:
-        prompt = PROMPTS[index]
-        if is_put:
-            cache.put(prompt)
-            if prompt not in model and len(prompt.data) <= capacity:
-                model.append(prompt)
-                while sum(len(held.data) for held in model) > capacity:
-                    model.pop(0)
-        else:
-            assert cache.get(prompt.digest) == (prompt if prompt in model else None)
-            if prompt in model:
-                model.remove(prompt)
-                model.append(prompt)
-        cache.check_integrity()
-        assert len(cache) == len(model)
-        assert cache.num_bytes == sum(len(held.data) for held in model)
+def test_a_prompt_larger_than_host_memory_drops_no_other(gated: GatedStore, make: Make) -> None:
+    small, large = soft(p=1), soft(p=6)
+    source = make(gated, host_bytes=len(large.data) - 1)
+    for prompt in (small, large):
+        source.offer(prompt)
+        source.check_integrity()
+    assert source.stats().host_bytes == len(small.data)
 
 
 @pytest.mark.parametrize("with_remote", [False, True])
