@@ -1,40 +1,30 @@
-"""The composition root: settings -> store, base, engine, services, HTTP app; then one process.
+"""The assembly: from settings to store, base, engine, services and HTTP app.
 
-The port opens at once: `/health/live` answers, and `/health/ready` says 503 while the base model
-loads on a thread. Ctrl-C or SIGTERM drains: not ready, no new work, running requests finish, exit
-status 0. A base that can't be served, or an engine that dies, ends the process with status 1.
+It knows no process and no HTTP server. `asgi_app` is for any ASGI host: its lifespan loads the base,
+serves, and closes. `promptplex serve` runs the same `Replica` in a process of its own (`app/server/`).
 """
 
 import asyncio
 import contextlib
 import logging
-import os
-import signal
-import socket
 import threading
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from types import FrameType
 from typing import TypeVar
 
 import torch
 from fastapi import FastAPI
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from app.api.app import create_app
+from app.api.app import Lifespan, create_app
 from app.api.auth.authenticator import public
 from app.api.middleware.access_log import note_outcome
-from app.api.middleware.connections import raise_open_files, server_config
-from app.api.middleware.crowd import QuietServer, room_for_connections
 from app.api.middleware.tracing import tracer_from_environment
-from app.api.state import MAX_CONNECTIONS, ApiConfig, ServerState, Services
-from app.concurrency import Workers
+from app.api.state import ApiConfig, ServerState, Services
 from app.console.pages import console_router
 from app.engine.engine import Engine
-from app.errors import PromptplexError, Unavailable, UnsupportedModel
+from app.errors import Unavailable, UnsupportedModel
 from app.keys.keyring import Keyring
-from app.logs import take_over_libraries
 from app.metrics import Metrics
 from app.models.loading import LoadedBase, load_base
 from app.serving.base_defaults import reported_defaults
@@ -44,7 +34,7 @@ from app.serving.publishing.import_watcher import ImportWatcher
 from app.serving.publishing.publisher import PublishingService
 from app.serving.store_maintenance import StoreMaintenance
 from app.serving.structured_output.grammars import Grammars
-from app.settings import Settings
+from app.settings import Settings, load_settings
 from app.store.cache.prompt_cache import PromptCache
 from app.store.cache.redis_tier import RedisTier
 from app.store.prompt_store import PromptStore, open_store
@@ -53,34 +43,120 @@ _T = TypeVar("_T")
 
 log = logging.getLogger("promptplex")
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_FETCH_SECONDS = 60  # for a prompt from any tier, by the upkeep
-_LINGER_SECONDS = 0.25  # between the port's closing and that of connections without a request
-_CONNECTION_SECONDS = 10  # for answers still on their way to slow clients when everything else is done
+_FETCH_SECONDS = 60  # for a prompt from any tier, by the store's maintenance
 
 
-def run_server(settings: Settings) -> int:
-    """Serve until a signal or a failure; the exit status for the process."""
-    _check_demo(settings)
-    take_over_libraries(settings.log_format)
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
-    server = PromptplexServer(settings)
-    try:
-        server.run()
-    except SystemExit:  # uvicorn's way out when it can't have the port; it has logged why
-        server.failed = True
-    status = 1 if server.failed else 0
-    if server.is_busy:
-        # A thread deep in torch can't be stopped, and the interpreter would abort when it tears
-        # down under it. Nothing is lost: what is acknowledged is on disk already.
-        logging.shutdown()
-        os._exit(status)
-    return status
+def asgi_app(settings: Settings | None = None) -> FastAPI:
+    """Return an ASGI app that loads the base when its host starts it, and closes with it.
+
+    Without `settings` they come from the environment, so that a host can call it by name:
+    `uvicorn --factory app.main:asgi_app`. The host's startup ends when the base is loaded, and fails where
+    it can't be served. When the engine dies, `/health/ready` answers 503 until the host starts another.
+    """
+    return Replica(settings or load_settings({})).app
+
+
+class Replica:
+    """One copy of the service, in whichever process hosts it: its settings, keys, state and app."""
+
+    def __init__(self, settings: Settings, *, lifespan: Lifespan | None = None) -> None:
+        """`lifespan` replaces the one that loads before the host's startup ends.
+
+        Raises KeyFileError for keys that can't be read, ValueError where the demo is wanted and isn't here.
+        """
+        _check_demo(settings)
+        if settings.threads is not None:
+            torch.set_num_threads(settings.threads)
+        self.settings = settings
+        self.state = ServerState()
+        self.config = ApiConfig(
+            max_body_bytes=settings.max_body_bytes,
+            max_upload_bytes=settings.max_upload_bytes,
+            allowed_hosts=settings.host_allow_list,
+            allowed_origins=settings.allowed_origins,
+        )
+        self._keys = _keyring(settings)
+        self._loader: threading.Thread | None = None
+        self._watcher: asyncio.Task[None] | None = None
+        self.app = create_app(
+            self.state,
+            self.config,
+            keys=self._keys,
+            lifespan=lifespan or self._lifespan,
+            tracer=tracer_from_environment(),
+        )
+        if settings.console:
+            self.app.include_router(console_router(public))
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether the base still loads, or the engine still runs."""
+        loading = self._loader is not None and self._loader.is_alive()
+        return loading or (self.state.services is not None and self.state.services.engine.is_alive)
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+        await self.load()
+        try:
+            yield
+        finally:
+            await self.close()
+
+    async def load(self) -> "asyncio.Future[BaseException]":
+        """Load, then serve; return a future that gets the engine's error if it ever dies.
+
+        Raises UnsupportedModel, ValueError and OSError where the base can't be served.
+        """
+        loop = asyncio.get_running_loop()
+        death: asyncio.Future[BaseException] = loop.create_future()
+
+        def on_failure(error: BaseException) -> None:
+            log.critical("the engine died", exc_info=error)
+            _settle(loop, death, error)
+
+        services = self.state.services = await self._assemble_on_thread(on_failure)
+        log.info("ready: serving base model %s", self.settings.base_name)
+        services.maintenance.start()
+        if self.settings.import_dir is not None:
+            watching = ImportWatcher(self.settings.import_dir, services.publishing).watch()
+            self._watcher = asyncio.create_task(watching)
+        return death
+
+    async def close(self) -> None:
+        """End what `load` began; requests that still run end with EngineStopped."""
+        if self._watcher is not None:
+            self._watcher.cancel()
+        if self.state.services is not None:
+            await asyncio.to_thread(self.state.services.close)
+
+    async def _assemble_on_thread(self, on_failure: Callable[[BaseException], None]) -> Services:
+        """On a daemon thread, so that Ctrl-C needn't wait for a large model."""
+        loop = asyncio.get_running_loop()
+        loaded: asyncio.Future[Services | BaseException] = loop.create_future()
+
+        def work() -> None:
+            try:
+                outcome: Services | BaseException = assemble(
+                    self.settings, progress=self._progress, on_failure=on_failure, keys=self._keys
+                )
+            except BaseException as error:
+                outcome = error
+            _settle(loop, loaded, outcome)
+
+        self._loader = threading.Thread(target=work, name="load", daemon=True)
+        self._loader.start()
+        outcome = await loaded
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    def _progress(self, line: str) -> None:
+        log.info("%s", line)
+        self.state.progress = line
 
 
 def _keyring(settings: Settings) -> Keyring | None:
-    """The keys, told of in a line. Raises KeyFileError."""
+    """Read the keys, and log how many there are. Raise KeyFileError for a file that can't be read."""
     if settings.keys_file is None:
         log.warning(
             "no API keys: only this machine can connect, but any program on it may generate and upload"
@@ -92,7 +168,7 @@ def _keyring(settings: Settings) -> Keyring | None:
 
 
 def _check_demo(settings: Settings) -> None:
-    """The demo is a directory of the checkout; its name must never be asked of a model hub."""
+    """Raise ValueError where the demo isn't a directory here, so that no model hub is asked for its name."""
     if settings.model == Settings.model_fields["model"].default and not Path(settings.model).is_dir():
         raise ValueError(
             f"there is no {settings.model} here; start in a Promptplex checkout, or name a base with --model"
@@ -109,8 +185,8 @@ def assemble(
     """Load and wire everything below the HTTP edge; the engine runs when this returns.
 
     `progress` gets a line for each stage; `on_failure` is called, on the engine's thread, when the
-    engine dies; `keys` hear of the tokens that they use. Raises UnsupportedModel when the base can't
-    be served; nothing that was begun is left behind then.
+    engine dies; `keys` are charged for the tokens that they use. Raises UnsupportedModel when the base
+    can't be served; nothing that was begun is left behind then.
     """
     with contextlib.ExitStack() as undo:
         services = _assemble(settings, progress, on_failure, keys, undo)
@@ -178,16 +254,16 @@ def _load_base(settings: Settings, progress: Callable[[str], None]) -> LoadedBas
 
 
 def _on_outcome(metrics: Metrics, keys: Keyring | None) -> Callable[[Outcome], None]:
-    """What hears of every generation that ended: metrics, the log's line of its request, its key's quota."""
+    """Return what every ended generation is passed to: metrics, its request's log line, its key's quota."""
 
-    def told(outcome: Outcome) -> None:
+    def on_outcome(outcome: Outcome) -> None:
         if not outcome.is_trial:
             metrics.on_outcome(outcome)
         note_outcome(outcome)
         if keys is not None and outcome.reason != "error":  # what the server failed at is free
             keys.charge(outcome.tenant, outcome.prompt_tokens + outcome.generated_tokens)
 
-    return told
+    return on_outcome
 
 
 def _redis_tier(settings: Settings, on_hint: Callable[[str], None]) -> RedisTier | None:
@@ -196,7 +272,7 @@ def _redis_tier(settings: Settings, on_hint: Callable[[str], None]) -> RedisTier
 
 
 def _fetch(source: PromptCache, digest: str) -> bytes:
-    """A prompt's bytes from any tier, for the upkeep."""
+    """Return a prompt's bytes from any tier. Raise Unavailable when they take too long."""
     try:
         return source.load(digest).result(_FETCH_SECONDS).data
     except TimeoutError:
@@ -206,7 +282,7 @@ def _fetch(source: PromptCache, digest: str) -> bytes:
 def _publishing(
     store: PromptStore, generation: GenerationService, source: PromptCache, redis: RedisTier | None
 ) -> PublishingService:
-    """What is stored goes into the tiers at once, and other replicas hear of what is released."""
+    """Prompts go into the tiers at once, hints of releases to other replicas."""
     more = {} if redis is None else {"on_release": redis.publish_hint}
     return PublishingService(store, generation, on_stored=source.offer, **more)
 
@@ -215,150 +291,6 @@ def _fast(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise UnsupportedModel("this base has no fast tokenizer (tokenizer.json), which serving needs")
     return tokenizer
-
-
-class PromptplexServer(QuietServer):
-    """The server, which drains before it stops listening, and knows whether it failed."""
-
-    def __init__(self, settings: Settings) -> None:
-        """Raises KeyFileError where there are to be keys that can't be read."""
-        self.settings = settings
-        self.keys = _keyring(settings)
-        self.state = ServerState()
-        self.failed = False
-        self._loader: threading.Thread | None = None
-        self._watcher: asyncio.Task[None] | None = None
-        room = room_for_connections(raise_open_files(), MAX_CONNECTIONS)
-        api = ApiConfig(
-            max_body_bytes=settings.max_body_bytes,
-            max_upload_bytes=settings.max_upload_bytes,
-            allowed_hosts=settings.host_allow_list,
-            allowed_origins=settings.allowed_origins,
-            max_connections=room.connections,
-        )
-        tracer = tracer_from_environment()
-        app = create_app(self.state, api, keys=self.keys, lifespan=self._lifespan, tracer=tracer)
-        if settings.console:
-            app.include_router(console_router(public))
-        super().__init__(
-            server_config(
-                app,
-                api,
-                host=settings.host,
-                port=settings.port,
-                log_level=settings.log_level,
-                backlog=room.at_once,
-                timeout_graceful_shutdown=_CONNECTION_SECONDS,
-                lifespan="on",
-            )
-        )
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether the base still loads, or the engine still runs."""
-        loading = self._loader is not None and self._loader.is_alive()
-        return loading or (self.state.services is not None and self.state.services.engine.is_alive)
-
-    @contextlib.asynccontextmanager
-    async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
-        asyncio.get_running_loop().set_default_executor(Workers(8, "edge"))  # for what routes ask
-        supervisor = asyncio.create_task(self._supervise())
-        yield
-        for task in (supervisor, self._watcher):
-            if task is not None:
-                task.cancel()
-        if self.state.services is not None:
-            await asyncio.to_thread(self.state.services.close)
-
-    async def _supervise(self) -> None:
-        """Load, then wait for the engine's death: what ends either of them ends the process."""
-        loop = asyncio.get_running_loop()
-        death: asyncio.Future[BaseException] = loop.create_future()
-        try:
-            services = await self._load(lambda error: _settle(loop, death, error))
-            self.state.services = services
-            log.info("ready: serving base model %s", self.settings.base_name)
-            services.maintenance.start()
-            if self.settings.import_dir is not None:
-                watching = ImportWatcher(self.settings.import_dir, services.publishing).watch()
-                self._watcher = asyncio.create_task(watching)
-            log.critical("the engine died", exc_info=await death)
-        except asyncio.CancelledError:  # the server ends, and not because of this
-            raise
-        except (PromptplexError, ValueError) as error:  # what a user can mend; it says how
-            log.critical("can't serve %s: %s", self.settings.model, error)
-            log.debug("the details", exc_info=True)
-        except BaseException:  # a panic of native code is no Exception
-            log.critical("can't serve %s", self.settings.model, exc_info=True)
-        self.failed = self.should_exit = True
-
-    async def _load(self, on_failure: Callable[[BaseException], None]) -> Services:
-        """Assemble on a daemon thread, so that Ctrl-C needn't wait for a large model."""
-        loop = asyncio.get_running_loop()
-        loaded: asyncio.Future[Services | BaseException] = loop.create_future()
-
-        def work() -> None:
-            try:
-                outcome: Services | BaseException = assemble(
-                    self.settings, progress=self._progress, on_failure=on_failure, keys=self.keys
-                )
-            except BaseException as error:
-                outcome = error
-            _settle(loop, loaded, outcome)
-
-        self._loader = threading.Thread(target=work, name="load", daemon=True)
-        self._loader.start()
-        outcome = await loaded
-        if isinstance(outcome, BaseException):
-            raise outcome
-        return outcome
-
-    def _progress(self, line: str) -> None:
-        log.info("%s", line)
-        self.state.progress = line
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """As uvicorn's, but a drained server ends with status 0 instead of by the signal."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.signal(number, self.handle_exit) for number in _SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal drains; a second one ends the process at once."""
-        if self.state.draining:
-            os._exit(1)  # nothing is lost: what is acknowledged is on disk already
-        self.state.draining = True
-        try:
-            threading.Thread(target=self._drain, name="drain", daemon=True).start()
-        except RuntimeError:  # no thread is to be had: what still runs gets its error with the shutdown
-            self.should_exit = True
-
-    def _drain(self) -> None:
-        services = self.state.services
-        if services is not None:
-            seconds = self.settings.drain_timeout
-            end = time.monotonic() + seconds
-            log.info("draining: running requests get %g seconds; signal again to end at once", seconds)
-            self.state.requests.wait_until_none(seconds)  # also those that are still being admitted
-            if not services.engine.drain(max(0.0, end - time.monotonic())):
-                log.warning("some requests didn't finish in time and were ended")
-            services.engine.stop()  # before the connections close, so that everybody gets an answer
-        self.should_exit = True
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Whoever still sends a body, or has just connected, gets a 503 before the connections close."""
-        for server in self.servers:
-            server.close()
-        self.state.requests.close()
-        await asyncio.sleep(_LINGER_SECONDS)
-        await super().shutdown(sockets)
 
 
 def _settle(loop: asyncio.AbstractEventLoop, future: "asyncio.Future[_T]", outcome: _T) -> None:

@@ -1,6 +1,6 @@
 """A server whose engine also takes work past HTTP, in one process: what HTTP costs shows in one place.
 
-It is `promptplex serve` itself (`app.main.PromptplexServer`), beside a thread that obeys a pipe.
+It is `promptplex serve` itself (`app.server.process.PromptplexServer`), beside a thread that obeys a pipe.
 """
 
 import multiprocessing
@@ -13,8 +13,8 @@ from typing import Any
 import psutil
 
 from app.api.state import Phase
-from app.main import PromptplexServer
 from app.request import Request
+from app.server.process import PromptplexServer
 from app.settings import load_settings
 
 _START_SECONDS = 300.0

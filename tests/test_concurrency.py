@@ -10,8 +10,9 @@ import httpx
 import pytest
 
 from app.concurrency import Workers
-from app.main import PromptplexServer, assemble
+from app.main import assemble
 from app.prompt import TaskVersion
+from app.server.process import PromptplexServer
 from app.serving.generation_request import GenerationRequest
 from app.serving.request_builder import Admitted
 from app.settings import Settings

@@ -88,7 +88,7 @@ _WHY_NOT = {
 
 @dataclass(slots=True)
 class ServerState:
-    """Written by `app/main.py` (also from signal handlers), read by every route."""
+    """Written by `app/main.py` and `app/server/` (also from signal handlers), read by every route."""
 
     services: Services | None = None  # None while the base model loads
     draining: bool = False

@@ -25,7 +25,7 @@ def serve(**flags: str | None) -> None:
     for warning in unknown_variables(os.environ):
         log.warning("%s", warning)
     log.info("starting (the first seconds go into importing torch and transformers)")
-    from app.main import run_server  # torch and transformers take seconds to import
+    from app.server.process import run_server  # torch and transformers take seconds to import
 
     raise typer.Exit(run_server(settings))
 

@@ -14,10 +14,10 @@ from starlette.types import ASGIApp
 
 from app.api.app import create_app
 from app.api.auth.authenticator import public
-from app.api.middleware.connections import server_config
 from app.api.state import ApiConfig, ServerState, Services
 from app.console.pages import console_router
 from app.keys.keyring import Keyring
+from app.server.connections import server_config
 from app.serving.store_maintenance import StoreMaintenance
 from tests.serving.stack import Stack
 from tests.waiting import PATIENCE, wait_until

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import httpx2
 import pytest
 
-from app.api.middleware.crowd import room_for_connections
+from app.server.crowd import room_for_connections
 from tests.cli.conftest import Server
 
 FILES = 256

@@ -14,7 +14,7 @@ from app.api.state import ServerState
 from app.console.pages import read_pages
 from app.keys.key_file import change_keys
 from app.keys.keyring import Keyring
-from app.main import PromptplexServer
+from app.main import asgi_app
 from app.settings import Settings
 from tests.api.server import client_of, raw_exchange, serving
 
@@ -134,7 +134,7 @@ def test_generating_at_the_root_goes_on(client: httpx.Client) -> None:
 
 @pytest.mark.parametrize("console", [True, False])
 def test_it_can_be_turned_off(console: bool) -> None:
-    application: Any = PromptplexServer(Settings(console=console)).config.app
+    application: Any = asgi_app(Settings(console=console))
 
     async def ask() -> int:
         transport = httpx.ASGITransport(application)

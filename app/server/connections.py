@@ -21,9 +21,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from app.api.errors import envelope
-from app.api.middleware.crowd import MOST_REFUSED, Crowd
 from app.api.middleware.headers import complete_headers, request_id
 from app.api.state import ApiConfig
+from app.server.crowd import MOST_REFUSED, Crowd
 
 log = logging.getLogger("promptplex.access")
 
