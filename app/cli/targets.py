@@ -2,21 +2,27 @@
 
 import getpass
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from app.cli.server import CommandFailed, NoAnswer, Row, ServerClient
 from app.errors import CorruptData, NotFound
-from app.prompt import Prompt, TaskVersion, VersionDraft
+from app.prompt import Prompt, VersionDraft
 from app.serving.publishing.bundle import Bundle
 from app.serving.publishing.task_settings import parse_task
+from app.serving.task_rows import (
+    history_row,
+    identity_row,
+    moved_row,
+    retirement_row,
+    task_row,
+    version_row,
+)
 from app.store.importers import import_prompt
 from app.store.importers.peft import TENSOR
-from app.store.prompt_store import Release, open_store
+from app.store.prompt_store import open_store
 from app.store.references import DEFAULT_ALIAS
 from app.store.saved_tensors import holds_others, without_others
-from app.store.traffic_split import Meaning, meaning_as_json
 
 
 class Target(Protocol):
@@ -143,28 +149,12 @@ class StoreTarget:
     def task(self, task_id: str) -> Row:
         """Versions, aliases and releases, as the server shows them."""
         history = self._store.history(task_id)
-        return {
-            "id": history.task_id,
-            "aliases": _aliases(history.aliases),
-            "retired": history.retired,
-            "versions": [_version_row(version) for version in history.versions],
-            "releases": [
-                {
-                    "number": release.number,
-                    "action": release.action,
-                    "aliases": _aliases(release.aliases),
-                    "who": release.who,
-                    "why": release.why,
-                    "at": release.at,
-                }
-                for release in history.releases
-            ],
-        }
+        return history_row(history, [version_row(version) for version in history.versions])
 
     def push(self, task_id: str, bundle: Bundle, alias: str | None) -> Row:
         """Import and publish; what only a loaded base can check is left to the server."""
         version, created = self._store.publish(task_id, _draft(bundle))
-        row = {"task_id": task_id, **_version_row(version), "release": None}
+        row = {"task_id": task_id, **identity_row(version), "release": None}
         if alias != "none" and (created or alias is not None):
             moved = self._store.move_alias(task_id, alias or "live", version.version, who=self._who)
             row["release"] = moved.number
@@ -172,7 +162,7 @@ class StoreTarget:
 
     def rollback(self, task_id: str, alias: str, why: str) -> Row:
         """One more release, with the alias where it was."""
-        return _moved(self._store.rollback(task_id, alias, who=self._who, why=why), alias)
+        return moved_row(self._store.rollback(task_id, alias, who=self._who, why=why), alias)
 
     def move_alias(
         self, task_id: str, alias: str, weights: dict[int, int], expected_release: int | None, why: str
@@ -181,46 +171,21 @@ class StoreTarget:
         release = self._store.move_alias(
             task_id, alias, weights, expected_release=expected_release, who=self._who, why=why
         )
-        return _moved(release, alias)
+        return moved_row(release, alias)
 
     def retire(self, task_id: str, why: str) -> Row:
         """One more release."""
-        release = self._store.retire(task_id, who=self._who, why=why)
-        return {"task_id": task_id, "release": release.number}
+        return retirement_row(self._store.retire(task_id, who=self._who, why=why))
 
     def restore(self, task_id: str, why: str) -> Row:
         """One more release."""
-        release = self._store.restore(task_id, who=self._who, why=why)
-        return {"task_id": task_id, "release": release.number}
+        return retirement_row(self._store.restore(task_id, who=self._who, why=why))
 
     def _row(self, task_id: str) -> Row:
         try:
-            return {"id": task_id, **_version_row(self._store.meant_by(task_id, DEFAULT_ALIAS)[0])}
+            return task_row(task_id, self._store.meant_by(task_id, DEFAULT_ALIAS)[0])
         except (NotFound, CorruptData) as error:  # no live version, retired, damaged: the others still count
-            nothing = {"version": None, "kind": "unknown", "virtual_tokens": 0}
-            return {"id": task_id, **nothing, "servable": False, "not_servable_because": error.message}
-
-
-def _aliases(aliases: Mapping[str, Meaning]) -> dict[str, Any]:
-    return {alias: meaning_as_json(meaning) for alias, meaning in aliases.items()}
-
-
-def _moved(release: Release, alias: str) -> Row:
-    meaning = release.aliases[alias]
-    target = {"version": meaning} if isinstance(meaning, int) else {"weights": meaning_as_json(meaning)}
-    return {"task_id": release.task_id, "alias": alias, **target, "release": release.number}
-
-
-def _version_row(version: TaskVersion) -> Row:
-    return {
-        "version": version.version,
-        "version_digest": f"sha256:{version.digest}",
-        "prompt_digest": version.prompt_digest,
-        "kind": str(version.kind),
-        "virtual_tokens": version.num_virtual_tokens,
-        "template": version.template,
-        "defaults": dict(version.defaults),
-    }
+            return task_row(task_id, None) | {"servable": False, "not_servable_because": error.message}
 
 
 def _draft(bundle: Bundle) -> VersionDraft:

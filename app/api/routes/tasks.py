@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
@@ -17,12 +17,19 @@ from app.api.state import Services, services
 from app.api.uploads import read_parts, upload_form
 from app.errors import InvalidRequest
 from app.keys.key import Scope
-from app.prompt import TaskVersion
 from app.serving.catalog import TaskDetail, TaskSummary, VersionState
 from app.serving.publishing.publisher import UploadResult
+from app.serving.task_rows import (
+    Row,
+    history_row,
+    identity_row,
+    moved_row,
+    retirement_row,
+    task_row,
+    version_row,
+)
 from app.store.prompt_store import Release
 from app.store.references import DEFAULT_ALIAS
-from app.store.traffic_split import Meaning, meaning_as_json
 
 audit = logging.getLogger("promptplex.audit")
 
@@ -138,7 +145,7 @@ async def rollback(
         lambda store: store.rollback(task_id, named, who=calling.who, why=why)
     )
     _record(calling, f"rolled {named} back", task_id, release)
-    return JSONResponse(_moved(release, named))
+    return JSONResponse(moved_row(release, named))
 
 
 @router.put(
@@ -156,7 +163,7 @@ async def move_alias(
         )
     )
     _record(calling, f"moved {alias}", task_id, release)
-    return JSONResponse(_moved(release, alias))
+    return JSONResponse(moved_row(release, alias))
 
 
 @router.post(
@@ -174,7 +181,7 @@ async def restore(
     why = body.why if body else ""
     release = await behind.publishing.change(lambda store: store.restore(task_id, who=calling.who, why=why))
     _record(calling, "restored", task_id, release)
-    return JSONResponse(_state(release))
+    return JSONResponse(retirement_row(release))
 
 
 @router.delete("/{task_id:path}", response_model=Retirement, responses=ERRORS, summary="Retire a task")
@@ -186,7 +193,7 @@ async def retire(
     calling.require(task_id)
     release = await behind.publishing.change(lambda store: store.retire(task_id, who=calling.who, why=why))
     _record(calling, "retired", task_id, release)
-    return JSONResponse(_state(release))
+    return JSONResponse(retirement_row(release))
 
 
 @router.get("/{task_id:path}", response_model=TaskRecord, responses=ERRORS, summary="Show a task")
@@ -203,28 +210,8 @@ def _record(calling: Caller, act: str, task_id: str, release: Release | None) ->
     audit.info("%s %s: task %s, release %s", calling.who, act, task_id, number)
 
 
-def _state(release: Release) -> dict[str, Any]:
-    return {"task_id": release.task_id, "retired": release.retired, "release": release.number}
-
-
-def _moved(release: Release, alias: str) -> dict[str, Any]:
-    meaning = release.aliases[alias]
-    target = {"version": meaning} if isinstance(meaning, int) else {"weights": meaning_as_json(meaning)}
-    return {"task_id": release.task_id, "alias": alias, **target, "release": release.number}
-
-
-def _aliases(aliases: Mapping[str, Meaning]) -> dict[str, Any]:
-    return {alias: meaning_as_json(meaning) for alias, meaning in aliases.items()}
-
-
-def _summary(row: TaskSummary) -> dict[str, Any]:
-    live = None if row.live is None else row.live.version
-    return {
-        "id": row.task_id,
-        "version": None if live is None else live.version,
-        "version_digest": None if live is None else f"sha256:{live.digest}",
-        "kind": "unknown" if live is None else str(live.kind),
-        "virtual_tokens": 0 if live is None else live.num_virtual_tokens,
+def _summary(row: TaskSummary) -> Row:
+    return task_row(row.task_id, None if row.live is None else row.live.version) | {
         "servable": row.why_not is None,
         "not_servable_because": row.why_not,
         "resident": row.live is not None and row.live.resident,
@@ -232,70 +219,24 @@ def _summary(row: TaskSummary) -> dict[str, Any]:
     }
 
 
-def _detail(detail: TaskDetail) -> dict[str, Any]:
-    history = detail.history
-    return {
-        "id": history.task_id,
-        "aliases": _aliases(history.aliases),
-        "retired": history.retired,
-        "versions": [_version(state) for state in detail.versions],
-        "releases": [_release(release) for release in history.releases],
-        "requests_served": detail.requests_served,
-    }
+def _detail(detail: TaskDetail) -> Row:
+    versions = [_version(state) for state in detail.versions]
+    return history_row(detail.history, versions) | {"requests_served": detail.requests_served}
 
 
-def _identity(version: TaskVersion) -> dict[str, Any]:
-    return {
-        "version": version.version,
-        "version_digest": f"sha256:{version.digest}",
-        "prompt_digest": version.prompt_digest,
-        "kind": str(version.kind),
-        "virtual_tokens": version.num_virtual_tokens,
-    }
-
-
-def _version(state: VersionState) -> dict[str, Any]:
-    version = state.version
-    return _identity(version) | {
-        "template": version.template,
-        "defaults": dict(version.defaults),
-        "choices": list(version.choices),
-        "examples": [dict(example) for example in version.examples],
-        "notes": version.notes,
-        "base": dict(version.base),
-        "provenance": dict(version.provenance),
+def _version(state: VersionState) -> Row:
+    return version_row(state.version) | {
         "servable": state.why_not is None,
         "not_servable_because": state.why_not,
         "resident": state.resident,
     }
 
 
-def _release(release: Release) -> dict[str, Any]:
-    return {
-        "number": release.number,
-        "action": release.action,
-        "alias": release.alias,
-        "aliases": _aliases(release.aliases),
-        "retired": release.retired,
-        "who": release.who,
-        "why": release.why,
-        "at": release.at,
-    }
-
-
-def _uploaded(result: UploadResult) -> dict[str, Any]:
+def _uploaded(result: UploadResult) -> Row:
     return {
         "task_id": result.version.task_id,
-        **_identity(result.version),
+        **identity_row(result.version),
         "release": None if result.release is None else result.release.number,
         "warnings": list(result.warnings),
-        "examples": [
-            {
-                "inputs": report.inputs,
-                "expected": report.expected,
-                "generated": report.generated,
-                "matches": report.matches,
-            }
-            for report in result.examples
-        ],
+        "examples": [asdict(report) for report in result.examples],
     }
