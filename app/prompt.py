@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
 
+from app.sites import Site
+
 
 class PromptKind(StrEnum):
     """What a task's learned part is."""
@@ -22,31 +24,36 @@ class PromptKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class LayerGeometry:
-    """Keys and values of one decoder self-attention layer."""
+    """Keys and values of one attention layer."""
 
     num_kv_heads: int
     key_dim: int
     value_dim: int
     window: int | None = None  # tokens that a query sees, itself included; None: all
 
+    @property
+    def kv_width(self) -> int:
+        """Numbers that the keys and values of one token take."""
+        return self.num_kv_heads * (self.key_dim + self.value_dim)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelGeometry:
-    """What a base model expects of a prompt. Sites beside `decoder` come with encoder-decoders."""
+    """What a base model expects of a prompt."""
 
     architecture: str  # config.model_type
     hidden_size: int  # width of one input embedding
     vocab_size: int
     max_positions: int  # virtual + prompt + generated tokens
-    decoder: tuple[LayerGeometry, ...]
+    layers: Mapping[Site, tuple[LayerGeometry, ...]]  # per attention site, in order
     dtype: str  # the dtype that the base runs in: "float32", "bfloat16", "float16"
     fingerprint: str  # sha256 over weights, config and tokenizer
     takes_prefixes: bool = True  # its own cache holds keys and values as attention gets them
 
-    def prefix_bytes(self, num_tokens: int) -> int:
-        """Bytes of a prefix of so many virtual tokens in float32."""
-        widths = (layer.num_kv_heads * (layer.key_dim + layer.value_dim) for layer in self.decoder)
-        return num_tokens * sum(widths) * 4
+    def prefix_bytes(self, num_tokens: int, item_bytes: int = 4) -> int:
+        """Return the bytes of keys and values of `num_tokens` at all sites, in float32 unless given."""
+        width = sum(layer.kv_width for layers in self.layers.values() for layer in layers)
+        return num_tokens * item_bytes * width
 
 
 @dataclass(frozen=True, slots=True)

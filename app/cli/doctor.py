@@ -12,6 +12,7 @@ import typer
 
 from app import __version__
 from app.cli.limits import matmul_throughput, read_bandwidth
+from app.sites import Site
 
 _LIBRARIES = ("torch", "transformers", "fastapi", "pydantic", "safetensors")
 
@@ -92,26 +93,21 @@ def _model(reference: str, dtype: str, device: str) -> dict[str, Any]:
 
     base = load_base(reference, dtype=dtype, device=device, progress=lambda line: typer.echo(line, err=True))
     geometry = base.report.geometry
-    windows = sorted({layer.window for layer in geometry.decoder if layer.window is not None})
+    layers = geometry.layers[Site.DECODER_SELF]
     return {
         "name": base.name,
         "architecture": geometry.architecture,
         "fingerprint": geometry.fingerprint,
         "dtype": geometry.dtype,
-        "layers": len(geometry.decoder),
+        "layers": len(layers),
         "hidden_size": geometry.hidden_size,
         "vocabulary": geometry.vocab_size,
         "positions": geometry.max_positions,
-        "sliding_windows": windows,
-        "kv_bytes_per_token": _kv_bytes_per_token(geometry),
+        "sliding_windows": sorted({layer.window for layer in layers if layer.window is not None}),
+        "kv_bytes_per_token": geometry.prefix_bytes(1, 4 if geometry.dtype == "float32" else 2),
         "probe_twin_error": base.report.twin_error,
         "probe_weights_error": base.report.weights_error,
     }
-
-
-def _kv_bytes_per_token(geometry: Any) -> int:
-    size = 4 if geometry.dtype == "float32" else 2
-    return sum(layer.num_kv_heads * (layer.key_dim + layer.value_dim) * size for layer in geometry.decoder)
 
 
 def _print_report(report: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ class DecoderOnly:
 
     def __init__(self, model: PreTrainedModel, geometry: ModelGeometry) -> None:
         self.geometry = geometry
-        self.kv_groups = group_layers(geometry.decoder)
+        self.kv_groups = group_layers(geometry.layers)
         self.device = model.device
         self.dtype = model.dtype
         self.model = model

@@ -16,6 +16,7 @@ from app.errors import UnsupportedModel
 from app.models.attention.packed import IMPLEMENTATION
 from app.models.weights import in_one_line
 from app.prompt import LayerGeometry, ModelGeometry
+from app.sites import Site
 
 _RECORDER = "promptplex_recorder"
 _LAYER_KINDS = frozenset({"full_attention", "sliding_attention"})
@@ -146,7 +147,7 @@ def model_geometry(model: PreTrainedModel, fingerprint: str, max_context: int | 
         hidden_size=int(hidden_size),
         vocab_size=int(vocab_size),
         max_positions=min(limit, max_context) if max_context else limit,
-        decoder=layers,
+        layers={Site.DECODER_SELF: layers},
         dtype=str(model.dtype).removeprefix("torch."),
         fingerprint=fingerprint,
         takes_prefixes=takes_prefixes,

@@ -25,6 +25,7 @@ from app.models.geometry import check_layer_kinds, model_geometry
 from app.models.twin import TWIN_VOCABULARY, TWIN_WINDOW, build_twin, special_ids
 from app.models.weights import in_one_line, is_quantized
 from app.prompt import LayerGeometry, ModelGeometry
+from app.sites import Site
 
 # Largest difference of a log-probability between packed and own forward in float32.
 TWIN_TOLERANCE = 1e-4
@@ -250,7 +251,7 @@ def _twin_error(twin: PreTrainedModel, backbone: DecoderOnly) -> float:
         _Probe(_random_ids(11 + len(past_window)), [_SOFT_LENGTH + 4, 7, *past_window], soft=soft),
     ]
     if backbone.geometry.takes_prefixes:
-        prefix = [_random_prefix(layer) for layer in backbone.geometry.decoder]
+        prefix = [_random_prefix(layer) for layer in backbone.geometry.layers[Site.DECODER_SELF]]
         probes.append(_Probe(_random_ids(13 + len(past_window)), [6, 7, *past_window], prefix=prefix))
         _check_prefix(twin, probes[-1])
     expected = [_own_logits(twin, probe) for probe in probes]

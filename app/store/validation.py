@@ -58,7 +58,8 @@ def _check_width(prompt: Prompt, geometry: ModelGeometry) -> None:
 
 def _check_layers(prompt: Prompt, geometry: ModelGeometry) -> None:
     found = {parts.layer for name in prompt.tensors if (parts := parse_prefix_tensor(name))}
-    expected = range(len(geometry.decoder))
+    layers = geometry.layers[Site.DECODER_SELF]
+    expected = range(len(layers))
     if found != set(expected):
         first = min(found.symmetric_difference(expected))
         raise PromptRejected(
@@ -67,7 +68,7 @@ def _check_layers(prompt: Prompt, geometry: ModelGeometry) -> None:
             expected=f"layers 0 to {len(expected) - 1}",
             found=f"{len(found)} layers, 0 to {max(found)}" if min(found) == 0 else f"{len(found)} layers",
         )
-    for index, layer in enumerate(geometry.decoder):
+    for index, layer in enumerate(layers):
         _check_layer(prompt, index, layer)
 
 

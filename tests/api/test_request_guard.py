@@ -113,8 +113,8 @@ def test_an_upload_has_room_for_a_long_prefix_of_the_base(
 ) -> None:
     state = ServerState(services=services_of(stack))
     assert ServerState().max_upload_bytes(None) == state.max_upload_bytes(None) == 64 << 20
-    llama_2_7b = geometry(decoder=(LayerGeometry(32, 128, 128),) * 32, max_positions=4096)
-    monkeypatch.setattr(stack.engine.backbone, "geometry", llama_2_7b)
+    llama_2_7b = (LayerGeometry(32, 128, 128),) * 32
+    monkeypatch.setattr(stack.engine.backbone, "geometry", geometry(decoder=llama_2_7b, max_positions=4096))
     two_hundred_tokens = 200 * 2 * 32 * 32 * 128 * 4
     assert two_hundred_tokens + (2 << 20) < state.max_upload_bytes(None) < 300 << 20
     assert state.max_upload_bytes(1000) == 1000
@@ -123,9 +123,7 @@ def test_an_upload_has_room_for_a_long_prefix_of_the_base(
         declared = f"Content-Length: {two_hundred_tokens + (1 << 20)}"
         head = f"POST /tasks/big/versions HTTP/1.1\nHost: localhost\nContent-Type: text/plain\n{declared}\n\n"
         assert b"415" in raw_exchange(url, head).split(b"\r\n")[0]
-    monkeypatch.setattr(
-        stack.engine.backbone, "geometry", geometry(decoder=llama_2_7b.decoder, max_positions=20)
-    )
+    monkeypatch.setattr(stack.engine.backbone, "geometry", geometry(decoder=llama_2_7b, max_positions=20))
     assert state.max_upload_bytes(None) == 64 << 20
 
 

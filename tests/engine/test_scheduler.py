@@ -20,13 +20,14 @@ from app.engine.sequence import Phase, Sequence
 from app.errors import RequestTooLong
 from app.prompt import LayerGeometry, ModelGeometry, Prompt, PromptKind
 from app.request import Request, TokenScore
+from app.sites import Site
 
 GEOMETRY = ModelGeometry(
     architecture="test",
     hidden_size=4,
     vocab_size=100,
     max_positions=1000,
-    decoder=(LayerGeometry(1, 4, 4), LayerGeometry(1, 4, 4, window=8)),
+    layers={Site.DECODER_SELF: (LayerGeometry(1, 4, 4), LayerGeometry(1, 4, 4, window=8))},
     dtype="float32",
     fingerprint="test",
 )

@@ -6,18 +6,19 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from app.models.attention.kv_cache import group_layers
 from app.models.geometry import max_positions
 from app.prompt import LayerGeometry
+from app.sites import Site
 from tests.tiny_models import WINDOW, packed_backbone, tiny_model
 
 
 def test_shared_heads_and_explicit_widths_are_seen() -> None:
     geometry = packed_backbone(tiny_model("mistral")).geometry
-    assert geometry.decoder == (LayerGeometry(2, 12, 12, WINDOW),) * 3
+    assert geometry.layers[Site.DECODER_SELF] == (LayerGeometry(2, 12, 12, WINDOW),) * 3
     assert (geometry.hidden_size, geometry.vocab_size, geometry.max_positions) == (48, 211, 320)
     assert (geometry.architecture, geometry.dtype) == ("mistral", "float32")
 
 
 def test_mixed_windows_make_two_kv_groups() -> None:
-    groups = group_layers(packed_backbone(tiny_model("gemma2")).geometry.decoder)
+    groups = group_layers(packed_backbone(tiny_model("gemma2")).geometry.layers)
     assert [(group.geometry.window, group.layers) for group in groups] == [(WINDOW, (0, 2)), (None, (1,))]
 
 

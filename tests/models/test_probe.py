@@ -4,6 +4,7 @@ import re
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,8 @@ from app.models.attention.packed import register
 from app.models.geometry import model_geometry
 from app.models.probe import TWIN_TOLERANCE, own_logits, probe_architecture, probe_weights
 from app.models.twin import build_twin, twin_config
+from app.prompt import ModelGeometry
+from app.sites import Site
 from app.store.validation import validate_prompt
 from tests.store import builders
 from tests.tiny_models import ARCHITECTURES, packed_backbone, tiny_model
@@ -123,15 +126,13 @@ def test_wrong_attention_is_refused_with_its_figure(monkeypatch: pytest.MonkeyPa
 def test_a_window_that_is_off_by_one_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     real = probe.model_geometry
 
-    def wider(*arguments: object) -> object:
+    def wider(*arguments: Any) -> ModelGeometry:
         geometry = real(*arguments)
         layers = tuple(
-            type(layer)(layer.num_kv_heads, layer.key_dim, layer.value_dim, layer.window and layer.window + 1)
-            for layer in geometry.decoder
+            replace(layer, window=layer.window and layer.window + 1)
+            for layer in geometry.layers[Site.DECODER_SELF]
         )
-        return type(geometry)(
-            **{field: getattr(geometry, field) for field in geometry.__slots__} | {"decoder": layers}
-        )
+        return replace(geometry, layers={Site.DECODER_SELF: layers})
 
     monkeypatch.setattr(probe, "model_geometry", wider)
     with pytest.raises(UnsupportedModel, match="'mistral' differs"):

@@ -10,6 +10,7 @@ import numpy as np
 
 from app.errors import PromptRejected
 from app.prompt import LayerGeometry, ModelGeometry, Prompt, PromptKind, TaskVersion, VersionDraft
+from app.sites import Site
 from app.store.importers import import_prompt
 from app.store.prompt_file import RawTensor, read_prompt, write_prompt
 from app.store.prompt_store import PromptStore
@@ -18,13 +19,17 @@ from app.store.validation import validate_prompt
 HIDDEN, LAYERS, HEADS, HEAD_DIM = 16, 2, 2, 4
 
 
-def geometry(**changes: Any) -> ModelGeometry:
+def geometry(
+    *,
+    decoder: tuple[LayerGeometry, ...] = (LayerGeometry(HEADS, HEAD_DIM, HEAD_DIM),) * LAYERS,
+    **changes: Any,
+) -> ModelGeometry:
     fields: dict[str, Any] = {
         "architecture": "llama",
         "hidden_size": HIDDEN,
         "vocab_size": 100,
         "max_positions": 64,
-        "decoder": (LayerGeometry(HEADS, HEAD_DIM, HEAD_DIM),) * LAYERS,
+        "layers": {Site.DECODER_SELF: decoder},
         "dtype": "float32",
         "fingerprint": "0" * 64,
     }

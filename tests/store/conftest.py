@@ -18,6 +18,7 @@ from peft import (
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen2Config
 
 from app.prompt import LayerGeometry, ModelGeometry
+from app.sites import Site
 from app.store.prompt_store import PromptStore, open_store
 
 BASES: dict[str, Any] = {
@@ -100,7 +101,7 @@ def save_adapter(base: str, kind: str, directory: Path, dtype: torch.dtype) -> A
             hidden_size=hidden,
             vocab_size=64,
             max_positions=64,
-            decoder=layers,
+            layers={Site.DECODER_SELF: layers},
             dtype=str(dtype).removeprefix("torch."),
             fingerprint="0" * 64,
         ),

@@ -17,6 +17,7 @@ from app.errors import PromptplexError
 from app.keys.key import Scope
 from app.metrics import CONTENT_TYPE
 from app.serving import parameters as bounds
+from app.sites import Site
 from app.text.template import MAX_RENDERED_CHARS
 
 log = logging.getLogger("promptplex.api")
@@ -121,7 +122,7 @@ async def info(
             "model_device": behind.device,
             "model_fingerprint": geometry.fingerprint,
             "probe": behind.probe,
-            "num_layers": len(geometry.decoder),
+            "num_layers": len(geometry.layers[Site.DECODER_SELF]),
             "hidden_size": geometry.hidden_size,
             "vocab_size": geometry.vocab_size,
             "max_total_tokens": geometry.max_positions,

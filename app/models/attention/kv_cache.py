@@ -5,7 +5,7 @@ token, so that a row is contiguous and a gather is one `embedding` call (on CPUs
 faster than advanced indexing). Slot 0 is never allocated: it stays zero and padding points to it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,29 +14,31 @@ from torch.nn import functional
 
 from app.models.cpu.library import kernels_for
 from app.prompt import LayerGeometry
+from app.sites import Site
 
 PADDING_SLOT = 0
 
 
 @dataclass(frozen=True, slots=True)
 class KVGroup:
-    """Layers that share block numbers: same heads, widths and window."""
+    """Layers of a site that share block numbers: same heads, widths and window."""
 
+    site: Site
     geometry: LayerGeometry
     layers: tuple[int, ...]
 
     def bytes_per_slot(self, dtype: torch.dtype) -> int:
         """Bytes that one token takes in all layers of the group."""
-        layer = self.geometry
-        return len(self.layers) * layer.num_kv_heads * (layer.key_dim + layer.value_dim) * dtype.itemsize
+        return len(self.layers) * self.geometry.kv_width * dtype.itemsize
 
 
-def group_layers(layers: Sequence[LayerGeometry]) -> tuple[KVGroup, ...]:
-    """Gather layers of equal geometry into groups, in order of first appearance."""
-    members: dict[LayerGeometry, list[int]] = {}
-    for index, layer in enumerate(layers):
-        members.setdefault(layer, []).append(index)
-    return tuple(KVGroup(geometry, tuple(indices)) for geometry, indices in members.items())
+def group_layers(layers: Mapping[Site, Sequence[LayerGeometry]]) -> tuple[KVGroup, ...]:
+    """Gather a site's layers of equal geometry into groups, in order of first appearance."""
+    members: dict[tuple[Site, LayerGeometry], list[int]] = {}
+    for site, geometries in layers.items():
+        for index, geometry in enumerate(geometries):
+            members.setdefault((site, geometry), []).append(index)
+    return tuple(KVGroup(*key, tuple(indices)) for key, indices in members.items())
 
 
 class KVCache:

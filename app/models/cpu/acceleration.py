@@ -10,6 +10,7 @@ from app.models.cpu.packed_linear import pack_linears
 from app.models.cpu.rms_norm import fuse_rms_norms
 from app.models.cpu.sampled_rows import skip_unread_rows
 from app.models.decoder_only import DecoderOnly
+from app.sites import Site
 
 
 def accelerate(backbone: DecoderOnly) -> None:
@@ -17,7 +18,9 @@ def accelerate(backbone: DecoderOnly) -> None:
     model, kernels = backbone.model, kernels_for(backbone.dtype, backbone.device)
     if pack_linears(model):
         fuse_gated_mlps(model, kernels)
-        skip_unread_rows(model, GatedMLP, len(backbone.geometry.decoder), backbone.sampled_rows)
+        skip_unread_rows(
+            model, GatedMLP, len(backbone.geometry.layers[Site.DECODER_SELF]), backbone.sampled_rows
+        )
     if kernels is not None:
         fuse_rms_norms(model, kernels)
     release_workers()

@@ -10,6 +10,7 @@ import pytest
 from app.errors import InvalidRequest, NotFound, PromptRejected, RequestTooLong, StoreFull, Unavailable
 from app.serving.generation_request import GenerationRequest
 from app.serving.publishing.publisher import UploadResult
+from app.sites import Site
 from tests.oracle import greedy, prefix_config, soft_config
 from tests.serving.stack import BASE_NAME, POSITIONS, Stack, run, running_stack
 from tests.store.builders import file_bytes
@@ -192,14 +193,14 @@ def prefix_files(stack: Stack, rows: np.ndarray) -> tuple[bytes, bytes]:
     header = {
         "prompt_embeddings": {"dtype": "F32", "shape": list(flat.shape), "data_offsets": [0, flat.nbytes]}
     }
-    geometry = stack.engine.geometry
-    layer = geometry.decoder[0]
+    layers = stack.engine.geometry.layers[Site.DECODER_SELF]
+    layer = layers[0]
     config = {
         "peft_type": "PREFIX_TUNING",
         "task_type": "CAUSAL_LM",
         "num_virtual_tokens": rows.shape[0],
         "num_transformer_submodules": 1,
-        "num_layers": len(geometry.decoder),
+        "num_layers": len(layers),
         "num_attention_heads": layer.num_kv_heads,
         "token_dim": layer.num_kv_heads * layer.key_dim,
         "inference_mode": True,
@@ -220,7 +221,8 @@ def test_a_failed_trial_says_that_the_version_is_stored(tmp_path: Path) -> None:
 
 def test_a_prompt_that_makes_nan_is_not_released(stack: Stack) -> None:
     """Finite, but so large that attention overflows."""
-    layers, layer = len(stack.engine.geometry.decoder), stack.engine.geometry.decoder[0]
+    layers = len(stack.engine.geometry.layers[Site.DECODER_SELF])
+    layer = stack.engine.geometry.layers[Site.DECODER_SELF][0]
     rows = np.full((2, 2 * layers, layer.num_kv_heads, layer.key_dim), 3e38)
     weights, config = prefix_files(stack, rows)
     with pytest.raises(PromptRejected, match="stored but not released"):
