@@ -48,7 +48,7 @@ soak: $(VENV)/.dev  ## the tests that take longer than ten minutes
 	$(BIN)/python -m pytest -m soak $(ARGS) || test $$? -eq 5  # 5: there are none
 
 bench: $(VENV)/.dev  ## throughput beside PEFT and transformers, on random weights
-	$(BIN)/promptplex bench $(ARGS)
+	$(BIN)/python -m benchmarks $(ARGS)
 
 demo: $(VENV)/.dev  ## make the demo model and its prompts again
 	$(BIN)/python -m demo.recipes.build $(ARGS)

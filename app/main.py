@@ -159,7 +159,8 @@ def _keyring(settings: Settings) -> Keyring | None:
     """Read the keys, and log how many there are. Raise KeyFileError for a file that can't be read."""
     if settings.keys_file is None:
         log.warning(
-            "no API keys: only this machine can connect, but any program on it may generate and upload"
+            "no API keys: any program that can connect may generate and upload (`promptplex serve` lets only "
+            "this machine connect)"
         )
         return None
     keys = Keyring(settings.keys_file)
@@ -178,8 +179,8 @@ def _check_demo(settings: Settings) -> None:
 def assemble(
     settings: Settings,
     *,
-    progress: Callable[[str], None],
-    on_failure: Callable[[BaseException], None],
+    progress: Callable[[str], None] = log.info,
+    on_failure: Callable[[BaseException], None] | None = None,
     keys: Keyring | None = None,
 ) -> Services:
     """Load and wire everything below the HTTP edge; the engine runs when this returns.
@@ -197,7 +198,7 @@ def assemble(
 def _assemble(
     settings: Settings,
     progress: Callable[[str], None],
-    on_failure: Callable[[BaseException], None],
+    on_failure: Callable[[BaseException], None] | None,
     keys: Keyring | None,
     undo: contextlib.ExitStack,
 ) -> Services:

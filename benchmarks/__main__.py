@@ -1,4 +1,4 @@
-"""The command line: ``python -m benchmarks``, ``make bench``, ``promptplex bench``."""
+"""The command line: ``python -m benchmarks``, ``make bench``."""
 
 import argparse
 import itertools
@@ -93,7 +93,8 @@ def names(text: str) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the options, run, print the table, write JSON and plots."""
     parser = argparse.ArgumentParser(
-        prog="promptplex bench", description="Promptplex beside its peers, on random weights, on this machine"
+        prog="python -m benchmarks",
+        description="Measure Promptplex beside its peers, on random weights, on this machine.",
     )
     parser.add_argument("--shape", choices=SHAPES, default="qwen2-0.4b", help="tiny tries the command only")
     parser.add_argument("--virtual-tokens", type=numbers, default=[20], metavar="P,...")

@@ -1,14 +1,13 @@
 """The benchmark runs, all sides do the same work, and its figures follow from what it measured."""
 
 import json
-import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 import torch
 
-from app.cli import main
+from benchmarks.__main__ import main
 from benchmarks.limits import Hardware, ModelCost, decode_step, prefill
 from benchmarks.peft_sides import PeftOneAtATime, PeftPrompts
 from benchmarks.report import markdown
@@ -24,12 +23,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where one run of the command wrote its report and plots."""
     folder = tmp_path_factory.mktemp("bench")
     flags = ["--tasks", "4", "--virtual-tokens", "0,20", "--peers", "peft-single,peft-grouped,static"]
-    with pytest.MonkeyPatch.context() as patch:
-        targets = ["--out", str(folder / "report.json"), "--plots", str(folder)]
-        patch.setattr(sys, "argv", ["promptplex", "bench", *TINY, *flags, *targets])
-        with pytest.raises(SystemExit) as ended:
-            main()
-    assert not ended.value.code
+    main([*TINY, *flags, "--out", str(folder / "report.json"), "--plots", str(folder)])
     return folder
 
 
@@ -111,11 +105,10 @@ def test_the_limits_are_bandwidth_or_arithmetic() -> None:
     ],
 )
 def test_what_is_not_known_is_refused(
-    flags: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["promptplex", "bench", *flags])
     with pytest.raises(SystemExit) as ended:
-        main()
+        main(flags)
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
 

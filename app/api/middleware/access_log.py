@@ -8,6 +8,7 @@ import time
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import quote
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -59,8 +60,14 @@ def note_outcome(outcome: Outcome) -> None:
     record.num_outcomes += 1
 
 
-def is_probe(path: str) -> bool:
-    """Whether orchestrators ask so every few seconds, which would drown everything else."""
+def route_path(scope: Scope) -> str:
+    """Return the path that routes see: without the place where this app is mounted in another."""
+    return str(scope["path"].removeprefix(scope.get("root_path", "")))
+
+
+def is_probe(scope: Scope) -> bool:
+    """Return whether orchestrators repeat this request every few seconds, which would drown the others."""
+    path = route_path(scope)
     return path == "/metrics" or path == "/health" or path.startswith("/health/")
 
 
@@ -108,7 +115,7 @@ def _sending(record: RequestRecord, send: Send) -> Send:
 
 
 def _write(scope: Scope, record: RequestRecord) -> None:
-    level = logging.DEBUG if scope["method"] == "GET" and is_probe(scope["path"]) else logging.INFO
+    level = logging.DEBUG if scope["method"] == "GET" and is_probe(scope) else logging.INFO
     if not log.isEnabledFor(level):
         return
     fields: dict[str, Any] = {
@@ -138,4 +145,5 @@ def _key_name(scope: Scope) -> str | None:
 
 def _printable_path(scope: Scope) -> str:
     """As it came, still percent-encoded: no line break can be in it."""
-    return str(scope["raw_path"][:_MAX_PATH].decode("ascii", "backslashreplace"))
+    raw: bytes = scope.get("raw_path") or quote(scope["path"]).encode()  # not every host gives the first
+    return raw[:_MAX_PATH].decode("ascii", "backslashreplace")

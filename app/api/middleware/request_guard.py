@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.auth.authenticator import Authenticator
 from app.api.errors import envelope, error_response
+from app.api.middleware.access_log import route_path
 from app.api.middleware.inflight import InflightRequests
 from app.api.state import PREFIX_TOKENS, ApiConfig, ServerState
 from app.errors import PayloadTooLarge, PromptplexError
@@ -83,7 +84,7 @@ class RequestGuard:
 
     def _body_limit(self, scope: Scope) -> "_BodyLimit":
         config = self._config
-        is_upload = scope["method"] == "POST" and _UPLOAD_PATH.fullmatch(scope["path"]) is not None
+        is_upload = scope["method"] == "POST" and _UPLOAD_PATH.fullmatch(route_path(scope)) is not None
         if is_upload:  # these lie on disk, and are few
             size = self._state.max_upload_bytes(config.max_upload_bytes)
             return _BodyLimit(

@@ -52,7 +52,7 @@ class Tracing:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         record = current_record()
-        if record is None or is_probe(scope["path"]):
+        if record is None or is_probe(scope):
             await self._app(scope, receive, send)
             return
         from opentelemetry.trace import SpanKind
