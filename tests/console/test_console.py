@@ -115,7 +115,7 @@ def test_a_peft_prompt_dropped_becomes_a_version_and_answers(page: Page, url: st
     page.get_by_role("button", name="Upload").click()
     report = page.locator(".report")
     expect(report).to_contain_text("mood version 1 is stored")
-    expect(report).to_contain_text("3 of 3 examples came out as expected")
+    expect(report).to_contain_text("3 of 3 examples gave the expected output")
     expect(page.get_by_role("row", name=re.compile("^mood soft prompt v1 16"))).to_be_visible()
     report.get_by_role("link", name="Try it").click()
     page.get_by_label("Input").fill("The food was wonderful.")
@@ -176,7 +176,7 @@ def test_an_alias_is_moved_and_rolled_back(page: Page, url: str) -> None:
 
     live.get_by_label("Reason").fill("it was the test data")
     live.get_by_role("button", name="Roll back").click()
-    expect(page.get_by_text("live is rolled back: it means version 2 again.")).to_be_visible()
+    expect(page.get_by_text("live is rolled back to version 2.")).to_be_visible()
     expect(history.first).to_contain_text("Release 4 live rolled back to version 2")
     expect(history.first).to_contain_text("it was the test data")
 

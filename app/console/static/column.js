@@ -107,7 +107,7 @@ export class Column {
 
   async score(signal) {
     if (this.ask.parameters().choices === true && !this.version?.choices.length) {
-      this.answer.replaceChildren(h("p", { class: "muted" }, `${this.task || "The base model"} has no labels of its own; name some above.`));
+      this.answer.replaceChildren(h("p", { class: "muted" }, `${this.task || "The base model"} has no labels of its own; enter some above.`));
       return;
     }
     const began = performance.now();
@@ -142,7 +142,7 @@ class Tokens {
     this.facts = facts;
     this.tokens = [];
     this.at = -1;
-    this.element = h("div", { class: "tokens", tabindex: "0", role: "group", "aria-label": "Answer; arrow keys tell how probable each token was" });
+    this.element = h("div", { class: "tokens", tabindex: "0", role: "group", "aria-label": "Answer; use the arrow keys to see each token's probability" });
     this.element.addEventListener("keydown", (event) => {
       const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
       if (!step || !this.tokens.length) return;

@@ -44,7 +44,7 @@ export function copyButton(text, label = "Copy") {
   const button = h("button", { type: "button", class: "small" }, label);
   button.addEventListener("click", async () => {
     const copied = await copy(typeof text === "function" ? text() : text);
-    button.textContent = copied ? "Copied" : "Select and copy by hand";
+    button.textContent = copied ? "Copied" : "Select and copy manually";
     setTimeout(() => { button.textContent = label; }, 1600);
   });
   return button;
@@ -68,7 +68,7 @@ export function code(text) {
   return h("div", { class: "code" }, h("pre", { tabindex: "0", role: "region", "aria-label": "Code" }, text), copyButton(text));
 }
 
-export function problem(error, title = "That didn't work") {
+export function problem(error, title = "The action failed") {
   const facts = [error.status, error.code].filter(Boolean).join(" · ");
   return h("div", { class: "notice bad", role: "alert" },
     h("strong", {}, title), facts ? h("small", {}, facts) : null, h("p", {}, error.message));

@@ -43,7 +43,7 @@ async function listen(view, tellServer, signal) {
 
 function build(signal) {
   const stats = {
-    running: stat("In the batch"), waiting: stat("Waiting"), tasks: stat("Tasks at once"),
+    running: stat("In the batch"), waiting: stat("Waiting"), tasks: stat("Distinct tasks"),
     rate: stat("Tokens per second"), first: stat("First token, p50"),
   };
   const lanes = new Lanes();
@@ -102,7 +102,7 @@ function build(signal) {
       if (ticks % 4 === 1) { lanes.describe(); showTasks(chips, snapshot.rows); memory.show(snapshot); tiers.show(snapshot); }
     },
     fail(error) {
-      const title = error.code === "not_ready" ? "Not ready yet" : error.status === 403 ? "Not with this key" : "The live stream stopped";
+      const title = error.code === "not_ready" ? "Not ready yet" : error.status === 403 ? "Not permitted with this key" : "The live stream stopped";
       status.replaceChildren(problem(error, title));
     },
     close() { lanes.close(); plots.forEach((plot) => plot.close()); },
@@ -144,13 +144,13 @@ function showTasks(list, rows) {
 
 function memoryPanel() {
   const text = h("span", { class: "value" }, "–");
-  const facts = { count: fact("Resident prompts"), size: fact("Their size"), steps: fact("Forward passes so far") };
+  const facts = { count: fact("Resident prompts"), size: fact("Resident prompt memory"), steps: fact("Forward passes so far") };
   const bar = meter("K/V memory in use");
   return {
     element: h("section", { class: "panel", "aria-labelledby": "memory-title" },
       h("div", { class: "panel-head" }, h("h2", { id: "memory-title" }, "Keys and values"), text), bar.element,
       h("dl", { class: "trio" }, Object.values(facts).map((each) => each.element)),
-      h("p", { class: "muted" }, "A task's prompt is kept as keys and values, once, and all its requests stand on them.")),
+      h("p", { class: "muted" }, "A task's prompt is kept as keys and values, once, and shared by all its requests.")),
     show(snapshot) {
       setText(text, `${percent(snapshot.kv_usage)} in use`);
       bar.tell(snapshot.kv_usage);
@@ -181,8 +181,8 @@ function tierPanel() {
   const rows = Object.entries(TIERS).map(([tier, name]) => ({ tier, name: h("th", { scope: "row" }, name), hits: h("td"), misses: h("td"), share: h("td"), bar: meter(`Found in ${name}`) }));
   return {
     element: h("section", { class: "panel", "aria-labelledby": "tiers-title" },
-      h("div", { class: "panel-head" }, h("h2", { id: "tiers-title" }, "Where prompts are found"), h("small", {}, "where one tier misses, the next is asked")),
-      h("table", { class: "tiers" }, h("caption", { class: "off-screen" }, "Hits and misses of each tier since the start"),
+      h("div", { class: "panel-head" }, h("h2", { id: "tiers-title" }, "Prompt cache"), h("small", {}, "where one tier misses, the next is asked")),
+      h("table", { class: "tiers" }, h("caption", { class: "off-screen" }, "Hits and misses by tier since the start"),
         h("thead", {}, h("tr", {}, ["Tier", "Hits", "Misses"].map((each) => h("th", { scope: "col" }, each)), h("th", { scope: "col", colspan: 2 }, "Found"))),
         h("tbody", {}, rows.map((row) => h("tr", {}, row.name, row.hits, row.misses, h("td", { class: "bar" }, row.bar.element), row.share))))),
     show(snapshot) {

@@ -46,7 +46,7 @@ function askForKey(error) {
   const input = h("input", { type: "password", autocomplete: "off", spellcheck: "false", required: true, placeholder: "ppx_…" });
   const form = h("form", { class: "panel key-form" },
     h("h1", {}, "This server needs a key"),
-    h("p", {}, "Paste one that an operator gave you. It stays in this tab and is forgotten when you close it."),
+    h("p", {}, "Paste the key that your operator gave you. It is kept in this tab only, until you close it."),
     field("Key", input),
     key() ? h("p", { class: "notice bad", role: "alert" }, error.message) : null,
     h("button", { class: "primary" }, "Open the console"));

@@ -38,7 +38,7 @@ export function playground(main, query) {
 
   function drawExamples() {
     const known = state.columns.flatMap((column) => column.examples).slice(0, EXAMPLES_SHOWN);
-    examples.replaceChildren(...(known.length ? [h("span", { class: "muted" }, "For instance:")] : []), ...known.map((example) => {
+    examples.replaceChildren(...(known.length ? [h("span", { class: "muted" }, "For example:")] : []), ...known.map((example) => {
       const words = typeof example.inputs === "string" ? example.inputs : Object.values(example.inputs).join(", ");
       return h("button", { type: "button", class: "small quiet", onclick: () => fillIn(example.inputs) }, words);
     }));
@@ -79,9 +79,9 @@ export function playground(main, query) {
   form.addEventListener("keydown", (event) => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); run(); } });
   stopButton.addEventListener("click", () => running?.abort());
   addButton.addEventListener("click", () => addColumn(nextTask(state)));
-  main.append(h("div", { class: "lead" }, h("h1", {}, "Playground"), h("p", {}, "The same text, several tasks at once: they share the model, and each brings its own prompt. Tokens are shaded by how sure the model was.")), form, grid);
+  main.append(h("div", { class: "lead" }, h("h1", {}, "Playground"), h("p", {}, "The same text, several tasks at once: they share the model, each with its own prompt. Tokens are shaded by their probability.")), form, grid);
 
-  const ready = start().catch((error) => { if (error.status !== 401) grid.replaceChildren(problem(error, "The tasks can't be read")); });
+  const ready = start().catch((error) => { if (error.status !== 401) grid.replaceChildren(problem(error, "The tasks couldn't be loaded")); });
 
   async function start() {
     state.baseName = (await call("health")).model;
@@ -115,7 +115,7 @@ function parameters() {
   const temperature = h("input", { type: "number", min: 0.01, max: 100, step: "any", value: "1", inputmode: "decimal" });
   const seed = h("input", { type: "number", min: 0, inputmode: "numeric", placeholder: "drawn" });
   const labels = h("input", { placeholder: "the task's own, or: positive, negative", autocomplete: "off" });
-  const generating = [field("New tokens at most", most), field("Next token", how), field("Temperature", temperature), field("Seed", seed)];
+  const generating = [field("Maximum new tokens", most), field("Next token", how), field("Temperature", temperature), field("Seed", seed)];
   const choosing = field("Labels", labels, "with commas between");
   const show = () => {
     const chooses = mode.value === "choose";

@@ -10,16 +10,16 @@ const ACTIONS = { move: "moved", rollback: "rolled back", retire: "retired the t
 
 export function taskDetail(main, id) {
   const content = h("div", { class: "detail" }, h("p", { class: "muted" }, "Loading…"));
-  const told = h("div", { class: "told", tabindex: "-1", "aria-live": "polite" });  // what the last change did; stays when the rest is drawn again
-  main.append(h("nav", { "aria-label": "Back" }, h("a", { href: "#/tasks" }, "← All tasks")), told, content);
+  const outcome = h("div", { class: "outcome", tabindex: "-1", "aria-live": "polite" });  // what the last change did; stays when the rest is drawn again
+  main.append(h("nav", { "aria-label": "Back" }, h("a", { href: "#/tasks" }, "← All tasks")), outcome, content);
 
   async function load(news) {
-    if (news) told.replaceChildren(h("p", { class: "notice good" }, news));
+    if (news) outcome.replaceChildren(h("p", { class: "notice good" }, news));
     try {
       const task = await call(taskPath(id));
       content.replaceChildren(...sections(task, change, load));
     } catch (error) {
-      if (error.status !== 401) content.replaceChildren(h("h1", {}, id), problem(error, "It can't be shown"));
+      if (error.status !== 401) content.replaceChildren(h("h1", {}, id), problem(error, "The task couldn't be loaded"));
     }
   }
 
@@ -29,10 +29,10 @@ export function taskDetail(main, id) {
       await load(news(answer));
     } catch (error) {
       if (error.status === 401) return;
-      told.replaceChildren(problem(error, error.status === 409 ? "Somebody was faster" : undefined));
+      outcome.replaceChildren(problem(error, error.status === 409 ? "The alias was moved meanwhile" : undefined));
       if (error.status === 409) await load();
     }
-    told.focus();  // what was pressed is gone, and this says what came of it
+    outcome.focus();  // what was pressed is gone, and this says what came of it
   }
   load();
 }
@@ -44,7 +44,7 @@ function sections(task, change, load) {
     h("div", { class: "columns" },
       h("div", {},
         h("section", { class: "panel", "aria-labelledby": "aliases-title" }, h("div", { class: "panel-head" }, h("h2", { id: "aliases-title" }, "Aliases")),
-          aliases.length ? aliases.map(([alias, meaning]) => aliasCard(task, alias, meaning, change)) : h("p", { class: "muted" }, "No alias means anything yet."), newAlias(task, change)),
+          aliases.length ? aliases.map(([alias, meaning]) => aliasCard(task, alias, meaning, change)) : h("p", { class: "muted" }, "No alias points to a version yet."), newAlias(task, change)),
         h("section", { class: "panel", "aria-labelledby": "versions-title" }, h("div", { class: "panel-head" }, h("h2", { id: "versions-title" }, "Versions")), [...task.versions].reverse().map((version, index) => versionCard(task, version, index === 0)))),
       h("section", { class: "panel", "aria-labelledby": "history-title" }, h("div", { class: "panel-head" }, h("h2", { id: "history-title" }, "History"), h("small", { class: "muted" }, "nothing is ever rewritten")), timeline(task.releases))),
     uploadPanel({ task: task.id, onUploaded: (answer) => load(`Version ${answer.version} is stored.`) }),
@@ -54,7 +54,7 @@ function sections(task, change, load) {
 function head(task, change) {
   const why = h("input", { maxlength: 1000, autocomplete: "off" });
   const dialog = h("dialog", { "aria-labelledby": "retire-title" }, h("form", { method: "dialog" }, h("h2", { id: "retire-title" }, `Retire ${task.id}?`),
-    h("p", {}, "New requests for it are refused from now on; those that run finish, and nothing is deleted."), field("Why", why, "kept in the history"),
+    h("p", {}, "New requests for this task will be refused. Running requests finish; nothing is deleted."), field("Why", why, "kept in the history"),
     h("div", { class: "actions" }, h("button", { value: "yes", class: "danger" }, "Retire"), h("button", { value: "no" }, "Keep"))));
   dialog.addEventListener("close", () => {
     if (dialog.returnValue === "yes") change(`?why=${encodeURIComponent(why.value)}`, { method: "DELETE" }, () => `${task.id} is retired.`);
@@ -86,7 +86,7 @@ function aliasCard(task, alias, meaning, change) {
     typeof meaning === "object" ? weightBar(meaning) : null,
     h("div", { class: "fields" }, target.elements, field("Reason", why, "kept in the history")),
     h("div", { class: "actions" }, h("button", { class: "primary" }, "Move"),
-      h("button", { type: "button", onclick: () => change("/rollback", { method: "POST", body: { alias, why: why.value } }, (answer) => `${alias} is rolled back: it means ${meaningInWords(answer.version ?? answer.weights)} again.`) }, "Roll back")));
+      h("button", { type: "button", onclick: () => change("/rollback", { method: "POST", body: { alias, why: why.value } }, (answer) => `${alias} is rolled back to ${meaningInWords(answer.version ?? answer.weights)}.`) }, "Roll back")));
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     move(task, alias, target, why.value, change);
@@ -96,7 +96,7 @@ function aliasCard(task, alias, meaning, change) {
 
 function move(task, alias, target, why, change) {
   const body = { ...target.value(), expected_release: task.releases.at(-1)?.number ?? 0, why };
-  change(`/aliases/${encodeURIComponent(alias)}`, { method: "PUT", body }, (answer) => `${alias} means ${meaningInWords(answer.version ?? answer.weights)} now.`);
+  change(`/aliases/${encodeURIComponent(alias)}`, { method: "PUT", body }, (answer) => `${alias} now points to ${meaningInWords(answer.version ?? answer.weights)}.`);
 }
 
 // One version, or a weight for each.
@@ -166,7 +166,7 @@ function timeline(releases) {
   return h("ol", { class: "timeline", reversed: true }, [...releases].reverse().map((release) => h("li", { class: release.action },
     h("p", {}, h("strong", {}, `Release ${release.number}`), " ", inSentence(release)),
     release.why ? h("blockquote", {}, release.why) : null,
-    h("small", {}, `${release.who || "somebody"} · `, h("time", { datetime: release.at }, when(release.at))))));
+    h("small", {}, `${release.who || "unknown"} · `, h("time", { datetime: release.at }, when(release.at))))));
 }
 
 function inSentence(release) {

@@ -16,7 +16,7 @@ export function taskList(main) {
   const [count, body] = [h("p", { class: "muted", role: "status" }, "Loading…"), h("tbody")];
   const state = { tasks: [], by: "id", down: false };
   const heads = COLUMNS.map(([name, label]) => sortHead(name, label, state, () => draw()));
-  const table = h("table", { class: "tasks", hidden: true }, h("caption", { class: "off-screen" }, "Tasks; the buttons in the head sort them"), h("thead", {}, h("tr", {}, heads.map((each) => each.element))), body);
+  const table = h("table", { class: "tasks", hidden: true }, h("caption", { class: "off-screen" }, "Tasks; sort with the buttons in the header"), h("thead", {}, h("tr", {}, heads.map((each) => each.element))), body);
   const empty = h("div", { class: "empty", hidden: true });
 
   function draw() {
@@ -25,10 +25,10 @@ export function taskList(main) {
     heads.forEach((each) => each.tell());
     body.replaceChildren(...rows.slice(0, SHOWN).map(row));
     const found = rows.length === state.tasks.length ? `${number(rows.length)} tasks` : `${number(rows.length)} of ${number(state.tasks.length)} tasks`;
-    setText(count, rows.length > SHOWN ? `${found}, the first ${SHOWN} of them shown` : found);
+    setText(count, rows.length > SHOWN ? `${found}, showing the first ${SHOWN}` : found);
     table.hidden = !rows.length;
     empty.hidden = Boolean(rows.length);
-    empty.replaceChildren(state.tasks.length ? h("p", {}, "No task is called so.") : h("p", {}, "There is no task yet. Drop a prompt below, and it becomes one."));
+    empty.replaceChildren(state.tasks.length ? h("p", {}, "No task matches the search.") : h("p", {}, "No tasks yet. Drop a prompt below to create one."));
   }
 
   async function load() {
@@ -39,13 +39,13 @@ export function taskList(main) {
       if (error.status === 401) return;
       setText(count, "");
       empty.hidden = false;
-      empty.replaceChildren(problem(error, "The tasks can't be read"));
+      empty.replaceChildren(problem(error, "The tasks couldn't be loaded"));
     }
   }
 
   search.addEventListener("input", draw);
   main.append(
-    h("div", { class: "lead row" }, h("div", {}, h("h1", {}, "Tasks"), h("p", {}, "A task is a name for a small trained prompt, a template, or both. Its versions never change; an alias says which one answers.")), search),
+    h("div", { class: "lead row" }, h("div", {}, h("h1", {}, "Tasks"), h("p", {}, "A task is a name for a small trained prompt, a template, or both. Its versions never change; an alias points to the version that answers.")), search),
     h("section", { class: "panel", "aria-label": "All tasks" }, count, h("div", { class: "wide" }, table), empty),
     uploadPanel({ onUploaded: load }));
   load();

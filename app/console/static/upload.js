@@ -35,12 +35,12 @@ export function uploadPanel({ task = null, onUploaded }) {
   dropped(zone, add);
 
   const form = h("form", {}, zone,
-    h("div", { class: "fields" }, field("Task", name, "lower-case letters, digits, and . _ - between them"), field("Alias to move", alias, "live answers by default; none moves no alias"), field("Template (where there is no task.json)", template, "without files it makes a text-only task")),
+    h("div", { class: "fields" }, field("Task", name, "lower-case letters, digits, and . _ - between them"), field("Alias to move", alias, "live answers by default; none moves no alias"), field("Template (if there is no task.json)", template, "without files it makes a text-only task")),
     h("div", { class: "actions" }, send), report);
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
     send.disabled = true;
-    report.replaceChildren(h("p", { class: "muted" }, "Checking every tensor, storing, trying it out…"));
+    report.replaceChildren(h("p", { class: "muted" }, "Validating, storing and test-running the prompt…"));
     try {
       const answer = await upload(name.value, alias.value, files, template.value);
       report.replaceChildren(accepted(answer, alias.value));
@@ -66,20 +66,20 @@ async function upload(task, alias, files, template) {
 }
 
 function accepted(answer, alias) {
-  const released = answer.release ? `Release ${answer.release}: ${alias} means it now.` : "No alias moved.";
+  const released = answer.release ? `Release ${answer.release}: ${alias} now points to it.` : "No alias moved.";
   const examples = answer.examples ?? [];
   return h("div", { class: "notice good" },
     h("strong", {}, `${answer.task_id} version ${answer.version} is stored and fits the base.`), h("p", {}, released), ...(answer.warnings ?? []).map((each) => h("p", {}, each)),
-    examples.length ? h("table", { class: "examples" }, h("caption", {}, `${examples.filter((each) => each.matches).length} of ${examples.length} examples came out as expected`),
+    examples.length ? h("table", { class: "examples" }, h("caption", {}, `${examples.filter((each) => each.matches).length} of ${examples.length} examples gave the expected output`),
       h("thead", {}, h("tr", {}, ["Input", "Expected", "Generated", ""].map((each) => each ? h("th", { scope: "col" }, each) : h("td")))),
       h("tbody", {}, examples.map((each) => h("tr", {}, h("td", {}, inWords(each.inputs)), h("td", {}, each.expected), h("td", {}, each.generated), h("td", {}, each.matches ? "as expected" : "differs"))))) : null,
-    h("div", { class: "actions" }, h("a", { class: "button", href: `#/playground?task=${encodeURIComponent(`${answer.task_id}@${answer.version}`)}` }, "Try it"), h("a", { class: "button", href: `#/tasks/${encodeURIComponent(answer.task_id)}` }, "Its history")));
+    h("div", { class: "actions" }, h("a", { class: "button", href: `#/playground?task=${encodeURIComponent(`${answer.task_id}@${answer.version}`)}` }, "Try it"), h("a", { class: "button", href: `#/tasks/${encodeURIComponent(answer.task_id)}` }, "History")));
 }
 
 // The server's message is "what; tensor: ...; expected: ...; found: ...": shown as it is, a line each.
 function refused(error) {
   const [what, ...facts] = (error.message ?? "").split(/; (?=(?:tensor|expected|found): )/);
-  const shown = problem({ ...error, status: error.status, code: error.code, message: what }, "Refused; nothing was stored");
+  const shown = problem({ ...error, status: error.status, code: error.code, message: what }, "Rejected; nothing was stored");
   if (facts.length) shown.append(h("dl", { class: "facts" }, facts.map((fact) => {
     const at = fact.indexOf(": ");
     return [h("dt", {}, fact.slice(0, at)), h("dd", {}, fact.slice(at + 2))];
