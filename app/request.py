@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from app.errors import PromptplexError
 
@@ -14,6 +15,7 @@ class FinishReason(StrEnum):
     STOP = "stop_sequence"
 
 
+MIN_TEMPERATURE = 0.001  # smaller ones would underflow in float32; this one is greedy already
 BAN = -100.0  # a bias that rules its token out, whatever the temperature
 
 
@@ -41,8 +43,93 @@ class TokenRules:
     suppressed_first: tuple[int, ...] = ()
 
 
+def parameter(default: Any, description: str, **options: Any) -> Any:
+    """Declare a generation parameter, once for all: its neutral value, what it does, and its bounds.
+
+    The options are the fields of `app.serving.parameters.Declaration`, from which the checks of values, the
+    fields of request bodies and their documents are derived.
+    """
+    return field(default=default, metadata={"description": description, **options})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SamplingParams:
+class SamplingChoices:
+    """The parameters of sampling that a request, a task or a base model may set."""
+
+    do_sample: bool = parameter(
+        False, "Sample; false is greedy decoding, which ignores temperature and filters", openai=False
+    )
+    temperature: float = parameter(
+        1.0,
+        "Divides the logits before sampling",
+        ge=MIN_TEMPERATURE,
+        le=100.0,
+        hint="; for greedy decoding leave do_sample out",
+        in_base=True,
+    )
+    top_h: float = parameter(
+        0.0,
+        "Sample from the most probable tokens up to this share of the entropy; 0 is off",
+        ge=0.0,
+        le=1.0,
+        in_base=True,
+    )
+    top_k: int = parameter(
+        0,
+        "Sample from this many of the most probable tokens; 0 and -1 are off",
+        ge=0,
+        le=1_000_000,
+        same={-1: 0},  # as in vLLM
+        in_base=True,
+    )
+    top_p: float = parameter(
+        1.0,
+        "Sample from the most probable tokens that together reach this probability; 1 is off",
+        gt=0.0,
+        le=1.0,
+        in_base=True,
+    )
+    min_p: float = parameter(
+        0.0,
+        "Sample from tokens with at least this fraction of the most probable token's probability; 0 is off",
+        ge=0.0,
+        le=1.0,
+        in_base=True,
+    )
+    typical_p: float = parameter(
+        1.0,
+        "Sample from the tokens nearest to the expected information, up to this probability; 1 is off",
+        gt=0.0,
+        le=1.0,
+        in_base=True,
+    )
+    epsilon_cutoff: float = parameter(
+        0.0, "Sample from tokens with at least this probability; 0 is off", ge=0.0, le=1.0, in_base=True
+    )
+    eta_cutoff: float = parameter(
+        0.0,
+        "Sample from tokens above a cutoff that falls with the entropy (eta sampling); 0 is off",
+        ge=0.0,
+        le=1.0,
+        in_base=True,
+    )
+    repetition_penalty: float = parameter(
+        1.0,
+        "Above 1, tokens of the prompt and of the answer so far become less probable; 1 is off",
+        ge=0.01,
+        le=100.0,
+        in_base=True,
+    )
+    frequency_penalty: float = parameter(
+        0.0, "Subtracted from a token's logit for each time that the answer has it", ge=-2.0, le=2.0
+    )
+    presence_penalty: float = parameter(
+        0.0, "Subtracted from the logits of tokens that the answer has", ge=-2.0, le=2.0
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams(SamplingChoices):
     """How the next token is chosen from the logits.
 
     The order is: bias, repetition, frequency and presence penalties, `rules`, grammar, temperature, top-h,
@@ -51,18 +138,6 @@ class SamplingParams:
     vLLM.
     """
 
-    do_sample: bool = False  # False: greedy, and what follows down to `eta_cutoff` is ignored
-    temperature: float = 1.0
-    top_h: float = 0.0  # 0: off
-    top_k: int = 0  # 0: off
-    top_p: float = 1.0
-    min_p: float = 0.0
-    typical_p: float = 1.0
-    epsilon_cutoff: float = 0.0
-    eta_cutoff: float = 0.0
-    repetition_penalty: float = 1.0
-    frequency_penalty: float = 0.0
-    presence_penalty: float = 0.0
     seed: int = 0  # the caller draws one where the user gave none, and reports it
     logit_bias: tuple[tuple[int, float], ...] = ()  # (id, what is added to its logit), each id once
     sample_index: int = 0  # which of the `n` samples this is; hashed with the seed

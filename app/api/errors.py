@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
 from app import errors
-from app.api.schemas.neutral import PLAIN
+from app.validation import PLAIN
 
 _Text = TypeVar("_Text", str, str | None)
 

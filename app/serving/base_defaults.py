@@ -12,43 +12,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from app.errors import InvalidRequest
-from app.serving.parameters import GenerationParameters, parse_parameters
+from app.serving.parameters import DECLARED, Layer, parse_parameters
 from app.strict_json import is_one_of
 
 log = logging.getLogger("promptplex")
 
 MAX_SEQUENCE = 64  # ids of a sequence that is banned or biased
 
-_AS_IN_REQUESTS = (
-    "max_new_tokens",
-    "min_new_tokens",
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "top_h",
-    "typical_p",
-    "epsilon_cutoff",
-    "eta_cutoff",
-    "repetition_penalty",
-    "no_repeat_ngram_size",
-    "suppress_tokens",
-    "begin_suppress_tokens",
-    "stop_strings",
-)
+_AS_IN_REQUESTS = (*(name for name, each in DECLARED.items() if each.in_base), "stop_strings")
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {  # beside None
+    **{
+        name: ([] if each.default == () else each.default,) for name, each in DECLARED.items() if each.in_base
+    },
     "min_new_tokens": (0,),
-    "temperature": (1.0,),
-    "top_k": (0,),
-    "top_p": (1.0,),
-    "min_p": (0.0,),
-    "typical_p": (1.0,),
-    "epsilon_cutoff": (0.0,),
-    "eta_cutoff": (0.0,),
-    "repetition_penalty": (1.0,),
-    "no_repeat_ngram_size": (0,),
-    "suppress_tokens": ([],),
-    "begin_suppress_tokens": ([],),
     "stop_strings": ([],),
     "min_length": (0,),
     "bad_words_ids": ([],),
@@ -92,7 +68,7 @@ class BaseRules:
 class BaseDefaults:
     """A base's own defaults, as they are used."""
 
-    parameters: GenerationParameters = field(default_factory=GenerationParameters)
+    parameters: Layer = field(default_factory=dict)
     rules: BaseRules = field(default_factory=BaseRules)
     shown: Mapping[str, Any] = field(default_factory=dict)  # what is used, by transformers' names, as JSON
     not_honoured: tuple[str, ...] = ()  # a line each
@@ -121,7 +97,7 @@ def base_defaults(values: Mapping[str, Any]) -> BaseDefaults:
         except (InvalidRequest, TypeError, ValueError) as error:
             ignored.append(f"{name} = {_short(asked.pop(name))} can't be used: {error}")
     return BaseDefaults(
-        parameters=GenerationParameters(**parameters),
+        parameters=parameters,
         rules=BaseRules(**rules),
         shown={name: _as_json(value) for name, value in asked.items() if name in {*_AS_IN_REQUESTS, *_RULES}},
         not_honoured=tuple(ignored),
@@ -143,7 +119,7 @@ def _parameter(name: str, value: Any) -> dict[str, Any]:
     """A value that requests may have too, under the name that it has there."""
     if name == "stop_strings":
         name, value = "stop", [value] if isinstance(value, str) else value
-    return {name: getattr(parse_parameters({name: value}, where="generation_config"), name)}
+    return parse_parameters({name: value}, where="generation_config")
 
 
 def _short(value: Any) -> str:

@@ -19,7 +19,7 @@ def samples(ask: GenerationRequest, count: int) -> list[GenerationRequest]:
     """`count` asks in the same words: they share the prompt and a seed, into which each hashes its number."""
     if count == 1:
         return [ask]
-    fallbacks = replace(ask.fallbacks, seed=secrets.randbits(SEED_BITS))
+    fallbacks = {**ask.fallbacks, "seed": secrets.randbits(SEED_BITS)}
     return [
         replace(ask, fallbacks=fallbacks, sample_index=index, shares_prompt=True) for index in range(count)
     ]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from app.prompt import TaskVersion
 from app.request import FinishReason, RequestTimings
-from app.serving.parameters import GenerationParameters
+from app.serving.parameters import Layer
 from app.serving.structured_output.constraints import Constraint
 from app.text.chat import Message
 
@@ -22,8 +22,8 @@ class GenerationRequest:
     request_id: str = ""
     task: str | None = None  # a task reference (`task`, `task@alias`, `task@3`); None: the base model
     user: str | None = None
-    parameters: GenerationParameters = field(default_factory=GenerationParameters)
-    fallbacks: GenerationParameters = field(default_factory=GenerationParameters)  # below the task's own
+    parameters: Layer = field(default_factory=dict)
+    fallbacks: Layer = field(default_factory=dict)  # below the task's own
     constraint: Constraint | None = None  # what the answer must be
     logit_bias: tuple[tuple[int, float], ...] = ()  # (id, what is added to its logit)
     deadline: float | None = None  # time.monotonic() seconds

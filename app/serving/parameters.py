@@ -1,162 +1,180 @@
-"""Generation parameters: their names, bounds and defaults.
+"""Generation parameters: each declared once, with its bounds, default, description and other names.
 
-One check serves a request's `parameters` and the `defaults` of a task's manifest, so that a task
-can't carry what a request couldn't ask for. None always means "not given".
+Everything else is derived: the check, the fields of request bodies and their OpenAPI documents. What one
+place sets (a request, the defaults of a task's manifest, the generation config of a base model) is a layer:
+checked values by name. null means "not set".
 """
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any, Self, get_type_hints
+
+from pydantic import Field, GetPydanticSchema, ValidationError, create_model
+from pydantic_core import core_schema
 
 from app.errors import InvalidRequest
-from app.request import SamplingParams
+from app.request import SamplingChoices, SamplingParams, parameter
+from app.validation import PLAIN, Must, StrictModel
 
 DEFAULT_MAX_NEW_TOKENS = 128
 MAX_NEW_TOKENS = 1_000_000
-# Smaller ones would underflow in float32; this one is greedy already.
-MIN_TEMPERATURE, MAX_TEMPERATURE = 0.001, 100.0
-MAX_TOP_K = 1_000_000
-MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY = 0.01, 100.0
-MAX_PENALTY = 2.0  # of frequency and presence, either sign
-MAX_SEED = 2**63 - 1
-MAX_TRUNCATE = 1_000_000
 MAX_STOPS = 16
+MAX_STOP_CHARS = 256
 MAX_TOP_TOKENS = 20
 SEED_BITS = 53  # a drawn seed survives JSON readers that have doubles only
-MAX_STOP_CHARS = 256
-MAX_IDS = 1024  # in a list of ids
-MAX_NGRAM = 1024
+_MAX_IDS = 1024
+
+Layer = Mapping[str, Any]
+Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
+Stops = Annotated[list[Stop], Field(max_length=MAX_STOPS, strict=False)]  # tuples too
+_Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=_MAX_IDS, strict=False)]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GenerationParameters:
-    """What a request or a manifest may say about generation; None: not said."""
-
-    max_new_tokens: int | None = None
-    do_sample: bool | None = None
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    typical_p: float | None = None
-    top_h: float | None = None
-    epsilon_cutoff: float | None = None
-    eta_cutoff: float | None = None
-    repetition_penalty: float | None = None
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
-    no_repeat_ngram_size: int | None = None
-    bad_words: tuple[str, ...] | None = None  # texts that never come
-    suppress_tokens: tuple[int, ...] | None = None
-    begin_suppress_tokens: tuple[int, ...] | None = None  # as the first token
-    min_new_tokens: int | None = None  # neither EOS nor a stop of any kind before
-    ignore_eos: bool | None = None
-    seed: int | None = None
-    stop: tuple[str, ...] | None = None
-    stop_token_ids: tuple[int, ...] | None = None
-    include_stop_str_in_output: bool | None = None
-    skip_special_tokens: bool | None = None  # False: they are part of the text
-    truncate: int | None = None
-    return_full_text: bool | None = None
-    top_n_tokens: int | None = None  # most probable tokens to report beside each generated one
-    decoder_input_details: bool | None = None  # report the prompt's tokens and their log-probabilities
-
-    def over(self, defaults: "GenerationParameters") -> "GenerationParameters":
-        """These parameters, completed by `defaults`."""
-        given = {name: value for name in _NAMES if (value := getattr(self, name)) is not None}
-        return replace(defaults, **given)
-
-    def sampling(self, seed: int) -> SamplingParams:
-        """The engine's view; `seed` is used where none was given."""
-        given = {name: value for name in _SAMPLING_NAMES if (value := getattr(self, name)) is not None}
-        return SamplingParams(**{"seed": seed, **given})
-
-
-_NAMES = tuple(field.name for field in fields(GenerationParameters))
-_SAMPLING_NAMES = tuple(name for name in _NAMES if name in {field.name for field in fields(SamplingParams)})
-
-# name: (lowest, highest, whether the lowest itself is excluded)
-_INTEGERS = {
-    "max_new_tokens": (1, MAX_NEW_TOKENS),
-    "top_k": (0, MAX_TOP_K),
-    "no_repeat_ngram_size": (0, MAX_NGRAM),
-    "min_new_tokens": (0, MAX_NEW_TOKENS),
-    "seed": (0, MAX_SEED),
-    "truncate": (1, MAX_TRUNCATE),
-    "top_n_tokens": (0, MAX_TOP_TOKENS),
-}
-_NUMBERS = {
-    "temperature": (MIN_TEMPERATURE, MAX_TEMPERATURE, False),
-    "top_p": (0.0, 1.0, True),
-    "min_p": (0.0, 1.0, False),
-    "typical_p": (0.0, 1.0, True),
-    "top_h": (0.0, 1.0, False),
-    "epsilon_cutoff": (0.0, 1.0, False),
-    "eta_cutoff": (0.0, 1.0, False),
-    "repetition_penalty": (MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY, False),
-    "frequency_penalty": (-MAX_PENALTY, MAX_PENALTY, False),
-    "presence_penalty": (-MAX_PENALTY, MAX_PENALTY, False),
-}
-_TEXTS = ("stop", "bad_words")
-_IDS = ("stop_token_ids", "suppress_tokens", "begin_suppress_tokens")
-
-
-def parse_parameters(values: Mapping[str, Any], *, where: str = "parameters") -> GenerationParameters:
-    """Check names, types and bounds; InvalidRequest names the first field at fault, under `where`."""
-    unknown = sorted(str(name)[:64] for name in values if name not in _NAMES)
-    if unknown:
-        raise InvalidRequest(
-            f"{where} has no field {', '.join(unknown[:16])}; it knows {', '.join(_NAMES)}.",
-            param=f"{where}.{unknown[0]}",
+def _unique(items: Any) -> GetPydanticSchema:
+    """Check a list as `items`, and make a tuple of it that has each item once."""
+    return GetPydanticSchema(
+        lambda _, handler: core_schema.no_info_after_validator_function(
+            lambda checked: tuple(dict.fromkeys(checked)), handler.generate_schema(items)
         )
-    given = {name: value for name, value in values.items() if value is not None}
-    return GenerationParameters(
-        **{name: _check(name, value, f"{where}.{name}") for name, value in given.items()}
     )
 
 
-def _check(name: str, value: Any, param: str) -> Any:
-    if name in _INTEGERS:
-        return _integer(value, *_INTEGERS[name], param)
-    if name in _NUMBERS:
-        return _number(value, *_NUMBERS[name], param)
-    if name in _TEXTS:
-        return _texts(value, param)
-    if name in _IDS:
-        return _ids(value, param)
-    if not isinstance(value, bool):
-        raise InvalidRequest(f"{param} must be true or false.", param=param)
-    return value
+_Texts = Annotated[tuple[str, ...], _unique(Stops)]
+_TokenIds = Annotated[tuple[int, ...], _unique(_Ids)]
 
 
-def _integer(value: Any, low: int, high: int, param: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise InvalidRequest(f"{param} must be a whole number from {low} to {high}.", param=param)
-    return value
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationParameters(SamplingChoices):
+    """The parameters of one generation, at their neutral values where no layer sets them."""
+
+    max_new_tokens: int | None = parameter(
+        None,
+        "Tokens to generate, at most. Default: the task's, the base's, else 128, as far as positions last",
+        ge=1,
+        le=MAX_NEW_TOKENS,
+        openai=False,
+        in_base=True,
+    )
+    no_repeat_ngram_size: int = parameter(
+        0, "No sequence of this many token ids occurs twice; 0 is off", ge=0, le=1024, in_base=True
+    )
+    bad_words: _Texts = parameter((), "Texts that are never generated")
+    suppress_tokens: _TokenIds = parameter((), "Token ids that are never generated", in_base=True)
+    begin_suppress_tokens: _TokenIds = parameter((), "Token ids that are never generated first", in_base=True)
+    min_new_tokens: int | None = parameter(
+        None,
+        "Tokens to generate before EOS or a stop may end the answer; also called min_tokens. Default: 0",
+        ge=0,
+        le=MAX_NEW_TOKENS,
+        also="min_tokens",
+        in_base=True,
+    )
+    ignore_eos: bool = parameter(False, "Treat EOS as a token like any other", also="ignore_eos_token")
+    seed: int | None = parameter(
+        None, "Seed of sampling. Default: drawn at random, and reported", ge=0, le=2**63 - 1
+    )
+    stop: _Texts = parameter((), "Texts that end the answer; they aren't part of it", openai=False)
+    stop_token_ids: _TokenIds = parameter((), "Token ids that end the answer, as EOS does")
+    include_stop_str_in_output: bool = parameter(
+        False, "Keep the stop string or stop id that ended the answer in its text"
+    )
+    skip_special_tokens: bool = parameter(True, "Leave special tokens out of the text")
+    truncate: int | None = parameter(
+        None,
+        "Keep this many tokens of the inputs, the last ones. Default: all",
+        ge=1,
+        le=1_000_000,
+        openai=False,
+    )
+    return_full_text: bool = parameter(False, "Put the rendered prompt before the answer", openai=False)
+    top_n_tokens: int = parameter(
+        0,
+        "Also report this many of the most probable tokens beside each generated one",
+        ge=0,
+        le=MAX_TOP_TOKENS,
+        openai=False,
+    )
+    decoder_input_details: bool = parameter(
+        False, "Also report the prompt's tokens and their log-probabilities", openai=False
+    )
+
+    @classmethod
+    def of(cls, *layers: Layer) -> Self:
+        """Resolve layers, the lowest first: what a later one sets counts."""
+        return cls(**{name: value for layer in layers for name, value in layer.items()})
+
+    def sampling(self, seed: int) -> SamplingParams:
+        """Return the engine's part; `seed` is used where none was set."""
+        chosen = {each.name: getattr(self, each.name) for each in fields(SamplingChoices)}
+        return SamplingParams(seed=seed if self.seed is None else self.seed, **chosen)
 
 
-def _number(value: Any, low: float, high: float, above: bool, param: str) -> float:
-    valid = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
-    if not valid or (above and value == low):
-        bound = f"above {low:g}, at most {high:g}" if above else f"from {low:g} to {high:g}"
-        hint = "; for greedy decoding leave do_sample out" if param.endswith("temperature") else ""
-        raise InvalidRequest(f"{param} must be a number {bound}{hint}.", param=param)
-    return float(value)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Declaration:
+    """A declared parameter, as checks, bodies and documents need it."""
+
+    type: Any
+    default: Any
+    description: str
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    hint: str = ""  # goes on after what a value must be
+    also: str | None = None  # another name for it
+    same: Mapping[Any, Any] = field(default_factory=dict)  # values that others have for one of ours
+    openai: bool = True  # the bodies of OpenAI's routes have it under this name
+    in_base: bool = False  # generation configs of base models have it under this name
+
+    def model_field(self, **changes: Any) -> tuple[Any, Any]:
+        """Return type and field for `pydantic.create_model`; `changes` are arguments of `pydantic.Field`."""
+        bounds = {"ge": self.ge, "gt": self.gt, "le": self.le} | changes
+        description = bounds.pop("description", self.description)
+        if self.default is not None:
+            description += f". Default: {_shown(self.default)}"
+        kind = self.type | None
+        if self.type is bool:
+            kind = Annotated[kind, Must("must be true or false")]
+        elif self.le is not None:
+            kind = Annotated[kind, Field(**bounds), Must(_numbers(self.type is float, **bounds) + self.hint)]
+        return kind, Field(None, description=description)
 
 
-def _texts(value: Any, param: str) -> tuple[str, ...]:
-    if not isinstance(value, list | tuple) or len(value) > MAX_STOPS:
-        raise InvalidRequest(f"{param} must be a list of at most {MAX_STOPS} strings.", param=param)
-    if not all(isinstance(stop, str) and 1 <= len(stop) <= MAX_STOP_CHARS for stop in value):
+def _shown(value: Any) -> str:
+    return "none" if value == () else json.dumps(value).removesuffix(".0")
+
+
+def _numbers(is_float: bool, *, ge: float | None, gt: float | None, le: float) -> str:
+    low, high = map(_shown, (ge if gt is None else gt, le))
+    span = f"from {low} to {high}" if gt is None else f"above {low}, at most {high}"
+    return f"must be a {'' if is_float else 'whole '}number {span}"
+
+
+_TYPES = get_type_hints(GenerationParameters, include_extras=True)
+DECLARED: Mapping[str, Declaration] = {
+    each.name: Declaration(type=_TYPES[each.name], default=each.default, **each.metadata)
+    for each in fields(GenerationParameters)
+}
+_FIELDS: dict[str, Any] = {name: each.model_field() for name, each in DECLARED.items()}
+_LAYER = create_model("Layer", __base__=StrictModel, **_FIELDS)
+
+
+def parse_parameters(values: Layer, *, where: str = "parameters") -> dict[str, Any]:
+    """Check names, types and bounds, and return what is set.
+
+    Raises InvalidRequest that names the first field at fault, under `where`.
+    """
+    unknown = sorted(str(name)[:64] for name in values if name not in DECLARED)
+    if unknown:
         raise InvalidRequest(
-            f"{param}: each must be a string of 1 to {MAX_STOP_CHARS} characters.", param=param
+            f"{where} has no field {', '.join(unknown[:16])}; it knows {', '.join(DECLARED)}.",
+            param=f"{where}.{unknown[0]}",
         )
-    return tuple(dict.fromkeys(value))
-
-
-def _ids(value: Any, param: str) -> tuple[int, ...]:
-    if not isinstance(value, list | tuple) or len(value) > MAX_IDS:
-        raise InvalidRequest(f"{param} must be a list of at most {MAX_IDS} token ids.", param=param)
-    if not all(isinstance(id_, int) and not isinstance(id_, bool) and id_ >= 0 for id_ in value):
-        raise InvalidRequest(f"{param}: each must be a whole number, 0 or more.", param=param)
-    return tuple(dict.fromkeys(value))
+    try:
+        checked = _LAYER.model_validate(dict(values))
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_input=False)[0]
+        path = ".".join((where, *map(str, problem["loc"])))
+        message = f"{path} {problem['msg']}." if problem["type"] == PLAIN else f"{path}: {problem['msg']}."
+        raise InvalidRequest(message, param=f"{where}.{problem['loc'][0]}") from None
+    return {name: value for name, value in checked if value is not None}

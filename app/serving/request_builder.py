@@ -22,6 +22,7 @@ from app.serving.parameters import (
     DEFAULT_MAX_NEW_TOKENS,
     SEED_BITS,
     GenerationParameters,
+    Layer,
     parse_parameters,
 )
 from app.serving.structured_output.grammars import Grammars
@@ -40,7 +41,7 @@ class PreparedVersion:
 
     template: Template
     leading_ids: tuple[int, ...]
-    defaults: GenerationParameters
+    defaults: Layer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,14 +143,15 @@ class RequestBuilder:
             version=version,
             prompt_text=tokenized.text,
             style=_style(parameters),
-            return_full_text=bool(parameters.return_full_text),
-            tells_prompt=bool(parameters.decoder_input_details),
+            return_full_text=parameters.return_full_text,
+            tells_prompt=parameters.decoder_input_details,
             begin=begin,
         )
 
     def _parameters(self, prepared: PreparedVersion, ask: GenerationRequest) -> GenerationParameters:
         """The request's own over the task's, over the route's, over the base's."""
-        return ask.parameters.over(prepared.defaults.over(ask.fallbacks.over(self._defaults.parameters)))
+        layers = (self._defaults.parameters, ask.fallbacks, prepared.defaults, ask.parameters)
+        return GenerationParameters.of(*layers)
 
     def _tokenize(self, template: Template, ask: GenerationRequest, truncate: int | None) -> Tokenized:
         if ask.token_ids is not None:
@@ -209,9 +211,10 @@ class RequestBuilder:
         usual = _resident(tokenized.ids, prepared.leading_ids)
         # What others share is a prefix too; the last token stays each one's own.
         resident = 0 if scored else len(tokenized.ids) - 1 if ask.shares_prompt else usual
-        seed = secrets.randbits(SEED_BITS) if parameters.seed is None else parameters.seed
         timeout = now + self._timeout
-        max_new_tokens = self._max_new_tokens(ask.parameters, parameters, virtual, len(tokenized.ids))
+        max_new_tokens = self._max_new_tokens(
+            ask.parameters.get("max_new_tokens"), parameters, virtual, len(tokenized.ids)
+        )
         stop_ids = self._stop_ids(parameters)
         rules = token_rules(
             parameters,
@@ -229,12 +232,12 @@ class RequestBuilder:
             prompt_digest=None if version is None else version.prompt_digest,
             num_virtual_tokens=virtual,
             sampling=replace(
-                parameters.sampling(seed),
+                parameters.sampling(secrets.randbits(SEED_BITS)),
                 sample_index=ask.sample_index,
                 logit_bias=self._bias(ask),
                 rules=rules,
             ),
-            num_top=parameters.top_n_tokens or 0,
+            num_top=parameters.top_n_tokens,
             num_scored=scored,
             keeps_prefix=resident in (0, usual),
             max_new_tokens=max_new_tokens,
@@ -246,12 +249,12 @@ class RequestBuilder:
         )
 
     def _max_new_tokens(
-        self, asked: GenerationParameters, parameters: GenerationParameters, virtual: int, prompt: int
+        self, asked: int | None, parameters: GenerationParameters, virtual: int, prompt: int
     ) -> int:
         """What was asked for or, where nothing was, as much of the default as fits."""
         limit = self._engine.geometry.max_positions
         left = limit - virtual - prompt
-        wanted = 1 if asked.max_new_tokens is None else asked.max_new_tokens
+        wanted = 1 if asked is None else asked
         if wanted > left:
             total = virtual + prompt + wanted
             raise RequestTooLong(
@@ -260,7 +263,7 @@ class RequestBuilder:
                 param="parameters.max_new_tokens" if left > 0 else "inputs",
                 asked=f"{total} tokens ({virtual} learned, {prompt} of the prompt, {wanted} of the answer)",
             )
-        return wanted if asked.max_new_tokens is not None else min(self._usual(parameters, prompt), left)
+        return wanted if asked is not None else min(self._usual(parameters, prompt), left)
 
     def _usual(self, parameters: GenerationParameters, prompt: int) -> int:
         """New tokens where nothing was asked for; a base's `max_length` counts the prompt's too."""
@@ -300,8 +303,8 @@ class RequestBuilder:
 
     def _stop_ids(self, parameters: GenerationParameters) -> frozenset[int]:
         """A stop string that is a special token has no text to be found in; its id stops instead."""
-        spelled = (self.tokenizer.special_id(stop) for stop in parameters.stop or ())
-        ids = {id_ for id_ in spelled if id_ is not None} | {*(parameters.stop_token_ids or ())}
+        spelled = (self.tokenizer.special_id(stop) for stop in parameters.stop)
+        ids = {id_ for id_ in spelled if id_ is not None} | {*parameters.stop_token_ids}
         return frozenset(ids) if parameters.ignore_eos else self.eos_ids | ids
 
     def _prepared(self, version: TaskVersion | None) -> PreparedVersion:
@@ -311,7 +314,7 @@ class RequestBuilder:
     def prepare(self, version: TaskVersion | None) -> PreparedVersion:
         """Parse the template and find the leading ids."""
         if version is None:
-            return PreparedVersion(PLAIN, (), GenerationParameters())
+            return PreparedVersion(PLAIN, (), {})
         template = PLAIN if version.template is None else parse_template(version.template)
         # Without a learned prompt, a resident BOS would save nothing.
         is_useful = version.kind is not PromptKind.TEXT or bool(template.leading)
@@ -333,9 +336,9 @@ class RequestBuilder:
 
 def _style(parameters: GenerationParameters) -> TextStyle:
     return TextStyle(
-        stops=parameters.stop or (),
-        shows_stop=bool(parameters.include_stop_str_in_output),
-        shows_special=parameters.skip_special_tokens is False,
+        stops=parameters.stop,
+        shows_stop=parameters.include_stop_str_in_output,
+        shows_special=not parameters.skip_special_tokens,
         min_tokens=parameters.min_new_tokens or 0,
     )
 

@@ -24,16 +24,16 @@ def token_rules(
     least = parameters.min_new_tokens
     rules = TokenRules(
         sequence_bias=base.sequence_bias + tuple(_bans(base, eos_ids)),
-        bad_words=tuple(ids for word in parameters.bad_words or () for ids in _spellings(word, tokenizer)),
+        bad_words=tuple(ids for word in parameters.bad_words for ids in _spellings(word, tokenizer)),
         encoder_repetition_penalty=base.encoder_repetition_penalty,
-        no_repeat_ngram_size=parameters.no_repeat_ngram_size or 0,
+        no_repeat_ngram_size=parameters.no_repeat_ngram_size,
         encoder_no_repeat_ngram_size=base.encoder_no_repeat_ngram_size,
         min_new_tokens=max(base.min_length - num_prompt, 0) if least is None else least,
         forced_first=base.forced_bos_token_id,
         forced_last=base.forced_eos_token_id,
         length_decay=base.exponential_decay_length_penalty if eos_ids else None,
-        suppressed=parameters.suppress_tokens or (),
-        suppressed_first=parameters.begin_suppress_tokens or (),
+        suppressed=parameters.suppress_tokens,
+        suppressed_first=parameters.begin_suppress_tokens,
     )
     if rules == TokenRules():
         return None

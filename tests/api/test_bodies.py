@@ -89,7 +89,7 @@ MODELS = sorted(body_models(), key=lambda model: model.__name__)
 def containers_in(annotation: Any) -> Iterator[Any]:
     """The lists and objects that an annotation allows, from the outside in."""
     origin = get_origin(annotation)
-    if origin in (list, dict):
+    if origin in (list, dict, tuple):
         yield annotation
     if origin is Annotated:
         yield from containers_in(get_args(annotation)[0])

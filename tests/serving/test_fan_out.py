@@ -9,14 +9,13 @@ import pytest
 from app.errors import RequestFailed
 from app.serving.fan_out import generate_all, samples, start_all
 from app.serving.generation_request import GenerationRequest
-from app.serving.parameters import GenerationParameters
 from app.serving.programs.classify import ClassificationRequest, choose
 from tests import oracle
 from tests.engine.test_isolation import poisoned
 from tests.serving.stack import Stack, run
 from tests.waiting import eventually, wait_until
 
-LONG = GenerationParameters(max_new_tokens=150)
+LONG = {"max_new_tokens": 150}
 NEIGHBOURS = [(20, 21), (30, 31), (40, 41)]
 
 

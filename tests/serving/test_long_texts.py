@@ -12,7 +12,7 @@ import pytest
 
 from app.errors import RequestTooLong
 from app.serving.generation_request import GenerationRequest
-from app.serving.parameters import GenerationParameters
+from app.serving.parameters import Layer
 from app.text.chat import ChatTemplate, Message
 from tests.serving.stack import Stack, running_stack
 from tests.text.chat_templates import SOURCES, with_template
@@ -20,8 +20,8 @@ from tests.text.chat_templates import SOURCES, with_template
 soak = partial(pytest.param, marks=pytest.mark.soak)
 MOST = 4_000_000  # characters
 ASKS = 64
-ONE = GenerationParameters(max_new_tokens=1)
-LAST = GenerationParameters(max_new_tokens=1, truncate=1)
+ONE = {"max_new_tokens": 1}
+LAST = {"max_new_tokens": 1, "truncate": 1}
 
 
 @pytest.fixture(scope="module")
@@ -77,9 +77,7 @@ QUICK = ("one letter", "no spaces", "special tokens")
 
 @pytest.mark.parametrize("parameters", [ONE, LAST], ids=["whole", "truncated"])
 @pytest.mark.parametrize("name", [name if name in QUICK else soak(name) for name in TEXTS])
-def test_64_of_the_longest_texts_hold_nobody_up(
-    roomy: Stack, name: str, parameters: GenerationParameters
-) -> None:
+def test_64_of_the_longest_texts_hold_nobody_up(roomy: Stack, name: str, parameters: Layer) -> None:
     text = filled(TEXTS[name])
     ask = GenerationRequest(inputs=text, parameters=parameters)
 

@@ -39,7 +39,7 @@ VALID: dict[str, Any] = {
 
 
 def test_all_names_at_valid_values() -> None:
-    parsed = parse_parameters(VALID)
+    parsed = GenerationParameters.of(parse_parameters(VALID))
     assert parsed.stop == ("a", "b")
     assert parsed.suppress_tokens == (3, 4)
     assert parsed.sampling(9) == SamplingParams(
@@ -58,13 +58,13 @@ def test_all_names_at_valid_values() -> None:
 
 
 def test_null_is_not_given() -> None:
-    assert parse_parameters(dict.fromkeys(VALID)) == GenerationParameters()
+    assert parse_parameters(dict.fromkeys(VALID)) == {}
     assert GenerationParameters().sampling(9).seed == 9
 
 
 def test_a_request_wins_over_the_task() -> None:
-    task = GenerationParameters(top_k=5, seed=1, do_sample=True)
-    assert GenerationParameters(seed=0, do_sample=False).over(task) == GenerationParameters(
+    task = {"top_k": 5, "seed": 1, "do_sample": True}
+    assert GenerationParameters.of(task, {"seed": 0, "do_sample": False}) == GenerationParameters(
         top_k=5, seed=0, do_sample=False
     )
 

@@ -170,7 +170,7 @@ def _ask(
         request_id=request.state.request_id,
         task=body.reference,
         user=body.user,
-        parameters=given.generation(),
+        parameters=given.given(),
         constraint=given.constraint(),
         deadline=None if deadline_ms is None else begin + deadline_ms / 1000,
         tenant=calling.tenant,

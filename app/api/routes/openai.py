@@ -33,7 +33,6 @@ from app.keys.key import Scope
 from app.prompt import TaskVersion
 from app.serving.fan_out import generate_all, samples, start_all
 from app.serving.generation_request import GenerationRequest
-from app.serving.parameters import GenerationParameters
 
 router = APIRouter(prefix="/v1", tags=["openai"], route_class=OpenAiRoute)
 
@@ -45,7 +44,7 @@ _ANSWERS: dict[int | str, dict[str, Any]] = ERRORS | {
 
 # What clients of this API expect where neither they nor the task say how to choose tokens, whatever the base
 # says; what it says of filters counts.
-_FALLBACKS = GenerationParameters(do_sample=True, temperature=1.0)
+_FALLBACKS = {"do_sample": True, "temperature": 1.0}
 
 
 @router.post("/completions", response_model=Completion, responses=_ANSWERS, summary="Complete prompts")

@@ -126,7 +126,9 @@ async def info(
             "hidden_size": geometry.hidden_size,
             "vocab_size": geometry.vocab_size,
             "max_total_tokens": geometry.max_positions,
-            "default_max_new_tokens": defaults.parameters.max_new_tokens or bounds.DEFAULT_MAX_NEW_TOKENS,
+            "default_max_new_tokens": defaults.parameters.get(
+                "max_new_tokens", bounds.DEFAULT_MAX_NEW_TOKENS
+            ),
             "generation_defaults": defaults.shown,
             "generation_not_honoured": defaults.not_honoured,
             "max_stop_sequences": bounds.MAX_STOPS,

@@ -14,7 +14,6 @@ from app.api.schemas.generate import DetokenizeRequest, TokenizeRequest
 from app.api.state import Services, services
 from app.keys.key import Scope
 from app.serving.generation_request import GenerationRequest
-from app.serving.parameters import GenerationParameters
 
 router = APIRouter(tags=["tokens"], route_class=GatedRoute)
 
@@ -30,7 +29,7 @@ async def tokenize(body: TokenizeRequest, request: Request, behind: Behind, call
         inputs=body.inputs,
         request_id=request.state.request_id,
         task=body.task_id,
-        parameters=GenerationParameters(max_new_tokens=1),
+        parameters={"max_new_tokens": 1},
         tenant=calling.tenant,
     )
     with behind.generation.limiter.hold(1):

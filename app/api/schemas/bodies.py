@@ -9,12 +9,12 @@ from typing import Any, NoReturn
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, model_validator
-from pydantic_core import CoreSchema
+from pydantic import model_validator
 from starlette.exceptions import HTTPException
 
 from app.api.state import server_state
 from app.errors import PromptplexError
+from app.validation import StrictModel
 
 MAX_ITEMS = 1 << 19  # commas and brackets of a body; a text of as many is longer than any base's context
 MAX_NAMES = 1 << 17  # colons
@@ -140,29 +140,8 @@ def _refuse(why: str) -> NoReturn:
     raise HTTPException(400, f"The body can't be read: {why}.")
 
 
-def _fail_fast(schema: Any) -> None:
-    """Set pydantic's own option on every list and object within a schema."""
-    if isinstance(schema, dict):
-        if schema.get("type") in ("list", "dict"):
-            schema["fail_fast"] = True
-        schema = list(schema.values())
-    for part in schema if isinstance(schema, list | tuple) else ():
-        _fail_fast(part)
-
-
-class Body(BaseModel):
-    """No unknown fields, no NaN, no "5" for 5 or "yes" for true; a whole number may stand for a float.
-
-    The first item at fault ends the validation of its list or object, however many follow.
-    """
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-    @classmethod
-    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        schema = handler(source)
-        _fail_fast(handler.resolve_ref_schema(schema))
-        return schema
+class Body(StrictModel):
+    """A JSON object of a request's body."""
 
     @model_validator(mode="before")
     @classmethod

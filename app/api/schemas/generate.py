@@ -1,4 +1,4 @@
-"""Bodies of requests and responses. Bounds are `app/serving/parameters.py`'s own.
+"""Bodies of requests and responses.
 
 Unknown fields are refused, so that a mistyped name never silently changes the answer. Fields that
 clients send out of habit are known, and must have their neutral value.
@@ -10,14 +10,12 @@ from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
 
 from app.api.schemas.bodies import Body
 from app.api.schemas.client_defaults import OF_GENERATE, without_habits
-from app.api.schemas.neutral import PLAIN
-from app.api.schemas.parameters import OTHER_NAMES, SharedParameters, Stops
+from app.api.schemas.parameters import OTHER_NAMES, ParametersBody, with_parameters
 from app.api.schemas.response_format import Grammar, ResponseFormat
-from app.serving import parameters as bounds
-from app.serving.parameters import GenerationParameters, parse_parameters
 from app.serving.programs.classify import ClassificationRequest
 from app.serving.publishing.task_settings import MAX_CHOICE_CHARS, MAX_CHOICES
 from app.serving.structured_output.constraints import Constraint
+from app.validation import PLAIN
 
 MAX_REFERENCE_CHARS = 512
 MAX_IDS = 1_000_000
@@ -56,28 +54,11 @@ class LabelledChoice(Body):
 Choices = Annotated[list[str | LabelledChoice], Field(max_length=MAX_CHOICES)]
 
 
-class Parameters(SharedParameters):
+@with_parameters()
+class Parameters(ParametersBody):
     """How to generate. What is not given, or null, comes from the task, the base, then the defaults."""
 
-    max_new_tokens: int | None = Field(
-        None,
-        ge=1,
-        le=bounds.MAX_NEW_TOKENS,
-        description="Default: the task's, the base's, else 128, as far as positions last",
-    )
-    do_sample: bool | None = Field(None, description="Default: false, which is greedy")
-    temperature: float | None = Field(None, ge=bounds.MIN_TEMPERATURE, le=bounds.MAX_TEMPERATURE)
-    seed: int | None = Field(None, ge=0, le=bounds.MAX_SEED, description="Default: drawn, and reported")
     n: int | None = Field(None, ge=1, le=MAX_SAMPLES, description="How many answers, in `samples`")
-    stop: Stops | None = None
-    truncate: int | None = Field(
-        None, ge=1, le=bounds.MAX_TRUNCATE, description="Keep this many tokens of the inputs, the last ones"
-    )
-    return_full_text: bool | None = Field(None, description="Put the rendered prompt before the answer")
-    top_n_tokens: int | None = Field(
-        None, ge=0, le=bounds.MAX_TOP_TOKENS, description="Also report the most probable tokens"
-    )
-    decoder_input_details: bool | None = Field(None, description="Also report the prompt's tokens")
     grammar: Grammar | None = Field(None, description="What the answer must be: a JSON schema or a regex")
     response_format: ResponseFormat | None = Field(None, description="The same as LoRAX and OpenAI say it")
     choices: Literal[True] | Choices | None = Field(
@@ -94,10 +75,6 @@ class Parameters(SharedParameters):
     @classmethod
     def _without_habits(cls, data: Any) -> Any:
         return without_habits(data, OF_GENERATE, {**cls.model_fields, **OTHER_NAMES}, "parameters.")
-
-    def generation(self) -> GenerationParameters:
-        """What the generation service is told."""
-        return parse_parameters({name: getattr(self, name) for name in _PASSED_ON})
 
     def constraint(self) -> Constraint | None:
         """What the answer must be."""
@@ -128,9 +105,6 @@ class Parameters(SharedParameters):
         )
 
 
-_PASSED_ON = tuple(GenerationParameters.__dataclass_fields__)
-
-
 class GenerateRequest(Body):
     """A task, its inputs, how to generate."""
 
@@ -153,7 +127,10 @@ class GenerateRequest(Body):
     def _choices_alone(self) -> Self:
         given = self.parameters or Parameters()
         generates = (
-            self.is_stream or self.num_answers > 1 or given.do_sample or given.constraint() is not None
+            self.is_stream
+            or self.num_answers > 1
+            or given.given().get("do_sample")
+            or given.constraint() is not None
         )
         if given.choices is not None and generates:
             raise ValueError(

@@ -12,8 +12,9 @@ from pydantic import (
 )
 
 from app.api.schemas.bodies import Body
-from app.api.schemas.neutral import PLAIN, Neutral, wrong
+from app.api.schemas.neutral import Neutral
 from app.text.chat import Message
+from app.validation import PLAIN, wrong
 
 _TEXT, _PARTS = "<text>", "<parts>"
 _NO_TOOLS = "this server calls no tools; leave it out, and say what matters of it in the content"

@@ -3,16 +3,10 @@
 from typing import Any
 
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
-from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+from pydantic_core import CoreSchema, core_schema
 
 from app.strict_json import is_one_of
-
-PLAIN = "plain"  # the type of errors whose message follows the field's name, with nothing of pydantic's
-
-
-def wrong(message: str) -> PydanticCustomError:
-    """An error of a validator; the message goes on after the field's name: `must be ...`."""
-    return PydanticCustomError(PLAIN, "{message}", {"message": message})
+from app.validation import wrong
 
 
 class Neutral:

@@ -2,7 +2,6 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import (
@@ -18,13 +17,14 @@ from app.api.schemas.bodies import Body
 from app.api.schemas.client_defaults import OF_CHATS, OF_COMPLETIONS, without_habits
 from app.api.schemas.generate import Reference
 from app.api.schemas.messages import ChatMessage
-from app.api.schemas.neutral import PLAIN, Neutral, wrong
-from app.api.schemas.parameters import OTHER_NAMES, SharedParameters, Stop, Stops
+from app.api.schemas.neutral import Neutral
+from app.api.schemas.parameters import OTHER_NAMES, ParametersBody, with_parameters
 from app.api.schemas.response_format import ResponseFormat, StructuredOutputs
 from app.errors import InvalidRequest
-from app.serving import parameters as bounds
-from app.serving.parameters import GenerationParameters, parse_parameters
+from app.request import MIN_TEMPERATURE
+from app.serving.parameters import MAX_NEW_TOKENS, MAX_TOP_TOKENS, Stop, Stops
 from app.serving.structured_output.constraints import Constraint
+from app.validation import PLAIN, wrong
 
 MAX_N = 16
 MAX_PROMPTS = 64
@@ -45,17 +45,18 @@ _INSTEAD_OF_TOOLS = (
 )
 
 
-class _OpenAi(SharedParameters):
+@with_parameters(
+    lambda each: each.openai, temperature={"ge": 0, "description": "Divides the logits; 0 is greedy decoding"}
+)
+class _OpenAi(ParametersBody):
     """What completions and chats have in common."""
 
     _habits: ClassVar[Mapping[str, tuple[Any, ...]]]
 
     model: Reference
-    max_tokens: int | None = Field(None, ge=1, le=bounds.MAX_NEW_TOKENS)
-    temperature: float | None = Field(None, ge=0, le=bounds.MAX_TEMPERATURE, description="0: greedy")
+    max_tokens: int | None = Field(None, ge=1, le=MAX_NEW_TOKENS)
     n: int | None = Field(None, ge=1, le=MAX_N)
     stop: Stop | Stops | None = None
-    seed: int | None = Field(None, ge=0, le=bounds.MAX_SEED)
     logit_bias: LogitBias | None = Field(
         None, description="Added to the logits of tokens, by id; -100 rules a token out"
     )
@@ -131,19 +132,20 @@ class _OpenAi(SharedParameters):
         """Whether log-probabilities of the prompt are asked for."""
         return False
 
-    def generation(self) -> GenerationParameters:
-        """What the generation service is told."""
-        is_greedy = self.temperature is not None and self.temperature < bounds.MIN_TEMPERATURE
-        return replace(
-            parse_parameters(self.shared()),
-            max_new_tokens=self._max_tokens(),
-            do_sample=None if self.temperature is None else not is_greedy,
-            temperature=None if is_greedy else self.temperature,
-            seed=self.seed,
-            stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop) if self.stop else None,
-            top_n_tokens=self.num_top,
-            decoder_input_details=self.scores_prompt or None,
-        )
+    def generation(self) -> dict[str, Any]:
+        """Return the generation parameters that are set, by our names."""
+        given = self.given()
+        if "temperature" in given:
+            given["do_sample"] = given["temperature"] >= MIN_TEMPERATURE
+            if not given["do_sample"]:
+                del given["temperature"]
+        ours = {
+            "max_new_tokens": self._max_tokens(),
+            "stop": (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()) or None,
+            "top_n_tokens": self.num_top,
+            "decoder_input_details": self.scores_prompt or None,
+        }
+        return given | {name: value for name, value in ours.items() if value is not None}
 
     def _max_tokens(self) -> int | None:
         return self.max_tokens
@@ -188,10 +190,10 @@ class CompletionRequest(_OpenAi):
     _habits = OF_COMPLETIONS
 
     prompt: Prompt
-    logprobs: int | None = Field(None, ge=0, le=bounds.MAX_TOP_TOKENS)
+    logprobs: int | None = Field(None, ge=0, le=MAX_TOP_TOKENS)
     echo: bool | None = None
     max_tokens: int | None = Field(
-        None, ge=0, le=bounds.MAX_NEW_TOKENS, description="0: nothing is generated, so that echo only scores"
+        None, ge=0, le=MAX_NEW_TOKENS, description="0: nothing is generated, so that echo only scores"
     )
     best_of: int | None = Field(None, ge=1, le=MAX_N, description="As many as n")
 
@@ -227,9 +229,9 @@ class ChatRequest(_OpenAi):
     _habits = OF_CHATS
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
-    max_completion_tokens: int | None = Field(None, ge=1, le=bounds.MAX_NEW_TOKENS)
+    max_completion_tokens: int | None = Field(None, ge=1, le=MAX_NEW_TOKENS)
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=bounds.MAX_TOP_TOKENS)
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_TOKENS)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

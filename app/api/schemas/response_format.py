@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from app.api.schemas.bodies import Body
-from app.api.schemas.neutral import PLAIN
 from app.serving.structured_output.constraints import Constraint, ConstraintKind
+from app.validation import PLAIN
 
 Schema = Annotated[dict[str, Any], Field(description="A JSON schema, within what llguidance knows")]
 # With plain alternatives, an error would be told of each.

@@ -12,7 +12,6 @@ from app.prompt import TaskVersion
 from app.request import Request, SamplingParams, TokenDelta
 from app.serving.generation import GenerationService
 from app.serving.generation_request import GenerationRequest
-from app.serving.parameters import GenerationParameters
 from app.text.template import PLAIN, parse_template
 
 FIXED_TEXT = "The quick brown fox jumps over the lazy dog."
@@ -40,8 +39,9 @@ def fixed_inputs(version: TaskVersion, text: str) -> str | Mapping[str, str]:
 
 def trial_ask(inputs: str | Mapping[str, str], tenant: str = "") -> GenerationRequest:
     """An ask that fits wherever anything fits."""
-    parameters = GenerationParameters(max_new_tokens=1)
-    return GenerationRequest(inputs=inputs, request_id="trial", parameters=parameters, tenant=tenant)
+    return GenerationRequest(
+        inputs=inputs, request_id="trial", parameters={"max_new_tokens": 1}, tenant=tenant
+    )
 
 
 class TrialRun:

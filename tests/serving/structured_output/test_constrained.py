@@ -17,7 +17,6 @@ from app.metrics import FAILURES
 from app.request import FinishReason
 from app.serving.fan_out import generate_all, samples
 from app.serving.generation_request import GenerationRequest, GenerationResult
-from app.serving.parameters import GenerationParameters
 from app.serving.programs.classify import ClassificationRequest, choose
 from app.serving.structured_output.constraints import Constraint, ConstraintKind
 from tests.serving.stack import POSITIONS, Stack, run, running_stack
@@ -44,7 +43,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 
 def ask(words: str, constraint: Constraint | None = None, **parameters: Any) -> GenerationRequest:
-    given = GenerationParameters(**{"max_new_tokens": NEW_TOKENS, **parameters})
+    given = {"max_new_tokens": NEW_TOKENS, **parameters}
     return GenerationRequest(inputs=words, constraint=constraint, parameters=given)
 
 
@@ -240,7 +239,7 @@ def test_what_is_refused_anyway_is_never_compiled(wide: Stack, monkeypatch: pyte
     with pytest.raises(RequestTooLong):
         run(wide.generation.generate(given))
     assert not compiled
-    several = samples(replace(given, parameters=GenerationParameters(max_new_tokens=40)), 8)
+    several = samples(replace(given, parameters={"max_new_tokens": 40}), 8)
     assert len(run(generate_all(wide.generation, several))) == 8
     assert len(compiled) == 1, "all of them at once, but one compiles"
 
@@ -261,7 +260,7 @@ def test_labels_are_scored_without_a_grammar(wide: Stack, monkeypatch: pytest.Mo
 def test_a_bias_reaches_the_model(wide: Stack) -> None:
     free = run(wide.generation.generate(ask("the film", max_new_tokens=6)))
     first = free.tokens[0].id
-    given = GenerationParameters(max_new_tokens=6)
+    given = {"max_new_tokens": 6}
     banned = run(
         wide.generation.generate(
             GenerationRequest(inputs="the film", parameters=given, logit_bias=((first, -100.0),))
