@@ -24,12 +24,15 @@ class PromptKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class LayerGeometry:
-    """Keys and values of one attention layer."""
+    """One attention layer: the heads and widths of its keys and values, and what its queries do with them."""
 
     num_kv_heads: int
     key_dim: int
     value_dim: int
     window: int | None = None  # tokens that a query sees, itself included; None: all
+    queries_per_kv: int = 1  # query heads that share a kv head
+    softcap: float | None = None  # bounds the attention scores; None: they are unbounded
+    has_sinks: bool = False  # learned scores that take weight from all keys
 
     @property
     def kv_width(self) -> int:

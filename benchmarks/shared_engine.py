@@ -51,7 +51,7 @@ class SharedEngine:
         geometry = model_geometry(model, "benchmark")
         backbone = DecoderOnly(model, geometry)
         self.embedding_width = embedding_width(model)
-        accelerate(backbone)  # as load_base does
+        accelerate(backbone.model)  # as load_base does
         config = EngineConfig(
             max_rows=max(work.requests for work in works), kv_cache_bytes=sum(map(_kv_bytes, works))
         )

@@ -9,7 +9,7 @@ from typing import Self
 
 import numpy as np
 
-from app.models.attention.metadata import Slots
+from app.models.attention.kv_cache import Slots
 
 
 class BlockPool:

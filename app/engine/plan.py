@@ -6,7 +6,8 @@ from app.engine.prefixes import Prefix
 from app.engine.sampling.token_masks import AsyncTokenMask
 from app.engine.sequence import IdArray, Sequence
 from app.errors import PromptplexError
-from app.models.attention.metadata import PackedItem, Slots
+from app.models.attention.kv_cache import Slots
+from app.models.attention.metadata import PackedItem
 from app.prompt import Prompt
 from app.request import SamplingParams, TokenScore
 

@@ -12,7 +12,6 @@ from torch import Tensor
 from app.engine.plan import Plan, PlanItem, StepResult
 from app.engine.sampling.sampler import choose_tokens, score_tokens
 from app.models.attention.kv_cache import KVCache
-from app.models.attention.metadata import build_step
 from app.models.backbone import Backbone
 from app.request import TokenScore
 
@@ -36,12 +35,9 @@ class Runner:
         sampled, scored = _sampled_rows(plan.items, ends), _scored_rows(plan.items, ends)
         # Some architectures take an empty selection for "all rows", so one row is always asked for.
         rows = np.array([*sampled, *scored] or [0], dtype=np.int64)
-        logits = self._backbone.forward(
-            self._embeds(plan.items, ends),
-            self._positions(plan.items),
-            build_step(self._cache, [item.kv for item in plan.items]),
-            self._to_device(rows),
-        )
+        metadata = self._backbone.plan(self._cache, [item.kv for item in plan.items], rows)
+        embeds, positions = self._embeds(plan.items, ends), self._positions(plan.items)
+        logits = self._backbone.forward(embeds, positions, metadata)
         inputs = [item.sampling for item in plan.items if item.sampling is not None]
         tokens = choose_tokens(logits[: len(sampled)], inputs) if inputs else ()
         return StepResult(tokens, _scores(logits[len(sampled) :], plan.items) if scored else ())

@@ -1,12 +1,15 @@
 """The one door between the engine and a base model."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from app.models.attention.kv_cache import KVCache, KVGroup
-from app.models.attention.metadata import AttentionStep
+from app.models.attention.metadata import PackedItem, StepMetadata
 from app.prompt import ModelGeometry, Prompt
 
 
@@ -19,22 +22,31 @@ class Backbone(Protocol):
     dtype: torch.dtype
 
     def embed(self, token_ids: Tensor) -> Tensor:
-        """Input embeddings `[T, d]` of `token_ids [T]`, as the model itself scales them."""
+        """Return input embeddings `[T, d]` of `token_ids [T]`, as the model itself scales them."""
         ...
 
-    def forward(self, embeds: Tensor, positions: Tensor, step: AttentionStep, logit_rows: Tensor) -> Tensor:
-        """Run `embeds [T, d]` at `positions [T]`; float32 logits `[N, V]` of `logit_rows [N]`.
+    def plan(
+        self, cache: KVCache, items: Sequence[PackedItem], logit_rows: NDArray[np.int64]
+    ) -> StepMetadata:
+        """Build what `forward` needs of a step; items of one token come first.
 
-        Keys and values of all T tokens are written to `step.cache`.
+        `logit_rows [N]` are the tokens of the packed row whose logits are asked for, at least one.
+        """
+        ...
+
+    def forward(self, embeds: Tensor, positions: Tensor, metadata: StepMetadata) -> Tensor:
+        """Run `embeds [T, d]` at `positions [T]`; return float32 logits `[N, V]` of `metadata.logit_rows`.
+
+        Keys and values of all T tokens are written to `metadata.cache`.
         """
         ...
 
     def prompt_embeddings(self, prompt: Prompt) -> Tensor:
-        """A soft prompt's rows `[p, d]` in the base's dtype, on its device."""
+        """Return a soft prompt's rows `[p, d]` in the base's dtype, on its device."""
         ...
 
     def own_tensor(self, name: str) -> Tensor | None:
-        """The base's own embedding tensor `[V, ...]` that a checkpoint calls `name`; None: it has none."""
+        """Return the base's own embedding tensor `[V, ...]` named so in checkpoints; None: it has none."""
         ...
 
     def write_prefix(self, prompt: Prompt, cache: KVCache, slots: tuple[Tensor, ...]) -> None:

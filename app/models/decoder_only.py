@@ -1,19 +1,23 @@
 """A causal transformers model as a Backbone."""
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from app.models.attention.kv_cache import KVCache, group_layers
-from app.models.attention.metadata import AttentionStep
-from app.models.cpu.sampled_rows import SampledRows
+from app.models.attention.metadata import PackedItem, StepMetadata, plan_step
+from app.models.attention.registry import choose_backend
 from app.models.own_tensors import DTYPES, own_tensor
 from app.prompt import ModelGeometry, Prompt
-from app.sites import SIDES, Embedding, Site
+from app.sites import SIDES, Embedding
 
 
 def tensor_of(prompt: Prompt, name: str) -> Tensor:
-    """A prompt's tensor in its stored dtype, on the CPU."""
+    """Return a prompt's tensor in its stored dtype, on the CPU."""
     info = prompt.tensors[name]
     raw = torch.frombuffer(bytearray(prompt.tensor_bytes(name)), dtype=DTYPES[info.dtype])
     return raw.view(info.shape)
@@ -28,22 +32,26 @@ class DecoderOnly:
         self.device = model.device
         self.dtype = model.dtype
         self.model = model
-        self.sampled_rows = SampledRows()
+        self._backends = [choose_backend(group.geometry, self.dtype, self.device) for group in self.kv_groups]
         self._embedding = model.get_input_embeddings()
 
     def embed(self, token_ids: Tensor) -> Tensor:
         embeds: Tensor = self._embedding(token_ids)
         return embeds
 
+    def plan(
+        self, cache: KVCache, items: Sequence[PackedItem], logit_rows: NDArray[np.int64]
+    ) -> StepMetadata:
+        return plan_step(cache, self._backends, items, logit_rows)
+
     @torch.inference_mode()
-    def forward(self, embeds: Tensor, positions: Tensor, step: AttentionStep, logit_rows: Tensor) -> Tensor:
-        self.sampled_rows.current = logit_rows
+    def forward(self, embeds: Tensor, positions: Tensor, metadata: StepMetadata) -> Tensor:
         outputs = self.model(
             inputs_embeds=embeds.unsqueeze(0),
             position_ids=positions.unsqueeze(0),
             use_cache=False,
-            logits_to_keep=logit_rows,
-            step=step,
+            logits_to_keep=metadata.logit_rows,
+            metadata=metadata,
         )
         logits: Tensor = outputs.logits[0].float()
         return logits
@@ -55,11 +63,9 @@ class DecoderOnly:
         return own_tensor(self.model, name)
 
     def write_prefix(self, prompt: Prompt, cache: KVCache, slots: tuple[Tensor, ...]) -> None:
-        for layer, group in cache.group_of_layer.items():
+        for (site, layer), group in cache.group_of_layer.items():
             keys, values = (
-                tensor_of(prompt, Site.DECODER_SELF.tensor(layer, side))
-                .to(self.device, self.dtype)
-                .transpose(0, 1)
+                tensor_of(prompt, site.tensor(layer, side)).to(self.device, self.dtype).transpose(0, 1)
                 for side in SIDES
             )
-            cache.write(layer, slots[group], keys, values)
+            cache.write((site, layer), slots[group], keys, values)

@@ -35,6 +35,8 @@ def _record(
     *,
     recorded: dict[int, LayerGeometry] | None = None,
     sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     if recorded is None:
@@ -43,8 +45,16 @@ def _record(
             "can't know where a packed token's keys and values are"
         )
     layer = int(module.layer_idx)  # type: ignore[arg-type]  # an attribute by transformers' convention
-    recorded[layer] = LayerGeometry(key.shape[1], key.shape[3], value.shape[3], sliding_window)
     heads, tokens = query.shape[1:3]
+    recorded[layer] = LayerGeometry(
+        num_kv_heads=key.shape[1],
+        key_dim=key.shape[3],
+        value_dim=value.shape[3],
+        window=sliding_window,
+        queries_per_kv=heads // key.shape[1],
+        softcap=softcap,
+        has_sinks=s_aux is not None,
+    )
     return value.new_zeros(1, tokens, heads, value.shape[3]), None
 
 

@@ -99,7 +99,7 @@ def load_base(
     progress("checking the real weights against the model's own forward pass")
     backbone = DecoderOnly(model, model_geometry(model, identity, max_context))
     own = own_logits(model)
-    accelerate(backbone)
+    accelerate(model)
     weights_figure = probe_weights(backbone, own)
     gc.collect()
     gc.freeze()  # what stays; looking through all of it would stop every thread for 0.3 s at times

@@ -18,7 +18,7 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from app.errors import UnsupportedModel
 from app.models.attention.kv_cache import KVCache
-from app.models.attention.metadata import PackedItem, build_step
+from app.models.attention.metadata import PackedItem
 from app.models.attention.packed import IMPLEMENTATION
 from app.models.decoder_only import DecoderOnly
 from app.models.geometry import check_layer_kinds, model_geometry
@@ -314,7 +314,8 @@ def _packed_logits(backbone: DecoderOnly, probes: list[_Probe]) -> list[list[Ten
     for probe, own in zip(probes, slots, strict=True):
         for layer, (keys, values) in enumerate(probe.prefix or []):
             target = torch.from_numpy(own[: probe.prefix_length])
-            cache.write(layer, target, keys[0].transpose(0, 1), values[0].transpose(0, 1))
+            rows = (part[0].transpose(0, 1) for part in (keys, values))
+            cache.write((Site.DECODER_SELF, layer), target, *rows)
     collected: list[list[Tensor]] = [[] for _ in probes]
     for number in range(max(len(probe.chunks) for probe in probes)):
         active = [i for i, probe in enumerate(probes) if number < len(probe.chunks)]
@@ -346,5 +347,5 @@ def _packed_step(
         embeds.append(probe.rows(backbone.embed)[probe.computed : probe.computed + count])
         positions.append(torch.arange(start, start + count, device=backbone.device))
         probe.computed += count
-    last = torch.tensor([item.num_tokens for item in items], device=backbone.device).cumsum(0) - 1
-    return backbone.forward(torch.cat(embeds), torch.cat(positions), build_step(cache, items), last)
+    last = np.cumsum([item.num_tokens for item in items]) - 1
+    return backbone.forward(torch.cat(embeds), torch.cat(positions), backbone.plan(cache, items, last))

@@ -25,7 +25,7 @@ from app.errors import (
     PromptRejected,
     RequestTooLong,
 )
-from app.models.attention.metadata import AttentionStep
+from app.models.attention.metadata import StepMetadata
 from app.models.decoder_only import DecoderOnly
 from app.prompt import Prompt, VersionDraft
 from app.request import FinishReason, Request, TokenDelta
@@ -355,11 +355,11 @@ class FailingBackbone(DecoderOnly):
 
     calls = 0
 
-    def forward(self, embeds: Tensor, positions: Tensor, step: AttentionStep, logit_rows: Tensor) -> Tensor:
+    def forward(self, embeds: Tensor, positions: Tensor, metadata: StepMetadata) -> Tensor:
         self.calls += 1
         if self.calls >= 5:
             raise RuntimeError("the device fell off the bus")
-        return super().forward(embeds, positions, step, logit_rows)
+        return super().forward(embeds, positions, metadata)
 
 
 def test_a_dead_engine_answers_everybody_and_says_so(bench: Bench, llama_backbone: DecoderOnly) -> None:

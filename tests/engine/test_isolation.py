@@ -14,7 +14,7 @@ from torch import Tensor
 from app.engine import isolation
 from app.engine.engine import Engine, EngineConfig
 from app.errors import EngineStopped, PromptplexError, RequestFailed
-from app.models.attention.metadata import AttentionStep
+from app.models.attention.metadata import StepMetadata
 from app.models.decoder_only import DecoderOnly
 from app.prompt import Prompt, VersionDraft
 from app.request import Request, SamplingParams
@@ -211,11 +211,11 @@ class TransientBackbone(DecoderOnly):
 
     calls = 0
 
-    def forward(self, embeds: Tensor, positions: Tensor, step: AttentionStep, logit_rows: Tensor) -> Tensor:
+    def forward(self, embeds: Tensor, positions: Tensor, metadata: StepMetadata) -> Tensor:
         self.calls += 1
         if self.calls == 5:
             raise RuntimeError("out of memory for so many at once")
-        return super().forward(embeds, positions, step, logit_rows)
+        return super().forward(embeds, positions, metadata)
 
 
 def test_a_step_whose_parts_all_run_costs_nobody_anything(bench: Bench, llama_backbone: DecoderOnly) -> None:
@@ -233,10 +233,10 @@ def test_a_step_whose_parts_all_run_costs_nobody_anything(bench: Bench, llama_ba
 class NumbedBackbone(FailingBackbone):
     """A device that breaks, and takes further work in silence: its numbers mean nothing."""
 
-    def forward(self, embeds: Tensor, positions: Tensor, step: AttentionStep, logit_rows: Tensor) -> Tensor:
+    def forward(self, embeds: Tensor, positions: Tensor, metadata: StepMetadata) -> Tensor:
         if self.calls < 5 or len(embeds) > 1:
-            return super().forward(embeds, positions, step, logit_rows)
-        return torch.full((len(logit_rows), self.geometry.vocab_size), float("nan"))
+            return super().forward(embeds, positions, metadata)
+        return torch.full((len(metadata.logit_rows), self.geometry.vocab_size), float("nan"))
 
 
 @pytest.mark.parametrize("device", [FailingBackbone, NumbedBackbone])

@@ -12,7 +12,7 @@ from tests.tiny_models import WINDOW, packed_backbone, tiny_model
 
 def test_shared_heads_and_explicit_widths_are_seen() -> None:
     geometry = packed_backbone(tiny_model("mistral")).geometry
-    assert geometry.layers[Site.DECODER_SELF] == (LayerGeometry(2, 12, 12, WINDOW),) * 3
+    assert geometry.layers[Site.DECODER_SELF] == (LayerGeometry(2, 12, 12, WINDOW, queries_per_kv=2),) * 3
     assert (geometry.hidden_size, geometry.vocab_size, geometry.max_positions) == (48, 211, 320)
     assert (geometry.architecture, geometry.dtype) == ("mistral", "float32")
 

@@ -13,8 +13,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from app.errors import PromptRejected, UnsupportedModel
 from app.models import probe
-from app.models.attention import packed
 from app.models.attention.packed import register
+from app.models.attention.torch import TorchBackend
 from app.models.geometry import model_geometry
 from app.models.probe import TWIN_TOLERANCE, own_logits, probe_architecture, probe_weights
 from app.models.twin import build_twin, twin_config
@@ -113,12 +113,12 @@ def test_embeddings_that_are_not_what_ids_become_are_noticed_on_the_real_weights
 
 def test_wrong_attention_is_refused_with_its_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel that is off by little is still refused, and the message names the figure."""
-    kernel = packed._Kernel.__call__
+    exact = TorchBackend.forward
 
-    def slightly_wrong(self: packed._Kernel, *inputs: Tensor, **settings: bool) -> Tensor:
-        return kernel(self, *inputs, **settings) * 1.002
+    def slightly_wrong(self: TorchBackend, *inputs: Any, **settings: Any) -> Tensor:
+        return exact(self, *inputs, **settings) * 1.002
 
-    monkeypatch.setattr(packed._Kernel, "__call__", slightly_wrong)
+    monkeypatch.setattr(TorchBackend, "forward", slightly_wrong)
     with pytest.raises(UnsupportedModel, match=r"'llama' differs .* by \d\.\d+e-\d\d .* \(tolerance 1e-04\)"):
         probe_architecture(CONFIG_MAPPING["llama"]())
 

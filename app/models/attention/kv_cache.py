@@ -1,22 +1,24 @@
 """Where keys and values live on the device: fixed slots, one per token, per layer.
 
 Shapes: S slots, Hk kv heads, Dk key width, Dv value width. A slot's row holds all heads of one
-token, so that a row is contiguous and a gather is one `embedding` call (on CPUs many times
-faster than advanced indexing). Slot 0 is never allocated: it stays zero and padding points to it.
+token contiguously. Slot 0 is never allocated: it stays zero and padding points to it.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
-from app.models.cpu.library import kernels_for
 from app.prompt import LayerGeometry
 from app.sites import Site
 
 PADDING_SLOT = 0
+
+Slots = NDArray[np.int64]
+Layer = tuple[Site, int]  # a site and the number of a layer there
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +30,7 @@ class KVGroup:
     layers: tuple[int, ...]
 
     def bytes_per_slot(self, dtype: torch.dtype) -> int:
-        """Bytes that one token takes in all layers of the group."""
+        """Return the bytes that one token takes in all layers of the group."""
         return len(self.layers) * self.geometry.kv_width * dtype.itemsize
 
 
@@ -53,43 +55,31 @@ class KVCache:
         device: torch.device,
     ) -> None:
         self.groups = tuple(groups)
-        self.dtype = dtype
         self.device = device
-        self.kernels = kernels_for(dtype, device)
-        self.group_of_layer: dict[int, int] = {}
-        self._geometry: dict[int, LayerGeometry] = {}
-        self._keys: dict[int, Tensor] = {}  # layer -> [S, Hk * Dk]
-        self._values: dict[int, Tensor] = {}  # layer -> [S, Hk * Dv]
+        self.group_of_layer: dict[Layer, int] = {}
+        self._pools: dict[Layer, tuple[Tensor, Tensor]] = {}  # keys [S, Hk * Dk], values [S, Hk * Dv]
         for number, (group, slots) in enumerate(zip(self.groups, num_slots, strict=True)):
+            geometry = group.geometry
             for layer in group.layers:
-                self._add_layer(layer, number, group.geometry, slots)
+                self.group_of_layer[group.site, layer] = number
+                self._pools[group.site, layer] = (
+                    _pool(slots, geometry.num_kv_heads * geometry.key_dim, dtype, device),
+                    _pool(slots, geometry.num_kv_heads * geometry.value_dim, dtype, device),
+                )
 
-    def _add_layer(self, layer: int, group: int, geometry: LayerGeometry, num_slots: int) -> None:
-        self.group_of_layer[layer] = group
-        self._geometry[layer] = geometry
-        for store, width in ((self._keys, geometry.key_dim), (self._values, geometry.value_dim)):
-            store[layer] = torch.empty(
-                num_slots, geometry.num_kv_heads * width, dtype=self.dtype, device=self.device
-            )
-            # What padding reads must be finite (0 x NaN = NaN). All other slots are written before
-            # they are read, and memory that is never touched costs nothing on a CPU.
-            store[layer][PADDING_SLOT].zero_()
-
-    def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
+    def write(self, layer: Layer, slots: Tensor, keys: Tensor, values: Tensor) -> None:
         """Store `keys [n, Hk, Dk]` and `values [n, Hk, Dv]` at `slots [n]`."""
-        self._keys[layer].index_copy_(0, slots, keys.reshape(slots.shape[0], -1))
-        self._values[layer].index_copy_(0, slots, values.reshape(slots.shape[0], -1))
+        for pool, rows in zip(self._pools[layer], (keys, values), strict=True):
+            pool.index_copy_(0, slots, rows.reshape(slots.shape[0], -1))
 
-    def pools(self, layer: int) -> tuple[Tensor, Tensor]:
-        """All keys `[S, Hk * Dk]` and values `[S, Hk * Dv]` of a layer, where they lie."""
-        return self._keys[layer], self._values[layer]
+    def pools(self, layer: Layer) -> tuple[Tensor, Tensor]:
+        """Return all keys `[S, Hk * Dk]` and values `[S, Hk * Dv]` of a layer, where they lie."""
+        return self._pools[layer]
 
-    def read(self, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """Gather `slots [..., n]` as keys `[..., Hk, n, Dk]` and values `[..., Hk, n, Dv]`."""
-        heads = self._geometry[layer].num_kv_heads
-        keys = functional.embedding(slots, self._keys[layer])
-        values = functional.embedding(slots, self._values[layer])
-        return (
-            keys.view(*slots.shape, heads, -1).transpose(-3, -2),
-            values.view(*slots.shape, heads, -1).transpose(-3, -2),
-        )
+
+def _pool(num_slots: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    pool = torch.empty(num_slots, width, dtype=dtype, device=device)
+    # What padding reads must be finite (0 x NaN = NaN). All other slots are written before they are
+    # read, and memory that is never touched costs nothing on a CPU.
+    pool[PADDING_SLOT].zero_()
+    return pool

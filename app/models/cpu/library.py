@@ -45,10 +45,9 @@ class Kernels:
         self._rms_norm = library.promptplex_rms_norm
 
     @staticmethod
-    def can_attend(num_heads: int, num_kv_heads: int, key_dim: int, value_dim: int) -> bool:
-        """Whether `attention` takes these sizes."""
-        fits = key_dim % _LANES == 0 and value_dim % _LANES == 0
-        return fits and num_heads <= num_kv_heads * _MAX_GROUP
+    def can_attend(queries_per_kv: int, key_dim: int, value_dim: int) -> bool:
+        """Return whether `attention` takes these sizes."""
+        return key_dim % _LANES == 0 and value_dim % _LANES == 0 and queries_per_kv <= _MAX_GROUP
 
     @staticmethod
     def can_normalise(width: int) -> bool:

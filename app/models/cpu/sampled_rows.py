@@ -1,31 +1,32 @@
 """The last layer's MLP for the tokens whose logits are asked for, and no others.
 
 Of a prompt's tokens, the last layer has to leave keys and values behind; what its MLP would make of
-them nobody reads but for the last token. That is nearly a layer's work of each prefill.
+them nothing reads but for the last token. That is nearly a layer's work of each prefill.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
-class SampledRows:
-    """Which tokens of the packed row the current forward pass is asked about; None: all of them."""
-
-    def __init__(self) -> None:
-        self.current: Tensor | None = None  # [N]
-
-
 class OnlySampled(nn.Module):
     """A token-wise module that computes the sampled rows; the others come out as zeros, unread."""
 
-    def __init__(self, module: nn.Module, rows: SampledRows) -> None:
+    def __init__(self, module: nn.Module, layer: nn.Module) -> None:
         super().__init__()
         self._module = module
-        self._rows = rows
+        self._rows: Tensor | None = None  # [N], of the call of `layer` that goes on; None: all
+        layer.register_forward_pre_hook(self._take_rows, with_kwargs=True)
+
+    def _take_rows(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """The layer gets the step's metadata as an argument, for its attention; its MLP doesn't."""
+        metadata = kwargs.get("metadata")
+        self._rows = None if metadata is None else metadata.logit_rows
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """`inputs [1, T, d]` -> `[1, T, d]`."""
-        rows = self._rows.current
+        """Return `[1, T, d]` for `inputs [1, T, d]`."""
+        rows = self._rows
         if rows is None or len(rows) == inputs.shape[1]:
             everything: Tensor = self._module(inputs)
             return everything
@@ -34,8 +35,8 @@ class OnlySampled(nn.Module):
         return outputs
 
 
-def skip_unread_rows(model: nn.Module, kind: type[nn.Module], num_layers: int, rows: SampledRows) -> bool:
-    """Wrap the last layer's MLP where it is of `kind`; whether it was there.
+def skip_unread_rows(model: nn.Module, kind: type[nn.Module], num_layers: int) -> bool:
+    """Wrap the last layer's MLP where it is of `kind`; return whether it was there.
 
     Nothing may follow it that mixes tokens: it is looked for as `<layers>.<last number>.<name>`. The probe
     of the real weights, which runs several chunks, would notice it if it were otherwise.
@@ -43,6 +44,7 @@ def skip_unread_rows(model: nn.Module, kind: type[nn.Module], num_layers: int, r
     for name, module in list(model.named_modules()):
         if isinstance(module, kind) and name.split(".")[-2:-1] == [str(num_layers - 1)]:
             parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, OnlySampled(module, rows))
+            layer = model.get_submodule(parent)
+            setattr(layer, child, OnlySampled(module, layer))
             return True
     return False

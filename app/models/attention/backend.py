@@ -1,0 +1,58 @@
+"""What computes attention: one backend per kind of device, chosen once for each KV group.
+
+Shapes: T packed tokens of a step, H query heads, Hk kv heads, S slots of the K/V cache, D key width,
+Dv value width.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from app.models.attention.kv_cache import Slots
+from app.prompt import LayerGeometry
+
+Layout = TypeVar("Layout")
+
+
+class Context(NamedTuple):
+    """What consecutive tokens of one sequence attend to in one KV group."""
+
+    num_tokens: int
+    slots: Slots  # device slots that any of the tokens can see; the last `num_tokens` are their own
+
+
+class AttentionBackend(Protocol[Layout]):
+    """Computes attention for layers of one geometry. It keeps nothing of a step.
+
+    `plan` runs once a step and builds every tensor that `forward` needs beside the layer's own inputs, so
+    that the passes through the layers only compute. A new backend is a module beside this one and a line
+    in `registry.py`.
+    """
+
+    def __init__(self, geometry: LayerGeometry, dtype: torch.dtype, device: torch.device) -> None: ...
+
+    @staticmethod
+    def supports(geometry: LayerGeometry, dtype: torch.dtype, device: torch.device) -> bool:
+        """Return whether layers of this geometry can be computed exactly on this machine."""
+        ...
+
+    def plan(self, contexts: Sequence[Context]) -> Layout:
+        """Lay out a step: contexts of one token come first, in the order of the packed row."""
+        ...
+
+    def forward(
+        self,
+        query: Tensor,  # [H, T, D]
+        key: Tensor,  # [Hk, T, D]
+        value: Tensor,  # [Hk, T, Dv]
+        pools: tuple[Tensor, Tensor],  # keys [S, Hk * D] and values [S, Hk * Dv], with the step's own
+        layout: Layout,
+        *,
+        scaling: float,
+        softcap: float | None,
+        sinks: Tensor | None,  # [H]
+    ) -> Tensor:
+        """Return causal attention of each context's tokens over its slots, `[T, H, Dv]`."""
+        ...

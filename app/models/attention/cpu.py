@@ -1,0 +1,67 @@
+"""Attention by the compiled kernels for bf16 on CPUs: keys and values are read where they lie."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from app.models.attention.backend import Context
+from app.models.cpu.library import PackedContexts, kernels_for
+from app.prompt import LayerGeometry
+
+
+class CPUBackend:
+    """Rows and chunks alike in one call of the kernel, without padding."""
+
+    def __init__(self, geometry: LayerGeometry, dtype: torch.dtype, device: torch.device) -> None:
+        kernels = kernels_for(dtype, device)
+        assert kernels is not None, "supported only where there are kernels"
+        self._attention = kernels.attention
+        self._num_kv_heads = geometry.num_kv_heads
+        self._window = geometry.window
+
+    @staticmethod
+    def supports(geometry: LayerGeometry, dtype: torch.dtype, device: torch.device) -> bool:
+        """Return whether the kernels were built and take these heads and widths, without caps and sinks."""
+        kernels = kernels_for(dtype, device)
+        if kernels is None or geometry.softcap is not None or geometry.has_sinks:
+            return False
+        return kernels.can_attend(geometry.queries_per_kv, geometry.key_dim, geometry.value_dim)
+
+    def plan(self, contexts: Sequence[Context]) -> PackedContexts:
+        """Put the contexts' slots in a row."""
+        return PackedContexts(
+            torch.from_numpy(np.concatenate([context.slots for context in contexts])),
+            _begins([len(context.slots) for context in contexts]),
+            _begins([context.num_tokens for context in contexts]),
+        )
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        pools: tuple[Tensor, Tensor],
+        layout: PackedContexts,
+        *,
+        scaling: float,
+        softcap: float | None,
+        sinks: Tensor | None,
+    ) -> Tensor:
+        """Return attention `[T, H, Dv]`; the shapes are those of `AttentionBackend.forward`."""
+        if query.stride(2) != 1:
+            query = query.contiguous()
+        return self._attention(
+            query,
+            *pools,
+            layout,
+            num_kv_heads=self._num_kv_heads,
+            window=self._window,
+            scaling=scaling,
+        )
+
+
+def _begins(lengths: Sequence[int]) -> Tensor:
+    """Return where each of consecutive parts begins, and where the last one ends."""
+    return torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int64))
