@@ -64,7 +64,7 @@ class SamplingChoices:
         "Divides the logits before sampling",
         ge=MIN_TEMPERATURE,
         le=100.0,
-        hint="; for greedy decoding leave do_sample out",
+        hint=" (for greedy decoding leave do_sample out)",
         in_base=True,
     )
     top_h: float = parameter(

@@ -222,7 +222,7 @@ WRONG_INPUTS = "inputs must be a string, or an object with the template's fields
         (
             b'{"inputs": "a", "parameters": {"temperature": NaN}}',
             "parameters.temperature",
-            "parameters.temperature must be a number from 0.001 to 100; for greedy decoding leave do_sample out.",
+            "parameters.temperature must be a number from 0.001 to 100 (for greedy decoding *",
         ),
         (
             b'{"inputs": "a", "parameters": {"top_p": 1e999}}',
