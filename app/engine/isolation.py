@@ -10,9 +10,10 @@ import traceback
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
-from app.engine.plan import Plan, PlanItem, SampledToken, SamplingInput, StepResult
+from app.engine.plan import Plan, PlanItem, StepResult
 from app.engine.prefixes import Prefix, PrefixKey
 from app.engine.runner import Runner
+from app.engine.sampling.inputs import SampledToken, SamplingInput
 from app.engine.sequence import Sequence as Row
 from app.errors import PromptplexError, RequestFailed
 from app.models.attention.metadata import PackedItem

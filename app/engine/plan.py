@@ -3,13 +3,12 @@
 from dataclasses import dataclass, field
 
 from app.engine.prefixes import Prefix
-from app.engine.sampling.token_masks import AsyncTokenMask
-from app.engine.sequence import IdArray, Sequence
-from app.errors import PromptplexError
+from app.engine.sampling.inputs import SampledToken, SamplingInput
+from app.engine.sequence import Sequence
 from app.models.attention.kv_cache import Slots
 from app.models.attention.metadata import PackedItem
 from app.prompt import Prompt
-from app.request import SamplingParams, TokenScore
+from app.request import TokenScore
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,19 +18,6 @@ class PrefixWrite:
     prefix: Prefix
     prompt: Prompt
     slots: tuple[Slots, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class SamplingInput:
-    """What choosing a row's next token needs. `position` numbers the token within its request."""
-
-    params: SamplingParams
-    position: int
-    prompt_ids: IdArray | None = None  # each once; with `generated_ids` only where penalties or rules ask
-    generated_ids: IdArray | None = None
-    context: IdArray | None = None  # the prompt's ids and the generated ones, in order, where rules ask
-    num_top: int = 0  # most probable tokens to report
-    constraint: AsyncTokenMask | None = None  # knows which tokens may come
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,22 +69,6 @@ class PlanDraft:
         # Rows of like length stand together, since they share a bucket (attention/step.py).
         rows_first = sorted(self.items, key=lambda item: (item.kv.num_tokens > 1, item.kv.num_computed))
         return Plan(writes=tuple(self.writes), items=tuple(rows_first))
-
-
-@dataclass(frozen=True, slots=True)
-class SampledToken:
-    """The next token of one sampling item; `is_finite` is False where its logits were not.
-
-    With an `error`, no token may come, and `token_id` means nothing; nor does it where the token `is_late`:
-    which tokens may come wasn't known in time, and the row's last token has to be taken again.
-    """
-
-    token_id: int
-    logprob: float
-    is_finite: bool
-    top: tuple[tuple[int, float], ...] = ()  # (id, log-probability), most probable first
-    error: PromptplexError | None = None
-    is_late: bool = False
 
 
 @dataclass(frozen=True, slots=True)

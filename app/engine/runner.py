@@ -4,13 +4,18 @@ T tokens of a step, d embedding width.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from app.engine.plan import Plan, PlanItem, StepResult
-from app.engine.sampling.sampler import choose_tokens, score_tokens
+from app.engine.sampling.batch import SamplingBatch
+from app.engine.sampling.inputs import SampledToken
+from app.engine.sampling.sampler import sample, score_tokens
+from app.engine.sampling.token_masks import collect_masks
+from app.engine.sequence import Sequence as Row
 from app.models.attention.kv_cache import KVCache
 from app.models.backbone import Backbone
 from app.request import TokenScore
@@ -38,9 +43,23 @@ class Runner:
         metadata = self._backbone.plan(self._cache, [item.kv for item in plan.items], rows)
         embeds, positions = self._embeds(plan.items, ends), self._positions(plan.items)
         logits = self._backbone.forward(embeds, positions, metadata)
-        inputs = [item.sampling for item in plan.items if item.sampling is not None]
-        tokens = choose_tokens(logits[: len(sampled)], inputs) if inputs else ()
+        tokens = self._sample(logits[: len(sampled)], plan.items) if sampled else ()
         return StepResult(tokens, _scores(logits[len(sampled) :], plan.items) if scored else ())
+
+    def _sample(self, logits: Tensor, items: Sequence[PlanItem]) -> tuple[SampledToken, ...]:
+        rows = [item for item in items if item.sampling is not None]
+        batch = SamplingBatch.of([row.sampling for row in rows if row.sampling], logits.device)
+        owners = [row.owner for row in rows]
+        constraints = {
+            row: owner.constraint
+            for row, owner in enumerate(owners)
+            if isinstance(owner, Row) and owner.constraint is not None
+        }
+        masks, failures = collect_masks(constraints)
+        tokens = list(sample(logits, batch, masks))
+        for row, error in failures.items():
+            tokens[row] = replace(tokens[row], error=error, is_late=False)
+        return tuple(tokens)
 
     def _embeds(self, items: Sequence[PlanItem], ends: "_Ends") -> Tensor:
         """Input embeddings `[T, d]`: of token ids, or a soft prompt's own rows."""

@@ -21,11 +21,10 @@ from app.engine.plan import (
     PlanDraft,
     PlanItem,
     PrefixWrite,
-    SampledToken,
-    SamplingInput,
     StepResult,
 )
 from app.engine.prefixes import Prefix, PrefixCache, PrefixKey
+from app.engine.sampling.inputs import SampledToken, SamplingInput
 from app.engine.sequence import Phase, Sequence
 from app.errors import NonFiniteLogits, RequestTooLong
 from app.models.attention.metadata import PackedItem
@@ -362,17 +361,8 @@ def _scoring(sequence: Sequence, start: int) -> tuple[int, tuple[int, ...]]:
 
 
 def _sampling_input(sequence: Sequence) -> SamplingInput:
-    params, num_top = sequence.request.sampling, sequence.request.num_top
-    looks_back = params.has_penalty or params.rules is not None
-    return SamplingInput(
-        params,
-        sequence.num_generated,
-        sequence.prompt_ids if looks_back else None,
-        sequence.generated_ids if looks_back else None,
-        sequence.context if params.rules is not None else None,
-        num_top=num_top,
-        constraint=sequence.constraint,
-    )
+    is_constrained = sequence.constraint is not None
+    return sequence.sampling.input(sequence.num_generated, is_constrained=is_constrained)
 
 
 def _prefix_item(prefix: Prefix, budget: int) -> PlanItem:

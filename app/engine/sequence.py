@@ -3,18 +3,13 @@
 import enum
 import time
 from dataclasses import dataclass, field
-from functools import cached_property
-
-import numpy as np
-from numpy.typing import NDArray
 
 from app.engine.blocks import SlotTable
 from app.engine.prefixes import Prefix, PrefixKey
+from app.engine.sampling.state import SamplingState
 from app.engine.sampling.token_masks import AsyncTokenMask
 from app.prompt import Prompt
 from app.request import FinishReason, Request, RequestTimings, TokenScore
-
-IdArray = NDArray[np.int64]
 
 
 class Phase(enum.Enum):
@@ -33,6 +28,7 @@ class Sequence:
     request: Request
     prefix_key: PrefixKey | None
     tokens: list[int] = field(init=False)
+    sampling: SamplingState = field(init=False)
     phase: Phase = Phase.WAITING
     constraint: AsyncTokenMask | None = None  # kept through preemptions, as the tokens are
     prompt: Prompt | None = None  # the loaded bytes, between their arrival and admission
@@ -47,7 +43,10 @@ class Sequence:
     latency: float = 0.0  # seconds that the last token took since the one before, or since arrival
 
     def __post_init__(self) -> None:
-        self.tokens = list(self.request.token_ids)
+        request = self.request
+        self.tokens = list(request.token_ids)
+        prompt = request.resident_ids + request.token_ids
+        self.sampling = SamplingState(request.sampling, prompt, request.max_new_tokens, request.num_top)
 
     @property
     def num_generated(self) -> int:
@@ -72,28 +71,10 @@ class Sequence:
         """The position that the model sees for the first own token."""
         return self.prefix.position_of(self.prefix.num_slots) if self.prefix is not None else 0
 
-    @cached_property
-    def _prompt(self) -> IdArray:
-        return np.array(self.request.resident_ids + self.request.token_ids, dtype=np.int64)
-
-    @cached_property
-    def prompt_ids(self) -> IdArray:
-        """Ids of the prompt's text, each once."""
-        return np.unique(self._prompt)
-
-    @property
-    def generated_ids(self) -> IdArray:
-        """Ids generated so far, in order."""
-        return np.array(self.tokens[len(self.request.token_ids) :], dtype=np.int64)
-
-    @property
-    def context(self) -> IdArray:
-        """All ids so far, resident ones included, in order."""
-        return np.concatenate([self._prompt, self.generated_ids])
-
     def accept(self, token_id: int, now: float) -> FinishReason | None:
         """Append a sampled token; why the sequence ends with it, if it does."""
         self.tokens.append(token_id)
+        self.sampling.accept(token_id)
         self.latency = now - (self.last_token or self.arrived)
         self.first_token = self.first_token or now
         self.last_token = now

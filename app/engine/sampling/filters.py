@@ -1,42 +1,69 @@
-"""Filters of a draw that look at all that is left: top-h, typical-p, the epsilon and the eta cutoff.
+"""Filters: which tokens may be drawn. Each is what `transformers` has under the name.
 
-Each is what `transformers` has under the name (Potraitis et al. 2025; Meister et al. 2022; Hewitt et al.
-2022). Shapes: N rows, V tokens of the vocabulary or C candidates.
+Shapes: n rows, V tokens of the vocabulary or C candidates, parameters `[n, 1]`. Methods: top-h (Potraitis et
+al. 2025), typical-p (Meister et al. 2022), epsilon and eta cutoffs (Hewitt et al. 2022).
 """
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from app.request import SamplingParams
+from app.engine.sampling.batch import Parameters
 
 _TOP_H_TOKENS = 100  # as many as transformers looks at
 _NEAREST = 1024
+_NEVER = float("-inf")
 
 
-def column(values: Sequence[float], like: Tensor) -> Tensor:
-    """One value a row, `[N, 1]`, in the dtype of `like` and where it is."""
-    return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None]
+def filtered(values: Tensor, total: Tensor, parameters: Parameters) -> Tensor:
+    """Return weights `[n, C]` of sorted scores after top-h, then top-k, then top-p, then min-p.
+
+    `total [n, 1]` is the logarithm of the summed exponentials of the whole rows' scores.
+    """
+    count = values.shape[1]
+    values = top_h(values, parameters)
+    rank = torch.arange(count, device=values.device)
+    top_k = parameters.top_k
+    kept = values.masked_fill(rank >= torch.where(top_k > 0, top_k, count), _NEVER)
+    is_cut = top_k + parameters.top_h > 0
+    normaliser = torch.where(is_cut, kept.logsumexp(dim=-1, keepdim=True), total)
+    weights = (kept - normaliser).exp().double()
+    before = weights.cumsum(dim=-1) - weights
+    keep = (before < parameters.top_p) & (weights >= parameters.min_p * weights[:, :1])
+    # The most probable token always stays, whatever rounding makes of the rest.
+    return weights * (keep | (rank == 0))
 
 
-def top_h(values: Tensor, params: Sequence[SamplingParams]) -> Tensor:
-    """Sorted scores `[N, C]` of which only the first stay, whose share of the entropy is at most `top_h`."""
-    if not any(each.top_h for each in params):
+def suffices(values: Tensor, total: Tensor, parameters: Parameters) -> Tensor:
+    """Return whether the sorted candidates `[n, C]` of a row hold all that `filtered` leaves, as `[n]`."""
+    count = values.shape[1]
+    is_cut = parameters.top_k + parameters.top_h > 0
+    mass = (values - total).exp().sum(dim=-1, keepdim=True)
+    least = (values[:, -1:] - values[:, :1]).exp()  # relative to the most probable token
+    has_all = (mass >= parameters.top_p) | (least < parameters.min_p)
+    return torch.where(is_cut, parameters.top_k <= count, has_all).squeeze(1)
+
+
+def top_h(values: Tensor, parameters: Parameters) -> Tensor:
+    """Keep the first of sorted scores `[n, C]`, up to a share of `top_h` of the entropy."""
+    if not parameters.has_top_h:
         return values
-    share = column([each.top_h for each in params], values)
+    share = parameters.top_h.to(values)
     weights = values[:, :_TOP_H_TOKENS].softmax(dim=-1)
     terms = torch.special.entr(weights)
     keep = terms.cumsum(dim=-1) <= share * terms.sum(dim=-1, keepdim=True)
     count = keep.sum(dim=-1, keepdim=True).clamp(min=1).masked_fill(share == 0, values.shape[1])
-    return values.masked_fill(torch.arange(values.shape[1], device=values.device) >= count, float("-inf"))
+    return values.masked_fill(torch.arange(values.shape[1], device=values.device) >= count, _NEVER)
 
 
-def shaped(weights: Tensor, params: Sequence[SamplingParams]) -> Tensor:
-    """Weights `[N, V or C]` after typical-p, the epsilon, and the eta cutoff; each row has some left."""
+def shaped(weights: Tensor, parameters: Parameters) -> Tensor:
+    """Return weights `[n, V or C]` (float64) after typical-p, the epsilon, and the eta cutoff.
+
+    Each row has some left.
+    """
+    if not parameters.has_shape:
+        return weights
     for shape in (_typical, _epsilon, _eta):
-        probabilities = weights / weights.sum(dim=-1, keepdim=True)
-        weights = weights * shape(probabilities, params)
+        weights = weights * shape(weights / weights.sum(dim=-1, keepdim=True), parameters)
     return weights
 
 
@@ -45,16 +72,16 @@ def _entropy(probabilities: Tensor) -> Tensor:
     return entropy
 
 
-def _typical(probabilities: Tensor, params: Sequence[SamplingParams]) -> Tensor:
-    """Which tokens carry about as much information as is to be expected, up to a mass of `typical_p`."""
-    mass = column([each.typical_p for each in params], probabilities)
+def _typical(probabilities: Tensor, parameters: Parameters) -> Tensor:
+    """Return which tokens carry about as much information as expected, up to a mass of `typical_p`."""
+    mass = parameters.typical_p
     distance = (-probabilities.log() - _entropy(probabilities)).abs()
     farthest = _farthest(distance, probabilities, mass, min(_NEAREST, distance.shape[1]))
     return (distance <= farthest) | (mass >= 1)
 
 
 def _farthest(distance: Tensor, probabilities: Tensor, mass: Tensor, count: int) -> Tensor:
-    """Which distance `[N, 1]` the nearest tokens reach together with their mass.
+    """Return the distance `[n, 1]` within which the nearest tokens have their mass.
 
     Few tokens have it in most rows; only where the nearest `count` lack it, all are sorted.
     """
@@ -69,15 +96,15 @@ def _farthest(distance: Tensor, probabilities: Tensor, mass: Tensor, count: int)
     return farthest
 
 
-def _epsilon(probabilities: Tensor, params: Sequence[SamplingParams]) -> Tensor:
-    return _at_least(probabilities, column([each.epsilon_cutoff for each in params], probabilities))
+def _epsilon(probabilities: Tensor, parameters: Parameters) -> Tensor:
+    return _at_least(probabilities, parameters.epsilon_cutoff)
 
 
-def _eta(probabilities: Tensor, params: Sequence[SamplingParams]) -> Tensor:
-    epsilon = column([each.eta_cutoff for each in params], probabilities)
+def _eta(probabilities: Tensor, parameters: Parameters) -> Tensor:
+    epsilon = parameters.eta_cutoff
     return _at_least(probabilities, epsilon.minimum(epsilon.sqrt() * (-_entropy(probabilities)).exp()))
 
 
 def _at_least(probabilities: Tensor, least: Tensor) -> Tensor:
-    """Which tokens are so probable; the most probable one always is."""
+    """Return which tokens are so probable; the most probable one always is."""
     return (probabilities >= least) | (probabilities == probabilities.amax(dim=-1, keepdim=True))

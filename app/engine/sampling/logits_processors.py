@@ -1,117 +1,142 @@
-"""What a request does to its row's logits before a token is chosen: bias, penalties, rules, a grammar's mask.
+"""Logits processors: bias, penalties, rules and masks of grammars, applied to all rows at once.
 
-Shapes: N rows, of which R ask for something; V vocabulary. The others stay as they are.
+The order is that of `transformers`. Shapes: R rows that ask for changes; V vocabulary; E single logits.
 """
 
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from app.engine.plan import SamplingInput
+from app.engine.sampling.inputs import LogitsEdits, SamplingInput
 from app.engine.sampling.token_masks import PackedMask
-from app.engine.sampling.token_rules import adjust_row
-from app.errors import ConstraintFailed, PromptplexError
-from app.request import BAN, SamplingParams
+from app.request import BAN
 
-# For all masks of a step together. Whoever shares the step waits as long; whose mask is late, much longer.
-MASK_SECONDS = 0.02
+_Number = TypeVar("_Number", np.int64, np.float64)
 _NEVER = float("-inf")
+_NO_EDITS = LogitsEdits()
+
+
+def process(logits: Tensor, inputs: Sequence[SamplingInput], masks: Mapping[int, PackedMask]) -> None:
+    """Change `logits [R, V]` in place as the rows' inputs ask, and by the masks of some rows."""
+    edits = [given.edits or _NO_EDITS for given in inputs]
+    for kind, processor in _PROCESSORS:
+        ids = [getattr(each, kind) for each in edits]
+        if any(map(len, ids)):
+            processor(_Entries.of(logits, ids), inputs, edits)
+    if masks:
+        _mask(logits, masks)
 
 
 @dataclass(frozen=True, slots=True)
-class Adjusted:
-    """Logits to choose from, where a row asked for a change."""
+class _Entries:
+    """Single logits, which the processors change in place."""
 
-    rows: dict[int, int]  # which rows, and where each stands in:
-    logits: Tensor  # [R, V]; those of failed and late rows mean nothing
-    failures: dict[int, PromptplexError] = field(default_factory=dict)  # nothing may be chosen, and why
-    late: set[int] = field(default_factory=set)  # what may be chosen isn't known yet
+    logits: Tensor  # [R, V]
+    rows: NDArray[np.int64]  # [E]
+    places: Tensor  # [E]; in the flat logits
+    has_logit: NDArray[np.bool_]  # of all ids that were asked for: a base's own lists may hold others
 
-    def choice_of(self, logits: Tensor, rows: Sequence[int]) -> Tensor:
-        """A copy of what `rows` choose from: their own `logits [N, V]`, adjusted where they asked for it."""
-        taken = logits[rows]
-        mine = [place for place, row in enumerate(rows) if row in self.rows]
-        if mine:
-            taken[mine] = self.logits[[self.rows[rows[place]] for place in mine]]
-        return taken
+    @classmethod
+    def of(cls, logits: Tensor, ids: Sequence[NDArray[np.int64]]) -> "_Entries":
+        """Return the entries of each row's ids."""
+        flat = np.concatenate(ids)
+        rows = np.repeat(np.arange(len(ids)), [len(each) for each in ids])
+        has_logit = flat < logits.shape[1]
+        places = rows * logits.shape[1] + flat
+        if not has_logit.all():
+            rows, places = rows[has_logit], places[has_logit]
+        return cls(logits, rows, torch.from_numpy(places).to(logits.device), has_logit)
 
+    def per_id(self, values: Sequence[NDArray[_Number]]) -> NDArray[_Number]:
+        """Return `values`, one for each id of each row, as `[E]`."""
+        return np.concatenate(values)[self.has_logit]
 
-def adjust(logits: Tensor, inputs: Sequence[SamplingInput]) -> Adjusted:
-    """What is asked of `logits [N, V]`, which are left alone themselves."""
-    asking = [row for row, given in enumerate(inputs) if _asks(given)]
-    adjusted = Adjusted({row: place for place, row in enumerate(asking)}, logits[asking])
-    if asking:
-        asked = [inputs[row] for row in asking]
-        _bias(adjusted.logits, [given.params for given in asked])
-        for row, given in zip(adjusted.logits, asked, strict=True):
-            adjust_row(row, given)
-        _constrain(adjusted, inputs)
-    return adjusted
+    def per_row(self, values: Sequence[float]) -> NDArray[np.float64]:
+        """Return `values`, one for each row, as `[E]`."""
+        return np.array(values)[self.rows]
 
+    @property
+    def scores(self) -> Tensor:
+        """Return a copy of the logits `[E]`."""
+        return self.logits.view(-1)[self.places]
 
-def _asks(given: SamplingInput) -> bool:
-    params = given.params
-    bound = params.rules is not None or given.constraint is not None
-    return bound or params.has_penalty or bool(params.logit_bias)
+    def tensor(self, values: NDArray[np.float64]) -> Tensor:
+        """Return values `[E]` in the dtype of the logits, and on their device."""
+        return torch.from_numpy(values).to(self.logits)
 
+    def put(self, scores: Tensor) -> None:
+        """Replace the logits by `[E]`, or all by one."""
+        self.logits.view(-1)[self.places] = scores
 
-def _may_be_left_with_nothing(given: SamplingInput) -> bool:
-    return given.params.rules is not None or bool(given.params.logit_bias)
-
-
-def _bias(logits: Tensor, asked: Sequence[SamplingParams]) -> None:
-    """In place, all rows at once; each names an id only once."""
-    biases = [(row, id_, value) for row, params in enumerate(asked) for id_, value in params.logit_bias]
-    if biases:
-        rows, ids, values = zip(*biases, strict=True)
-        bias = torch.tensor([_NEVER if value <= BAN else value for value in values])
-        places = torch.tensor([rows, ids], device=logits.device)
-        logits[places[0], places[1]] += bias.to(logits)
+    def add(self, values: NDArray[np.float64]) -> None:
+        """Add `[E]`, one after the other where an entry occurs more than once."""
+        self.logits.view(-1).index_put_((self.places,), self.tensor(values), accumulate=True)
 
 
-def _constrain(adjusted: Adjusted, inputs: Sequence[SamplingInput]) -> None:
-    """In place; and find the rows that fail, or are late."""
-    masks = _masks(adjusted, inputs)
-    if masks:
-        _mask(adjusted.logits, {adjusted.rows[row]: mask for row, mask in masks.items()})
-    limited = [row for row in adjusted.rows if row in masks or _may_be_left_with_nothing(inputs[row])]
-    if limited:
-        highest = adjusted.logits[[adjusted.rows[row] for row in limited]].amax(dim=-1).tolist()
-        for row, value in zip(limited, highest, strict=True):
-            if value == _NEVER:
-                adjusted.failures[row] = _nothing_left()
+_Inputs = Sequence[SamplingInput]
+_Edits = Sequence[LogitsEdits]
 
 
-def _masks(adjusted: Adjusted, inputs: Sequence[SamplingInput]) -> dict[int, PackedMask]:
-    """What each constrained row may say, as far as it is known in time."""
-    masks: dict[int, PackedMask] = {}
-    end = time.monotonic() + MASK_SECONDS
-    for row in adjusted.rows:
-        constraint = inputs[row].constraint
-        if constraint is None:
-            continue
-        try:
-            mask = constraint.mask(max(0.0, end - time.monotonic()))
-        except PromptplexError as error:
-            adjusted.failures[row] = error
-        else:
-            if mask is None:
-                adjusted.late.add(row)
-            else:
-                masks[row] = mask
-    return masks
+def _add_bias(at: _Entries, inputs: _Inputs, edits: _Edits) -> None:
+    bias = at.per_id([each.bias for each in edits])
+    at.add(np.where(bias <= BAN, _NEVER, bias))
 
 
-def _nothing_left() -> PromptplexError:
-    return ConstraintFailed(
-        "no token may come next: the grammar, logit_bias, or a rule such as bad_words or min_new_tokens "
-        "leaves only tokens that are banned, or that the model can't produce; loosen one of them"
-    )
+def _add_completing_bias(at: _Entries, inputs: _Inputs, edits: _Edits) -> None:
+    at.add(at.per_id([each.completing_bias for each in edits]))
+
+
+def _favour_prompt(at: _Entries, inputs: _Inputs, edits: _Edits) -> None:
+    _scale(at, 1 / at.per_row([each.encoder_repetition_penalty for each in edits]))
+
+
+def _penalise(at: _Entries, inputs: _Inputs, edits: _Edits) -> None:
+    """Repetition as in transformers; the others as OpenAI's."""
+    params = [given.params for given in inputs]
+    _scale(at, at.per_row([each.repetition_penalty for each in params]))
+    counts = at.per_id([each.counts for each in edits])
+    frequency = at.per_row([each.frequency_penalty for each in params]) * counts
+    at.add(-(frequency + at.per_row([each.presence_penalty for each in params]) * (counts > 0)))
+
+
+def _scale(at: _Entries, penalties: NDArray[np.float64]) -> None:
+    """CTRL's penalty (Keskar et al. 2019)."""
+    scores, penalty = at.scores, at.tensor(penalties)
+    at.put(torch.where(scores < 0, scores * penalty, scores / penalty))
+
+
+def _ban(at: _Entries, inputs: _Inputs, edits: _Edits) -> None:
+    at.put(at.logits.new_tensor(_NEVER))
+
+
+def _force(at: _Entries, inputs: _Inputs, edits: _Edits) -> None:
+    at.logits[at.rows] = _NEVER
+    at.put(at.logits.new_tensor(0.0))
+
+
+def _hasten_end(at: _Entries, inputs: _Inputs, edits: _Edits) -> None:
+    scores = at.scores
+    gain = scores.abs() * at.tensor(at.per_row([each.end_gain for each in edits]))
+    at.put(scores + gain.masked_fill(~scores.isfinite(), 0.0))
+
+
+# By the field of LogitsEdits that lists the ids.
+_PROCESSORS: tuple[tuple[str, Callable[[_Entries, _Inputs, _Edits], None]], ...] = (
+    ("bias_ids", _add_bias),
+    ("completing_ids", _add_completing_bias),
+    ("prompt_ids", _favour_prompt),
+    ("seen_ids", _penalise),
+    ("banned_ids", _ban),
+    ("forced_ids", _force),
+    ("end_ids", _hasten_end),
+    ("suppressed_ids", _ban),
+)
 
 
 def _mask(logits: Tensor, masks: Mapping[int, PackedMask]) -> None:

@@ -8,19 +8,23 @@ answer is late is tried again with the next step. V is the vocabulary.
 
 import logging
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import Executor, Future
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from app.errors import ConstraintFailed
+from app.errors import ConstraintFailed, PromptplexError
 
 PackedMask = NDArray[np.uint32]  # [ceil(V / 32)]; bit i % 32 of word i // 32: token i may come next
 
 NUM_WORKERS = min(4, os.cpu_count() or 1)  # a mask takes far less than a forward pass
+# For all masks of a step together: all its rows wait as long.
+MASK_SECONDS = 0.02
 
+_Row = TypeVar("_Row", bound=Hashable)
 _log = logging.getLogger("promptplex.engine")
 
 
@@ -100,3 +104,24 @@ class AsyncTokenMask:
         assert self._constraint is not None
         self._constraint.accept(token_id)
         return self._constraint.mask()
+
+
+def collect_masks(
+    rows: Mapping[_Row, AsyncTokenMask],
+) -> tuple[dict[_Row, PackedMask], dict[_Row, PromptplexError]]:
+    """Wait up to `MASK_SECONDS`; return the masks that are known, and the errors of rows that can't go on.
+
+    A row that is in neither is late.
+    """
+    masks: dict[_Row, PackedMask] = {}
+    failures: dict[_Row, PromptplexError] = {}
+    end = time.monotonic() + MASK_SECONDS
+    for row, constraint in rows.items():
+        try:
+            mask = constraint.mask(max(0.0, end - time.monotonic()))
+        except PromptplexError as error:
+            failures[row] = error
+        else:
+            if mask is not None:
+                masks[row] = mask
+    return masks, failures

@@ -1,5 +1,6 @@
 """Seeded sampling is the same in any company, and distributed as it should be."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -20,13 +21,13 @@ from transformers import (
 )
 from transformers.generation.logits_process import TopHLogitsWarper
 
-from app.engine.plan import SamplingInput
-from app.engine.sampling.sampler import choose_tokens, uniform
+from app.engine.sampling.batch import uniforms
 from app.errors import ConstraintFailed
 from app.prompt import Prompt
 from app.request import SamplingParams
 from tests import oracle
 from tests.engine.conftest import Bench
+from tests.engine.sampling.rows import chosen, row
 
 # The 0.999 quantiles of chi-square with 1 .. 40 degrees of freedom, by Wilson and Hilferty.
 _Z = 3.0902
@@ -83,8 +84,8 @@ def transformers_probabilities(logits: torch.Tensor, params: SamplingParams) -> 
 def test_samples_follow_the_exact_distribution(params: SamplingParams) -> None:
     draws = 20_000
     logits = torch.randn(24, generator=torch.Generator().manual_seed(3)) * 1.5
-    inputs = [SamplingInput(replace(params, seed=seed), 0) for seed in range(draws)]
-    tokens = [token.token_id for token in choose_tokens(logits.expand(draws, -1), inputs)]
+    inputs = [row(replace(params, seed=seed)) for seed in range(draws)]
+    tokens = [token.token_id for token in chosen(logits.expand(draws, -1), inputs)]
     observed = np.bincount(tokens, minlength=24)
     expected = transformers_probabilities(logits, params).numpy() * draws
     assert observed[expected == 0].sum() == 0, "filtered tokens are never drawn"
@@ -163,8 +164,8 @@ def test_large_vocabularies_are_filtered_exactly(params: SamplingParams, num_wid
     """Every draw is one that transformers' filters leave, and the kept mass is drawn evenly."""
     logits = torch.randn(num_wide, generator=torch.Generator().manual_seed(4))
     expected = transformers_probabilities(logits, params).numpy()
-    inputs = [SamplingInput(replace(params, seed=seed), 0) for seed in range(2000)]
-    tokens = [token.token_id for token in choose_tokens(logits.expand(2000, -1), inputs)]
+    inputs = [row(replace(params, seed=seed)) for seed in range(2000)]
+    tokens = [token.token_id for token in chosen(logits.expand(2000, -1), inputs)]
     assert all(expected[token] > 0 for token in tokens)
     # Ten classes of about equal probability, by the order of the vocabulary.
     observed = np.histogram(np.cumsum(expected)[tokens] - expected[tokens] / 2, bins=10, range=(0, 1))[0]
@@ -174,16 +175,19 @@ def test_large_vocabularies_are_filtered_exactly(params: SamplingParams, num_wid
     assert statistic < chi_square_limit(max(1, int(kept.sum()) - 1))
 
 
+def numbers(*values: int) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
+    return np.array(values, dtype=np.uint64)
+
+
 def test_different_seeds_and_sample_indices_differ() -> None:
-    values = {
-        uniform(seed, index, position) for seed in range(5) for index in range(5) for position in range(5)
-    }
-    assert len(values) == 125
-    assert uniform(7, 1, 2) == uniform(7, 1, 2)
+    each = [numbers(*column) for column in zip(*itertools.product(range(5), repeat=3), strict=True)]
+    values = uniforms(*each)
+    assert len(set(values.tolist())) == 125
+    assert np.array_equal(uniforms(*each), values)
 
 
 def test_the_uniforms_are_uniform() -> None:
-    values = np.array([uniform(1, 0, position) for position in range(50_000)])
+    values = uniforms(numbers(1), numbers(0), np.arange(50_000, dtype=np.uint64))
     observed = np.histogram(values, bins=40, range=(0, 1))[0]
     assert float(((observed - 1250) ** 2 / 1250).sum()) < chi_square_limit(39)
 
@@ -193,7 +197,7 @@ def test_repetition_penalty_is_transformers_own() -> None:
     seen = (1, 4, 4, 9)
     expected = RepetitionPenaltyLogitsProcessor(1.9)(torch.tensor([seen]), logits.clone()).argmax(-1)
     params = SamplingParams(repetition_penalty=1.9)
-    (token,) = choose_tokens(logits, [SamplingInput(params, 2, np.array(seen[:2]), np.array(seen[2:]))])
+    (token,) = chosen(logits, [row(params, prompt=seen[:2], generated=seen[2:])])
     assert token.token_id == int(expected)
     assert token.logprob == pytest.approx(float(logits.log_softmax(-1)[0, token.token_id]), abs=1e-5)
 
@@ -203,23 +207,23 @@ def test_frequency_and_presence_penalties_are_openais() -> None:
     logits[0, :4] = torch.tensor([3.0, 2.9, 2.0, 1.0])
     params = SamplingParams(frequency_penalty=0.5, presence_penalty=0.3)
     # Token 0 came twice: 3.0 - 2 * 0.5 - 0.3 = 1.7; token 1 once: 2.9 - 0.8 = 2.1; token 2 leads no more.
-    (token,) = choose_tokens(logits, [SamplingInput(params, 3, np.array([2]), np.array([0, 0, 1]))])
+    (token,) = chosen(logits, [row(params, prompt=[2], generated=[0, 0, 1])])
     assert token.token_id == 1
-    (token,) = choose_tokens(logits, [SamplingInput(params, 4, np.array([2]), np.array([0, 0, 1, 1]))])
+    (token,) = chosen(logits, [row(params, prompt=[2], generated=[0, 0, 1, 1])])
     assert token.token_id == 2
 
 
 def test_a_bad_row_is_reported_and_its_neighbours_are_not_touched() -> None:
     logits = torch.randn(4, 50, generator=torch.Generator().manual_seed(2))
-    clean = choose_tokens(logits, [SamplingInput(SamplingParams(), 0)] * 4)
+    clean = chosen(logits, [row(SamplingParams())] * 4)
     broken = logits.clone()
     broken[1, 7] = float("nan")
     broken[2, 3] = float("inf")
-    tokens = choose_tokens(broken, [SamplingInput(SamplingParams(), 0)] * 4)
+    tokens = chosen(broken, [row(SamplingParams())] * 4)
     assert [token.is_finite for token in tokens] == [True, False, False, True]
     assert (tokens[0], tokens[3]) == (clean[0], clean[3])
-    sampled = SamplingInput(SamplingParams(do_sample=True, top_p=0.9), 0)
-    assert [token.is_finite for token in choose_tokens(broken, [sampled] * 4)] == [True, False, False, True]
+    sampled = row(SamplingParams(do_sample=True, top_p=0.9))
+    assert [token.is_finite for token in chosen(broken, [sampled] * 4)] == [True, False, False, True]
 
 
 @settings(max_examples=200, deadline=None)
@@ -238,7 +242,7 @@ def test_whatever_the_parameters_a_kept_token_is_drawn(
     params = SamplingParams(
         do_sample=True, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed
     )
-    (token,) = choose_tokens(logits[None], [SamplingInput(params, 0)])
+    (token,) = chosen(logits[None], [row(params)])
     allowed = min(top_k or 40, 40)
     rank = int((logits > logits[token.token_id]).sum())
     assert token.is_finite
@@ -266,35 +270,35 @@ def test_a_bias_is_added_to_the_logits_and_not_to_what_is_reported(params: Sampl
     by_hand = logits.clone()
     for id_, value in bias:
         by_hand[:, id_] += value if value > -100 else -torch.inf
-    seen = (np.array([1, 3]), np.array([3, 7, 7])) if params.has_penalty else (None, None)
-    plain = [SamplingInput(replace(params, seed=seed), 4, *seen) for seed in range(300)]
-    biased = [replace(each, params=replace(each.params, logit_bias=bias)) for each in plain]
-    expected = [token.token_id for token in choose_tokens(by_hand, plain)]
+    asked = [replace(params, seed=seed) for seed in range(300)]
+    plain = [row(each, 4, [1, 3], [3, 7, 7]) for each in asked]
+    biased = [row(replace(each, logit_bias=bias), 4, [1, 3], [3, 7, 7]) for each in asked]
+    expected = [token.token_id for token in chosen(by_hand, plain)]
     before = logits.clone()
-    found = choose_tokens(logits, biased)
+    found = chosen(logits, biased)
     assert torch.equal(logits, before), "the model's logits are left alone"
     assert [token.token_id for token in found] == expected
     assert 0 not in expected
     assert len(set(expected)) > 5
     own = logits.log_softmax(-1)
-    for row, token in zip(own, found, strict=True):
-        assert token.logprob == pytest.approx(row[token.token_id].item(), abs=1e-6)
+    for logprobs, token in zip(own, found, strict=True):
+        assert token.logprob == pytest.approx(logprobs[token.token_id].item(), abs=1e-6)
 
 
 def test_a_bias_of_minus_100_bans_whatever_the_temperature() -> None:
     logits = torch.zeros(2000, 8)
     logits[:, 5] = 1000.0
     params = SamplingParams(do_sample=True, temperature=100.0, logit_bias=((5, -100.0),))
-    tokens = choose_tokens(logits, [SamplingInput(replace(params, seed=seed), 0) for seed in range(2000)])
+    tokens = chosen(logits, [row(replace(params, seed=seed)) for seed in range(2000)])
     assert {token.token_id for token in tokens} == {0, 1, 2, 3, 4, 6, 7}
 
 
 @pytest.mark.parametrize("do_sample", [False, True])
 def test_a_row_that_may_say_nothing_fails_alone(do_sample: bool) -> None:
     logits = torch.randn(3, 6, generator=torch.Generator().manual_seed(1))
-    plain = SamplingInput(SamplingParams(do_sample=do_sample, seed=2), 0)
-    banned = replace(plain.params, logit_bias=tuple((id_, -100.0) for id_ in range(6)))
-    alone = choose_tokens(logits[[0, 2]], [plain, plain])
-    first, bad, last = choose_tokens(logits, [plain, replace(plain, params=banned), plain])
+    params = SamplingParams(do_sample=do_sample, seed=2)
+    plain, banned = row(params), row(replace(params, logit_bias=tuple((id_, -100.0) for id_ in range(6))))
+    alone = chosen(logits[[0, 2]], [plain, plain])
+    first, bad, last = chosen(logits, [plain, banned, plain])
     assert isinstance(bad.error, ConstraintFailed)
     assert (first, last) == alone

@@ -12,14 +12,12 @@ import torch
 from hypothesis import strategies as st
 from peft import PeftModel
 
-from app.engine.plan import SamplingInput
-from app.engine.sampling.sampler import choose_tokens
 from app.engine.sampling.token_rules import continuations
 from app.errors import ConstraintFailed
 from app.prompt import Prompt
 from app.request import FinishReason, SamplingParams, TokenDelta, TokenRules
-from app.serving.parameters import MAX_NGRAM
 from tests.engine.conftest import Bench
+from tests.engine.sampling.rows import chosen, row
 
 PROMPT = (5, 6, 7, 5, 6, 9)
 NEW = 24
@@ -73,14 +71,15 @@ def test_n_grams_are_found_wherever_they_overlap(text: list[int], more: list[int
     tail = context[len(context) - size + 1 :]
     places = range(len(text) - size + 1) if len(context) >= size - 1 else ()
     expected = {text[at + size - 1] for at in places if text[at : at + size - 1] == tail}
-    assert expected == continuations(np.array(text, np.int64), np.array(context, np.int64), size)
+    found = continuations(np.array(text, np.int64), np.array(context, np.int64), size)
+    assert expected == set(found.tolist())
 
 
 def test_long_n_grams_take_no_more_memory_than_short_ones() -> None:
     text = np.full(100_000, 7, dtype=np.int64)
     tracemalloc.start()
     try:
-        assert continuations(text, text, MAX_NGRAM) == {7}
+        assert set(continuations(text, text, 1024).tolist()) == {7}
         assert tracemalloc.get_traced_memory()[1] < 16 * len(text) * text.itemsize
     finally:
         tracemalloc.stop()
@@ -181,9 +180,7 @@ def test_a_seed_means_the_same_under_rules_in_any_company(bench: Bench) -> None:
 def test_a_row_without_any_token_left_fails_alone() -> None:
     logits = torch.zeros(2, 4)
     every = SamplingParams(rules=TokenRules(suppressed=(0, 1, 2, 3)))
-    none = np.zeros(0, dtype=np.int64)
-    inputs = [SamplingInput(every, 0, none, none, none), SamplingInput(SamplingParams(), 0)]
-    failed, other = choose_tokens(logits, inputs)
+    failed, other = chosen(logits, [row(every), row(SamplingParams())])
     assert isinstance(failed.error, ConstraintFailed)
     assert other.error is None
 

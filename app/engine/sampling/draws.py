@@ -1,0 +1,77 @@
+"""Draws: one uniform number of a row, put through the inverse CDF of what its parameters leave.
+
+Shapes: n rows, V vocabulary, C candidates, parameters `[n, 1]`.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from app.engine.sampling.batch import Draw, Parameters
+from app.engine.sampling.filters import filtered, shaped, suffices
+
+# Candidates that a partial selection looks at; where they don't suffice, the row is sorted whole.
+_NUM_CANDIDATES = 1024
+_CDF_BLOCK = 512  # tokens that a plain draw cumulates at once
+
+
+def draw(way: Draw, logits: Tensor, parameters: Parameters) -> Tensor:
+    """Return one token id `[n]` for each row of `logits [n, V]`."""
+    scores = (logits - logits.amax(dim=-1, keepdim=True)) / parameters.temperature.to(logits)
+    return _DRAWS[way](scores, parameters).squeeze(1)
+
+
+def _draw_plain(scores: Tensor, parameters: Parameters) -> Tensor:
+    """In two levels: first a block of tokens, then one within it."""
+    probabilities = scores.softmax(dim=-1)
+    padded = functional.pad(probabilities, (0, -probabilities.shape[1] % _CDF_BLOCK))
+    blocks = padded.view(padded.shape[0], -1, _CDF_BLOCK)  # [n, V / block, block]
+    block, rest = _inverse_cdf(blocks.sum(dim=-1, dtype=torch.float64), parameters.uniform)
+    within = blocks.gather(1, block[:, :, None].expand(-1, -1, _CDF_BLOCK)).squeeze(1).double()
+    token, _ = _inverse_cdf(within, rest)
+    return block * _CDF_BLOCK + token
+
+
+def _draw_filtered(scores: Tensor, parameters: Parameters) -> Tensor:
+    """From what top-h, top-k, top-p and min-p leave, and of that, what the other filters leave."""
+    total = scores.logsumexp(dim=-1, keepdim=True)
+    values, order = scores.topk(min(_NUM_CANDIDATES, scores.shape[1]), dim=-1)
+    tokens = _draw_sorted(values, order, total, parameters)
+    if values.shape[1] < scores.shape[1]:
+        rest = (~suffices(values, total, parameters)).nonzero().squeeze(1)
+        if len(rest):
+            values, order = scores[rest].sort(dim=-1, descending=True, stable=True)
+            tokens[rest] = _draw_sorted(values, order, total[rest], parameters.take(rest))
+    return tokens
+
+
+def _draw_sorted(values: Tensor, order: Tensor, total: Tensor, parameters: Parameters) -> Tensor:
+    """From sorted scores `values [n, C]` of the tokens `order [n, C]`."""
+    weights = shaped(filtered(values, total, parameters), parameters)
+    picked, _ = _inverse_cdf(weights, parameters.uniform)
+    return order.gather(1, picked)
+
+
+def _draw_shaped(scores: Tensor, parameters: Parameters) -> Tensor:
+    """In the vocabulary's order."""
+    weights = shaped(scores.double().softmax(dim=-1), parameters)
+    return _inverse_cdf(weights, parameters.uniform)[0]
+
+
+_DRAWS = {Draw.PLAIN: _draw_plain, Draw.FILTERED: _draw_filtered, Draw.SHAPED: _draw_shaped}
+
+
+def _inverse_cdf(weights: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the first index `[n, 1]` at which the cumulated share of `weights [n, C]` exceeds `target`.
+
+    `target [n, 1]` is a share of the row's total. Also return which share of the picked weight was
+    left over, for a second draw within it.
+    """
+    cumulated = weights.cumsum(dim=-1)
+    sought = target * cumulated[:, -1:]
+    positive = (weights > 0).to(torch.uint8)
+    last = weights.shape[1] - 1 - positive.flip(-1).argmax(dim=-1, keepdim=True)
+    index = torch.searchsorted(cumulated, sought, right=True).minimum(last)
+    picked = weights.gather(1, index)
+    left_over = (sought - (cumulated.gather(1, index) - picked)) / picked
+    return index, left_over.clamp(0.0, 1.0)

@@ -1,0 +1,61 @@
+"""What sampling takes and gives for one row: plain, picklable data, arrays and numbers only."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.errors import PromptplexError
+from app.request import SamplingParams
+
+IdArray = NDArray[np.int64]
+FloatArray = NDArray[np.float64]
+
+NO_IDS: IdArray = np.zeros(0, dtype=np.int64)
+NO_VALUES: FloatArray = np.zeros(0)
+
+
+class LogitsEdits(NamedTuple):
+    """Changes to one row's logits, in the order in which they are made. Ids without a logit are skipped."""
+
+    bias_ids: IdArray = NO_IDS
+    bias: FloatArray = NO_VALUES  # [len(bias_ids)]; `BAN` or less rules out
+    completing_ids: IdArray = NO_IDS  # last ids of sequences that have a bias:
+    completing_bias: FloatArray = NO_VALUES  # [len(completing_ids)]
+    prompt_ids: IdArray = NO_IDS  # each once, more probable by:
+    encoder_repetition_penalty: float = 1.0
+    seen_ids: IdArray = NO_IDS  # of prompt and answer, each once; penalised
+    counts: IdArray = NO_IDS  # [len(seen_ids)]: how often the answer has each
+    banned_ids: IdArray = NO_IDS
+    forced_ids: IdArray = NO_IDS  # where there are any, no others may come
+    end_ids: IdArray = NO_IDS  # more probable by:
+    end_gain: float = 0.0  # times the size of their logits
+    suppressed_ids: IdArray = NO_IDS  # banned, even if forced
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingInput:
+    """What choosing a row's next token needs. `position` numbers the token within its request."""
+
+    params: SamplingParams
+    position: int
+    edits: LogitsEdits | None = None
+    num_top: int = 0  # most probable tokens to report
+    is_constrained: bool = False  # a grammar's mask comes beside the batch
+
+
+@dataclass(frozen=True, slots=True)
+class SampledToken:
+    """The next token of one sampling item; `is_finite` is False where its logits were not.
+
+    With an `error`, no token may come, and `token_id` means nothing; nor does it where the token `is_late`:
+    the row's mask wasn't known in time, and its last token has to be taken again.
+    """
+
+    token_id: int
+    logprob: float
+    is_finite: bool
+    top: tuple[tuple[int, float], ...] = ()  # (id, log-probability), most probable first
+    error: PromptplexError | None = None
+    is_late: bool = False

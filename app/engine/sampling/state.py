@@ -1,0 +1,46 @@
+"""Sampling's side of one sequence: what is prepared once, and what grows with each token."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from app.engine.sampling.inputs import LogitsEdits, SamplingInput
+from app.engine.sampling.token_history import TokenHistory
+from app.engine.sampling.token_rules import RowRules
+from app.request import SamplingParams
+
+
+class SamplingState:
+    """Kept with a sequence through preemptions; makes the input of each of its tokens."""
+
+    def __init__(
+        self, params: SamplingParams, prompt: Sequence[int], max_new_tokens: int, num_top: int = 0
+    ) -> None:
+        """`prompt` are the ids of its text, those of resident segments included."""
+        looks_back = params.has_penalty or params.rules is not None
+        self._history = TokenHistory(prompt, max_new_tokens) if looks_back else None
+        self._rules = RowRules(params.rules) if params.rules is not None else None
+        self._edits = _bias(params) if params.logit_bias else LogitsEdits() if looks_back else None
+        self._params = replace(params, logit_bias=(), rules=None)
+        self._num_top = num_top
+
+    def accept(self, token_id: int) -> None:
+        """Take a generated token."""
+        if self._history is not None:
+            self._history.append(token_id)
+
+    def input(self, position: int, *, is_constrained: bool = False) -> SamplingInput:
+        """Return what choosing token number `position` needs; a grammar's mask comes beside it."""
+        edits, history = self._edits, self._history
+        if edits is not None and history is not None:
+            if self._params.has_penalty:
+                edits = edits._replace(seen_ids=history.seen_ids, counts=history.counts)
+            if self._rules is not None:
+                edits = self._rules.add_to(edits, history)
+        return SamplingInput(self._params, position, edits, self._num_top, is_constrained)
+
+
+def _bias(params: SamplingParams) -> LogitsEdits:
+    ids, values = zip(*params.logit_bias, strict=True)
+    return LogitsEdits(bias_ids=np.array(ids), bias=np.array(values))

@@ -1,0 +1,62 @@
+"""The ids of one sequence, kept for penalties and rules as tokens are accepted."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from app.engine.sampling.inputs import IdArray
+
+
+class TokenHistory:
+    """The ids of a prompt and its answer, and how often the answer has each.
+
+    Arrays grow at their ends only, so views of them stay as they were; `counts` are copied.
+    """
+
+    def __init__(self, prompt: Sequence[int], max_new_tokens: int) -> None:
+        self._ids = np.empty(len(prompt) + max_new_tokens, dtype=np.int64)
+        self._ids[: len(prompt)] = prompt
+        self._num_prompt = self._length = len(prompt)
+        unique = np.unique(self.prompt)
+        self._num_prompt_ids = len(unique)
+        self._places = {id_: place for place, id_ in enumerate(unique.tolist())}
+        self._seen = np.concatenate([unique, np.empty(max_new_tokens, dtype=np.int64)])
+        self._counts = np.zeros(len(self._seen), dtype=np.int64)
+
+    def append(self, token_id: int) -> None:
+        """Take a generated token."""
+        place = self._places.setdefault(token_id, len(self._places))
+        self._seen[place] = token_id
+        self._counts[place] += 1
+        self._ids[self._length] = token_id
+        self._length += 1
+
+    @property
+    def ids(self) -> IdArray:
+        """Return all ids in order."""
+        return self._ids[: self._length]
+
+    @property
+    def prompt(self) -> IdArray:
+        """Return the prompt's ids in order."""
+        return self._ids[: self._num_prompt]
+
+    @property
+    def generated(self) -> IdArray:
+        """Return the generated ids in order."""
+        return self._ids[self._num_prompt : self._length]
+
+    @property
+    def prompt_ids(self) -> IdArray:
+        """Return the prompt's ids, each once."""
+        return self._seen[: self._num_prompt_ids]
+
+    @property
+    def seen_ids(self) -> IdArray:
+        """Return all ids, each once."""
+        return self._seen[: len(self._places)]
+
+    @property
+    def counts(self) -> IdArray:
+        """Return how often each of `seen_ids` was generated."""
+        return self._counts[: len(self._places)].copy()
