@@ -32,6 +32,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     "gemma2": _GQA | {"sliding_window": WINDOW, "head_dim": 16, "query_pre_attn_scalar": 16},
     "gpt_neox": {"intermediate_size": 64},
     "opt": {"ffn_dim": 64, "word_embed_proj_dim": 48},
+    "gpt_oss": _GQA
+    | {"sliding_window": WINDOW, "head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2},
     "mixtral": _GQA | {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
 }
 ARCHITECTURES = tuple(SHAPES)
