@@ -11,9 +11,10 @@ from app.prompt import Prompt, PromptKind, VersionDraft
 from app.request import Request
 from app.sites import Embedding
 from app.store.cache.prompt_cache import PromptCache
-from app.store.prompt_file import RawTensor, read_prompt, write_prompt
+from app.store.prompt_file import make_prompt
 from app.store.prompt_store import PromptStore, open_store
 from app.store.references import DEFAULT_ALIAS
+from app.store.safetensors_file import RawTensor
 from benchmarks.work import Ask
 
 _LOAD_SECONDS = 60.0
@@ -21,7 +22,7 @@ _LOAD_SECONDS = 60.0
 
 def soft_prompt(shape: tuple[int, int], data: bytes) -> Prompt:
     """`[p, d]` in bf16, from its little-endian bytes."""
-    return read_prompt(write_prompt(PromptKind.SOFT, {Embedding.DECODER: RawTensor("BF16", shape, data)}))
+    return make_prompt(PromptKind.SOFT, {Embedding.DECODER: RawTensor("BF16", shape, data)})
 
 
 def publish_task(store: PromptStore, task_id: str, draft: VersionDraft) -> int:

@@ -15,7 +15,8 @@ from app.models.decoder_only import DecoderOnly
 from app.models.geometry import model_geometry
 from app.prompt import Prompt, PromptKind
 from app.sites import Embedding
-from app.store.prompt_file import RawTensor, read_prompt, write_prompt
+from app.store.prompt_file import make_prompt
+from app.store.safetensors_file import RawTensor
 from benchmarks.work import Work, embedding_width
 
 
@@ -29,7 +30,7 @@ class MemorySource:
         """Take in a soft prompt `[p, d]` as the store would hold it; its digest."""
         data = rows.contiguous().view(torch.uint8).numpy().tobytes()
         raw = RawTensor("BF16", tuple(rows.shape), data)
-        prompt = read_prompt(write_prompt(PromptKind.SOFT, {Embedding.DECODER: raw}))
+        prompt = make_prompt(PromptKind.SOFT, {Embedding.DECODER: raw})
         self._prompts[prompt.digest] = prompt
         return prompt.digest
 

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from app.prompt import Prompt
 from app.store.importers import import_prompt
+from app.store.source_files import CONFIG, PROMPT
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def saved(model: PeftModel, directory: Path) -> tuple[bytes, bytes]:
 
 def as_prompt(model: PeftModel, directory: Path) -> Prompt:
     weights, config = saved(model, directory)
-    return import_prompt(weights, config)[0]
+    return import_prompt({PROMPT: weights, CONFIG: config}).prompt
 
 
 def greedy(model: Any, token_ids: list[int], num_tokens: int) -> Expected:

@@ -17,6 +17,7 @@ from app.serving.generation_request import GenerationRequest
 from app.serving.request_builder import Admitted
 from app.settings import Settings
 from tests.bases import save_tiny_llama
+from tests.serving.stack import upload_of
 from tests.waiting import PATIENCE, wait_until
 
 
@@ -122,13 +123,9 @@ def test_an_alias_moves_while_uploads_are_checked(tmp_path: Path) -> None:
 
     async def run() -> None:
         for text in ("a {x}", "b {x}"):
-            await publishing.upload(
-                "task", prompt=None, config=None, task={"template": text}, alias_given=True
-            )
+            await publishing.upload("task", upload_of(task={"template": text}, alias="live"))
         held = [
-            asyncio.ensure_future(
-                publishing.upload(f"slow{number}", prompt=None, config=None, task={"template": "c {x}"})
-            )
+            asyncio.ensure_future(publishing.upload(f"slow{number}", upload_of(task={"template": "c {x}"})))
             for number in range(4)
         ]
         release = await asyncio.wait_for(

@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
-from dataclasses import dataclass
 from typing import Any
 
 from fastapi import Request
@@ -12,22 +11,15 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from app.errors import InvalidRequest, PayloadTooLarge
+from app.serving.publishing.upload import TASK, Upload
 from app.store.files import write_error
+from app.store.source_files import CONFIG, PROMPT
 from app.strict_json import JsonError, parse_json
 
-PARTS = ("prompt", "config", "task")
+PARTS = (PROMPT, CONFIG, TASK)
 MAX_JSON_PART_BYTES = 1 << 20
 _MAX_PARTS = 8
 _TAIL_BYTES = 512  # more than the longest boundary
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UploadParts:
-    """The parts of one upload, read and, where they are JSON, parsed."""
-
-    prompt: bytes | None
-    config: bytes | None
-    task: dict[str, Any] | None
 
 
 @contextlib.asynccontextmanager
@@ -109,22 +101,17 @@ async def _parsed_form(request: Request) -> AsyncIterator[FormData]:
         await form.close()
 
 
-async def read_parts(form: FormData) -> UploadParts:
-    """Read the parts into memory."""
-    task = await _read(form, "task", MAX_JSON_PART_BYTES)
-    return UploadParts(
-        prompt=await _read(form, "prompt", None),
-        config=await _read(form, "config", MAX_JSON_PART_BYTES),
-        task=None if task is None else _parse_task(task),
-    )
+async def read_upload(form: FormData, *, alias: str | None, who: str) -> Upload:
+    """Read the parts into memory. Raise PayloadTooLarge, InvalidRequest."""
+    parts = {name: await _read(part, name) for name, part in form.items()}
+    task = parts.pop(TASK, None)
+    return Upload(files=parts, task=None if task is None else _parse_task(task), alias=alias, who=who)
 
 
-async def _read(form: FormData, name: str, limit: int | None) -> bytes | None:
-    part = form.get(name)
-    if not isinstance(part, UploadFile):  # all that are there are files
-        return None
-    if limit is not None and (part.size or 0) > limit:
-        raise PayloadTooLarge(f"The part {name} exceeds {limit} bytes.")
+async def _read(part: UploadFile | str, name: str) -> bytes:
+    assert isinstance(part, UploadFile)  # every part is a file
+    if name != PROMPT and (part.size or 0) > MAX_JSON_PART_BYTES:
+        raise PayloadTooLarge(f"The part {name} exceeds {MAX_JSON_PART_BYTES} bytes.")
     return await part.read()
 
 

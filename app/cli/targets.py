@@ -2,61 +2,26 @@
 
 import getpass
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from app.cli.server import CommandFailed, NoAnswer, Row, ServerClient
 from app.errors import CorruptData, NotFound
-from app.prompt import Prompt, VersionDraft
-from app.serving.publishing.bundle import Bundle
-from app.serving.publishing.task_settings import parse_task
+from app.serving.publishing.upload import TASK, Upload, draft_version, needs_release, release_version
 from app.serving.task_rows import (
     history_row,
-    identity_row,
     moved_row,
+    published_row,
     retirement_row,
     task_row,
     version_row,
 )
-from app.store.importers import import_prompt
 from app.store.importers.peft import TENSOR
 from app.store.prompt_store import open_store
 from app.store.references import DEFAULT_ALIAS
 from app.store.saved_tensors import holds_others, without_others
-
-
-class Target(Protocol):
-    """What the task commands need; both answer in the shapes of API.md's JSON."""
-
-    def tasks(self) -> list[Row]:
-        """One row for each task."""
-        ...
-
-    def task(self, task_id: str) -> Row:
-        """Versions, aliases and releases of one task."""
-        ...
-
-    def push(self, task_id: str, bundle: Bundle, alias: str | None) -> Row:
-        """Publish a version; point `alias` at it, or `live` where it is new and no alias is given."""
-        ...
-
-    def rollback(self, task_id: str, alias: str, why: str) -> Row:
-        """Point `alias` at what it meant before."""
-        ...
-
-    def move_alias(
-        self, task_id: str, alias: str, weights: dict[int, int], expected_release: int | None, why: str
-    ) -> Row:
-        """Point `alias` at a version, or at several by weight."""
-        ...
-
-    def retire(self, task_id: str, why: str) -> Row:
-        """Take a task out of service."""
-        ...
-
-    def restore(self, task_id: str, why: str) -> Row:
-        """Bring a retired task back."""
-        ...
+from app.store.source_files import PROMPT, SourceFile
 
 
 class ServerTarget:
@@ -81,29 +46,27 @@ class ServerTarget:
         """`GET /tasks/{id}`."""
         return self._call("GET", f"/tasks/{task_id}")
 
-    def push(self, task_id: str, bundle: Bundle, alias: str | None) -> Row:
+    def push(self, task_id: str, upload: Upload) -> Row:
         """`POST /tasks/{id}/versions`: the server validates and tries it before it answers."""
-        parts: dict[str, Any] = {}
-        if bundle.prompt is not None:
-            prompt = self._without_embeddings(bundle.prompt)
-            parts["prompt"] = ("prompt.safetensors", prompt, "application/octet-stream")
-        if bundle.config is not None:
-            parts["config"] = ("adapter_config.json", bundle.config, "application/json")
-        if bundle.task is not None:
-            parts["task"] = ("task.json", json.dumps(bundle.task).encode(), "application/json")
+        parts = dict(upload.files)
+        if PROMPT in parts:
+            parts[PROMPT] = self._without_embeddings(parts[PROMPT])
+        if upload.task is not None:
+            parts[TASK] = json.dumps(upload.task).encode()
         return self._call(
             "POST",
             f"/tasks/{task_id}/versions",
-            params={} if alias is None else {"alias": alias},
-            files=parts,
+            params={} if upload.alias is None else {"alias": upload.alias},
+            files={name: (name, data) for name, data in parts.items()},
         )
 
     def _without_embeddings(self, prompt: bytes) -> bytes:
         """The base's own embeddings can be many times the prompt: only their digests are sent."""
-        if not holds_others(prompt, TENSOR):
+        file = SourceFile(prompt).safetensors_or_none
+        if file is None or not holds_others(file, TENSOR):
             return prompt
         info = self._call("GET", "/info")
-        return without_others(prompt, TENSOR, rows=info["vocab_size"], base_dtype=info["model_dtype"])
+        return without_others(file, TENSOR, rows=info["vocab_size"], base_dtype=info["model_dtype"])
 
     def rollback(self, task_id: str, alias: str, why: str) -> Row:
         """`POST /tasks/{id}/rollback`."""
@@ -151,14 +114,14 @@ class StoreTarget:
         history = self._store.history(task_id)
         return history_row(history, [version_row(version) for version in history.versions])
 
-    def push(self, task_id: str, bundle: Bundle, alias: str | None) -> Row:
+    def push(self, task_id: str, upload: Upload) -> Row:
         """Import and publish; what only a loaded base can check is left to the server."""
-        version, created = self._store.publish(task_id, _draft(bundle))
-        row = {"task_id": task_id, **identity_row(version), "release": None}
-        if alias != "none" and (created or alias is not None):
-            moved = self._store.move_alias(task_id, alias or "live", version.version, who=self._who)
-            row["release"] = moved.number
-        return row
+        upload = replace(upload, who=self._who)
+        version, created = self._store.publish(task_id, draft_version(upload))
+        release = None
+        if needs_release(self._store, upload, version, created=created):
+            release = release_version(self._store, upload, version)
+        return published_row(version, release)
 
     def rollback(self, task_id: str, alias: str, why: str) -> Row:
         """One more release, with the alias where it was."""
@@ -188,22 +151,4 @@ class StoreTarget:
             return task_row(task_id, None) | {"servable": False, "not_servable_because": error.message}
 
 
-def _draft(bundle: Bundle) -> VersionDraft:
-    """Import and check as the server would, short of what needs the base."""
-    prompt: Prompt | None = None
-    provenance: dict[str, Any] = {}
-    if bundle.prompt is not None:
-        prompt, provenance = import_prompt(bundle.prompt, bundle.config)
-    task = parse_task(bundle.task)
-    if prompt is None and task.template is None:
-        raise CommandFailed("a task needs a prompt, a template, or both")
-    return VersionDraft(
-        prompt=prompt,
-        template=task.template,
-        defaults=task.defaults,
-        choices=task.choices,
-        examples=task.examples,
-        notes=task.notes,
-        base=task.base,
-        provenance={**provenance, "metrics": dict(task.metrics)},
-    )
+Target = ServerTarget | StoreTarget  # both answer in the shapes of API.md's JSON

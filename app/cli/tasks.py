@@ -1,6 +1,7 @@
 """`promptplex push, list, show, validate`: tasks on a server or in a store's files."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -10,8 +11,7 @@ from app.cli.server import DEFAULT_SERVER, KeyOption, Row, ServerOption
 from app.cli.targets import ServerTarget, StoreTarget, Target
 from app.prompt import Prompt
 from app.serving.publishing.bundle import Bundle, read_bundle, text_bundle
-from app.serving.publishing.task_settings import parse_task
-from app.store.importers import import_prompt
+from app.serving.publishing.upload import draft_version
 from app.store.saved_tensors import SavedTensor
 from app.store.validation import validate_prompt
 
@@ -48,8 +48,8 @@ def push(
     as_json: JsonOption = False,
 ) -> None:
     """Publish a trained prompt or a text-only task as a new version of a task."""
-    bundle = _bundle(path, template)
-    answer = target_of(server, store, key).push(task or _named(bundle), bundle, alias)
+    bundle = replace(_bundle(path, template), alias=alias)
+    answer = target_of(server, store, key).push(task or _named(bundle), bundle)
     if as_json:
         typer.echo(json.dumps(answer, indent=2))
         return
@@ -132,12 +132,11 @@ def validate(
 ) -> None:
     """Check a prompt without publishing it: the file itself, and with --model whether it fits."""
     bundle = read_bundle(path)
-    parse_task(bundle.task)
-    if bundle.prompt is None:
+    beside: list[SavedTensor] = []
+    prompt = draft_version(bundle, beside.append).prompt
+    if prompt is None:
         typer.echo("a text-only task: no prompt to check")
         return
-    beside: list[SavedTensor] = []
-    prompt, _ = import_prompt(bundle.prompt, bundle.config, beside.append)
     typer.echo(f"{prompt.kind} of {prompt.num_virtual_tokens} virtual tokens, sha256:{prompt.digest}")
     if model is None:
         also = f" (beside it: {', '.join(tensor.name for tensor in beside)})" if beside else ""

@@ -32,7 +32,7 @@ def history_row(history: TaskHistory, versions: list[Row]) -> Row:
     }
 
 
-def identity_row(version: TaskVersion) -> Row:
+def _identity(version: TaskVersion) -> Row:
     """Return what tells a version from others."""
     return {
         "version": version.version,
@@ -45,7 +45,7 @@ def identity_row(version: TaskVersion) -> Row:
 
 def version_row(version: TaskVersion) -> Row:
     """Return a version in full."""
-    return identity_row(version) | {
+    return _identity(version) | {
         "template": version.template,
         "defaults": dict(version.defaults),
         "choices": list(version.choices),
@@ -54,6 +54,12 @@ def version_row(version: TaskVersion) -> Row:
         "base": dict(version.base),
         "provenance": dict(version.provenance),
     }
+
+
+def published_row(version: TaskVersion, release: Release | None) -> Row:
+    """Return a version that an upload made, or found, and the release that points an alias at it."""
+    number = None if release is None else release.number
+    return {"task_id": version.task_id, **_identity(version), "release": number}
 
 
 def moved_row(release: Release, alias: str) -> Row:

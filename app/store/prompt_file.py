@@ -4,6 +4,7 @@ Legend: p virtual tokens, d hidden size, l layer, Hk key/value heads, Dk and Dv 
 """
 
 import hashlib
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,35 +16,16 @@ from app.store.safetensors_file import (
     ITEM_BYTES,
     LENGTH_BYTES,
     MAX_HEADER_BYTES,
-    METADATA,
-    ParsedFile,
+    RawTensor,
+    SafetensorsFile,
+    encode_header,
     parse_safetensors,
 )
 from app.strict_json import canonical_json, excerpt
 
-__all__ = [
-    "FORMAT",
-    "ParsedFile",
-    "RawTensor",
-    "parse_safetensors",
-    "prompt_geometry",
-    "read_prompt",
-    "rewrite_prompt",
-    "write_prompt",
-]
-
 FORMAT = "promptplex.prompt"
 FORMAT_VERSION = "1"
 _KINDS = {kind.value: kind for kind in (PromptKind.SOFT, PromptKind.PREFIX)}
-
-
-@dataclass(frozen=True, slots=True)
-class RawTensor:
-    """A tensor's little-endian, contiguous bytes; numbers are moved, never converted."""
-
-    dtype: str  # safetensors' name
-    shape: tuple[int, ...]
-    data: bytes | memoryview
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,103 +36,87 @@ class _Shape:
     geometry: dict[str, object]  # goes into the metadata
 
 
-def write_prompt(
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """A prompt's canonical file, but for the tensors' bytes."""
+
+    kind: PromptKind
+    num_virtual_tokens: int
+    position_offset: int
+    tensors: dict[str, TensorInfo]  # in the order of their bytes
+    metadata: dict[str, str]
+    header: bytes
+
+    def prompt(self, data: bytes, digest: str | None = None) -> Prompt:
+        """Return the prompt of a whole file that begins with the header."""
+        return Prompt(
+            digest=digest or hashlib.sha256(data).hexdigest(),
+            kind=self.kind,
+            num_virtual_tokens=self.num_virtual_tokens,
+            position_offset=self.position_offset,
+            tensors=self.tensors,
+            data_start=len(self.header),
+            data=data,
+        )
+
+    def fill(self, tensors: Mapping[str, RawTensor]) -> Prompt:
+        """Return the prompt of these tensors. Raise PromptRejected where bytes don't fill a shape."""
+        for name, info in self.tensors.items():
+            if len(tensors[name].data) != info.end - info.begin:
+                raise PromptRejected("The bytes don't fill the shape", tensor=name)
+        return self.prompt(b"".join([self.header, *(tensors[name].data for name in self.tensors)]))
+
+
+def make_prompt(
     kind: PromptKind, tensors: Mapping[str, RawTensor], *, position_offset: int | None = None
-) -> bytes:
-    """Encode a prompt; the same content always gives the same bytes.
+) -> Prompt:
+    """Return the prompt of these tensors; the same content always gives the same bytes.
 
     `position_offset` is the position of the first token after the prompt; p where not given.
-    Raises PromptRejected where names, dtypes or shapes don't make a prompt of this kind.
+    Raise PromptRejected where names, dtypes or shapes don't make a prompt of this kind.
     """
-    infos = _lay_out({name: (raw.dtype, raw.shape) for name, raw in tensors.items()})
-    metadata = _describe(kind, infos, position_offset)
-    header = _header(infos, metadata)
-    if len(header) > LENGTH_BYTES + MAX_HEADER_BYTES:
-        raise PromptRejected("The prompt has too many layers for one file", found=f"{len(infos)} tensors")
-    for name, info in infos.items():
-        if len(tensors[name].data) != info.end - info.begin:
-            raise PromptRejected("The bytes don't fill the shape", tensor=name)
-    return b"".join([header, *(tensors[name].data for name in infos)])
+    return _lay_out(kind, tensors, position_offset).fill(tensors)
 
 
-def read_prompt(data: bytes) -> Prompt:
-    """Read a canonical file and verify all of it. Raises PromptRejected (UnsafeFile).
+def read_prompt(data: bytes, digest: str | None = None) -> Prompt:
+    """Read a canonical file and verify all of it but `digest`, its sha256 where the caller knows it.
 
     Bytes that mean a prompt but aren't the canonical encoding of it are refused: the digest is
-    the prompt's identity, so there must be one encoding. `rewrite_prompt` makes it.
+    the prompt's identity, so there must be one encoding. Raise PromptRejected (UnsafeFile).
     """
-    parsed = parse_safetensors(data)
-    kind, offset = _kind_and_offset(parsed)
-    infos = _lay_out({name: (info.dtype, info.shape) for name, info in parsed.tensors.items()})
-    if data[: parsed.data_start] != _header(infos, parsed.metadata):
+    layout = _layout_of(parse_safetensors(data))
+    if not data.startswith(layout.header):
         raise PromptRejected("The file is not in canonical form: import it again")
-    return Prompt(
-        digest=hashlib.sha256(data).hexdigest(),
-        kind=kind,
-        num_virtual_tokens=_shape(kind, infos).num_virtual_tokens,
-        position_offset=offset,
-        tensors=infos,
-        data_start=parsed.data_start,
-        data=data,
-    )
+    return layout.prompt(data, digest)
 
 
-def rewrite_prompt(data: bytes) -> bytes:
-    """Bring a file with canonical names and metadata, in whatever order, to the canonical bytes."""
-    parsed = parse_safetensors(data)
-    kind, offset = _kind_and_offset(parsed)
-    start = parsed.data_start
-    view = memoryview(data)
-    tensors = {
-        name: RawTensor(info.dtype, info.shape, view[start + info.begin : start + info.end])
-        for name, info in parsed.tensors.items()
-    }
-    return write_prompt(kind, tensors, position_offset=offset)
+def canonical_prompt(file: SafetensorsFile) -> Prompt:
+    """Return the prompt of a file with canonical names and metadata, in whatever order.
+
+    Its `data` is the file's own where that is canonical. Raise PromptRejected.
+    """
+    layout = _layout_of(file)
+    if file.data.startswith(layout.header):
+        return layout.prompt(file.data)
+    return layout.fill({name: file.tensor(name) for name in file.tensors})
 
 
 def prompt_geometry(prompt: Prompt) -> dict[str, object]:
-    """The prompt's shape as its metadata has it: JSON-able, for manifests."""
+    """Return the prompt's shape as its metadata has it: JSON-able, for manifests."""
     return _shape(prompt.kind, prompt.tensors).geometry
 
 
-def _lay_out(shapes: Mapping[str, tuple[str, tuple[int, ...]]]) -> dict[str, TensorInfo]:
-    """Byte ranges in the order of the names. One dtype, so that every tensor is aligned to it."""
-    infos: dict[str, TensorInfo] = {}
-    position = 0
-    dtypes = sorted({dtype for dtype, _ in shapes.values()})
-    if len(dtypes) > 1:
-        raise PromptRejected("All tensors of a prompt share one dtype", found=", ".join(dtypes))
-    for name in sorted(shapes):
-        dtype, shape = shapes[name]
-        size = ITEM_BYTES[dtype]
-        for dim in shape:
-            size *= dim
-        infos[name] = TensorInfo(dtype, shape, position, position + size)
-        position += size
-    return infos
-
-
-def _header(infos: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> bytes:
-    """Length and JSON, padded with spaces to 8 bytes as the safetensors library does."""
-    entries: dict[str, object] = {
-        name: {"dtype": info.dtype, "shape": info.shape, "data_offsets": [info.begin, info.end]}
-        for name, info in infos.items()
-    }
-    body = canonical_json({METADATA: metadata, **entries})
-    body += b" " * (-len(body) % 8)
-    return len(body).to_bytes(LENGTH_BYTES, "little") + body
-
-
-def _describe(
-    kind: PromptKind, infos: Mapping[str, TensorInfo], position_offset: int | None
-) -> dict[str, str]:
+def _lay_out(
+    kind: PromptKind, tensors: Mapping[str, RawTensor | TensorInfo], position_offset: int | None
+) -> _Layout:
+    infos = _in_name_order(tensors)
     shape = _shape(kind, infos)
-    offset = shape.num_virtual_tokens if position_offset is None else position_offset
-    allowed = {shape.num_virtual_tokens} if kind is PromptKind.SOFT else {0, shape.num_virtual_tokens}
-    if offset not in allowed:
-        expected = " or ".join(str(number) for number in sorted(allowed))
+    p = shape.num_virtual_tokens
+    offset = p if position_offset is None else position_offset
+    if offset not in ((p,) if kind is PromptKind.SOFT else (0, p)):
+        expected = str(p) if kind is PromptKind.SOFT else f"0 or {p}"
         raise PromptRejected("The position offset is impossible", expected=expected, found=str(offset))
-    return {
+    metadata = {
         "embedding_scale_applied": "false",
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -161,24 +127,42 @@ def _describe(
         "rotary_applied": "false",
         "task_type": "CAUSAL_LM",
     }
+    header = encode_header(infos, metadata)
+    if len(header) > LENGTH_BYTES + MAX_HEADER_BYTES:
+        raise PromptRejected("The prompt has too many layers for one file", found=f"{len(infos)} tensors")
+    return _Layout(kind, p, offset, infos, metadata, header)
 
 
-def _kind_and_offset(parsed: ParsedFile) -> tuple[PromptKind, int]:
-    """Compare the metadata with what the tensors say, key by key."""
-    found = parsed.metadata
+def _in_name_order(tensors: Mapping[str, RawTensor | TensorInfo]) -> dict[str, TensorInfo]:
+    """Byte ranges in the order of the names. One dtype, so that every tensor is aligned to it."""
+    infos: dict[str, TensorInfo] = {}
+    position = 0
+    dtypes = sorted({tensor.dtype for tensor in tensors.values()})
+    if len(dtypes) > 1:
+        raise PromptRejected("All tensors of a prompt share one dtype", found=", ".join(dtypes))
+    for name, tensor in sorted(tensors.items()):
+        size = math.prod(tensor.shape) * ITEM_BYTES[tensor.dtype]
+        infos[name] = TensorInfo(tensor.dtype, tensor.shape, position, position + size)
+        position += size
+    return infos
+
+
+def _layout_of(file: SafetensorsFile) -> _Layout:
+    """The layout of a file with canonical names and metadata; its metadata is compared key by key."""
+    found = file.metadata
     if found.get("format") != FORMAT:
         raise PromptRejected("This is not a promptplex prompt", expected=f"metadata format {FORMAT!r}")
     kind = _KINDS.get(found.get("kind", ""))
     if kind is None:
         raise _metadata_error("kind", "soft or prefix", found.get("kind"))
-    text = found.get("position_offset.dec", "")
-    if not re.fullmatch(r"0|[1-9][0-9]{0,8}", text):
-        raise _metadata_error("position_offset.dec", "a whole number", text)
-    expected = _describe(kind, parsed.tensors, int(text))
-    for key in sorted(expected.keys() | found.keys()):
-        if expected.get(key) != found.get(key):
-            raise _metadata_error(key, expected.get(key, "no such key"), found.get(key))
-    return kind, int(text)
+    offset = found.get("position_offset.dec", "")
+    if not re.fullmatch(r"0|[1-9][0-9]{0,8}", offset):
+        raise _metadata_error("position_offset.dec", "a whole number", offset)
+    layout = _lay_out(kind, file.tensors, int(offset))
+    for key in sorted(layout.metadata.keys() | found.keys()):
+        if layout.metadata.get(key) != found.get(key):
+            raise _metadata_error(key, layout.metadata.get(key, "no such key"), found.get(key))
+    return layout
 
 
 def _metadata_error(key: str, expected: str, found: str | None) -> PromptRejected:

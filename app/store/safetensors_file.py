@@ -8,12 +8,13 @@ and any name. We parse the header ourselves and refuse all of that. Layout of th
     the rest  the tensors' bytes, contiguous and without gaps
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from app.errors import PromptRejected, UnsafeFile
 from app.prompt import TensorInfo
-from app.strict_json import JsonError, excerpt, parse_json
+from app.strict_json import JsonError, canonical_json, excerpt, parse_json
 
 MAX_HEADER_BYTES = 64 * 1024
 MAX_TENSORS = 1024
@@ -41,18 +42,34 @@ _FOREIGN = (
 
 
 @dataclass(frozen=True, slots=True)
-class ParsedFile:
-    """A checked header. `tensors` come in the order of their bytes."""
+class RawTensor:
+    """A tensor's little-endian, contiguous bytes; numbers are moved, never converted."""
+
+    dtype: str  # safetensors' name
+    shape: tuple[int, ...]
+    data: bytes | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class SafetensorsFile:
+    """A file with a checked header. `tensors` come in the order of their bytes."""
 
     tensors: dict[str, TensorInfo]
     metadata: dict[str, str]
     data_start: int
+    data: bytes  # the whole file
+
+    def tensor(self, name: str) -> RawTensor:
+        """Return a tensor as a view of the file. Raise KeyError."""
+        info = self.tensors[name]
+        begin, end = self.data_start + info.begin, self.data_start + info.end
+        return RawTensor(info.dtype, info.shape, memoryview(self.data)[begin:end])
 
 
-def parse_safetensors(data: bytes) -> ParsedFile:
+def parse_safetensors(data: bytes) -> SafetensorsFile:
     """Parse and check the header of a whole file.
 
-    Raises UnsafeFile where the bytes are not strict safetensors, PromptRejected where they are
+    Raise UnsafeFile where the bytes are not strict safetensors, PromptRejected where they are
     but hold a dtype that no prompt has.
     """
     header = _header_bytes(data)
@@ -66,7 +83,18 @@ def parse_safetensors(data: bytes) -> ParsedFile:
         raise UnsafeFile("Too many tensors", expected=f"at most {MAX_TENSORS}", found=str(len(entries)))
     tensors = {name: _tensor(name, entry) for name, entry in entries.items()}
     data_start = LENGTH_BYTES + int.from_bytes(data[:LENGTH_BYTES], "little")
-    return ParsedFile(_in_byte_order(tensors, len(data) - data_start), metadata, data_start)
+    return SafetensorsFile(_in_byte_order(tensors, len(data) - data_start), metadata, data_start, data)
+
+
+def encode_header(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> bytes:
+    """Return length and JSON of a header, padded with spaces to 8 bytes as the safetensors library does."""
+    entries: dict[str, object] = {
+        name: {"dtype": info.dtype, "shape": info.shape, "data_offsets": [info.begin, info.end]}
+        for name, info in tensors.items()
+    }
+    body = canonical_json({METADATA: metadata, **entries})
+    body += b" " * (-len(body) % 8)
+    return len(body).to_bytes(LENGTH_BYTES, "little") + body
 
 
 def _header_bytes(data: bytes) -> bytes:
@@ -98,8 +126,9 @@ def _header_bytes(data: bytes) -> bytes:
 
 
 def _refuse_foreign(data: bytes) -> None:
-    """Name the well-known formats. Only asked where the bytes can't be safetensors: a header of
-    640 bytes starts like a pickle.
+    """Raise UnsafeFile that names a well-known format.
+
+    Call it only where the bytes can't be safetensors: a header of 640 bytes starts like a pickle.
     """
     for magic, message in _FOREIGN:
         if data.startswith(magic):
@@ -169,7 +198,7 @@ def _num_elements(shown: str, shape: tuple[int, ...]) -> int:
 
 
 def _in_byte_order(tensors: dict[str, TensorInfo], data_bytes: int) -> dict[str, TensorInfo]:
-    """Every byte of the data section must belong to exactly one tensor."""
+    """Return the tensors in the order of their bytes. Raise UnsafeFile unless each byte belongs to one."""
     ordered = sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end))
     position = 0
     for name, info in ordered:

@@ -15,8 +15,8 @@ from typing import Any
 from app.errors import PromptRejected
 from app.prompt import TensorInfo
 from app.store.numbers import DTYPES, as_bytes, as_float32
-from app.store.safetensors_file import ITEM_BYTES, LENGTH_BYTES, METADATA, ParsedFile, parse_safetensors
-from app.strict_json import JsonError, canonical_json, excerpt, parse_json
+from app.store.safetensors_file import ITEM_BYTES, SafetensorsFile, encode_header
+from app.strict_json import JsonError, excerpt, parse_json
 
 LEFT_OUT = "promptplex.left_out"
 ADVICE = "save the adapter again with save_pretrained(..., save_embedding_layers=False)"
@@ -39,51 +39,38 @@ class SavedTensor:
         return self.dtype if base_dtype == "float32" else DTYPES[base_dtype]
 
 
-def saved_tensors(data: bytes, parsed: ParsedFile, prompt: str) -> list[SavedTensor]:
-    """All but the tensor `prompt`, and what the metadata says was left out. Raises PromptRejected."""
-    beside = [_in_file(data, parsed, name) for name in sorted(parsed.tensors.keys() - {prompt})]
-    return beside + _left_out(parsed.metadata.get(LEFT_OUT))
+def saved_tensors(file: SafetensorsFile, prompt: str) -> tuple[SavedTensor, ...]:
+    """Return all but the tensor `prompt`, and what the metadata says was left out. Raise PromptRejected."""
+    beside = [_in_file(file, name) for name in sorted(file.tensors.keys() - {prompt})]
+    return (*beside, *_left_out(file.metadata.get(LEFT_OUT)))
 
 
-def holds_others(data: bytes, prompt: str) -> bool:
-    """Whether a file holds the tensor `prompt` and a few others. What isn't safetensors doesn't."""
-    try:
-        names = parse_safetensors(data).tensors.keys()
-    except PromptRejected:  # whoever imports it says why
-        return False
-    return prompt in names and 1 < len(names) <= 1 + _MAX_LEFT_OUT
+def holds_others(file: SafetensorsFile, prompt: str) -> bool:
+    """Return whether a file holds the tensor `prompt` and a few others."""
+    return prompt in file.tensors and 1 < len(file.tensors) <= 1 + _MAX_LEFT_OUT
 
 
-def without_others(data: bytes, prompt: str, *, rows: int, base_dtype: str) -> bytes:
-    """A file that `holds_others` with the tensor `prompt` alone; the others are described in its metadata.
+def without_others(file: SafetensorsFile, prompt: str, *, rows: int, base_dtype: str) -> bytes:
+    """Return a file that `holds_others` with the tensor `prompt` alone; its metadata describes the others.
 
-    `rows` and `base_dtype` (torch's name) are the base's. Raises PromptRejected.
+    `rows` and `base_dtype` (torch's name) are the base's. Raise PromptRejected.
     """
-    parsed = parse_safetensors(data)
-    others = saved_tensors(data, parsed, prompt)
-    described = [_described(saved, rows, base_dtype) for saved in others]
-    info = parsed.tensors[prompt]
-    metadata = parsed.metadata | {LEFT_OUT: json.dumps(described)}
-    entry = {"dtype": info.dtype, "shape": list(info.shape), "data_offsets": [0, info.end - info.begin]}
-    header = canonical_json({METADATA: metadata, prompt: entry})
-    return len(header).to_bytes(LENGTH_BYTES, "little") + header + bytes(_bytes_of(data, parsed, info))
+    described = [_described(saved, rows, base_dtype) for saved in saved_tensors(file, prompt)]
+    kept = file.tensor(prompt)
+    info = TensorInfo(kept.dtype, kept.shape, 0, len(kept.data))
+    return encode_header({prompt: info}, file.metadata | {LEFT_OUT: json.dumps(described)}) + kept.data
 
 
-def _in_file(data: bytes, parsed: ParsedFile, name: str) -> SavedTensor:
-    info = parsed.tensors[name]
-    if not info.shape or 0 in info.shape:
-        raise PromptRejected("Unexpected tensor", tensor=excerpt(name), found=str(list(info.shape)))
-    held = _bytes_of(data, parsed, info)
-    row = math.prod(info.shape[1:]) * ITEM_BYTES[info.dtype]
+def _in_file(file: SafetensorsFile, name: str) -> SavedTensor:
+    held = file.tensor(name)
+    if not held.shape or 0 in held.shape:
+        raise PromptRejected("Unexpected tensor", tensor=excerpt(name), found=str(list(held.shape)))
+    row = math.prod(held.shape[1:]) * ITEM_BYTES[held.dtype]
 
     def digest(rows: int, dtype: str) -> str:
-        return _digest(held[: rows * row], info.dtype, dtype)
+        return _digest(memoryview(held.data)[: rows * row], held.dtype, dtype)
 
-    return SavedTensor(name=name, shape=info.shape, dtype=info.dtype, digest=digest)
-
-
-def _bytes_of(data: bytes, parsed: ParsedFile, info: TensorInfo) -> memoryview:
-    return memoryview(data)[parsed.data_start + info.begin : parsed.data_start + info.end]
+    return SavedTensor(name=name, shape=held.shape, dtype=held.dtype, digest=digest)
 
 
 def _digest(data: memoryview, dtype: str, wanted: str) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 from app.main import assemble
@@ -25,10 +26,8 @@ STORE = Path("prompts_store")
 
 async def publish(publishing: PublishingService, directory: Path) -> UploadResult:
     """Upload one directory. ValueError where the served model misses one of its own examples."""
-    bundle = read_bundle(directory)
-    result = await publishing.upload(
-        directory.name, prompt=bundle.prompt, config=bundle.config, task=bundle.task, who="make demo"
-    )
+    upload = replace(read_bundle(directory), who="make demo")
+    result = await publishing.upload(directory.name, upload)
     for example in result.examples:
         if not example.matches:
             raise ValueError(

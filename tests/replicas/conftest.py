@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from app.prompt import Prompt, PromptKind
-from app.store.prompt_file import RawTensor, read_prompt, write_prompt
+from app.store.prompt_file import make_prompt
+from app.store.safetensors_file import RawTensor
 from tests.bases import save_tiny_llama
 from tests.cli.conftest import Server
 from tests.store.fault_proxy import FaultProxy
@@ -73,7 +74,7 @@ class Cluster:
 def soft_prompt(seed: int, virtual_tokens: int = 8) -> Prompt:
     rows = np.random.default_rng(seed).standard_normal((virtual_tokens, HIDDEN)).astype("<f4")
     tensor = RawTensor("F32", rows.shape, rows.tobytes())
-    return read_prompt(write_prompt(PromptKind.SOFT, {"dec.embeds": tensor}))
+    return make_prompt(PromptKind.SOFT, {"dec.embeds": tensor})
 
 
 @pytest.fixture(scope="module")

@@ -22,9 +22,11 @@ from app.serving.generation import GenerationService
 from app.serving.generation_request import GenerationRequest, Outcome
 from app.serving.parameters import DEFAULT_MAX_NEW_TOKENS
 from app.serving.publishing.publisher import PublishingService
+from app.serving.publishing.upload import Upload
 from app.serving.structured_output.grammars import Grammars
 from app.store.cache.prompt_cache import PromptCache
 from app.store.prompt_store import PromptStore, open_store
+from app.store.source_files import CONFIG, PROMPT
 from tests.oracle import saved, tuned
 from tests.text.tokenizer_zoo import tokenizer_of
 from tests.tiny_models import packed_backbone, tiny_model
@@ -138,6 +140,14 @@ def running_stack(
         generation.close()
         publishing.close()
         source.close()
+
+
+def upload_of(
+    prompt: bytes | None = None, config: bytes | None = None, task: Any = None, **more: Any
+) -> Upload:
+    files = {PROMPT: prompt, CONFIG: config}
+    given = {name: data for name, data in files.items() if data is not None}
+    return Upload(files=given, task=task, **more)
 
 
 def run(work: Coroutine[Any, Any, _T]) -> _T:

@@ -21,7 +21,7 @@ from app.serving.generation_request import GenerationRequest, GenerationResult
 from app.serving.parameters import parse_parameters
 from app.serving.publishing.publisher import UploadResult
 from tests.oracle import greedy, prefix_config, soft_config
-from tests.serving.stack import BASE_NAME, POSITIONS, Stack, run, running_stack
+from tests.serving.stack import BASE_NAME, POSITIONS, Stack, run, running_stack, upload_of
 from tests.waiting import PATIENCE, eventually, wait_until
 
 
@@ -36,8 +36,7 @@ def generate(stack: Stack, inputs: Any, task: str | None = None, **parameters: A
 
 
 def publish(stack: Stack, task_id: str, **parts: Any) -> UploadResult:
-    given = {"prompt": None, "config": None, "task": None} | parts
-    return run(stack.publishing.upload(task_id, **given))
+    return run(stack.publishing.upload(task_id, upload_of(**parts)))
 
 
 def token_ids(result: GenerationResult) -> list[int]:

@@ -14,7 +14,7 @@ from app.errors import RequestTooLong
 from app.serving.generation_request import GenerationRequest
 from app.serving.parameters import Layer
 from app.text.chat import ChatTemplate, Message
-from tests.serving.stack import Stack, running_stack
+from tests.serving.stack import Stack, running_stack, upload_of
 from tests.text.chat_templates import SOURCES, with_template
 
 soak = partial(pytest.param, marks=pytest.mark.soak)
@@ -108,5 +108,5 @@ def test_a_template_is_measured_before_it_is_tried(stack: Stack) -> None:
     source = "{a}" + "the film was {a} " * 60 + "cold, " * 10_000
     begin = time.process_time()
     with pytest.raises(RequestTooLong, match=r"own text has|more tokens than the base"):
-        asyncio.run(stack.publishing.upload("long", prompt=None, config=None, task={"template": source}))
+        asyncio.run(stack.publishing.upload("long", upload_of(task={"template": source})))
     assert time.process_time() - begin < 2

@@ -12,8 +12,10 @@ from app.errors import PromptRejected
 from app.prompt import LayerGeometry, ModelGeometry, Prompt, PromptKind, TaskVersion, VersionDraft
 from app.sites import Site
 from app.store.importers import import_prompt
-from app.store.prompt_file import RawTensor, read_prompt, write_prompt
+from app.store.prompt_file import make_prompt
 from app.store.prompt_store import PromptStore
+from app.store.safetensors_file import RawTensor
+from app.store.source_files import CONFIG, PROMPT, Imported
 from app.store.validation import validate_prompt
 
 HIDDEN, LAYERS, HEADS, HEAD_DIM = 16, 2, 2, 4
@@ -44,7 +46,7 @@ def raw(shape: tuple[int, ...], seed: int = 0, dtype: str = "F32") -> RawTensor:
 
 
 def soft(p: int = 3, hidden: int = HIDDEN, seed: int = 0, dtype: str = "F32") -> Prompt:
-    return read_prompt(write_prompt(PromptKind.SOFT, {"dec.embeds": raw((p, hidden), seed, dtype)}))
+    return make_prompt(PromptKind.SOFT, {"dec.embeds": raw((p, hidden), seed, dtype)})
 
 
 def prefix_tensors(
@@ -58,7 +60,7 @@ def prefix_tensors(
 
 
 def prefix(p: int = 3, layers: int = LAYERS, seed: int = 0, dtype: str = "F32") -> Prompt:
-    return read_prompt(write_prompt(PromptKind.PREFIX, prefix_tensors(p, layers, seed, dtype)))
+    return make_prompt(PromptKind.PREFIX, prefix_tensors(p, layers, seed, dtype))
 
 
 def file_bytes(header: Mapping[str, Any] | bytes, data: bytes = b"") -> bytes:
@@ -112,9 +114,15 @@ def upload(
     base: ModelGeometry | None = None,
 ) -> TaskVersion:
     """What the server does with an upload, without the server."""
-    prompt, provenance = import_prompt(weights, config)
-    validate_prompt(prompt, base or geometry())
-    return store.publish(task_id, VersionDraft(prompt=prompt, provenance=provenance))[0]
+    imported = imported_from(weights, config)
+    validate_prompt(imported.prompt, base or geometry())
+    draft = VersionDraft(prompt=imported.prompt, provenance=imported.provenance)
+    return store.publish(task_id, draft)[0]
+
+
+def imported_from(weights: bytes | None, config: bytes | None) -> Imported:
+    files = {PROMPT: weights, CONFIG: config}
+    return import_prompt({name: data for name, data in files.items() if data is not None})
 
 
 def tree(root: Path) -> dict[str, bytes]:

@@ -127,7 +127,7 @@ def test_a_directory_to_import(name: str, harm: str, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"holds no prompt|can't be read"):
             read_bundle(tmp_path)
     else:
-        assert read_bundle(tmp_path).prompt == b"weights"
+        assert read_bundle(tmp_path).files["prompt"] == b"weights"
 
 
 def test_exactly_the_bound_is_read(tmp_path: Path) -> None:

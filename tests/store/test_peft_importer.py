@@ -1,5 +1,6 @@
 """PEFT directories: tensor for tensor what PEFT itself feeds the model, and nothing ambiguous."""
 
+import hashlib
 import json
 from typing import Any
 
@@ -10,10 +11,10 @@ import torch
 
 from app.errors import PromptRejected
 from app.prompt import Prompt, PromptKind
-from app.store.importers import import_prompt
-from app.store.importers.peft import import_peft, parse_config
+from app.store.importers.peft import parse_config
+from app.store.source_files import SourceFile
 from app.store.validation import validate_prompt
-from tests.store.builders import HIDDEN, geometry, peft_files, soft
+from tests.store.builders import HIDDEN, geometry, imported_from, peft_files, soft
 from tests.store.conftest import Adapter
 
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -22,6 +23,10 @@ _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 def as_torch(prompt: Prompt, name: str) -> torch.Tensor:
     info = prompt.tensors[name]
     return torch.frombuffer(bytearray(prompt.tensor_bytes(name)), dtype=_DTYPES[info.dtype]).view(info.shape)
+
+
+def import_peft(config: bytes, weights: bytes) -> Prompt:
+    return imported_from(weights, config).prompt
 
 
 def check_equals_peft(adapter: Adapter) -> Prompt:
@@ -52,12 +57,13 @@ def test_half_precision_is_moved_bit_by_bit(half_adapter: Adapter) -> None:
 
 
 def test_provenance(adapter: Adapter) -> None:
-    prompt, provenance = import_prompt(adapter.weights, adapter.config)
-    assert provenance["source_format"] == "peft"
-    assert provenance["source_kind"] == json.loads(adapter.config)["peft_type"]
-    again, provenance = import_prompt(prompt.data, None)
-    assert again == prompt
-    assert provenance["source_format"] == "promptplex"
+    imported = imported_from(adapter.weights, adapter.config)
+    assert imported.provenance["source_format"] == "peft"
+    assert imported.provenance["source_kind"] == json.loads(adapter.config)["peft_type"]
+    assert imported.provenance["source_sha256"] == hashlib.sha256(adapter.weights).hexdigest()
+    again = imported_from(imported.prompt.data, None)
+    assert again.prompt == imported.prompt
+    assert again.provenance == {"source_format": "promptplex", "source_sha256": imported.prompt.digest}
 
 
 @pytest.mark.parametrize(
@@ -127,7 +133,7 @@ def test_config_is_parsed_strictly(config: bytes, reason: str) -> None:
 def test_fields_of_later_versions_are_ignored() -> None:
     weights, config = peft_files(brand_new_field={"a": [1.5]})
     assert import_peft(config, weights).num_virtual_tokens == 3
-    assert parse_config(config).base_name is None
+    assert parse_config(SourceFile(config)).base_name is None
 
 
 @pytest.mark.parametrize(
@@ -175,7 +181,7 @@ def test_a_state_dicts_name_for_the_prompt(name: str) -> None:
     with pytest.raises(PromptRejected, match="p-tuning makes its prompt from"):
         import_peft(peft_files(peft_type="P_TUNING")[1], weights)
     with pytest.raises(PromptRejected, match=r"send its adapter_config\.json"):
-        import_prompt(weights, None)
+        imported_from(weights, None)
 
 
 def test_refuses_other_tensors() -> None:
@@ -193,16 +199,16 @@ def test_refuses_other_tensors() -> None:
 def test_a_file_alone_and_a_config_alone() -> None:
     weights, config = peft_files()
     with pytest.raises(PromptRejected, match=r"send its adapter_config\.json"):
-        import_prompt(weights, None)
+        imported_from(weights, None)
     with pytest.raises(PromptRejected, match=r"send adapter_model\.safetensors"):
-        import_prompt(None, config)
+        imported_from(None, config)
     with pytest.raises(PromptRejected, match=r"send adapter_model\.safetensors"):
-        import_prompt(b"", None)
+        imported_from(b"", None)
     with pytest.raises(PromptRejected, match="neither a PEFT adapter"):
-        import_prompt(peft_files(name="x")[0], None)
+        imported_from(peft_files(name="x")[0], None)
     with pytest.raises(PromptRejected, match="Unexpected tensor"):
-        import_prompt(soft().data, config)
-    assert import_prompt(weights, config)[0].num_virtual_tokens == 3
+        imported_from(soft().data, config)
+    assert imported_from(weights, config).prompt.num_virtual_tokens == 3
 
 
 def test_equal_prompts_from_different_files_have_one_digest() -> None:

@@ -13,14 +13,8 @@ from hypothesis import strategies as st
 
 from app.errors import PromptRejected
 from app.prompt import PromptKind
-from app.store.prompt_file import (
-    RawTensor,
-    parse_safetensors,
-    prompt_geometry,
-    read_prompt,
-    rewrite_prompt,
-    write_prompt,
-)
+from app.store.prompt_file import canonical_prompt, make_prompt, prompt_geometry, read_prompt
+from app.store.safetensors_file import RawTensor, parse_safetensors
 from tests.store.builders import file_bytes, prefix, prefix_tensors, raw, soft
 
 SOFT, PREFIX = PromptKind.SOFT, PromptKind.PREFIX
@@ -43,9 +37,10 @@ def test_prefix_round_trip(
         for layer in range(layers)
         for side in (0, 1)
     }
-    data = write_prompt(PREFIX, tensors)
-    assert data == write_prompt(PREFIX, dict(reversed(tensors.items())))
-    prompt = read_prompt(data)
+    prompt = make_prompt(PREFIX, tensors)
+    data = prompt.data
+    assert data == make_prompt(PREFIX, dict(reversed(tensors.items()))).data
+    assert prompt == read_prompt(data) == canonical_prompt(parse_safetensors(data))
     assert (prompt.kind, prompt.num_virtual_tokens, prompt.position_offset) == (PREFIX, p, p)
     assert prompt.digest == hashlib.sha256(data).hexdigest()
     assert prompt.data_start % 8 == 0
@@ -82,7 +77,7 @@ def test_bytes_are_pinned() -> None:
     """Digests name prompts for ever: an encoding that changes would orphan every stored one."""
     one = RawTensor("F32", (1, 2), np.array([1, -2], dtype="<f4").tobytes())
     digest = "5b33aa5fa220a6745240158afb8b8525c76e7353cfbac02f6eac90a54b567f5c"
-    assert hashlib.sha256(write_prompt(SOFT, {"dec.embeds": one})).hexdigest() == digest
+    assert make_prompt(SOFT, {"dec.embeds": one}).digest == digest
 
 
 def test_geometry() -> None:
@@ -94,7 +89,7 @@ def test_geometry() -> None:
 
 
 def test_a_prefix_may_keep_positions_at_zero() -> None:
-    prompt = read_prompt(write_prompt(PREFIX, prefix_tensors(p=3), position_offset=0))
+    prompt = read_prompt(make_prompt(PREFIX, prefix_tensors(p=3), position_offset=0).data)
     assert (prompt.num_virtual_tokens, prompt.position_offset) == (3, 0)
     assert prompt.digest != prefix(p=3).digest
 
@@ -111,9 +106,9 @@ def test_other_encodings_of_a_prompt_are_rewritten_to_the_same_digest() -> None:
     foreign = safetensors.numpy.save(
         dict(reversed(arrays.items())), metadata=dict(reversed(metadata.items()))
     )
-    assert rewrite_prompt(foreign) == prompt.data
+    assert canonical_prompt(parse_safetensors(foreign)) == prompt
     loose = file_bytes(json.dumps(json.loads(prompt.data[8:start])).encode(), prompt.data[start:])
-    assert rewrite_prompt(loose) == prompt.data
+    assert canonical_prompt(parse_safetensors(loose)) == prompt
     with pytest.raises(PromptRejected, match="not in canonical form"):
         read_prompt(loose)
 
@@ -156,7 +151,7 @@ WRITE_REFUSED: dict[str, tuple[PromptKind, dict[str, RawTensor], int | None, str
 def test_write_refuses(name: str) -> None:
     kind, tensors, offset, reason = WRITE_REFUSED[name]
     with pytest.raises(PromptRejected) as caught:
-        write_prompt(kind, tensors, position_offset=offset)
+        make_prompt(kind, tensors, position_offset=offset)
     assert reason in caught.value.message
 
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from app.errors import PromptRejected
 from app.prompt import LayerGeometry, Prompt, PromptKind
-from app.store.prompt_file import RawTensor, read_prompt, write_prompt
+from app.store.prompt_file import make_prompt
+from app.store.safetensors_file import RawTensor
 from app.store.validation import validate_prompt
 from tests.store.builders import HEAD_DIM, HEADS, geometry, prefix, prefix_tensors, raw, refusal_of, soft
 
@@ -59,16 +60,14 @@ def test_keys_and_values_of_different_widths() -> None:
         "dec.self.0.k": raw((2, 3, 4), 0),
         "dec.self.0.v": raw((2, 3, 6), 1),
     }
-    prompt = read_prompt(write_prompt(PromptKind.PREFIX, tensors))
+    prompt = make_prompt(PromptKind.PREFIX, tensors)
     assert refusal_of(validate_prompt, prompt, geometry(decoder=(LayerGeometry(2, 4, 6),))) is None
 
 
 def with_bits(source: str, bits: int) -> Prompt:
     words = np.zeros((3, 16), dtype=_NUMPY[source])
     words[1, 2] = bits
-    return read_prompt(
-        write_prompt(PromptKind.SOFT, {"dec.embeds": RawTensor(source, (3, 16), words.tobytes())})
-    )
+    return make_prompt(PromptKind.SOFT, {"dec.embeds": RawTensor(source, (3, 16), words.tobytes())})
 
 
 @settings(max_examples=300, deadline=None)
@@ -107,4 +106,4 @@ def test_every_layer_is_looked_at() -> None:
     bad = np.full((HEADS, 3, HEAD_DIM), np.nan, dtype="<f4")
     tensors["dec.self.1.v"] = RawTensor("F32", bad.shape, bad.tobytes())
     with pytest.raises(PromptRejected, match=r"tensor: dec\.self\.1\.v"):
-        validate_prompt(read_prompt(write_prompt(PromptKind.PREFIX, tensors)), geometry())
+        validate_prompt(make_prompt(PromptKind.PREFIX, tensors), geometry())

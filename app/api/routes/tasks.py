@@ -14,7 +14,7 @@ from app.api.schemas.answers import Moved, Published, Retirement, TaskPage, Task
 from app.api.schemas.bodies import JsonRoute
 from app.api.schemas.generate import AliasRequest, ErrorEnvelope, ReasonRequest, RollbackRequest
 from app.api.state import Services, services
-from app.api.uploads import read_parts, upload_form
+from app.api.uploads import read_upload, upload_form
 from app.errors import InvalidRequest
 from app.keys.key import Scope
 from app.serving.catalog import TaskDetail, TaskSummary, VersionState
@@ -22,8 +22,8 @@ from app.serving.publishing.publisher import UploadResult
 from app.serving.task_rows import (
     Row,
     history_row,
-    identity_row,
     moved_row,
+    published_row,
     retirement_row,
     task_row,
     version_row,
@@ -36,7 +36,6 @@ audit = logging.getLogger("promptplex.audit")
 router = APIRouter(prefix="/tasks", tags=["tasks"], route_class=JsonRoute)
 
 MAX_PAGE = 1000
-NO_ALIAS = "none"
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorEnvelope} for status in (400, 403, 404, 408, 409, 413, 415, 422, 500, 503, 507)
 }
@@ -107,19 +106,10 @@ async def publish(
     calling.require(task_id)
     with behind.publishing.place():
         async with upload_form(request) as form, behind.publishing.slot():
-            parts = await read_parts(form)
-            if parts.task is not None and parts.task.get("examples"):
+            upload = await read_upload(form, alias=alias, who=calling.who)
+            if upload.task is not None and upload.task.get("examples"):
                 calling.require_generation("The examples of an upload are answered by the model")
-            result = await behind.publishing.upload(
-                task_id,
-                prompt=parts.prompt,
-                config=parts.config,
-                task=parts.task,
-                alias=None if alias == NO_ALIAS else alias or DEFAULT_ALIAS,
-                alias_given=alias is not None,
-                who=calling.who,
-                tenant=calling.tenant,
-            )
+            result = await behind.publishing.upload(task_id, upload, tenant=calling.tenant)
     _record(calling, f"uploaded version {result.version.version}", task_id, result.release)
     return JSONResponse(_uploaded(result), 201 if result.created else 200)
 
@@ -233,10 +223,7 @@ def _version(state: VersionState) -> Row:
 
 
 def _uploaded(result: UploadResult) -> Row:
-    return {
-        "task_id": result.version.task_id,
-        **identity_row(result.version),
-        "release": None if result.release is None else result.release.number,
+    return published_row(result.version, result.release) | {
         "warnings": list(result.warnings),
         "examples": [asdict(report) for report in result.examples],
     }

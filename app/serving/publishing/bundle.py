@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from app.serving.publishing.upload import Upload
 from app.store.blobs import MAX_BLOB_BYTES
 from app.store.bounded import read_bounded
+from app.store.source_files import CONFIG, PROMPT
 from app.strict_json import JsonError, parse_json
 
 PEFT_WEIGHTS = "adapter_model.safetensors"
@@ -24,19 +26,16 @@ _WHOLE_MODEL = "model*.safetensors"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bundle:
-    """The parts of one upload; a text-only task has no `prompt`."""
+class Bundle(Upload):
+    """An upload from a disk."""
 
     name: str  # the directory's or file's own name: the task id where none is given
-    prompt: bytes | None
-    config: bytes | None
-    task: dict[str, Any] | None
 
 
 def read_bundle(path: Path, *, template: str | None = None) -> Bundle:
     """Read a PEFT directory, a directory with one .safetensors file, or such a file alone.
 
-    Raises ValueError when there is nothing to push, FileNotFoundError when there is no such path.
+    Raise ValueError when there is nothing to push, FileNotFoundError when there is no such path.
     """
     weights = _find_weights(path)
     task = _read_task(path / TASK_FILE) if path.is_dir() else {}
@@ -44,17 +43,13 @@ def read_bundle(path: Path, *, template: str | None = None) -> Bundle:
         task["template"] = template
     if weights is None and not (task and _is_text_only(path)):
         raise ValueError(_nothing_found(path))
-    return Bundle(
-        name=_task_name(path),
-        prompt=_read(weights, MAX_BLOB_BYTES) if weights else None,
-        config=_read_config(path, weights),
-        task=task or None,
-    )
+    files = {} if weights is None else _read_files(path, weights)
+    return Bundle(name=_task_name(path), files=files, task=task or None)
 
 
 def text_bundle(template: str) -> Bundle:
-    """A task without anything learned: a template alone."""
-    return Bundle(name="", prompt=None, config=None, task={"template": template})
+    """Return a task without anything learned: a template alone."""
+    return Bundle(name="", files={}, task={"template": template})
 
 
 def _find_weights(path: Path) -> Path | None:
@@ -78,12 +73,13 @@ def _find_weights(path: Path) -> Path | None:
     return found[0] if found else None
 
 
-def _read_config(path: Path, weights: Path | None) -> bytes | None:
-    """The configuration beside the weights; a single file of another name speaks for itself."""
-    if weights is None or not (path.is_dir() or weights.name == PEFT_WEIGHTS):
-        return None
+def _read_files(path: Path, weights: Path) -> dict[str, bytes]:
+    """The weights and the configuration beside them; a single file of another name speaks for itself."""
+    files = {PROMPT: _read(weights, MAX_BLOB_BYTES)}
     config = weights.with_name(PEFT_CONFIG)
-    return _read(config, MAX_JSON_BYTES) if config.is_file() else None
+    if (path.is_dir() or weights.name == PEFT_WEIGHTS) and config.is_file():
+        files[CONFIG] = _read(config, MAX_JSON_BYTES)
+    return files
 
 
 def _read(path: Path, limit: int) -> bytes:

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import time
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -94,13 +95,7 @@ class ImportWatcher:
     async def _publish(self, name: str, bundle: Bundle) -> UploadResult:
         check_task_id(name)
         async with self._publishing.slot():
-            return await self._publishing.upload(
-                name,
-                prompt=bundle.prompt,
-                config=bundle.config,
-                task=bundle.task,
-                who="import-dir",
-            )
+            return await self._publishing.upload(name, replace(bundle, who="import-dir"))
 
 
 def _read_still(directory: Path, look: _Look) -> Bundle:

@@ -7,10 +7,10 @@ is stored (it had to be, to run), but no alias ever means it unless it passes la
 import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from app.concurrency import Workers
 from app.errors import (
@@ -25,15 +25,13 @@ from app.prompt import Prompt, PromptKind, TaskVersion, VersionDraft
 from app.serving.compatibility import vouched_base
 from app.serving.generation import GenerationService
 from app.serving.publishing.own_embeddings import OwnEmbeddings
-from app.serving.publishing.task_settings import TaskSettings, parse_task
 from app.serving.publishing.trial_run import ExampleReport, TrialRun, fixed_inputs, trial_ask
-from app.store.importers import import_prompt
+from app.serving.publishing.upload import Upload, draft_version, needs_release, release_version
 from app.store.prompt_store import PromptStore, Release
-from app.store.references import DEFAULT_ALIAS, check_alias, check_task_id
+from app.store.references import check_task_id
 
 _T = TypeVar("_T")
 
-MAX_CONFIG_BYTES = 1 << 20
 _THREADS = 2  # uploads that are worked on at once
 _MAX_WAITING = 8  # uploads that wait for them, each with its bytes on disk
 
@@ -89,49 +87,26 @@ class PublishingService:
         async with self._slots:
             yield
 
-    async def upload(
-        self,
-        task_id: str,
-        *,
-        prompt: bytes | None,
-        config: bytes | None,
-        task: Mapping[str, Any] | None,
-        alias: str | None = DEFAULT_ALIAS,
-        alias_given: bool = False,
-        who: str = "",
-        tenant: str = "",
-    ) -> UploadResult:
-        """Publish a version and point `alias` at it (None: at nothing). The trial runs as `tenant`.
+    async def upload(self, task_id: str, upload: Upload, *, tenant: str = "") -> UploadResult:
+        """Publish a version, try it as `tenant`, and point the upload's alias at it.
 
-        An existing version's alias moves only where `alias_given`, or where no release has named
-        the version yet, as after a crash between storing and releasing.
-        Raises InvalidRequest, PromptRejected (UnsafeFile), StoreFull, Unavailable.
+        Raise InvalidRequest, PromptRejected (UnsafeFile), StoreFull, Unavailable.
         """
-        self._check_names(task_id, alias)
-        beside = OwnEmbeddings(self._generation.engine.backbone)
-        draft = await self._in_thread(lambda: self._draft(prompt, config, task, who, alias, beside))
+        self._check_task_id(task_id)
+        own = OwnEmbeddings(self._generation.engine.backbone)
+        draft = await self._in_thread(lambda: self._draft(upload, own))
         version, created = await self._in_thread(lambda: self._store.publish(task_id, draft))
         if draft.prompt is not None:
             self._on_stored(draft.prompt)
-        wanted = alias is not None and (
-            created or alias_given or await self._in_thread(lambda: self._is_new(version))
+        is_released = await self._in_thread(
+            lambda: needs_release(self._store, upload, version, created=created)
         )
-        if not created and not wanted:
-            return UploadResult(
-                version=version, created=False, release=None, examples=(), warnings=tuple(beside.warnings)
-            )
-        examples = await self._try(version, tenant)
+        examples = await self._try(version, tenant) if created or is_released else ()
         release = None
-        if wanted and alias is not None:
-            release = await self.change(
-                lambda store: store.move_alias(task_id, alias, version.version, who=who, why="upload")
-            )
+        if is_released:
+            release = await self.change(lambda store: release_version(store, upload, version))
         return UploadResult(
-            version=version,
-            created=created,
-            release=release,
-            examples=examples,
-            warnings=tuple(beside.warnings),
+            version=version, created=created, release=release, examples=examples, warnings=tuple(own.warnings)
         )
 
     async def change(self, work: Callable[[PromptStore], Release]) -> Release:
@@ -148,74 +123,20 @@ class PublishingService:
     async def _in_thread(self, work: Callable[[], _T], threads: Executor | None = None) -> _T:
         return await asyncio.get_running_loop().run_in_executor(threads or self._threads, work)
 
-    def _check_names(self, task_id: str, alias: str | None) -> None:
-        check_task_id(task_id)
-        if alias is not None:
-            check_alias(alias)
-        if task_id == self._generation.base_name:
+    def _check_task_id(self, task_id: str) -> None:
+        if check_task_id(task_id) == self._generation.base_name:
             raise InvalidRequest(
                 f"{task_id!r} is the name of the base model; choose another task id.", param="task_id"
             )
 
-    def _is_new(self, version: TaskVersion) -> bool:
-        """Whether its upload ended before the release that was wanted."""
-        if version.provenance.get("meant_for") is None:
-            return False
-        releases = self._store.history(version.task_id).releases
-        return all(version.version not in release.manifest_digests for release in releases)
-
-    # -- before anything is stored ----------------------------------------------------------
-
-    def _draft(
-        self,
-        prompt: bytes | None,
-        config: bytes | None,
-        task: Mapping[str, Any] | None,
-        who: str,
-        alias: str | None,
-        beside: OwnEmbeddings,
-    ) -> VersionDraft:
-        settings = parse_task(task)
-        learned, provenance = self._learned(prompt, config, settings, beside)
-        draft = VersionDraft(
-            prompt=learned,
-            template=settings.template,
-            defaults=settings.defaults,
-            choices=settings.choices,
-            examples=settings.examples,
-            notes=settings.notes,
-            base=settings.base,
-            provenance={
-                **provenance,
-                **vouched_base(self._generation.engine.geometry),
-                "uploader": who,
-                "meant_for": alias,  # None: uploaded so that no alias would mean it
-                "metrics": dict(settings.metrics),
-            },
-        )
+    def _draft(self, upload: Upload, own: OwnEmbeddings) -> VersionDraft:
+        """Check all that can be checked before anything is stored."""
+        draft = draft_version(upload, own.check)
+        if draft.prompt is not None:
+            self._admission.compatibility.validate(draft.prompt)
         self._check_room(draft)
-        return draft
-
-    def _learned(
-        self, prompt: bytes | None, config: bytes | None, settings: TaskSettings, beside: OwnEmbeddings
-    ) -> tuple[Prompt | None, Mapping[str, Any]]:
-        if prompt is None:
-            if config is not None:
-                raise InvalidRequest(
-                    "There is a config without a prompt: send adapter_model.safetensors as part 'prompt'.",
-                    param="prompt",
-                )
-            if settings.template is None:
-                raise InvalidRequest(
-                    "There is nothing to publish: send a prompt, or a task with a template, or both.",
-                    param="prompt",
-                )
-            return None, {"source_format": "template"}
-        if config is not None and len(config) > MAX_CONFIG_BYTES:
-            raise InvalidRequest(f"The config exceeds {MAX_CONFIG_BYTES} bytes.", param="config")
-        learned, provenance = import_prompt(prompt, config, beside.check)
-        self._admission.compatibility.validate(learned)
-        return learned, provenance
+        vouched = vouched_base(self._generation.engine.geometry)
+        return replace(draft, provenance={**(draft.provenance or {}), **vouched})
 
     def _check_room(self, draft: VersionDraft) -> None:
         """The template with some text, and every example, must fit the base beside the prompt."""
@@ -228,8 +149,6 @@ class PublishingService:
                 self._admission.admit_version(version, trial_ask(inputs))
             except RequestTooLong as error:
                 raise RequestTooLong(f"{param} doesn't fit: {error.message}", param=param) from None
-
-    # -- after it is stored -----------------------------------------------------------------
 
     async def _try(self, version: TaskVersion, tenant: str) -> tuple[ExampleReport, ...]:
         try:

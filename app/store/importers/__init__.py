@@ -1,56 +1,37 @@
-"""Foreign checkpoints -> Prompt. Which importer reads what is decided here; importers don't know
-each other. Nothing uploaded is imported, unpickled, executed or fetched.
+"""Foreign checkpoints -> Prompt. A format is one module, which knows no other, and its line in IMPORTERS.
+
+Nothing uploaded is imported, unpickled, executed or fetched.
 """
 
 import hashlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import replace
 
 from app.errors import PromptRejected
-from app.prompt import Prompt
 from app.store.importers import native, peft
-from app.store.safetensors_file import parse_safetensors
-from app.store.saved_tensors import SavedTensor
+from app.store.source_files import PROMPT, Imported, Importer, SourceFile
 
-__all__ = ["import_prompt"]
+IMPORTERS: tuple[Importer, ...] = (peft, native)  # the first one that recognises an upload reads it
 
 
-def import_prompt(
-    weights: bytes | None,
-    config_json: bytes | None,
-    check_saved: Callable[[SavedTensor], None] | None = None,
-) -> tuple[Prompt, dict[str, Any]]:
-    """Import an upload: a PEFT adapter with its config, or a canonical file without one.
+def import_prompt(files: Mapping[str, bytes]) -> Imported:
+    """Import the files of an upload, by name (PROMPT, CONFIG), each of which is parsed once.
 
-    `check_saved` raises PromptRejected for a tensor beside the prompt that isn't the base's own.
-    Returns the prompt and its provenance (source format, sha256, what the file says of its base:
-    recorded, never proof). Raises PromptRejected (UnsafeFile) and keeps nothing.
+    The caller must compare the tensors `beside` the prompt with the base's own. Raise PromptRejected
+    (UnsafeFile) and keep nothing.
     """
-    if not weights:
+    if not files.get(PROMPT):
         raise PromptRejected("There is no prompt file: send adapter_model.safetensors with its config")
-    provenance: dict[str, Any] = {"source_sha256": hashlib.sha256(weights).hexdigest()}
-    if config_json is not None:
-        return peft.import_peft(config_json, weights, check_saved), provenance | _peft_provenance(config_json)
-    if native.is_native(weights):
-        return native.import_native(weights), provenance | {"source_format": "promptplex"}
-    raise _unknown(weights)
+    sources = {name: SourceFile(data) for name, data in files.items()}
+    importer = next((each for each in IMPORTERS if each.recognises(sources)), None)
+    if importer is None:
+        _ = sources[PROMPT].safetensors  # says why where it isn't even that
+        known = " nor ".join(each.DESCRIPTION for each in IMPORTERS)
+        raise PromptRejected(f"The file is neither {known}")
+    imported = importer.read(sources)
+    digest = _source_digest(imported, files[PROMPT])
+    return replace(imported, provenance={**imported.provenance, "source_sha256": digest})
 
 
-def _peft_provenance(config_json: bytes) -> dict[str, Any]:
-    config = peft.parse_config(config_json)
-    return {
-        "source_format": "peft",
-        "source_kind": config.peft_type,
-        "source_version": config.peft_version,
-        "source_base_name": config.base_name,
-        "source_base_revision": config.revision,
-        "config_sha256": hashlib.sha256(config_json).hexdigest(),
-    }
-
-
-def _unknown(weights: bytes) -> PromptRejected:
-    if peft.prompt_name(parse_safetensors(weights)) is not None:
-        return PromptRejected("This is a PEFT adapter: send its adapter_config.json along with it")
-    return PromptRejected(
-        "The file is neither a PEFT adapter with its adapter_config.json nor a promptplex prompt"
-    )
+def _source_digest(imported: Imported, data: bytes) -> str:
+    return imported.prompt.digest if imported.prompt.data is data else hashlib.sha256(data).hexdigest()

@@ -1,14 +1,18 @@
 """Prompts that are in our own format already, perhaps written by another program's safetensors."""
 
-from app.prompt import Prompt
-from app.store.prompt_file import FORMAT, parse_safetensors, read_prompt, rewrite_prompt
+from app.store.prompt_file import FORMAT, canonical_prompt
+from app.store.source_files import CONFIG, PROMPT, Imported, SourceFiles
+
+DESCRIPTION = "a promptplex prompt"
 
 
-def is_native(weights: bytes) -> bool:
-    """Whether the metadata claims our format. Raises UnsafeFile where it is not safetensors."""
-    return parse_safetensors(weights).metadata.get("format") == FORMAT
+def recognises(files: SourceFiles) -> bool:
+    """Return whether the metadata claims our format."""
+    file = files[PROMPT].safetensors_or_none
+    return CONFIG not in files and file is not None and file.metadata.get("format") == FORMAT
 
 
-def import_native(weights: bytes) -> Prompt:
-    """Verify all of the file and bring it to canonical bytes. Raises PromptRejected (UnsafeFile)."""
-    return read_prompt(rewrite_prompt(weights))
+def read(files: SourceFiles) -> Imported:
+    """Verify all of the file and bring it to canonical bytes. Raise PromptRejected."""
+    prompt = canonical_prompt(files[PROMPT].safetensors)
+    return Imported(prompt=prompt, provenance={"source_format": "promptplex"})

@@ -10,21 +10,24 @@ both for grouped-query attention before it saves them). What a config of a soft 
 converters to PEFT's layout do, is taken from the tensor. Legend: docs/formats.md.
 """
 
+import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from app.errors import PromptRejected
-from app.prompt import Prompt, PromptKind, TensorInfo
+from app.prompt import PromptKind
 from app.sites import SIDES, Embedding, Site
-from app.store.prompt_file import ParsedFile, RawTensor, parse_safetensors, read_prompt, write_prompt
-from app.store.safetensors_file import MAX_TENSORS
-from app.store.saved_tensors import ADVICE, SavedTensor, saved_tensors
-from app.strict_json import JsonError, excerpt, parse_json
+from app.store.prompt_file import make_prompt
+from app.store.safetensors_file import MAX_TENSORS, RawTensor, SafetensorsFile
+from app.store.saved_tensors import SavedTensor, saved_tensors
+from app.store.source_files import CONFIG, PROMPT, Imported, SourceFile, SourceFiles
+from app.strict_json import JsonError, excerpt
 
+DESCRIPTION = "a PEFT adapter with its adapter_config.json"
 MAX_CONFIG_BYTES = 64 * 1024
 MAX_SIZE = 1 << 20
 MAX_LAYERS = MAX_TENSORS // 2
@@ -58,30 +61,44 @@ class AdapterConfig:
     modules_to_save: tuple[str, ...]  # modules of the base that were trained too
 
 
-def import_peft(
-    config_json: bytes, weights: bytes, check_saved: Callable[[SavedTensor], None] | None = None
-) -> Prompt:
-    """Import adapter_config.json + adapter_model.safetensors. Raises PromptRejected (UnsafeFile).
+def recognises(files: SourceFiles) -> bool:
+    """Return whether there is a config, or a tensor with a prompt's name."""
+    file = files[PROMPT].safetensors_or_none
+    return CONFIG in files or (file is not None and _prompt_name(file) is not None)
 
-    `check_saved` raises it for a tensor beside the prompt that isn't the base's own; without it there
-    may be none.
-    """
-    config = parse_config(config_json)
-    parsed = parse_safetensors(weights)
-    name = _prompt_name(config, parsed)
-    _check_saved(config, saved_tensors(weights, parsed, name), check_saved)
-    info = parsed.tensors[name]
-    _check_shape(config, info)
-    begin = parsed.data_start
-    raw = RawTensor(info.dtype, info.shape, memoryview(weights)[begin + info.begin : begin + info.end])
+
+def read(files: SourceFiles) -> Imported:
+    """Import adapter_config.json + adapter_model.safetensors. Raise PromptRejected (UnsafeFile)."""
+    if CONFIG not in files:
+        raise PromptRejected("This is a PEFT adapter: send its adapter_config.json along with it")
+    config = parse_config(files[CONFIG])
+    file = files[PROMPT].safetensors
+    name = _check_prompt_name(config, file)
+    beside = saved_tensors(file, name)
+    _check_modules(config, beside)
+    raw = file.tensor(name)
+    _check_shape(config, raw.shape)
     if config.peft_type in SOFT_TYPES:
-        return read_prompt(write_prompt(PromptKind.SOFT, {Embedding.DECODER: raw}))
-    return read_prompt(write_prompt(PromptKind.PREFIX, _split_layers(config, raw)))
+        prompt = make_prompt(PromptKind.SOFT, {Embedding.DECODER: raw})
+    else:
+        prompt = make_prompt(PromptKind.PREFIX, _split_layers(config, raw))
+    return Imported(prompt=prompt, provenance=_provenance(config, files[CONFIG].data), beside=beside)
 
 
-def parse_config(config_json: bytes) -> AdapterConfig:
+def _provenance(config: AdapterConfig, config_json: bytes) -> dict[str, Any]:
+    return {
+        "source_format": "peft",
+        "source_kind": config.peft_type,
+        "source_version": config.peft_version,
+        "source_base_name": config.base_name,
+        "source_base_revision": config.revision,
+        "config_sha256": hashlib.sha256(config_json).hexdigest(),
+    }
+
+
+def parse_config(file: SourceFile) -> AdapterConfig:
     """Parse adapter_config.json strictly. Fields that later versions of PEFT add are ignored."""
-    fields = _parse_fields(config_json)
+    fields = _parse_fields(file)
     peft_type = _check_peft_type(fields)
     _check_task(fields)
     is_prefix = peft_type in PREFIX_TYPES
@@ -106,12 +123,12 @@ def parse_config(config_json: bytes) -> AdapterConfig:
     return config
 
 
-def _parse_fields(config_json: bytes) -> dict[str, Any]:
-    if len(config_json) > MAX_CONFIG_BYTES:
-        found = f"{len(config_json)} bytes"
+def _parse_fields(file: SourceFile) -> dict[str, Any]:
+    if len(file.data) > MAX_CONFIG_BYTES:
+        found = f"{len(file.data)} bytes"
         raise PromptRejected("adapter_config.json is too long", expected="at most 64 KiB", found=found)
     try:
-        fields = parse_json(config_json)
+        fields = file.json
     except JsonError as error:
         raise PromptRejected(f"adapter_config.json is refused: {error}") from None
     if not isinstance(fields, dict):
@@ -179,18 +196,18 @@ def _wrong(field: str, expected: str, found: object) -> PromptRejected:
     return PromptRejected(f"adapter_config.json: {field} is wrong", expected=expected, found=shown)
 
 
-def prompt_name(parsed: ParsedFile) -> str | None:
+def _prompt_name(file: SafetensorsFile) -> str | None:
     """The tensor that is the prompt, by PEFT's name for it or a state dict's."""
-    names = [TENSOR, *filter(_UNBAKED.fullmatch, parsed.tensors)]
-    return next((name for name in names if name in parsed.tensors), None)
+    names = [TENSOR, *filter(_UNBAKED.fullmatch, file.tensors)]
+    return next((name for name in names if name in file.tensors), None)
 
 
-def _prompt_name(config: AdapterConfig, parsed: ParsedFile) -> str:
-    name = prompt_name(parsed)
+def _check_prompt_name(config: AdapterConfig, file: SafetensorsFile) -> str:
+    name = _prompt_name(file)
     if name is None:
-        if not parsed.tensors:
+        if not file.tensors:
             raise PromptRejected("The file holds no tensors", tensor=TENSOR)
-        raise PromptRejected("Unexpected tensor", tensor=excerpt(min(parsed.tensors)), expected=TENSOR)
+        raise PromptRejected("Unexpected tensor", tensor=excerpt(min(file.tensors)), expected=TENSOR)
     if name != TENSOR and config.peft_type == "P_TUNING":
         raise PromptRejected(
             "This is what p-tuning makes its prompt from, not the prompt: save with PEFT's save_pretrained",
@@ -200,45 +217,34 @@ def _prompt_name(config: AdapterConfig, parsed: ParsedFile) -> str:
     return name
 
 
-def _check_saved(
-    config: AdapterConfig, saved: list[SavedTensor], check_saved: Callable[[SavedTensor], None] | None
-) -> None:
-    """Whatever else the file holds must be the base's own, as the base stays frozen here."""
+def _check_modules(config: AdapterConfig, beside: Iterable[SavedTensor]) -> None:
+    """Modules of the base that were trained too must be in the file, to be compared with the base's own."""
     for module in config.modules_to_save:
-        if not any(module in tensor.name.split(".") for tensor in saved):
+        if not any(module in tensor.name.split(".") for tensor in beside):
             raise PromptRejected(
                 "The adapter also trained modules of the base model (modules_to_save); the base stays frozen "
                 "here",
                 found=excerpt(module),
             )
-    for tensor in saved:
-        if check_saved is None:
-            raise PromptRejected(
-                "Unexpected tensor: where it is the base's own, push to a running server, which compares it, "
-                f"or {ADVICE}",
-                tensor=excerpt(tensor.name),
-                expected=f"{TENSOR} alone",
-            )
-        check_saved(tensor)
 
 
-def _check_shape(config: AdapterConfig, info: TensorInfo) -> None:
-    if len(info.shape) != 2:
-        raise _mismatch(info, "[num_virtual_tokens, width]")
-    p, d = config.num_virtual_tokens or info.shape[0], config.token_dim or info.shape[1]
+def _check_shape(config: AdapterConfig, shape: tuple[int, ...]) -> None:
+    if len(shape) != 2:
+        raise _mismatch(shape, "[num_virtual_tokens, width]")
+    p, d = config.num_virtual_tokens or shape[0], config.token_dim or shape[1]
     width, meaning = d, "token_dim"
     if config.peft_type in PREFIX_TYPES:
         width, meaning = 2 * config.num_layers * d, "2 * num_layers * token_dim"
-    if info.shape != (p, width):
-        raise _mismatch(info, f"[num_virtual_tokens, {meaning}] = {[p, width]}")
+    if shape != (p, width):
+        raise _mismatch(shape, f"[num_virtual_tokens, {meaning}] = {[p, width]}")
 
 
-def _mismatch(info: TensorInfo, expected: str) -> PromptRejected:
+def _mismatch(shape: tuple[int, ...], expected: str) -> PromptRejected:
     return PromptRejected(
         "The tensor does not match adapter_config.json",
         tensor=TENSOR,
         expected=expected,
-        found=str(list(info.shape)),
+        found=str(list(shape)),
     )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from app.serving.publishing.bundle import read_bundle
+from app.store.source_files import CONFIG, PROMPT
 
 
 def _peft(directory: Path) -> Path:
@@ -17,19 +18,19 @@ def _peft(directory: Path) -> Path:
 
 def test_a_peft_directory(tmp_path: Path) -> None:
     bundle = read_bundle(_peft(tmp_path / "My Task"))
-    assert (bundle.name, bundle.prompt, bundle.config, bundle.task) == ("my-task", b"weights", b"{}", None)
+    assert (bundle.name, bundle.files, bundle.task) == ("my-task", {PROMPT: b"weights", CONFIG: b"{}"}, None)
 
 
 def test_its_weights_alone_bring_their_configuration(tmp_path: Path) -> None:
     bundle = read_bundle(_peft(tmp_path / "mine") / "adapter_model.safetensors")
-    assert (bundle.name, bundle.config) == ("mine", b"{}")
+    assert (bundle.name, bundle.files[CONFIG]) == ("mine", b"{}")
 
 
 def test_another_file_speaks_for_itself(tmp_path: Path) -> None:
     directory = _peft(tmp_path / "mine")
     (directory / "other.safetensors").write_bytes(b"canonical")
     bundle = read_bundle(directory / "other.safetensors")
-    assert (bundle.name, bundle.prompt, bundle.config) == ("other", b"canonical", None)
+    assert (bundle.name, bundle.files) == ("other", {PROMPT: b"canonical"})
 
 
 def test_a_task_file_beside_the_prompt_and_a_template_that_wins(tmp_path: Path) -> None:
@@ -42,7 +43,7 @@ def test_a_task_file_beside_the_prompt_and_a_template_that_wins(tmp_path: Path) 
 def test_a_task_file_alone_is_a_text_only_task(tmp_path: Path) -> None:
     (tmp_path / "task.json").write_text('{"template": "Hello {name}"}')
     bundle = read_bundle(tmp_path)
-    assert (bundle.prompt, bundle.task) == (None, {"template": "Hello {name}"})
+    assert (bundle.files, bundle.task) == ({}, {"template": "Hello {name}"})
 
 
 def test_pickles_are_refused_with_the_way_out(tmp_path: Path) -> None:

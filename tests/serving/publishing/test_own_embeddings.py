@@ -24,9 +24,10 @@ from transformers import (
 from app.errors import PromptRejected
 from app.models.own_tensors import digest_of_rows, own_tensor
 from app.serving.publishing.publisher import UploadResult
+from app.store.safetensors_file import parse_safetensors
 from app.store.saved_tensors import LEFT_OUT, holds_others, without_others
 from tests.oracle import greedy, prefix_config, soft_config, tuned
-from tests.serving.stack import Stack, run, running_stack
+from tests.serving.stack import Stack, run, running_stack, upload_of
 
 Files = tuple[bytes, bytes]
 
@@ -48,14 +49,15 @@ def publish(stack: Stack, task_id: str, files: Files, *, pushed: bool = False) -
     """`pushed`: the embeddings' digests are sent in their place, as `promptplex push` does."""
     prompt, config = files
     if pushed:
-        assert holds_others(prompt, "prompt_embeddings")
+        file = parse_safetensors(prompt)
+        assert holds_others(file, "prompt_embeddings")
         geometry = stack.engine.geometry
         smaller = without_others(
-            prompt, "prompt_embeddings", rows=geometry.vocab_size, base_dtype=geometry.dtype
+            file, "prompt_embeddings", rows=geometry.vocab_size, base_dtype=geometry.dtype
         )
         assert len(smaller) < len(prompt) / 10
         prompt = smaller
-    return run(stack.publishing.upload(task_id, prompt=prompt, config=config, task=None))
+    return run(stack.publishing.upload(task_id, upload_of(prompt=prompt, config=config)))
 
 
 def rows_of(stack: Stack) -> int:

@@ -12,13 +12,12 @@ from app.serving.generation_request import GenerationRequest
 from app.serving.publishing.publisher import UploadResult
 from app.sites import Site
 from tests.oracle import greedy, prefix_config, soft_config
-from tests.serving.stack import BASE_NAME, POSITIONS, Stack, run, running_stack
+from tests.serving.stack import BASE_NAME, POSITIONS, Stack, run, running_stack, upload_of
 from tests.store.builders import file_bytes
 
 
 def publish(stack: Stack, task_id: str, **parts: Any) -> UploadResult:
-    given = {"prompt": None, "config": None, "task": None} | parts
-    return run(stack.publishing.upload(task_id, **given))
+    return run(stack.publishing.upload(task_id, upload_of(**parts)))
 
 
 def test_a_version_is_stored_tried_and_released(stack: Stack, tmp_path: Path) -> None:
@@ -51,19 +50,19 @@ def test_the_same_again_is_the_same_version(stack: Stack) -> None:
     same = publish(stack, "again", task={"template": "1 {x}"})
     assert (same.version, same.created, same.release) == (one.version, False, None)
     assert stack.store.resolve("again").version == 2
-    asked = publish(stack, "again", task={"template": "1 {x}"}, alias_given=True)
+    asked = publish(stack, "again", task={"template": "1 {x}"}, alias="live")
     assert asked.release is not None
     assert stack.store.resolve("again").version == 1
 
 
 def test_no_alias_or_another(stack: Stack) -> None:
-    hidden = publish(stack, "hidden", task={"template": "{x}"}, alias=None, alias_given=True)
+    hidden = publish(stack, "hidden", task={"template": "{x}"}, alias="none")
     assert (hidden.created, hidden.release) == (True, None)
     with pytest.raises(NotFound):
         stack.store.resolve("hidden")
-    still = publish(stack, "hidden", task={"template": "{x}"}, alias=None, alias_given=True)
+    still = publish(stack, "hidden", task={"template": "{x}"}, alias="none")
     assert (still.created, still.release) == (False, None)
-    canary = publish(stack, "hidden", task={"template": "{x}"}, alias="canary", alias_given=True)
+    canary = publish(stack, "hidden", task={"template": "{x}"}, alias="canary")
     assert canary.release is not None
     assert canary.release.aliases == {"canary": 1}
 
@@ -89,7 +88,7 @@ def test_what_a_crash_left_unreleased_is_released_by_the_retry(
 
 def test_what_was_not_to_be_released_stays_so(stack: Stack) -> None:
     publish(stack, "quiet", task={"template": "1 {x}"})
-    publish(stack, "quiet", task={"template": "2 {x}"}, alias=None, alias_given=True)
+    publish(stack, "quiet", task={"template": "2 {x}"}, alias="none")
     again = publish(stack, "quiet", task={"template": "2 {x}"})
     assert (again.created, again.release) == (False, None)
     assert stack.store.resolve("quiet").version == 1
@@ -151,7 +150,7 @@ def test_names_that_no_task_may_have(stack: Stack) -> None:
     for task_id in (BASE_NAME, "../up", "A", "a b", ""):
         with pytest.raises(InvalidRequest):
             publish(stack, task_id, task={"template": "{x}"})
-    for alias in ("3", "none", "A", "../x"):
+    for alias in ("3", "A", "../x"):
         with pytest.raises(InvalidRequest):
             publish(stack, "named", task={"template": "{x}"}, alias=alias)
     assert stack.files() == before
@@ -239,7 +238,7 @@ def test_uploads_while_others_generate(stack: Stack, tmp_path: Path) -> None:
     async def both() -> list[Any]:
         asks = [stack.generation.generate(GenerationRequest(inputs=f"the film {n}")) for n in range(8)]
         uploads = [
-            stack.publishing.upload(f"busy-{n}", prompt=weights, config=config, task=None) for n in range(4)
+            stack.publishing.upload(f"busy-{n}", upload_of(prompt=weights, config=config)) for n in range(4)
         ]
         return await asyncio.gather(*asks, *uploads)
 
