@@ -24,7 +24,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.logs import LogFormat
-from app.models.naming import base_name
+from app.models.base_name import base_name
 from app.store.cache.redis_url import parse_redis_url
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from transformers import PreTrainedTokenizerBase
 from transformers.configuration_utils import PreTrainedConfig
 
-from app.models.cache import cache_directory
+from app.models.user_cache import cache_directory
 
 # Which library wrote the file and where it was found say nothing of what the model computes.
 _CONFIG_NOISE = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "use_cache")

@@ -15,7 +15,6 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
 from app.errors import UnsupportedModel
-from app.models.attention.packed import IMPLEMENTATION
 
 _MODELING = logging.getLogger("transformers.modeling_utils")
 _NAMES_SHOWN = 3
@@ -49,6 +48,7 @@ def load_weights(
     config: PreTrainedConfig,
     dtype: torch.dtype,
     device: torch.device,
+    attention: str | None,
     progress: Callable[[str], None],
 ) -> PreTrainedModel:
     """A model on `device`, frozen; `progress` hears of tensors that belong to nothing in it.
@@ -65,7 +65,7 @@ def load_weights(
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             reference,
             dtype=dtype,
-            attn_implementation=IMPLEMENTATION,
+            attn_implementation=attention,
             use_safetensors=True,
             trust_remote_code=False,
             adapter_kwargs=dict(_NO_ADAPTER),

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from app.errors import UnsupportedModel
-from app.models.loading import choose_dtype, load_base
+from app.models.loading import load_base
+from app.models.placement import choose_dtype
 from tests.models.conftest import save
 from tests.tiny_models import VOCABULARY, tiny_model
 

@@ -9,8 +9,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from app.models.cache import cache_directory
 from app.models.cpu.openmp import loaded_runtime
+from app.models.user_cache import cache_directory
 
 log = logging.getLogger("promptplex.models")
 

@@ -1,4 +1,4 @@
-"""What a base model is called where its operator gives it no name."""
+"""The name of a base model whose operator gives it none."""
 
 import re
 from pathlib import Path
@@ -9,9 +9,9 @@ _WITHOUT_NAME = "base"  # the root of a file system has none
 
 
 def base_name(reference: str) -> str:
-    """The last part of a hub id, or of the directory that a path leads to.
+    """Return the last part of a hub id, or of the directory that a path leads to.
 
-    A snapshot in the cache of the hub's client is called as its repository. Runs of characters that
+    A snapshot in the cache of the hub's client has the name of its repository. Runs of characters that
     can't be part of a task id become a dash; capitals stay.
     """
     directory = Path(reference).expanduser()

@@ -5,9 +5,10 @@ from pathlib import Path
 
 
 def cache_directory() -> Path:
-    """Path of the directory; made, with rights for its owner alone, where it isn't there yet.
+    """Return its path, after making it with rights for its owner alone where it doesn't exist.
 
-    Raises OSError where it can't be made.
+    Raises:
+        OSError: it can't be made.
     """
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     root.mkdir(parents=True, exist_ok=True)

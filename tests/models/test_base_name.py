@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from app.models.naming import base_name
+from app.models.base_name import base_name
 from app.settings import Settings
 from app.store.references import is_task_id
 

@@ -1,0 +1,43 @@
+"""Where a base model runs and in which dtype."""
+
+import torch
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def choose_device(device: str) -> torch.device:
+    """Return the device for `--device`; `auto` takes CUDA where there is one.
+
+    Raises:
+        ValueError: CUDA without a GPU that torch finds.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(
+            f"device {device!r} was asked for, but this torch finds no CUDA GPU; take --device cpu, or "
+            "install a CUDA build of torch"
+        )
+    return torch.device(device)
+
+
+def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """Return the dtype for `--dtype`; `auto` is bf16 where the hardware has it, else float32.
+
+    Raises:
+        ValueError: no dtype of this name.
+    """
+    if dtype != "auto":
+        if dtype not in _DTYPES:
+            raise ValueError(f"unknown dtype {dtype!r}; choose auto, {', '.join(_DTYPES)}")
+        return _DTYPES[dtype]
+    native = torch.cuda.is_bf16_supported() if device.type == "cuda" else cpu_has_native_bfloat16()
+    return torch.bfloat16 if native else torch.float32
+
+
+def cpu_has_native_bfloat16() -> bool:
+    """Return whether bf16 products run in hardware here (AVX512-BF16, AMX or ARM's)."""
+    capabilities = torch.backends.cpu.get_cpu_capability()
+    return capabilities.startswith("SVE") or bool(
+        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    )

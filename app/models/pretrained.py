@@ -1,0 +1,112 @@
+"""A plain transformers model from a local path or hub id: whole, frozen, with its tokenizer.
+
+Neither probed nor accelerated: serving adds both (`loading.py`), and training runs the model as it is.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.configuration_utils import PreTrainedConfig
+
+from app.errors import UnsupportedModel
+from app.models.adapter import Adapter, apply_adapter, find_adapter
+from app.models.fingerprint import fingerprint
+from app.models.weights import check_unquantized, in_one_line, is_quantized, load_weights, weight_files
+
+
+@dataclass(frozen=True, slots=True)
+class Pretrained:
+    """A frozen model, every weight of which came from files, and what goes with it."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    eos_ids: frozenset[int]  # they end a text, whatever else the generation config says
+    fingerprint: str  # sha256 over weights, an adapter's included, config and tokenizer
+
+
+def load_pretrained(
+    reference: str,
+    config: PreTrainedConfig,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    attention: str | None = None,
+    progress: Callable[[str], None],
+) -> Pretrained:
+    """Load a causal language model, with an adapter that lies beside its weights merged into them.
+
+    `config` is what `read_config` returned; `attention` names an implementation that transformers knows,
+    None takes its own choice.
+
+    Raises:
+        UnsupportedModel: no safetensors, weights missing, or an adapter that can't be merged exactly.
+    """
+    files, adapter = weight_files(reference, config), find_adapter(reference, progress)
+    model = load_weights(reference, config, dtype, device, attention, progress)
+    check_unquantized(reference, config, files)
+    if adapter is not None:
+        model = _adapted(model, adapter, reference, progress)
+        files.append(adapter.weights)
+    tokenizer = _load_tokenizer(reference)
+    identity = fingerprint(files, config, tokenizer, progress, adapter=adapter.config if adapter else None)
+    return Pretrained(model, tokenizer, _eos_ids(model, tokenizer), identity)
+
+
+def read_config(reference: str) -> PreTrainedConfig:
+    """Read config.json of a causal language model.
+
+    Raises:
+        UnsupportedModel: it can't be read, or describes an encoder-decoder.
+    """
+    is_directory = Path(reference).is_dir()
+    if not is_directory and reference.startswith(("/", ".", "~")):
+        raise UnsupportedModel(f"there is no directory '{reference}'")
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(reference, trust_remote_code=False)
+    except Exception as error:  # transformers raises whatever its classes raise
+        where = "" if is_directory else " (it is no directory here, so it was taken for a hub id)"
+        raise UnsupportedModel(
+            f"cannot read the configuration of '{reference}'{where}: {in_one_line(error)}"
+        ) from error
+    if config.is_encoder_decoder:
+        raise UnsupportedModel(
+            f"'{config.model_type}' is an encoder-decoder; this release serves causal language models"
+        )
+    return config
+
+
+def _adapted(
+    model: PreTrainedModel, adapter: Adapter, reference: str, progress: Callable[[str], None]
+) -> PreTrainedModel:
+    if is_quantized(model.config):
+        raise UnsupportedModel(
+            f"an adapter ({adapter.kind}) lies beside the quantized weights of '{reference}', into which "
+            "it can't be merged exactly; merge it before quantizing, or move adapter_config.json away"
+        )
+    progress(
+        f"an adapter ({adapter.kind}) lies beside the weights; it is part of this base, and of its identity"
+    )
+    return apply_adapter(model, adapter, reference)
+
+
+def _load_tokenizer(reference: str) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(reference, trust_remote_code=False)
+    except Exception as error:  # transformers raises whatever its converters raise
+        raise UnsupportedModel(
+            f"cannot load a tokenizer of '{reference}'; it needs a tokenizer.json beside the weights: "
+            f"{in_one_line(error)}"
+        ) from error
+    return tokenizer
+
+
+def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """EOS ids, which count whatever else of the generation config does."""
+    for owner in (model.generation_config, model.config, tokenizer):
+        ids = getattr(owner, "eos_token_id", None)
+        if ids is not None:
+            return frozenset(ids if isinstance(ids, list) else [ids])
+    return frozenset()
