@@ -1,10 +1,12 @@
 """What all checks by pydantic share: strict types, whole sentences, bounded work for bad values."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, with_config
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+_Shape = TypeVar("_Shape")
 
 PLAIN = "plain"  # the type of errors whose message follows the field's name, with nothing of pydantic's
 
@@ -47,3 +49,8 @@ class StrictModel(BaseModel):
         schema = handler(source)
         _fail_fast(handler.resolve_ref_schema(schema))
         return schema
+
+
+def closed(shape: type[_Shape]) -> type[_Shape]:
+    """Decorate a TypedDict whose documents say that it has no other fields; rows of answers are such."""
+    return with_config(ConfigDict(extra="forbid"))(shape)

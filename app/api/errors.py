@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
 from app import errors
+from app.api.schemas.answers import ErrorEnvelope, TgiErrorType
 from app.validation import PLAIN
 
 _Text = TypeVar("_Text", str, str | None)
@@ -59,12 +60,17 @@ _ROUTING = {
 }
 _OF_ONE_REQUEST = (errors.InvalidRequest, RequestValidationError, HTTPException)
 _Handler = Callable[[Request, Exception], Awaitable[JSONResponse]]
-_TGI_WORDS = {
-    **dict.fromkeys(("non_finite_logits", "constraint_failed", "internal"), "generation"),
-    **dict.fromkeys(("overloaded", "not_ready", "unavailable"), "overloaded"),
-    **dict.fromkeys(
-        ("invalid_request", "request_too_long", "context_length_exceeded", "payload_too_large"), "validation"
-    ),
+_TGI_TYPES: Mapping[str, TgiErrorType] = {
+    "non_finite_logits": "generation",
+    "constraint_failed": "generation",
+    "internal": "generation",
+    "overloaded": "overloaded",
+    "not_ready": "overloaded",
+    "unavailable": "overloaded",
+    "invalid_request": "validation",
+    "request_too_long": "validation",
+    "context_length_exceeded": "validation",
+    "payload_too_large": "validation",
 }
 _OPENAI_PATHS = ("/chat/completions", "/completions", "/models")
 _VERSIONS = re.compile(r"^(?:/v1)+")
@@ -76,13 +82,17 @@ _PYTHON = re.compile(r"\b(?:True|False|None)\b")
 _INTERNAL = "Something went wrong inside the server; its log has the details under this X-Request-Id."
 
 
-def envelope(message: str, *, kind: str, code: str, param: str | None = None) -> dict[str, Any]:
-    """The body of every error, OpenAI's; beside it TGI's word for what happened, where it has one.
+def envelope(message: str, *, kind: str, code: str, param: str | None = None) -> ErrorEnvelope:
+    """Return the body of every error: OpenAI's, and beside it TGI's error type, where it has one.
 
-    What it quotes may hold halves of surrogate pairs, which JSON can't carry.
+    Text that is quoted may hold halves of surrogate pairs, which JSON can't carry.
     """
-    error = {"message": _printable(message), "type": kind, "param": _printable(param), "code": code}
-    return {"error": error, **({"error_type": _TGI_WORDS[code]} if code in _TGI_WORDS else {})}
+    body: ErrorEnvelope = {
+        "error": {"message": _printable(message), "type": kind, "param": _printable(param), "code": code}
+    }
+    if code in _TGI_TYPES:
+        body["error_type"] = _TGI_TYPES[code]
+    return body
 
 
 def _printable(text: _Text) -> _Text:

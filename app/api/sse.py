@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any, Protocol, TypeVar
 
-from pydantic import BaseModel
+from pydantic import TypeAdapter
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -82,14 +82,15 @@ class EventStreamResponse(Response):
             yield data_event(bytes(error_response(error).body))
 
 
-def described_events(*data: type[BaseModel]) -> dict[str, Any]:
+def described_events(*data: Any) -> dict[str, Any]:
     """For the OpenAPI document: events whose data is JSON of one of these shapes; of none: any text.
 
     What the shapes refer to must be among the document's components for some other reason.
     """
     text: dict[str, Any] = {"type": "string"}
     if data:
-        shapes = [each.model_json_schema(ref_template="#/components/schemas/{model}") for each in data]
+        template = "#/components/schemas/{model}"
+        shapes = [TypeAdapter(each).json_schema(ref_template=template) for each in data]
         for shape in shapes:
             shape.pop("$defs", None)
         text |= {"contentMediaType": "application/json", "contentSchema": {"anyOf": shapes}}

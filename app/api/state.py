@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Literal
 
 from fastapi import Request
 
@@ -55,7 +56,7 @@ class Services:
     maintenance: StoreMaintenance
     device: str = "cpu"
     probe: str = ""  # the figures of the load-time probe, in words
-    redis: Callable[[], str] = field(default=lambda: "off")  # "up", "down" or "off"
+    redis: Callable[[], Literal["up", "down", "off"]] = field(default=lambda: "off")
     catalog: Catalog = field(init=False)
 
     def __post_init__(self) -> None:

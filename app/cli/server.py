@@ -23,7 +23,7 @@ KeyOption = Annotated[
 
 _TIMEOUT = httpx2.Timeout(10.0, read=300.0, write=300.0)  # an upload ends with a trial generation
 
-Row = dict[str, Any]
+Row = Mapping[str, Any]
 
 
 class CommandFailed(PromptplexError):

@@ -112,7 +112,7 @@ class StoreTarget:
     def task(self, task_id: str) -> Row:
         """Versions, aliases and releases, as the server shows them."""
         history = self._store.history(task_id)
-        return history_row(history, [version_row(version) for version in history.versions])
+        return {**history_row(history), "versions": [version_row(version) for version in history.versions]}
 
     def push(self, task_id: str, upload: Upload) -> Row:
         """Import and publish; what only a loaded base can check is left to the server."""
@@ -148,7 +148,7 @@ class StoreTarget:
         try:
             return task_row(task_id, self._store.meant_by(task_id, DEFAULT_ALIAS)[0])
         except (NotFound, CorruptData) as error:  # no live version, retired, damaged: the others still count
-            return task_row(task_id, None) | {"servable": False, "not_servable_because": error.message}
+            return {**task_row(task_id, None), "servable": False, "not_servable_because": error.message}
 
 
 Target = ServerTarget | StoreTarget  # both answer in the shapes of API.md's JSON

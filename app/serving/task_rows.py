@@ -1,16 +1,115 @@
 """Tasks, versions and releases as JSON objects: answered over HTTP and by the CLI on a store's files."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, NotRequired
+
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from app.prompt import TaskVersion
 from app.store.prompt_store import Release, TaskHistory
 from app.store.traffic_split import Meaning, meaning_as_json
+from app.validation import closed
 
-Row = dict[str, Any]
+Target = int | dict[str, int]  # what an alias points at: a version, or weights by version
+Aliases = dict[str, Target]
 
 
-def task_row(task_id: str, live: TaskVersion | None) -> Row:
+class TaskLine(TypedDict):
+    """A task, as its live version is."""
+
+    id: str
+    version: Annotated[
+        int | None, Field(description="Live version; null: none is live, or several are by weight")
+    ]
+    version_digest: str | None
+    kind: Annotated[str, Field(description="Kind of the learned prompt")]
+    virtual_tokens: Annotated[int, Field(description="Positions that the learned prompt takes")]
+
+
+class VersionIdentity(TypedDict):
+    """What tells a version from others."""
+
+    version: int
+    version_digest: str
+    prompt_digest: Annotated[str | None, Field(description="null: the task has no learned prompt")]
+    kind: Annotated[str, Field(description="Kind of the learned prompt")]
+    virtual_tokens: Annotated[int, Field(description="Positions that the learned prompt takes")]
+
+
+@closed
+class Example(TypedDict):
+    """Inputs of a task, and the answer that is expected."""
+
+    inputs: str | Mapping[str, str]
+    expected: str
+
+
+class VersionContent(VersionIdentity):
+    """A version in full."""
+
+    template: str | None
+    defaults: Annotated[dict[str, Any], Field(description="Generation parameters of the task")]
+    choices: Annotated[list[Any], Field(description="Labels for classification")]
+    examples: list[Example]
+    notes: str
+    base: Annotated[dict[str, Any], Field(description="Base model that the prompt was trained on")]
+    provenance: dict[str, Any]
+
+
+class PublishedVersion(VersionIdentity):
+    """The version of an upload."""
+
+    task_id: str
+    release: Annotated[int | None, Field(description="Number of the release; null: no alias was moved")]
+
+
+@closed
+class ReleaseRecord(TypedDict):
+    """One change to a task's aliases, or to whether it is served."""
+
+    number: int
+    action: str
+    alias: str | None
+    aliases: Annotated[
+        Aliases, Field(description="All aliases afterwards: a version each, or weights by version")
+    ]
+    retired: bool
+    who: Annotated[str, Field(description="Name of the key, or of the user of the CLI")]
+    why: str
+    at: Annotated[str, Field(description="Time, ISO 8601")]
+
+
+class HistoryRow(TypedDict):
+    """A task without its versions."""
+
+    id: str
+    aliases: Aliases
+    retired: Annotated[bool, Field(description="Whether the task is out of service")]
+    releases: list[ReleaseRecord]
+
+
+@closed
+class Moved(TypedDict):
+    """What an alias points at now: a version, or several by weight."""
+
+    task_id: str
+    alias: str
+    version: NotRequired[int | None]
+    weights: NotRequired[dict[str, int] | None]
+    release: Annotated[int, Field(description="Number of the release")]
+
+
+@closed
+class Retirement(TypedDict):
+    """Whether a task is retired now."""
+
+    task_id: str
+    retired: bool
+    release: Annotated[int, Field(description="Number of the release")]
+
+
+def task_row(task_id: str, live: TaskVersion | None) -> TaskLine:
     """Return a line of the list of tasks; `live` is None where no version is live, or it can't be read."""
     return {
         "id": task_id,
@@ -21,18 +120,17 @@ def task_row(task_id: str, live: TaskVersion | None) -> Row:
     }
 
 
-def history_row(history: TaskHistory, versions: list[Row]) -> Row:
-    """Return a task in full; `versions` as the caller knows them."""
+def history_row(history: TaskHistory) -> HistoryRow:
+    """Return a task without its versions."""
     return {
         "id": history.task_id,
         "aliases": _aliases(history.aliases),
         "retired": history.retired,
-        "versions": versions,
         "releases": [_release(release) for release in history.releases],
     }
 
 
-def _identity(version: TaskVersion) -> Row:
+def _identity(version: TaskVersion) -> VersionIdentity:
     """Return what tells a version from others."""
     return {
         "version": version.version,
@@ -43,38 +141,45 @@ def _identity(version: TaskVersion) -> Row:
     }
 
 
-def version_row(version: TaskVersion) -> Row:
+def version_row(version: TaskVersion) -> VersionContent:
     """Return a version in full."""
-    return _identity(version) | {
+    return {
+        **_identity(version),
         "template": version.template,
         "defaults": dict(version.defaults),
         "choices": list(version.choices),
-        "examples": [dict(example) for example in version.examples],
+        "examples": [
+            {"inputs": example["inputs"], "expected": example["expected"]} for example in version.examples
+        ],
         "notes": version.notes,
         "base": dict(version.base),
         "provenance": dict(version.provenance),
     }
 
 
-def published_row(version: TaskVersion, release: Release | None) -> Row:
-    """Return a version that an upload made, or found, and the release that points an alias at it."""
+def published_row(version: TaskVersion, release: Release | None) -> PublishedVersion:
+    """Return the version of an upload, and the release that points an alias at it."""
     number = None if release is None else release.number
     return {"task_id": version.task_id, **_identity(version), "release": number}
 
 
-def moved_row(release: Release, alias: str) -> Row:
+def moved_row(release: Release, alias: str) -> Moved:
     """Return what an alias points at after a release."""
-    meaning = release.aliases[alias]
-    target = {"version": meaning} if isinstance(meaning, int) else {"weights": meaning_as_json(meaning)}
-    return {"task_id": release.task_id, "alias": alias, **target, "release": release.number}
+    row: Moved = {"task_id": release.task_id, "alias": alias, "release": release.number}
+    target = meaning_as_json(release.aliases[alias])
+    if isinstance(target, int):
+        row["version"] = target
+    else:
+        row["weights"] = target
+    return row
 
 
-def retirement_row(release: Release) -> Row:
+def retirement_row(release: Release) -> Retirement:
     """Return whether a task is retired after a release."""
     return {"task_id": release.task_id, "retired": release.retired, "release": release.number}
 
 
-def _release(release: Release) -> Row:
+def _release(release: Release) -> ReleaseRecord:
     return {
         "number": release.number,
         "action": release.action,
@@ -87,5 +192,5 @@ def _release(release: Release) -> Row:
     }
 
 
-def _aliases(aliases: Mapping[str, Meaning]) -> Row:
+def _aliases(aliases: Mapping[str, Meaning]) -> Aliases:
     return {alias: meaning_as_json(meaning) for alias, meaning in aliases.items()}

@@ -12,8 +12,8 @@ from app.api.auth.principal import Caller, Calling
 from app.api.disconnect import unless_client_leaves
 from app.api.middleware.load_shedding import GatedRoute
 from app.api.middleware.timing import timing_headers, timing_of
+from app.api.schemas.answers import ErrorEnvelope
 from app.api.schemas.generate import (
-    ErrorEnvelope,
     GenerateRequest,
     GenerateResponse,
     GenerateStreamRequest,

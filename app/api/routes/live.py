@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request, Response
 
 from app.api.auth.authenticator import needs
-from app.api.schemas.generate import ErrorEnvelope
+from app.api.schemas.answers import ErrorEnvelope
 from app.api.sse import EventStreamResponse, data_event, json_bytes
 from app.api.state import Phase, ServerState, Services, services
 from app.engine.statistics import LiveRow

@@ -19,9 +19,8 @@ from app.api.routes.openai_answers import (
     ChatChunks,
     CompletionChunks,
     Head,
-    chat_choice,
-    completion_choice,
-    usage,
+    chat_completion,
+    completion,
 )
 from app.api.routes.openai_errors import OpenAiRoute
 from app.api.schemas.answers import ChatCompletion, Completion, ModelCard, ModelList
@@ -63,7 +62,7 @@ async def completions(
         started = await unless_client_leaves(request, start_all(behind.generation, asks))
         admitted = [stream.admitted for stream in started.streams]
         chunks = CompletionChunks(
-            _head("text_completion", body, behind, admitted[0].version),
+            _head("cmpl", body, behind, admitted[0].version),
             prompts=[each.prompt_text if echo else None for each in admitted],
             prompt_tokens=[len(each.prompt_ids) for each in admitted],
             num_prompts=len(prompts),
@@ -73,12 +72,9 @@ async def completions(
         )
         return EventStreamResponse(started, chunks, end=chunks.end)
     results = await unless_client_leaves(request, generate_all(behind.generation, asks))
-    choices = [
-        completion_choice(index, result, logprobs=logprobs, echo=echo) for index, result in enumerate(results)
-    ]
-    head = _head("text_completion", body, behind, results[0].version)
+    head = _head("cmpl", body, behind, results[0].version)
     return JSONResponse(
-        head.object() | {"choices": choices, "usage": usage(results, len(prompts))},
+        completion(head, results, len(prompts), logprobs=logprobs, echo=echo),
         headers=timing_of(results, time.monotonic() - begin, len(prompts)),
     )
 
@@ -98,7 +94,7 @@ async def chat_completions(
         started = await unless_client_leaves(request, start_all(behind.generation, asks))
         admitted = [stream.admitted for stream in started.streams]
         chunks = ChatChunks(
-            _head("chat.completion", body, behind, admitted[0].version),
+            _head("chatcmpl", body, behind, admitted[0].version),
             prompt_tokens=[len(each.prompt_ids) for each in admitted],
             num_prompts=1,
             logprobs=logprobs,
@@ -107,10 +103,9 @@ async def chat_completions(
         )
         return EventStreamResponse(started, chunks, end=chunks.end)
     results = await unless_client_leaves(request, generate_all(behind.generation, asks))
-    choices = [chat_choice(index, result, logprobs=logprobs) for index, result in enumerate(results)]
-    head = _head("chat.completion", body, behind, results[0].version)
+    head = _head("chatcmpl", body, behind, results[0].version)
     return JSONResponse(
-        head.object() | {"choices": choices, "usage": usage(results, 1)},
+        chat_completion(head, results, logprobs=logprobs),
         headers=timing_of(results, time.monotonic() - begin),
     )
 
@@ -181,14 +176,13 @@ def _asks(
 
 
 def _head(
-    kind: str, body: CompletionRequest | ChatRequest, behind: Services, version: TaskVersion | None
+    prefix: str, body: CompletionRequest | ChatRequest, behind: Services, version: TaskVersion | None
 ) -> Head:
-    prefix = "chatcmpl" if kind.startswith("chat") else "cmpl"
     fingerprint = behind.engine.geometry.fingerprint
-    return Head(kind, f"{prefix}-{secrets.token_hex(12)}", body.model, fingerprint, version)
+    return Head(f"{prefix}-{secrets.token_hex(12)}", body.model, fingerprint, version)
 
 
-def _card(behind: Services, name: str, version: TaskVersion | None) -> dict[str, Any]:
+def _card(behind: Services, name: str, version: TaskVersion | None) -> ModelCard:
     base = behind.generation.base_name
     published = None if version is None else version.provenance.get("published_at")
     created = 0 if published is None else int(datetime.fromisoformat(published).timestamp())

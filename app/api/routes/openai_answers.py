@@ -1,4 +1,4 @@
-"""Answers in OpenAI's shapes: whole ones, and the chunks of streams."""
+"""Answers in the shapes of the OpenAI API: whole ones, and the chunks of streams."""
 
 import math
 import time
@@ -7,31 +7,42 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from app.api.schemas.answers import (
+    ChatChoice,
+    ChatCompletion,
+    ChatLogprobs,
+    Completion,
+    CompletionChoice,
+    CompletionLogprobs,
+    FinishReason,
+    OpenAiHead,
+    TokenLogprob,
+    TopLogprob,
+    Usage,
+)
 from app.api.sse import data_event, json_bytes
 from app.prompt import TaskVersion
-from app.request import FinishReason
+from app.request import FinishReason as Finish
 from app.serving.generation_request import GenerationResult, OutputToken, TextDelta
 
 DONE = data_event(b"[DONE]")
-_LEAST = -9999.0  # OpenAI's own word for a token without any chance
+_LEAST = -9999.0  # OpenAI's value for a token of probability 0
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
     """What every object of one answer begins with."""
 
-    kind: str  # "chat.completion", "text_completion"
     id: str
     model: str
     fingerprint: str  # of the base
     version: TaskVersion | None  # that answers; None: the base
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def object(self, *, is_chunk: bool = False) -> dict[str, Any]:
-        """The object without its choices."""
+    def object(self) -> OpenAiHead:
+        """Return the object without its kind and its choices."""
         return {
             "id": self.id,
-            "object": f"{self.kind}.chunk" if is_chunk and self.kind.startswith("chat") else self.kind,
             "created": self.created,
             "model": self.model,
             "system_fingerprint": self.system_fingerprint,
@@ -39,40 +50,60 @@ class Head:
 
     @property
     def system_fingerprint(self) -> str:
-        """Base and task version: what an answer depends on."""
+        """Base model and task version, which an answer depends on."""
         base, version = f"base-{self.fingerprint[:12]}", self.version
         return base if version is None else f"{base}-{version.task_id}@{version.version}"
 
 
-def finish_reason(reason: FinishReason) -> str:
-    """OpenAI knows one word for EOS and stop strings."""
-    return "length" if reason is FinishReason.LENGTH else "stop"
+def finish_reason(reason: Finish) -> FinishReason:
+    """Return OpenAI's word; EOS and stop strings have the same one."""
+    return "length" if reason is Finish.LENGTH else "stop"
 
 
-def usage(results: Sequence[GenerationResult], num_prompts: int) -> dict[str, int]:
-    """Tokens of each prompt once, and of all answers; the answers of a prompt stand side by side."""
+def completion(
+    head: Head, results: Sequence[GenerationResult], num_prompts: int, *, logprobs: bool, echo: bool
+) -> Completion:
+    """Return the answer of `/v1/completions`."""
+    return {
+        **head.object(),
+        "object": "text_completion",
+        "choices": [_completion_choice(number, each, logprobs, echo) for number, each in enumerate(results)],
+        "usage": _usage_of(results, num_prompts),
+    }
+
+
+def chat_completion(head: Head, results: Sequence[GenerationResult], *, logprobs: bool) -> ChatCompletion:
+    """Return the answer of `/v1/chat/completions`."""
+    return {
+        **head.object(),
+        "object": "chat.completion",
+        "choices": [_chat_choice(number, each, logprobs) for number, each in enumerate(results)],
+        "usage": _usage_of(results, 1),
+    }
+
+
+def _usage_of(results: Sequence[GenerationResult], num_prompts: int) -> Usage:
+    """Count each prompt once, and all answers; the answers of a prompt stand side by side."""
     per_prompt = len(results) // num_prompts
     prompt = sum(result.prompt_tokens for result in results[::per_prompt])
     completion = sum(len(result.tokens) for result in results)
     return _usage(prompt, completion)
 
 
-def _usage(prompt: int, completion: int) -> dict[str, int]:
+def _usage(prompt: int, completion: int) -> Usage:
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
-def completion_choice(index: int, result: GenerationResult, *, logprobs: bool, echo: bool) -> dict[str, Any]:
-    """A choice of `/v1/completions`."""
+def _completion_choice(index: int, result: GenerationResult, logprobs: bool, echo: bool) -> CompletionChoice:
     return {
         "index": index,
         "text": result.prompt_text + result.text if echo else result.text,
-        "logprobs": completion_logprobs((*result.prompt_scores, *result.tokens)) if logprobs else None,
+        "logprobs": _completion_logprobs((*result.prompt_scores, *result.tokens)) if logprobs else None,
         "finish_reason": finish_reason(result.finish),
     }
 
 
-def completion_logprobs(tokens: Sequence[OutputToken], offset: int = 0) -> dict[str, Any]:
-    """Parallel lists; offsets count characters of the answer."""
+def _completion_logprobs(tokens: Sequence[OutputToken], offset: int = 0) -> CompletionLogprobs:
     offsets = []
     for token in tokens:
         offsets.append(offset)
@@ -86,33 +117,30 @@ def completion_logprobs(tokens: Sequence[OutputToken], offset: int = 0) -> dict[
 
 
 def _alternatives(token: OutputToken) -> dict[str, float | None] | None:
-    """By text, which tokens with parts of characters may share: the most probable one counts."""
+    """Map texts to log-probabilities; of tokens with the same text the most probable one counts."""
     if math.isnan(token.logprob):
         return None
     return {other.text: _logprob(other) for other in reversed(token.top)}
 
 
-def chat_choice(index: int, result: GenerationResult, *, logprobs: bool) -> dict[str, Any]:
-    """A choice of `/v1/chat/completions`."""
+def _chat_choice(index: int, result: GenerationResult, logprobs: bool) -> ChatChoice:
     return {
         "index": index,
         "message": {"role": "assistant", "content": result.text, "refusal": None},
-        "logprobs": chat_logprobs(result.tokens) if logprobs else None,
+        "logprobs": _chat_logprobs(result.tokens) if logprobs else None,
         "finish_reason": finish_reason(result.finish),
     }
 
 
-def chat_logprobs(tokens: Sequence[OutputToken]) -> dict[str, Any]:
-    """A list of tokens, each with those that might have come instead."""
-    return {
-        "content": [
-            _scored(token) | {"top_logprobs": [_scored(other) for other in token.top]} for token in tokens
-        ],
-        "refusal": None,
-    }
+def _chat_logprobs(tokens: Sequence[OutputToken]) -> ChatLogprobs:
+    return {"content": [_scored(token) for token in tokens], "refusal": None}
 
 
-def _scored(token: OutputToken) -> dict[str, Any]:
+def _scored(token: OutputToken) -> TokenLogprob:
+    return {**_top_logprob(token), "top_logprobs": [_top_logprob(other) for other in token.top]}
+
+
+def _top_logprob(token: OutputToken) -> TopLogprob:
     return {
         "token": token.text,
         "logprob": _logprob(token),
@@ -127,7 +155,9 @@ def _logprob(token: OutputToken) -> float | None:
 
 
 class _Chunks(ABC):
-    """Writes the pieces of several answers as chunks, then the usage if it was asked for, then [DONE]."""
+    """Write the deltas of several answers as chunks, then the usage if the client wants it, then [DONE]."""
+
+    kind: str
 
     def __init__(
         self,
@@ -139,7 +169,7 @@ class _Chunks(ABC):
         usage: bool,
         usage_so_far: bool = False,
     ) -> None:
-        """`prompt_tokens` of each answer; `usage_so_far`: every chunk tells its answer's usage."""
+        """`prompt_tokens` of each answer; with `usage_so_far` every chunk has its answer's usage."""
         self._head = head
         self._prompt_tokens = prompt_tokens
         self._num_prompts = num_prompts
@@ -147,11 +177,11 @@ class _Chunks(ABC):
         self._usage = usage
         self._usage_so_far = usage_so_far
         self._counts = [0] * len(prompt_tokens)
-        self._so_far: Mapping[str, int] | None = None
+        self._so_far: Usage | None = None
         self._results: list[GenerationResult | None] = [None] * len(prompt_tokens)
 
     def __call__(self, item: tuple[int, TextDelta]) -> bytes:
-        """The chunks of one piece."""
+        """Return the chunks of one delta, as events."""
         index, piece = item
         if self._usage_so_far:
             self._counts[index] += piece.token is not None
@@ -161,29 +191,31 @@ class _Chunks(ABC):
         return self._write(index, piece)
 
     def end(self) -> bytes:
-        """What follows the last piece."""
+        """Return what follows the last delta."""
         if not self._usage:
             return DONE
         results = [result for result in self._results if result is not None]
-        return self._chunk([], usage(results, self._num_prompts)) + DONE
+        return self._chunk([], _usage_of(results, self._num_prompts)) + DONE
 
     @abstractmethod
     def _write(self, index: int, piece: TextDelta) -> bytes:
-        """The chunks of a piece of answer `index`."""
+        """Return the chunks of a delta of answer `index`."""
 
-    def _chunk(self, choices: list[Mapping[str, Any]], used: Mapping[str, int] | None = None) -> bytes:
-        chunk = self._head.object(is_chunk=True) | {"choices": choices}
+    def _chunk(self, choices: list[Mapping[str, Any]], used: Usage | None = None) -> bytes:
+        chunk = {**self._head.object(), "object": self.kind, "choices": choices}
         return data_event(json_bytes(chunk | {"usage": used or self._so_far} if self._usage else chunk))
 
-    def _finish(self, piece: TextDelta) -> str | None:
+    def _finish(self, piece: TextDelta) -> FinishReason | None:
         return None if piece.result is None else finish_reason(piece.result.finish)
 
 
 class CompletionChunks(_Chunks):
-    """Of `/v1/completions`; with `echo` each answer begins with its prompt."""
+    """The chunks of `/v1/completions`; with `echo` each answer begins with its prompt."""
+
+    kind = "text_completion"
 
     def __init__(self, head: Head, *, prompts: Sequence[str | None], **options: Any) -> None:
-        """`prompts`: what is echoed before each answer, or None."""
+        """`prompts`: the text to echo before each answer, or None."""
         super().__init__(head, **options)
         self._offsets = [0] * len(prompts)
         self._echo = list(prompts)
@@ -194,14 +226,16 @@ class CompletionChunks(_Chunks):
         logprobs = None
         tokens = [*piece.prompt_scores, *([] if piece.token is None else [piece.token])]
         if self._logprobs and tokens:
-            logprobs = completion_logprobs(tokens, self._offsets[index])
+            logprobs = _completion_logprobs(tokens, self._offsets[index])
         self._offsets[index] += len(text)
         choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": self._finish(piece)}
         return self._chunk([choice])
 
 
 class ChatChunks(_Chunks):
-    """Of `/v1/chat/completions`: the first chunk of an answer names the role, the last one the reason."""
+    """The chunks of `/v1/chat/completions`: an answer's first one has the role, the last one the reason."""
+
+    kind = "chat.completion.chunk"
 
     def __init__(self, head: Head, **options: Any) -> None:
         super().__init__(head, **options)
@@ -214,7 +248,9 @@ class ChatChunks(_Chunks):
             written = self._choice(index, {"role": "assistant", "content": ""})
         tokens = [] if piece.token is None or not self._logprobs else [piece.token]
         if piece.text or tokens:
-            written += self._choice(index, {"content": piece.text}, chat_logprobs(tokens) if tokens else None)
+            written += self._choice(
+                index, {"content": piece.text}, _chat_logprobs(tokens) if tokens else None
+            )
         if piece.result is not None:
             written += self._choice(index, {}, reason=self._finish(piece))
         return written

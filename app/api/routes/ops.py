@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
@@ -10,8 +10,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from app import __version__
 from app.api.auth.authenticator import any_key, needs, public
 from app.api.auth.principal import Caller, Calling
-from app.api.schemas.answers import Health, Info, Status, Version
-from app.api.schemas.generate import ErrorEnvelope
+from app.api.schemas.answers import ErrorEnvelope, Health, Info, Status, Version
 from app.api.state import ApiConfig, Phase, ServerState, Services, api_config, server_state, services
 from app.errors import PromptplexError
 from app.keys.key import Scope
@@ -36,39 +35,40 @@ _ERRORS: dict[int | str, dict[str, Any]] = {503: {"model": ErrorEnvelope}}
 @any_key
 async def health(state: State, calling: Calling) -> JSONResponse:
     """Status, model, device, tasks, queue, store, redis."""
-    summary: dict[str, Any] = {"status": str(state.phase), "version": __version__}
+    answer: Health = {"status": state.phase.value, "version": __version__}
     behind = state.services
     if behind is None:
-        return JSONResponse(summary | {"progress": state.progress})
-    return JSONResponse(
-        summary
-        | {
-            "model": behind.generation.base_name,
-            "device": behind.device,
-            **await asyncio.to_thread(_store_health, behind, calling),
-            "redis": behind.redis(),
-            **({} if calling.is_bound else _load(behind)),  # which is everybody's
-        }
-    )
+        answer["progress"] = state.progress
+        return JSONResponse(answer)
+    answer["model"] = behind.generation.base_name
+    answer["device"] = behind.device
+    answer["tasks"] = await asyncio.to_thread(_count_tasks, behind, calling)
+    answer["store"] = _store_state(behind, answer["tasks"])
+    answer["redis"] = behind.redis()
+    if not calling.is_bound:  # the load is that of all keys
+        engine = behind.engine.stats()
+        answer["queue"] = {"running": engine.num_running, "waiting": engine.num_waiting}
+        answer["prompt_cache"] = _cache_health(behind)
+    return JSONResponse(answer)
 
 
-def _load(behind: Services) -> dict[str, Any]:
-    engine = behind.engine.stats()
-    queue = {"running": engine.num_running, "waiting": engine.num_waiting}
-    return {"queue": queue, "prompt_cache": _cache_health(behind)}
-
-
-def _store_health(behind: Services, calling: Caller) -> dict[str, Any]:
+def _count_tasks(behind: Services, calling: Caller) -> int | None:
+    """Count the tasks that the caller may use; None: the store can't be read."""
     try:
-        tasks = behind.catalog.count(calling.may_use)
-        return {"store": "damaged" if behind.maintenance.num_damaged else "up", "tasks": tasks}
+        return behind.catalog.count(calling.may_use)
     except (OSError, PromptplexError) as error:
         log.warning("the store can't be read: %s", error)
-        return {"store": "down", "tasks": None}
+        return None
+
+
+def _store_state(behind: Services, num_tasks: int | None) -> Literal["up", "down", "damaged"]:
+    if num_tasks is None:
+        return "down"
+    return "damaged" if behind.maintenance.num_damaged else "up"
 
 
 def _cache_health(behind: Services) -> dict[str, Any]:
-    """Tiers from the nearest on; a prompt is asked of the next where one misses."""
+    """Return figures of all tiers, from the nearest on; a miss in one is a look-up in the next."""
     prompts, engine = behind.source.stats(), behind.engine.stats()
     tiers = {
         tier: {
@@ -113,30 +113,27 @@ async def info(
 ) -> JSONResponse:
     """The base model, and the bounds of requests."""
     geometry, defaults = behind.engine.geometry, behind.generation.defaults
-    return JSONResponse(
-        {
-            "version": __version__,
-            "model_id": behind.generation.base_name,
-            "model_architecture": geometry.architecture,
-            "model_dtype": geometry.dtype,
-            "model_device": behind.device,
-            "model_fingerprint": geometry.fingerprint,
-            "probe": behind.probe,
-            "num_layers": len(geometry.layers[Site.DECODER_SELF]),
-            "hidden_size": geometry.hidden_size,
-            "vocab_size": geometry.vocab_size,
-            "max_total_tokens": geometry.max_positions,
-            "default_max_new_tokens": defaults.parameters.get(
-                "max_new_tokens", bounds.DEFAULT_MAX_NEW_TOKENS
-            ),
-            "generation_defaults": defaults.shown,
-            "generation_not_honoured": defaults.not_honoured,
-            "max_stop_sequences": bounds.MAX_STOPS,
-            "max_body_bytes": config.max_body_bytes,
-            "max_text_characters": MAX_RENDERED_CHARS,
-            "max_upload_bytes": state.max_upload_bytes(config.max_upload_bytes),
-        }
-    )
+    answer: Info = {
+        "version": __version__,
+        "model_id": behind.generation.base_name,
+        "model_architecture": geometry.architecture,
+        "model_dtype": geometry.dtype,
+        "model_device": behind.device,
+        "model_fingerprint": geometry.fingerprint,
+        "probe": behind.probe,
+        "num_layers": len(geometry.layers[Site.DECODER_SELF]),
+        "hidden_size": geometry.hidden_size,
+        "vocab_size": geometry.vocab_size,
+        "max_total_tokens": geometry.max_positions,
+        "default_max_new_tokens": defaults.parameters.get("max_new_tokens", bounds.DEFAULT_MAX_NEW_TOKENS),
+        "generation_defaults": dict(defaults.shown),
+        "generation_not_honoured": list(defaults.not_honoured),
+        "max_stop_sequences": bounds.MAX_STOPS,
+        "max_body_bytes": config.max_body_bytes,
+        "max_text_characters": MAX_RENDERED_CHARS,
+        "max_upload_bytes": state.max_upload_bytes(config.max_upload_bytes),
+    }
+    return JSONResponse(answer)
 
 
 @router.get("/version", response_model=Version, summary="Version of the server")

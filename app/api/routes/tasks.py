@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
@@ -10,9 +9,16 @@ from fastapi.responses import JSONResponse
 
 from app.api.auth.authenticator import needs
 from app.api.auth.principal import Caller, Calling
-from app.api.schemas.answers import Moved, Published, Retirement, TaskPage, TaskRecord
+from app.api.schemas.answers import (
+    ErrorEnvelope,
+    Published,
+    TaskPage,
+    TaskRecord,
+    TaskRow,
+    VersionRecord,
+)
 from app.api.schemas.bodies import JsonRoute
-from app.api.schemas.generate import AliasRequest, ErrorEnvelope, ReasonRequest, RollbackRequest
+from app.api.schemas.generate import AliasRequest, ReasonRequest, RollbackRequest
 from app.api.state import Services, services
 from app.api.uploads import read_upload, upload_form
 from app.errors import InvalidRequest
@@ -20,7 +26,8 @@ from app.keys.key import Scope
 from app.serving.catalog import TaskDetail, TaskSummary, VersionState
 from app.serving.publishing.publisher import UploadResult
 from app.serving.task_rows import (
-    Row,
+    Moved,
+    Retirement,
     history_row,
     moved_row,
     published_row,
@@ -81,7 +88,8 @@ async def list_tasks(
 ) -> JSONResponse:
     """Tasks in order of their ids, a page at a time."""
     rows, following = await asyncio.to_thread(behind.catalog.page, calling.may_use, after, limit)
-    return JSONResponse({"tasks": [_summary(row) for row in rows], "next": following})
+    page: TaskPage = {"tasks": [_summary(row) for row in rows], "next": following}
+    return JSONResponse(page)
 
 
 @router.post(
@@ -200,8 +208,9 @@ def _record(calling: Caller, act: str, task_id: str, release: Release | None) ->
     audit.info("%s %s: task %s, release %s", calling.who, act, task_id, number)
 
 
-def _summary(row: TaskSummary) -> Row:
-    return task_row(row.task_id, None if row.live is None else row.live.version) | {
+def _summary(row: TaskSummary) -> TaskRow:
+    return {
+        **task_row(row.task_id, None if row.live is None else row.live.version),
         "servable": row.why_not is None,
         "not_servable_because": row.why_not,
         "resident": row.live is not None and row.live.resident,
@@ -209,21 +218,34 @@ def _summary(row: TaskSummary) -> Row:
     }
 
 
-def _detail(detail: TaskDetail) -> Row:
-    versions = [_version(state) for state in detail.versions]
-    return history_row(detail.history, versions) | {"requests_served": detail.requests_served}
+def _detail(detail: TaskDetail) -> TaskRecord:
+    return {
+        **history_row(detail.history),
+        "versions": [_version(state) for state in detail.versions],
+        "requests_served": detail.requests_served,
+    }
 
 
-def _version(state: VersionState) -> Row:
-    return version_row(state.version) | {
+def _version(state: VersionState) -> VersionRecord:
+    return {
+        **version_row(state.version),
         "servable": state.why_not is None,
         "not_servable_because": state.why_not,
         "resident": state.resident,
     }
 
 
-def _uploaded(result: UploadResult) -> Row:
-    return published_row(result.version, result.release) | {
+def _uploaded(result: UploadResult) -> Published:
+    return {
+        **published_row(result.version, result.release),
         "warnings": list(result.warnings),
-        "examples": [asdict(report) for report in result.examples],
+        "examples": [
+            {
+                "inputs": report.inputs,
+                "expected": report.expected,
+                "generated": report.generated,
+                "matches": report.matches,
+            }
+            for report in result.examples
+        ],
     }

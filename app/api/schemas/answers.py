@@ -1,152 +1,124 @@
-"""The shapes of answers, for the OpenAPI document. The routes write them; a test holds them to it."""
+"""The shapes of answers: what the routes return, held by mypy, and what the OpenAPI document says.
 
-from typing import Any, Literal
+They are documentation at run time: the routes send their JSON as it is, and nothing is validated again.
+"""
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Annotated, Any, Literal, NotRequired
+
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from app.serving.task_rows import Example, HistoryRow, PublishedVersion, TaskLine, VersionContent
+from app.validation import closed
+
+TgiErrorType = Literal["validation", "overloaded", "generation"]
+_Reason = Annotated[str | None, Field(description="Why it can't be served; null: it can")]
+_Resident = Annotated[bool, Field(description="Whether the learned prompt is on the device now")]
+
+# -- errors ---------------------------------------------------------------------------------
 
 
-class _Answer(BaseModel):
-    """No field but these is ever sent."""
+@closed
+class ErrorBody(TypedDict):
+    """What went wrong and what to do next."""
 
-    model_config = ConfigDict(extra="forbid")
+    message: str
+    type: str
+    param: Annotated[str | None, Field(description="Field of the request that is at fault")]
+    code: Annotated[str, Field(description="Machine-readable, such as invalid_request or not_found")]
+
+
+@closed
+class ErrorEnvelope(TypedDict):
+    """The body of every error."""
+
+    error: ErrorBody
+    error_type: NotRequired[
+        Annotated[
+            TgiErrorType | None,
+            Field(description="Error type of text-generation-inference; absent where it has none"),
+        ]
+    ]
 
 
 # -- tasks ----------------------------------------------------------------------------------
 
 
-class TaskRow(_Answer):
+@closed
+class TaskRow(TaskLine):
     """A task in the list."""
 
-    id: str
-    version: int | None = Field(description="What `live` means; null: nothing, or several by weight")
-    version_digest: str | None
-    kind: str
-    virtual_tokens: int
     servable: bool
-    not_servable_because: str | None
-    resident: bool = Field(description="Whether its prompt is on the device")
-    requests_served: int
+    not_servable_because: _Reason
+    resident: _Resident
+    requests_served: Annotated[int, Field(description="Since the server started")]
 
 
-class TaskPage(_Answer):
-    """A page of the list."""
+@closed
+class TaskPage(TypedDict):
+    """A page of the list of tasks."""
 
     tasks: list[TaskRow]
-    next: str | None = Field(description="`after` of the next page; null: this is the last one")
+    next: Annotated[str | None, Field(description="`after` for the next page; null: this is the last one")]
 
 
-class _Version(_Answer):
-    version: int
-    version_digest: str
-    prompt_digest: str | None = Field(description="null: the task has no learned prompt")
-    kind: str
-    virtual_tokens: int
-
-
-class Example(_Answer):
-    """What the task makes of some inputs."""
-
-    inputs: str | dict[str, str]
-    expected: str
-
-
-class VersionRecord(_Version):
+@closed
+class VersionRecord(VersionContent):
     """A version in full."""
 
-    template: str | None
-    defaults: dict[str, Any]
-    choices: list[Any]
-    examples: list[Example]
-    notes: str
-    base: dict[str, Any]
-    provenance: dict[str, Any]
     servable: bool
-    not_servable_because: str | None
-    resident: bool
+    not_servable_because: _Reason
+    resident: _Resident
 
 
-Aliases = dict[str, int | dict[str, int]]
-
-
-class ReleaseRecord(_Answer):
-    """One move of the task's aliases."""
-
-    number: int
-    action: str
-    alias: str | None
-    aliases: Aliases = Field(description="After the move: a version, or weights by version")
-    retired: bool
-    who: str
-    why: str
-    at: str
-
-
-class TaskRecord(_Answer):
+@closed
+class TaskRecord(HistoryRow):
     """A task in full."""
 
-    id: str
-    aliases: Aliases
-    retired: bool
     versions: list[VersionRecord]
-    releases: list[ReleaseRecord]
-    requests_served: int
+    requests_served: Annotated[int, Field(description="Since the server started")]
 
 
+@closed
 class TriedExample(Example):
-    """An example, and what the new version made of it."""
+    """An example, and what the new version generated for it."""
 
     generated: str
-    matches: bool
+    matches: Annotated[bool, Field(description="Whether `generated` is `expected`, spaces around it aside")]
 
 
-class Published(_Version):
-    """A version that an upload made, or found."""
+@closed
+class Published(PublishedVersion):
+    """The version of an upload."""
 
-    task_id: str
-    release: int | None = Field(description="null: no alias was moved")
     examples: list[TriedExample]
-    warnings: list[str] = Field(description="What was left out of the upload")
-
-
-class Moved(_Answer):
-    """What an alias means now: a version, or weights by version."""
-
-    task_id: str
-    alias: str
-    version: int | None = None
-    weights: dict[str, int] | None = None
-    release: int
-
-
-class Retirement(_Answer):
-    """Whether a task is retired now."""
-
-    task_id: str
-    retired: bool
-    release: int
+    warnings: Annotated[list[str], Field(description="What the upload held and the version doesn't")]
 
 
 # -- tokens ---------------------------------------------------------------------------------
 
 
-class TextToken(_Answer):
+@closed
+class TextToken(TypedDict):
     """A token of a text."""
 
     id: int
     text: str
 
 
-class Tokenization(_Answer):
-    """What the model would see of a request."""
+@closed
+class Tokenization(TypedDict):
+    """The tokens of a request's prompt."""
 
     tokens: list[TextToken]
-    prompt_tokens: int
-    virtual_tokens: int
-    text: str
+    prompt_tokens: Annotated[int, Field(description="Length of `tokens`")]
+    virtual_tokens: Annotated[int, Field(description="Positions that the learned prompt takes before them")]
+    text: Annotated[str, Field(description="The rendered prompt")]
 
 
-class Text(_Answer):
-    """The text of some ids."""
+@closed
+class Text(TypedDict):
+    """The text of token ids."""
 
     text: str
 
@@ -154,28 +126,31 @@ class Text(_Answer):
 # -- OpenAI ---------------------------------------------------------------------------------
 
 
-class Usage(_Answer):
-    """Tokens of prompts and answers."""
+@closed
+class Usage(TypedDict):
+    """Number of tokens of prompts and answers."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
 
 
-class CompletionLogprobs(_Answer):
-    """Parallel lists."""
+@closed
+class CompletionLogprobs(TypedDict):
+    """Log-probabilities as parallel lists, an item for each token."""
 
     tokens: list[str]
     token_logprobs: list[float | None]
     top_logprobs: list[dict[str, float | None] | None]
-    text_offset: list[int]
+    text_offset: Annotated[list[int], Field(description="Characters of the answer before each token")]
 
 
 FinishReason = Literal["stop", "length"]
 
 
-class CompletionChoice(_Answer):
-    """One answer."""
+@closed
+class CompletionChoice(TypedDict):
+    """One completion."""
 
     index: int
     text: str
@@ -183,50 +158,60 @@ class CompletionChoice(_Answer):
     finish_reason: FinishReason
 
 
-class _OpenAiObject(_Answer):
+class OpenAiHead(TypedDict):
+    """What all objects of the OpenAI API begin with."""
+
     id: str
-    created: int
+    created: Annotated[int, Field(description="Unix time in seconds")]
     model: str
-    system_fingerprint: str
-    usage: Usage
+    system_fingerprint: Annotated[str, Field(description="Base model and task version that answered")]
 
 
-class Completion(_OpenAiObject):
-    """The answers to all prompts."""
+@closed
+class Completion(OpenAiHead):
+    """The completions of all prompts."""
 
     object: Literal["text_completion"]
     choices: list[CompletionChoice]
+    usage: Usage
 
 
-class _Scored(_Answer):
+@closed
+class TopLogprob(TypedDict):
+    """A token and its log-probability."""
+
     token: str
     logprob: float | None
-    bytes: list[int]
+    bytes: Annotated[list[int], Field(description="The token's text in UTF-8")]
 
 
-class ScoredToken(_Scored):
-    """A token, and those that might have come instead."""
+@closed
+class TokenLogprob(TopLogprob):
+    """A generated token, and the most probable ones in its place."""
 
-    top_logprobs: list[_Scored]
+    top_logprobs: list[TopLogprob]
 
 
-class ChatLogprobs(_Answer):
-    """Of every token of an answer."""
+@closed
+class ChatLogprobs(TypedDict):
+    """Log-probabilities of an answer's tokens."""
 
-    content: list[ScoredToken]
+    content: list[TokenLogprob]
     refusal: None
 
 
-class AnswerMessage(_Answer):
-    """What the model says."""
+@closed
+class AnswerMessage(TypedDict):
+    """The message that the model generated."""
 
     role: Literal["assistant"]
     content: str
     refusal: None
 
 
-class ChatChoice(_Answer):
-    """One answer."""
+@closed
+class ChatChoice(TypedDict):
+    """One answer to a chat."""
 
     index: int
     message: AnswerMessage
@@ -234,27 +219,31 @@ class ChatChoice(_Answer):
     finish_reason: FinishReason
 
 
-class ChatCompletion(_OpenAiObject):
+@closed
+class ChatCompletion(OpenAiHead):
     """The answers to a chat."""
 
     object: Literal["chat.completion"]
     choices: list[ChatChoice]
+    usage: Usage
 
 
-class ModelCard(_Answer):
+@closed
+class ModelCard(TypedDict):
     """A task, or the base model."""
 
     id: str
     object: Literal["model"]
-    created: int
+    created: Annotated[int, Field(description="Unix time of publication in seconds; 0: the base model")]
     owned_by: str
-    root: str
-    parent: str | None
-    max_model_len: int
+    root: Annotated[str, Field(description="Name of the base model")]
+    parent: Annotated[str | None, Field(description="Name of the base model; null: this is it")]
+    max_model_len: Annotated[int, Field(description="Tokens of prompt and answer, at most")]
 
 
-class ModelList(_Answer):
-    """All that can be asked."""
+@closed
+class ModelList(TypedDict):
+    """The base model and all tasks that can be served."""
 
     object: Literal["list"]
     data: list[ModelCard]
@@ -263,58 +252,70 @@ class ModelList(_Answer):
 # -- operations -----------------------------------------------------------------------------
 
 
-class Status(_Answer):
-    """One word."""
+@closed
+class Status(TypedDict):
+    """The state of the server."""
 
     status: str
 
 
-class Version(_Answer):
-    """Of the server."""
+@closed
+class Version(TypedDict):
+    """The version of the server."""
 
     version: str
 
 
-class Queue(_Answer):
-    """Sequences that run, and those that wait."""
+@closed
+class Queue(TypedDict):
+    """Number of sequences that run, and that wait."""
 
     running: int
     waiting: int
 
 
-class Health(_Answer):
-    """What is known depends on whether the base model is loaded."""
+@closed
+class Health(TypedDict):
+    """The state of the server; more is known once the base model is loaded."""
 
     status: Literal["loading", "ready", "draining", "dead"]
     version: str
-    progress: str | None = Field(None, description="What loading is at")
-    model: str | None = None
-    device: str | None = None
-    store: Literal["up", "down", "damaged"] | None = None
-    tasks: int | None = None
-    queue: Queue | None = None
-    redis: Literal["up", "down", "off"] | None = None
-    prompt_cache: dict[str, Any] | None = None
+    progress: NotRequired[Annotated[str | None, Field(description="Current step of loading")]]
+    model: NotRequired[Annotated[str | None, Field(description="Name of the base model")]]
+    device: NotRequired[str | None]
+    store: NotRequired[Literal["up", "down", "damaged"] | None]
+    tasks: NotRequired[Annotated[int | None, Field(description="Number of tasks that the key may use")]]
+    queue: NotRequired[Queue | None]
+    redis: NotRequired[Literal["up", "down", "off"] | None]
+    prompt_cache: NotRequired[
+        Annotated[dict[str, Any] | None, Field(description="Hits, misses and bytes of each tier")]
+    ]
 
 
-class Info(_Answer):
-    """The base model, and the bounds of requests."""
+@closed
+class Info(TypedDict):
+    """The base model, and the limits of requests."""
 
     version: str
     model_id: str
     model_architecture: str
     model_dtype: str
     model_device: str
-    model_fingerprint: str
-    probe: str
+    model_fingerprint: Annotated[str, Field(description="Digest of weights, configuration and tokenizer")]
+    probe: Annotated[str, Field(description="Report of the check of the model at load")]
     num_layers: int
     hidden_size: int
     vocab_size: int
-    max_total_tokens: int
+    max_total_tokens: Annotated[int, Field(description="Virtual, prompt and new tokens, at most")]
     default_max_new_tokens: int
-    generation_defaults: dict[str, Any]  # of the base's generation config, below a task's and a request's own
-    generation_not_honoured: list[str]  # what of it can't be had, a line each
+    generation_defaults: Annotated[
+        dict[str, Any],
+        Field(description="From the base's generation config; tasks and requests override them"),
+    ]
+    generation_not_honoured: Annotated[
+        list[str], Field(description="Settings of the generation config that are not supported")
+    ]
     max_stop_sequences: int
     max_body_bytes: int
-    max_text_characters: int  # of a rendered template or chat
+    max_text_characters: Annotated[int, Field(description="Of a rendered template or chat")]
     max_upload_bytes: int

@@ -291,21 +291,3 @@ class RollbackRequest(Body):
 
     alias: Annotated[str, Field(min_length=1, max_length=64)] | None = None
     why: Annotated[str, Field(max_length=1000)] = ""
-
-
-class ErrorBody(BaseModel):
-    """What went wrong and what to do next."""
-
-    message: str
-    type: str
-    param: str | None
-    code: str
-
-
-class ErrorEnvelope(BaseModel):
-    """Every error's body."""
-
-    error: ErrorBody
-    error_type: Literal["validation", "overloaded", "generation"] | None = Field(
-        None, description="TGI's word for it; absent where it has none, and the status says what happened"
-    )
