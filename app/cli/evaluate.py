@@ -101,7 +101,7 @@ def _inputs(item: Item, template: str | None) -> Any:
 
 
 def _body(asked: Asked, inputs: Any, parameters: dict[str, Any]) -> Row:
-    body: Row = {"inputs": inputs, "parameters": {**parameters, "do_sample": False}}
+    body: dict[str, Any] = {"inputs": inputs, "parameters": {**parameters, "do_sample": False}}
     return body if asked.reference is None else body | {"task_id": asked.reference}
 
 

@@ -1,5 +1,6 @@
 """A running server, over HTTP, for the commands that need one."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
