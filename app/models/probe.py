@@ -7,21 +7,18 @@ token ids, as its users run it. Then shortly on the real weights.
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
 
 from app.errors import UnsupportedModel
-from app.models.attention.kv_cache import KVCache
-from app.models.attention.metadata import PackedItem
 from app.models.attention.packed import IMPLEMENTATION
 from app.models.decoder_only import DecoderOnly
 from app.models.geometry import check_layer_kinds, model_geometry
+from app.models.probe_sequences import ProbeSequence, eager_logits, own_logits_of, packed_logits
 from app.models.twin import TWIN_VOCABULARY, TWIN_WINDOW, build_twin, special_ids
 from app.models.weights import in_one_line, is_quantized
 from app.prompt import LayerGeometry, ModelGeometry
@@ -33,7 +30,7 @@ TWIN_TOLERANCE = 1e-4
 WEIGHTS_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 8e-2, torch.float16: 2e-2}
 # Below this a prefix hardly changes the twin's answer and the comparison proves nothing.
 _MIN_PREFIX_EFFECT = 1e-2
-# What a model says of the same tokens in another way differs by rounding, or by far more than this.
+# Logits of the same tokens given in another way differ by rounding, or by far more than this.
 _INPUTS_TOLERANCE = 1e-3
 _PREFIX_LENGTH = 5
 _SOFT_LENGTH = 6
@@ -56,32 +53,8 @@ class ProbeReport:
         )
 
 
-@dataclass(eq=False)
-class _Probe:
-    """One sequence, teacher-forced: rows of a soft prompt if there are some, then token ids."""
-
-    ids: Tensor  # [n]
-    chunks: list[int]  # how many rows each step takes
-    soft: Tensor | None = None  # [p, d]
-    prefix: list[tuple[Tensor, Tensor]] | None = None  # per layer, K and V [1, Hk, p, D]
-    computed: int = 0
-
-    @property
-    def prefix_length(self) -> int:
-        return _PREFIX_LENGTH if self.prefix else 0
-
-    @property
-    def length(self) -> int:
-        return sum(self.chunks)
-
-    def rows(self, embed: Callable[[Tensor], Tensor]) -> Tensor:
-        """Input embeddings `[p + n, d]`."""
-        own = embed(self.ids)
-        return own if self.soft is None else torch.cat([self.soft, own])
-
-
 def probe_architecture(config: PreTrainedConfig) -> float:
-    """Run the twin; the largest error found.
+    """Run the twin; return the largest error found.
 
     Raises:
         UnsupportedModel: the twin can't be built or run, or its error is out of tolerance.
@@ -109,7 +82,7 @@ def probe_architecture(config: PreTrainedConfig) -> float:
 
 @contextlib.contextmanager
 def _refusing(name: str, what: str) -> Iterator[None]:
-    """Whatever fails within is a refusal in one sentence."""
+    """Turn any exception within into a refusal in one sentence."""
     try:
         yield
     except UnsupportedModel:
@@ -127,14 +100,14 @@ def _reason(cause: Exception) -> str:
 
 
 def _running_twin(config: PreTrainedConfig) -> PreTrainedModel:
-    """A twin that runs by itself. Some architectures tie numbers of heads to others: those stay then."""
+    """Build a twin that runs. Some architectures tie numbers of heads to others: those stay then."""
     with contextlib.suppress(Exception):
         twin = build_twin(config)
-        _own_logits(twin, _Probe(_random_ids(3), [3]))
+        own_logits_of(twin, ProbeSequence(_random_ids(3), [3]))
         return twin
     with _refusing(config.model_type, "no small twin of it runs, so nothing can be compared"):
         twin = build_twin(config, narrow=False)
-        _own_logits(twin, _Probe(_random_ids(3), [3]))
+        own_logits_of(twin, ProbeSequence(_random_ids(3), [3]))
     return twin
 
 
@@ -143,18 +116,19 @@ def _random_ids(number: int) -> Tensor:
 
 
 def _check_inputs(twin: PreTrainedModel, name: str) -> None:
-    """Prompts are embeddings, packed rows are told their positions, tokens come one by one with a cache.
+    """Refuse a twin whose logits change with the way its tokens come.
 
-    None of these may change what the twin says of token ids alone, in one pass.
+    Prompts are embeddings, packed rows have explicit positions, tokens come one by one with a cache: all
+    must give the logits of token ids alone, in one pass.
     """
     ids = torch.cat([_random_ids(2 * TWIN_WINDOW), torch.tensor(special_ids(twin.config), dtype=torch.long)])
-    expected = _own_logits(twin, _Probe(ids, [len(ids)]))
+    expected = own_logits_of(twin, ProbeSequence(ids, [len(ids)]))
     row, embeds = ids.unsqueeze(0), twin.get_input_embeddings()(ids).unsqueeze(0)
     with _refusing(name, "it doesn't run from embeddings that are no token's, as a soft prompt's are"):
-        _own_logits(twin, _Probe(ids, [len(ids) + 1], soft=torch.randn_like(embeds[0, :1])))
+        own_logits_of(twin, ProbeSequence(ids, [len(ids) + 1], soft=torch.randn_like(embeds[0, :1])))
     ways: dict[str, Callable[[], Tensor]] = {
-        "from embeddings": lambda: _eager(twin, inputs_embeds=embeds),
-        "at positions from 0 on": lambda: _eager(
+        "from embeddings": lambda: eager_logits(twin, inputs_embeds=embeds),
+        "at positions from 0 on": lambda: eager_logits(
             twin, input_ids=row, position_ids=torch.arange(len(ids)).unsqueeze(0)
         ),
         "one token at a time": lambda: _one_by_one(twin, row),
@@ -170,44 +144,40 @@ def _check_inputs(twin: PreTrainedModel, name: str) -> None:
 
 
 def _one_by_one(twin: PreTrainedModel, row: Tensor) -> Tensor:
-    """Logits `[n, V]` of `row [1, n]` as generation computes them, with the model's own cache."""
+    """Return logits `[n, V]` of `row [1, n]` as generation computes them, with the model's own cache."""
     cache = DynamicCache(config=twin.config)
     logits = []
     for place, ids in enumerate(row.T):
         seen = torch.ones(1, place + 1, dtype=torch.long)
         given = {"input_ids": ids[None], "position_ids": torch.tensor([[place]]), "attention_mask": seen}
-        logits.append(_eager(twin, past_key_values=cache, use_cache=True, **given))
+        logits.append(eager_logits(twin, past_key_values=cache, use_cache=True, **given))
     return torch.cat(logits)
 
 
-def own_logits(model: PreTrainedModel) -> Tensor:
-    """What the real weights say `[n, V]` of a few tokens, alone, before anything is accelerated.
+def own_logits(model: PreTrainedModel) -> list[Tensor]:
+    """Return logits of the real weights for a few tokens, alone, before anything is accelerated.
 
     Raises:
         UnsupportedModel: a forward pass fails.
     """
     what = "a forward pass of the real weights fails"
     with torch.inference_mode(), _refusing(model.config.model_type, what):
-        return torch.cat([_own_logits(model, probe) for probe in _weights_probes(model)])
+        return [own_logits_of(model, sequence) for sequence in _weights_sequences(model)]
 
 
-def probe_weights(backbone: DecoderOnly, own: Tensor) -> float:
-    """Compare packed logits with the model's `own_logits`; their relative error.
+def probe_weights(backbone: DecoderOnly, own: list[Tensor]) -> float:
+    """Compare packed logits with the model's `own_logits`; return their relative error.
 
     Raises:
         UnsupportedModel: the error is out of tolerance for the load dtype.
     """
-    probes = _weights_probes(backbone.model)
-    ends = np.concatenate([np.cumsum(probe.chunks) for probe in probes])
-    begins = np.repeat(
-        np.cumsum([0, *(probe.length for probe in probes[:-1])]), [len(p.chunks) for p in probes]
-    )
+    sequences = _weights_sequences(backbone.model)
     what = "a packed forward pass of the real weights fails"
     with torch.inference_mode(), _refusing(backbone.geometry.architecture, what):
-        found = torch.cat([logits for rows in _packed_logits(backbone, probes) for logits in rows])
-    expected = own[begins + ends - 1]
+        found = torch.cat(packed_logits(backbone, sequences))
+    expected = torch.cat([whole[each.ends] for each, whole in zip(sequences, own, strict=True)])
     error = float((found - expected).norm() / expected.norm())
-    if not own.isfinite().all():
+    if not all(whole.isfinite().all() for whole in own):
         raise UnsupportedModel(
             f"the weights of this '{backbone.geometry.architecture}' give NaN or infinite logits in "
             f"{backbone.geometry.dtype}, alone and unpacked: they are damaged, or need another --dtype"
@@ -228,43 +198,40 @@ def _tolerance(backbone: DecoderOnly) -> float:
     return WEIGHTS_TOLERANCE[dtype]
 
 
-def _weights_probes(model: PreTrainedModel) -> list[_Probe]:
-    """A sequence, a shorter one, so that there is padding, and one that begins with a soft prompt."""
+def _weights_sequences(model: PreTrainedModel) -> list[ProbeSequence]:
+    """Return a sequence, a shorter one, so that there is padding, and one that begins with a soft prompt."""
     vocabulary = model.config.get_text_config().vocab_size
     ids = torch.tensor([(7919 * i) % vocabulary for i in range(1, 9)], device=model.device)
     embeds = model.get_input_embeddings()(ids)
     between = (embeds[:2] + embeds[2:4]) / 2  # rows of no token
     return [
-        _Probe(ids, chunks=[5, 1, 1, 1]),
-        _Probe(ids[:3], chunks=[1, 1, 1]),
-        _Probe(ids[4:], chunks=[4, 1, 1], soft=between),
+        ProbeSequence(ids, chunks=[5, 1, 1, 1]),
+        ProbeSequence(ids[:3], chunks=[1, 1, 1]),
+        ProbeSequence(ids[4:], chunks=[4, 1, 1], soft=between),
     ]
 
 
 def _twin_error(twin: PreTrainedModel, backbone: DecoderOnly) -> float:
     past_window = [1] * (TWIN_WINDOW + 4)
     soft = torch.randn(_SOFT_LENGTH, backbone.geometry.hidden_size)
-    probes = [
-        _Probe(_random_ids(40 + len(past_window)), [23, 17, *past_window]),
-        _Probe(_random_ids(3 + 9), [3, *[1] * 9]),
-        _Probe(_random_ids(1 + 4), [1] * 5),
-        _Probe(_random_ids(11 + len(past_window)), [_SOFT_LENGTH + 4, 7, *past_window], soft=soft),
+    sequences = [
+        ProbeSequence(_random_ids(40 + len(past_window)), [23, 17, *past_window]),
+        ProbeSequence(_random_ids(3 + 9), [3, *[1] * 9]),
+        ProbeSequence(_random_ids(1 + 4), [1] * 5),
+        ProbeSequence(_random_ids(11 + len(past_window)), [_SOFT_LENGTH + 4, 7, *past_window], soft=soft),
     ]
     if backbone.geometry.takes_prefixes:
-        prefix = [_random_prefix(layer) for layer in backbone.geometry.layers[Site.DECODER_SELF]]
-        probes.append(_Probe(_random_ids(13 + len(past_window)), [6, 7, *past_window], prefix=prefix))
-        _check_prefix(twin, probes[-1])
-    expected = [_own_logits(twin, probe) for probe in probes]
-    found = _packed_logits(backbone, probes)
-    return max(
-        _distance(torch.cat(logits), whole[np.cumsum(probe.chunks) - 1])
-        for probe, logits, whole in zip(probes, found, expected, strict=True)
-    )
+        prefix = tuple(_random_prefix(layer) for layer in backbone.geometry.layers[Site.DECODER_SELF])
+        ids = _random_ids(13 + len(past_window))
+        sequences.append(ProbeSequence(ids, [6, 7, *past_window], prefix=prefix))
+        _check_prefix(twin, sequences[-1])
+    expected = [own_logits_of(twin, each)[each.ends] for each in sequences]
+    return max(map(_distance, packed_logits(backbone, sequences), expected))
 
 
-def _check_prefix(twin: PreTrainedModel, prefixed: _Probe) -> None:
-    bare = _Probe(prefixed.ids, prefixed.chunks)
-    effect = _distance(_own_logits(twin, bare), _own_logits(twin, prefixed))
+def _check_prefix(twin: PreTrainedModel, prefixed: ProbeSequence) -> None:
+    bare = replace(prefixed, prefix=())
+    effect = _distance(own_logits_of(twin, bare), own_logits_of(twin, prefixed))
     if not effect >= _MIN_PREFIX_EFFECT:
         raise UnsupportedModel(
             f"the architecture '{twin.config.model_type}' ignores keys and values put before its "
@@ -279,73 +246,3 @@ def _random_prefix(layer: LayerGeometry) -> tuple[Tensor, Tensor]:
 
 def _distance(left: Tensor, right: Tensor) -> float:
     return float((left.log_softmax(-1) - right.log_softmax(-1)).abs().max())
-
-
-def _own_logits(model: PreTrainedModel, probe: _Probe) -> Tensor:
-    """Logits `[n, V]` of all tokens by the model's own eager attention, alone, in one pass."""
-    cache = DynamicCache(config=model.config) if probe.prefix else None
-    for layer, (keys, values) in enumerate(probe.prefix or []):
-        assert cache is not None
-        cache.update(keys, values, layer)
-    ones = torch.ones(1, probe.prefix_length + probe.length, dtype=torch.long, device=model.device)
-    common = {"attention_mask": ones, "past_key_values": cache, "use_cache": cache is not None}
-    if probe.soft is None:
-        return _eager(model, input_ids=probe.ids.unsqueeze(0), **common)
-    return _eager(model, inputs_embeds=probe.rows(model.get_input_embeddings()).unsqueeze(0), **common)
-
-
-def _eager(model: PreTrainedModel, **inputs: Any) -> Tensor:
-    """Logits `[n, V]` of the only row, by the model's own attention."""
-    model.set_attn_implementation("eager")
-    try:
-        logits: Tensor = model(**inputs).logits[0].float()
-    finally:
-        model.set_attn_implementation(IMPLEMENTATION)
-    return logits
-
-
-def _packed_logits(backbone: DecoderOnly, probes: list[_Probe]) -> list[list[Tensor]]:
-    """Logits after each chunk of each probe, all probes packed into shared steps."""
-    capacity = max(probe.prefix_length + probe.length for probe in probes)
-    num_slots = [1 + capacity * len(probes)] * len(backbone.kv_groups)
-    cache = KVCache(backbone.kv_groups, num_slots, dtype=backbone.dtype, device=backbone.device)
-    # Interleaved on purpose: identity tables would hide a wrong slot.
-    slots = [np.arange(capacity, dtype=np.int64) * len(probes) + 1 + i for i in range(len(probes))]
-    for probe, own in zip(probes, slots, strict=True):
-        for layer, (keys, values) in enumerate(probe.prefix or []):
-            target = torch.from_numpy(own[: probe.prefix_length])
-            rows = (part[0].transpose(0, 1) for part in (keys, values))
-            cache.write((Site.DECODER_SELF, layer), target, *rows)
-    collected: list[list[Tensor]] = [[] for _ in probes]
-    for number in range(max(len(probe.chunks) for probe in probes)):
-        active = [i for i, probe in enumerate(probes) if number < len(probe.chunks)]
-        active.sort(key=_tokens_at(probes, number))
-        for i, logits in zip(
-            active, _packed_step(backbone, cache, probes, slots, active, number), strict=True
-        ):
-            collected[i].append(logits.unsqueeze(0))
-    return collected
-
-
-def _tokens_at(probes: list[_Probe], number: int) -> Callable[[int], bool]:
-    return lambda i: probes[i].chunks[number] > 1
-
-
-def _packed_step(
-    backbone: DecoderOnly,
-    cache: KVCache,
-    probes: list[_Probe],
-    slots: list[np.ndarray[tuple[int], np.dtype[np.int64]]],
-    active: list[int],
-    number: int,
-) -> Tensor:
-    items, embeds, positions = [], [], []
-    for i in active:
-        probe, count = probes[i], probes[i].chunks[number]
-        start = probe.prefix_length + probe.computed
-        items.append(PackedItem(start, count, (slots[i][: start + count],) * len(cache.groups)))
-        embeds.append(probe.rows(backbone.embed)[probe.computed : probe.computed + count])
-        positions.append(torch.arange(start, start + count, device=backbone.device))
-        probe.computed += count
-    last = np.cumsum([item.num_tokens for item in items]) - 1
-    return backbone.forward(torch.cat(embeds), torch.cat(positions), backbone.plan(cache, items, last))
