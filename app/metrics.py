@@ -16,8 +16,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from app.engine.plan import StepStats
-from app.engine.statistics import EngineStats
+from app.engine.client import EngineStats
+from app.engine.statistics import StepStats
 from app.request import FinishReason, RequestTimings
 from app.store.cache.prompt_cache import SourceStats
 

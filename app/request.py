@@ -4,8 +4,6 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from app.errors import PromptplexError
-
 
 class FinishReason(StrEnum):
     """Why a sequence ended, in the words that TGI's clients know."""
@@ -211,21 +209,19 @@ class TokenScore:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenDelta:
-    """One step's news of one request. The last one carries `finish` or `error`.
+    """What one step brought for one request. The last one carries `finish`.
 
     `logprob` is the natural log-probability of the token under the model's own distribution,
     before temperature, filters and penalties.
     """
 
-    request_id: str
-    token_id: int | None = None  # None: an end without a token (error, cancellation)
+    token_id: int | None = None  # None: the prompt was only scored
     logprob: float = 0.0
     top: tuple[tuple[int, float], ...] = ()  # (id, log-probability) of the `num_top` most probable tokens
     scores: tuple[TokenScore, ...] = ()  # of the prompt; with the first token
     finish: FinishReason | None = None
-    error: PromptplexError | None = None
     timings: RequestTimings | None = None  # on the last delta
 
     @property
     def is_last(self) -> bool:
-        return self.finish is not None or self.error is not None
+        return self.finish is not None

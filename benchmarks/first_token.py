@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from app.request import Request
+from benchmarks.completions import submit
 from benchmarks.shared_engine import SharedEngine
 from benchmarks.spread import Spread
 from benchmarks.work import Work, make_asks
@@ -45,5 +46,5 @@ def _first_token(shared: SharedEngine, token_ids: tuple[int, ...], digest: str |
         max_new_tokens=1,
     )
     began = time.perf_counter()
-    shared.engine.submit(request).result(timeout=60)
+    submit(shared.engine, request).result(timeout=60)
     return time.perf_counter() - began

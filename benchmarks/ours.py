@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from app.engine.plan import StepStats
+from app.engine.statistics import StepStats
 from app.request import Request
+from benchmarks.completions import submit_all
 from benchmarks.first_token import measure_first_token
 from benchmarks.shared_engine import SharedEngine
 from benchmarks.sides import Answer
@@ -32,7 +33,7 @@ class Promptplex:
         """Submit all, wait for all."""
         self._shared.steps.clear()
         requests = [self._request(number, ask) for number, ask in enumerate(asks)]
-        futures = [self._shared.engine.submit(request) for request in requests]
+        futures = submit_all(self._shared.engine, requests)
         completions = [future.result(timeout=_SECONDS) for future in futures]
         self._steps = list(self._shared.steps)
         answers = []

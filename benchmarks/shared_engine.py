@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from app.engine.engine import Engine, EngineConfig
-from app.engine.plan import StepStats
+from app.engine.statistics import StepStats
 from app.models.attention.packed import IMPLEMENTATION, register
 from app.models.cpu.acceleration import accelerate
 from app.models.decoder_only import DecoderOnly

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from app.engine.plan import StepStats
-from app.engine.statistics import EngineStats
+from app.engine.client import EngineStats
+from app.engine.statistics import StepStats
 from app.metrics import FAILURES, MAX_TASK_LABELS, Metrics
 from app.request import FinishReason, RequestTimings
 from app.serving.generation_request import Outcome

@@ -8,7 +8,7 @@ from typing import Literal
 from fastapi import Request
 
 from app.api.middleware.inflight import InflightRequests
-from app.engine.engine import Engine
+from app.engine.client import EngineClient
 from app.errors import EngineStopped
 from app.metrics import Metrics
 from app.serving.catalog import Catalog
@@ -47,7 +47,7 @@ class ApiConfig:
 class Services:
     """Everything behind the routes, once the base model is loaded."""
 
-    engine: Engine
+    engine: EngineClient
     store: PromptStore
     source: PromptCache
     generation: GenerationService

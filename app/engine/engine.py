@@ -1,24 +1,25 @@
-"""The engine's front: submit requests from any thread or event loop, get tokens back."""
+"""The engine in this process: an EngineClient over a loop, which runs on a thread of its own."""
 
 import asyncio
 import math
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Future
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from app.concurrency import Workers
 from app.engine.blocks import KVBlocks
+from app.engine.client import EngineStats, LiveRow
 from app.engine.loop import Cancel, EngineLoop, Message, Stop, Submit
 from app.engine.memory import num_blocks_for
-from app.engine.plan import StepStats
-from app.engine.router import Completion, FuturePort, OutputRouter, Port, StreamPort
+from app.engine.router import OutputRouter, Port
 from app.engine.runner import Runner
 from app.engine.sampling.token_masks import NUM_WORKERS, GrammarSource
 from app.engine.scheduler import Scheduler, SchedulerConfig
-from app.engine.statistics import EngineStats, LiveRow, StepRecorder
+from app.engine.statistics import StepRecorder, StepStats
 from app.errors import EngineStopped, InvalidRequest, Overloaded, PromptplexError, RequestTooLong
 from app.models.attention.kv_cache import KVCache
 from app.models.backbone import Backbone
@@ -127,41 +128,36 @@ class Engine:
         return self._failure
 
     @property
+    def max_rows(self) -> int:
+        """Sequences that run at once, at most."""
+        return self._config.max_rows
+
+    @property
     def max_open(self) -> int:
         """Requests that run or wait, at most."""
         return self._config.max_rows + self._config.max_queue
 
     @property
     def geometry(self) -> ModelGeometry:
+        """The base model's shapes and bounds."""
         return self.backbone.geometry
 
+    def own_tensor(self, name: str) -> Tensor | None:
+        """Return the base's own embedding `[V, ...]` that a checkpoint calls `name`; None: it has none."""
+        return self.backbone.own_tensor(name)
+
     def stats(self) -> EngineStats:
-        """A snapshot; safe from any thread."""
+        """Return a snapshot."""
         return self._recorder.snapshot
 
     def take_rows(self) -> tuple[LiveRow, ...] | None:
-        """For one watcher: the rows of a step since its last call, None where there was none.
-
-        Rows are put down only once for each call, so watching costs a step nothing measurable.
-        """
+        """Return the rows of one step since the last call, None where there was none; for one watcher."""
         return self._recorder.take_rows()
-
-    @property
-    def max_rows(self) -> int:
-        """Sequences that run at once."""
-        return self._config.max_rows
 
     # -- requests ---------------------------------------------------------------------------
 
     def check_admissible(self, request: Request) -> None:
-        """Refuse what could never run.
-
-        Raises:
-            RequestTooLong: beyond the position limit, or K/V memory even when alone.
-            InvalidRequest: no tokens, ids outside the vocabulary, a negative number of new tokens, a prompt
-                without virtual tokens or the other way round, a deadline that is no time, or a grammar
-                where there is nothing to follow it.
-        """
+        """Refuse what could never run: raise RequestTooLong or InvalidRequest (EngineClient says when)."""
         if not request.token_ids or request.max_new_tokens < 0:
             raise InvalidRequest("a request needs at least one prompt token, and 0 or more new ones")
         if not 0 <= request.num_scored < len(request.token_ids):
@@ -186,33 +182,24 @@ class Engine:
             )
         self._scheduler.check_fits(request)
 
-    async def generate(self, request: Request) -> AsyncIterator[TokenDelta]:
-        """Yield the request's deltas; the last one carries `finish` or `error`.
-
-        Leaving the iterator early cancels the request.
-
-        Raises:
-            RequestTooLong, InvalidRequest, Overloaded, EngineStopped: before anything is queued.
-        """
-        port = StreamPort(asyncio.get_running_loop())
+    async def generate(self, request: Request) -> AsyncGenerator[TokenDelta, None]:
+        """Yield the request's deltas; the last one carries `finish`. Raise what EngineClient names."""
+        port = Port(asyncio.get_running_loop())
         self._admit(request, port)
-        delta: TokenDelta | None = None
+        is_open = True
         try:
-            while delta is None or not delta.is_last:
-                delta = await port.queue.get()
-                yield delta
+            while is_open:
+                output = await port.queue.get()
+                is_open = isinstance(output, TokenDelta) and not output.is_last
+                if isinstance(output, PromptplexError):
+                    raise output
+                yield output
         finally:
-            if delta is None or not delta.is_last:
+            if is_open:
                 self.cancel(request.id)
 
-    def submit(self, request: Request) -> "Future[Completion]":
-        """For synchronous callers: the future holds the Completion or the typed error."""
-        port = FuturePort()
-        self._admit(request, port)
-        return port.future
-
     def cancel(self, request_id: str) -> None:
-        """End a request; everything it holds is free within two steps."""
+        """End a request, which raises Cancelled; all that it holds is free within two steps."""
         self._inbox.put(Cancel(request_id))
 
     def _admit(self, request: Request, port: Port) -> None:
@@ -223,7 +210,7 @@ class Engine:
             raise Overloaded(f"{self.max_open} requests are running or waiting already; try again shortly")
         self._router.open(request.id, port)
         self._inbox.put(Submit(request, time.monotonic()))
-        if self._has_ended:  # the thread may have told everybody before this one came
+        if self._has_ended:  # the thread may have ended all others before this one came
             self._fail_open_requests("the engine was stopped")
 
     # -- the thread -------------------------------------------------------------------------
@@ -231,7 +218,7 @@ class Engine:
     def _run(self) -> None:
         try:
             self._loop.run()
-        except BaseException as failure:  # whatever it is, nobody may wait for ever
+        except BaseException as failure:  # whatever it is, no caller may wait for ever
             self._failure = failure
             self._has_ended = True
             try:
@@ -246,6 +233,4 @@ class Engine:
     def _fail_open_requests(self, message: str) -> None:
         error: PromptplexError = EngineStopped(message)
         self._accepting = False
-        self._router.deliver(
-            TokenDelta(request_id=request_id, error=error) for request_id in self._router.open_requests()
-        )
+        self._router.deliver((request_id, error) for request_id in self._router.open_requests())

@@ -149,7 +149,7 @@ class EngineLoop:
         sequence = Sequence(request, prefix_key(request, self._geometry), arrived=arrived)
         refusal = self._refusals.get(sequence.prefix_key, time.monotonic())
         if refusal is not None:
-            self._deliver_end(sequence, refusal)
+            self._router.deliver([(request.id, refusal)])
             return
         if request.grammar is not None:
             assert self._grammars is not None, "the front refuses what can't be constrained"
@@ -218,11 +218,15 @@ class EngineLoop:
         plan, result = self._run(plan)
         now = time.monotonic()
         news = self._scheduler.update(plan, result, now)
-        for sequence, delta in news:
-            if delta.is_last:
+        for sequence, _ in news:
+            if sequence.phase is Phase.FINISHED:
                 del self._open[sequence.request.id]
-        self._router.deliver([delta for _, delta in news])
-        served = [sequence for sequence, delta in news if delta.token_id is not None]
+        self._router.deliver([(sequence.request.id, output) for sequence, output in news])
+        served = [
+            sequence
+            for sequence, output in news
+            if isinstance(output, TokenDelta) and output.token_id is not None
+        ]
         self._recorder.step(plan, served, now - started)
 
     def _run(self, plan: Plan) -> tuple[Plan, StepResult]:
@@ -249,11 +253,7 @@ class EngineLoop:
         """End a sequence outside a step."""
         self._scheduler.finish(sequence)
         del self._open[sequence.request.id]
-        self._deliver_end(sequence, error)
-
-    def _deliver_end(self, sequence: Sequence, error: PromptplexError) -> None:
-        timings = sequence.timings(time.monotonic())
-        self._router.deliver([TokenDelta(request_id=sequence.request.id, error=error, timings=timings)])
+        self._router.deliver([(sequence.request.id, error)])
 
     def _rest(self) -> None:
         """Nothing is open: prove that nothing was lost, and wait for a message."""

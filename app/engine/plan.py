@@ -77,25 +77,3 @@ class StepResult:
 
     tokens: tuple[SampledToken, ...]
     scores: tuple[tuple[TokenScore, ...], ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepStats:
-    """What one step did; handed to the engine's `on_step` on the engine thread."""
-
-    duration: float
-    num_decode_rows: int
-    num_prefill_tokens: int
-    num_prefix_tokens: int
-    num_distinct_tasks: int
-    num_running: int
-    num_waiting: int
-    num_preempted: int
-    kv_usage: float
-    resident_prefixes: int
-    resident_prefix_bytes: int
-    prefix_hits: int
-    prefix_misses: int
-    new_tokens: int
-    first_token_latencies: tuple[float, ...]
-    inter_token_latencies: tuple[float, ...]

@@ -24,12 +24,13 @@ from app.engine.plan import (
     StepResult,
 )
 from app.engine.prefixes import Prefix, PrefixCache, PrefixKey
+from app.engine.router import Output
 from app.engine.sampling.inputs import SampledToken, SamplingInput
 from app.engine.sequence import Phase, Sequence
-from app.errors import NonFiniteLogits, RequestTooLong
+from app.errors import NonFiniteLogits, PromptplexError, RequestTooLong
 from app.models.attention.metadata import PackedItem
 from app.prompt import Prompt
-from app.request import FinishReason, Request, TokenDelta
+from app.request import FinishReason, Request, TokenDelta, TokenScore
 
 MAX_SCORED_ROWS = 256  # logits over the whole vocabulary are large: so many at a time
 
@@ -289,13 +290,13 @@ class Scheduler:
 
     # -- update -----------------------------------------------------------------------------
 
-    def update(self, plan: Plan, result: StepResult, now: float) -> list[tuple[Sequence, TokenDelta]]:
+    def update(self, plan: Plan, result: StepResult, now: float) -> list[tuple[Sequence, Output]]:
         """Apply sampled tokens; sequences that end free what they hold. Of late rows there is no news."""
         scoring = (item.owner for item in plan.items if item.score_ids)
         for sequence, scores in zip(scoring, result.scores, strict=True):
             assert isinstance(sequence, Sequence)
             sequence.scores += scores
-        news: list[tuple[Sequence, TokenDelta]] = []
+        news: list[tuple[Sequence, Output]] = []
         sampling = (item.owner for item in plan.items if item.sampling is not None)
         for sequence, token in zip(sampling, result.tokens, strict=True):
             assert isinstance(sequence, Sequence)
@@ -305,31 +306,25 @@ class Scheduler:
                 news.append((sequence, self._accept(sequence, token, now)))
         return news
 
-    def _accept(self, sequence: Sequence, token: SampledToken, now: float) -> TokenDelta:
-        error = token.error
-        is_first = sequence.num_generated == 0
-        scores = sequence.scores if is_first else ()
-        if not token.is_finite or any(math.isnan(score.logprob) for score in scores):
-            error = NonFiniteLogits(
-                "the model produced NaN or infinite logits for this request; if it names a task, the task's "
-                "prompt is the likely cause: check its values, or roll the task back"
-            )
-        is_asked_for = error is None and sequence.request.max_new_tokens > 0
-        reason = FinishReason.LENGTH if error is None else None
-        if is_asked_for:
-            reason = sequence.accept(token.token_id, now)
+    def _accept(self, sequence: Sequence, token: SampledToken, now: float) -> Output:
+        scores = tuple(sequence.scores) if sequence.num_generated == 0 else ()
+        error = _error_of(token, scores)
+        if error is not None:
+            self.finish(sequence)
+            return error
+        only_scores = sequence.request.max_new_tokens == 0
+        reason = FinishReason.LENGTH if only_scores else sequence.accept(token.token_id, now)
+        if not only_scores:
             self.waiting.charge(sequence, 1)
-        if reason is not None or error is not None:
+        if reason is not None:
             self.finish(sequence)
         return TokenDelta(
-            request_id=sequence.request.id,
-            token_id=token.token_id if is_asked_for else None,
-            logprob=token.logprob if is_asked_for else 0.0,
+            token_id=None if only_scores else token.token_id,
+            logprob=0.0 if only_scores else token.logprob,
             top=token.top,
-            scores=tuple(sequence.scores) if is_first and error is None else (),
+            scores=scores,
             finish=reason,
-            error=error,
-            timings=sequence.timings(now) if reason is not None or error is not None else None,
+            timings=sequence.timings(now) if reason is not None else None,
         )
 
     def check_integrity(self) -> None:
@@ -348,6 +343,16 @@ class Scheduler:
             assert sequence.prefix is None
         assert all(sequence.phase is Phase.RUNNING for sequence in self.running)
         assert all(sequence.phase is Phase.LOADING for sequence in self.loading)
+
+
+def _error_of(token: SampledToken, scores: tuple[TokenScore, ...]) -> PromptplexError | None:
+    """Why a row can't go on, if it can't."""
+    if token.is_finite and not any(math.isnan(score.logprob) for score in scores):
+        return token.error
+    return NonFiniteLogits(
+        "the model produced NaN or infinite logits for this request; if it names a task, the task's "
+        "prompt is the likely cause: check its values, or roll the task back"
+    )
 
 
 def _scoring(sequence: Sequence, start: int) -> tuple[int, tuple[int, ...]]:

@@ -3,33 +3,32 @@
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from app.engine.plan import Plan, StepStats
+from app.engine.client import EngineStats, LiveRow
+from app.engine.plan import Plan
 from app.engine.scheduler import Scheduler
 from app.engine.sequence import Sequence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EngineStats:
-    """The engine's state after its last step."""
+class StepStats:
+    """What one step did; handed to the engine's `on_step` on the engine thread."""
 
-    num_running: int = 0
-    num_waiting: int = 0
-    kv_usage: float = 0.0  # share of K/V blocks that are held
-    resident_prefixes: int = 0
-    resident_prefix_bytes: int = 0
-    resident_digests: frozenset[str] = frozenset()  # prompts that are ready on the device
-    steps: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class LiveRow:
-    """A sequence of the batch, as of one step."""
-
-    request_id: str
-    task: str  # "" is the base model
-    version: int
-    is_prefill: bool  # the step took its prompt, or a part of it
-    num_generated: int
+    duration: float
+    num_decode_rows: int
+    num_prefill_tokens: int
+    num_prefix_tokens: int
+    num_distinct_tasks: int
+    num_running: int
+    num_waiting: int
+    num_preempted: int
+    kv_usage: float
+    resident_prefixes: int
+    resident_prefix_bytes: int
+    prefix_hits: int
+    prefix_misses: int
+    new_tokens: int
+    first_token_latencies: tuple[float, ...]
+    inter_token_latencies: tuple[float, ...]
 
 
 class StepRecorder:

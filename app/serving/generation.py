@@ -5,12 +5,12 @@ import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
-from typing import TypeVar, cast
+from typing import TypeVar
 
 from transformers import PreTrainedTokenizerFast
 
 from app.concurrency import gather_or_cancel
-from app.engine.engine import Engine
+from app.engine.client import EngineClient
 from app.errors import Cancelled, ConstraintFailed, DeadlineExceeded
 from app.prompt import TaskVersion
 from app.request import FinishReason, Request, RequestTimings, TokenDelta, TokenScore
@@ -43,7 +43,7 @@ class GenerationService:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: EngineClient,
         store: PromptStore,
         tokenizer: PreTrainedTokenizerFast,
         *,
@@ -172,13 +172,8 @@ class GenerationService:
             )
 
     async def _only_delta(self, request: Request) -> TokenDelta:
-        source = cast(AsyncGenerator[TokenDelta, None], self.engine.generate(request))
-        async with aclosing(source) as deltas:
-            async for delta in deltas:
-                if delta.error is not None:
-                    raise delta.error
-                return delta
-        raise AssertionError("a stream begins with a token or an error")
+        async with aclosing(self.engine.generate(request)) as deltas:
+            return await anext(deltas)
 
     def texts_of(self, ids: Sequence[int]) -> list[str]:
         """What each id completes of the text; a special token as the vocabulary writes it."""
@@ -239,11 +234,8 @@ class GenerationService:
             self._tables, admitted.prompt_ids, admitted.style, tells_context=admitted.tells_prompt
         )
         first = 0.0
-        source = cast(AsyncGenerator[TokenDelta, None], self.engine.generate(admitted.request))
-        async with aclosing(source) as deltas:
+        async with aclosing(self.engine.generate(admitted.request)) as deltas:
             async for delta in deltas:
-                if delta.error is not None:
-                    raise delta.error
                 first = first or time.monotonic()
                 written = writer.take(delta)
                 if delta.is_last or writer.is_stopped:

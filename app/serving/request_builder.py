@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from app.caching import SingleFlightCache
-from app.engine.engine import Engine
+from app.engine.client import EngineClient
 from app.errors import DeadlineExceeded, InvalidRequest, NotServable, RequestTooLong
 from app.prompt import PromptKind, TaskVersion
 from app.request import BAN, Request
@@ -67,7 +67,7 @@ class RequestBuilder:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: EngineClient,
         store: PromptStore,
         tokenizer: PromptTokenizer,
         *,

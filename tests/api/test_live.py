@@ -13,7 +13,7 @@ import httpx
 
 from app.api.routes.live import MAX_READERS, Lanes
 from app.api.state import ServerState
-from app.engine.statistics import LiveRow
+from app.engine.client import LiveRow
 from tests.api.server import client_of, services_of, serving
 from tests.api.test_generate import error_of, publish_text
 from tests.serving.stack import BASE_NAME, Stack, running_stack

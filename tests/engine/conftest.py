@@ -9,7 +9,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from app.engine.engine import Engine, EngineConfig
-from app.engine.plan import StepStats
+from app.engine.statistics import StepStats
 from app.models.decoder_only import DecoderOnly
 from app.prompt import Prompt, VersionDraft
 from app.request import Request

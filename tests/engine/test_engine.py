@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from app.engine.engine import Engine, EngineConfig
-from app.engine.plan import StepStats
+from app.engine.statistics import StepStats
 from app.errors import (
     Cancelled,
     CorruptData,
@@ -29,6 +29,7 @@ from app.models.attention.metadata import StepMetadata
 from app.models.decoder_only import DecoderOnly
 from app.prompt import Prompt, VersionDraft
 from app.request import FinishReason, Request, TokenDelta
+from benchmarks.completions import submit, submit_all
 from tests import oracle
 from tests.engine.conftest import Bench
 from tests.waiting import wait_until
@@ -58,21 +59,21 @@ def test_one_row_with_nan_fails_alone_among_sixteen(
         )
         for i in range(15)
     ]
-    clean = [bench.engine.submit(request).result(60) for request in good]
-    futures = [bench.engine.submit(request) for request in good[:8]]
-    poisoned = bench.engine.submit(bench.request("bad", bad, max_new_tokens=40))
-    futures += [bench.engine.submit(request) for request in good[8:]]
+    clean = [submit(bench.engine, request).result(60) for request in good]
+    futures = [submit(bench.engine, request) for request in good[:8]]
+    poisoned = submit(bench.engine, bench.request("bad", bad, max_new_tokens=40))
+    futures += [submit(bench.engine, request) for request in good[8:]]
     with pytest.raises(NonFiniteLogits, match="NaN or infinite logits"):
         poisoned.result(60)
     assert [future.result(60).token_ids for future in futures] == [each.token_ids for each in clean]
     assert max(step.num_running for step in bench.steps) >= 15
-    again = [bench.engine.submit(request) for request in good]  # in the slots that the bad row left
+    again = [submit(bench.engine, request) for request in good]  # in the slots that the bad row left
     assert [future.result(60).token_ids for future in again] == [each.token_ids for each in clean]
 
 
 def test_a_prefix_is_built_once_and_shared(bench: Bench, soft_prompt: Prompt) -> None:
-    first = bench.engine.submit(bench.request("first", soft_prompt)).result(60)
-    others = [bench.engine.submit(bench.request(f"r{i}", soft_prompt)) for i in range(20)]
+    first = submit(bench.engine, bench.request("first", soft_prompt)).result(60)
+    others = [submit(bench.engine, bench.request(f"r{i}", soft_prompt)) for i in range(20)]
     assert {future.result(60).token_ids for future in others} == {first.token_ids}
     assert sum(step.num_prefix_tokens for step in bench.steps) == soft_prompt.num_virtual_tokens
     assert sum(step.prefix_misses for step in bench.steps) == 1
@@ -84,13 +85,13 @@ def test_a_prefix_is_built_once_and_shared(bench: Bench, soft_prompt: Prompt) ->
 
 
 def test_stop_ids_and_length_end_a_request(bench: Bench) -> None:
-    free = bench.engine.submit(bench.request("free", max_new_tokens=10)).result(60)
+    free = submit(bench.engine, bench.request("free", max_new_tokens=10)).result(60)
     assert free.finish is FinishReason.LENGTH
     assert len(free.token_ids) == len(free.logprobs) == 10
     stop = free.token_ids[4]
     first = free.token_ids.index(stop)
-    stopped = bench.engine.submit(
-        bench.request("stop", max_new_tokens=10, stop_ids=frozenset({stop}))
+    stopped = submit(
+        bench.engine, bench.request("stop", max_new_tokens=10, stop_ids=frozenset({stop}))
     ).result(60)
     assert stopped.finish is FinishReason.EOS
     assert stopped.token_ids == free.token_ids[: first + 1], "the id that stops is reported"
@@ -98,8 +99,8 @@ def test_stop_ids_and_length_end_a_request(bench: Bench) -> None:
 
 def test_cancelling_frees_everything_within_two_steps(bench: Bench, soft_prompt: Prompt) -> None:
     long = [bench.request(f"r{i}", soft_prompt, max_new_tokens=250) for i in range(4)]
-    kept = bench.engine.submit(replace(long[0], id="kept"))
-    futures = [bench.engine.submit(request) for request in long]
+    kept = submit(bench.engine, replace(long[0], id="kept"))
+    futures = [submit(bench.engine, request) for request in long]
     wait_until(lambda: any(step.num_running == 5 for step in bench.steps))
     for request in long:
         bench.engine.cancel(request.id)
@@ -111,24 +112,24 @@ def test_cancelling_frees_everything_within_two_steps(bench: Bench, soft_prompt:
             future.result(60)
     assert len(kept.result(60).token_ids) == 250
     bench.engine.cancel("nobody knows this one")
-    assert bench.engine.submit(bench.request("after")).result(60).token_ids
+    assert submit(bench.engine, bench.request("after")).result(60).token_ids
 
 
 def test_a_deadline_ends_running_and_waiting_requests(bench: Bench) -> None:
     soon = time.monotonic() + 0.05
-    running = bench.engine.submit(bench.request("late", max_new_tokens=300, deadline=soon))
-    past = bench.engine.submit(bench.request("past", deadline=time.monotonic() - 1))
+    running = submit(bench.engine, bench.request("late", max_new_tokens=300, deadline=soon))
+    past = submit(bench.engine, bench.request("past", deadline=time.monotonic() - 1))
     with pytest.raises(DeadlineExceeded, match="generated tokens"):
         running.result(60)
     with pytest.raises(DeadlineExceeded):
         past.result(60)
     in_time = bench.request("in time", deadline=time.monotonic() + 60)
-    assert bench.engine.submit(in_time).result(60).token_ids
+    assert submit(bench.engine, in_time).result(60).token_ids
 
 
 def test_timings_add_up(bench: Bench) -> None:
     started = time.monotonic()
-    timings = bench.engine.submit(bench.request("timed", max_new_tokens=20)).result(60).timings
+    timings = submit(bench.engine, bench.request("timed", max_new_tokens=20)).result(60).timings
     elapsed = time.monotonic() - started
     assert min(timings.queue, timings.prefill, timings.decode) >= 0
     assert timings.queue + timings.prefill + timings.decode <= elapsed
@@ -155,8 +156,8 @@ def test_impossible_requests_are_refused_at_once(
     bench: Bench, settings: dict[str, object], error: type[Exception], says: str
 ) -> None:
     with pytest.raises(error, match=says):
-        bench.engine.submit(bench.request("bad", **settings))
-    assert bench.engine.submit(bench.request("good")).result(60).token_ids
+        submit(bench.engine, bench.request("bad", **settings))
+    assert submit(bench.engine, bench.request("good")).result(60).token_ids
 
 
 def test_what_needs_more_memory_than_there_is_is_refused(llama_backbone: DecoderOnly, bench: Bench) -> None:
@@ -164,8 +165,8 @@ def test_what_needs_more_memory_than_there_is_is_refused(llama_backbone: Decoder
     engine = Engine(llama_backbone, bench.source, EngineConfig(kv_cache_bytes=slot * 16 * 3))
     engine.start()
     with pytest.raises(RequestTooLong, match="the server has 48"):
-        engine.submit(Request(id="big", token_ids=(1,) * 40, max_new_tokens=20))
-    assert engine.submit(Request(id="fits", token_ids=(1,) * 40, max_new_tokens=8)).result(60).token_ids
+        submit(engine, Request(id="big", token_ids=(1,) * 40, max_new_tokens=20))
+    assert submit(engine, Request(id="fits", token_ids=(1,) * 40, max_new_tokens=8)).result(60).token_ids
     engine.stop()
 
 
@@ -179,20 +180,20 @@ def test_the_queue_is_bounded(llama_backbone: DecoderOnly, bench: Bench) -> None
         llama_backbone, bench.source, EngineConfig(max_rows=1, max_queue=2, kv_cache_bytes=1 << 20)
     )
     engine.start()
-    futures = [engine.submit(bench.request(f"r{i}", max_new_tokens=200)) for i in range(3)]
+    futures = [submit(engine, bench.request(f"r{i}", max_new_tokens=200)) for i in range(3)]
     with pytest.raises(Overloaded) as refusal:
-        engine.submit(bench.request("one too many"))
+        submit(engine, bench.request("one too many"))
     assert refusal.value.retry_after > 0
     assert [len(future.result(60).token_ids) for future in futures] == [200] * 3
     engine.stop()
 
 
 def test_a_request_id_is_used_once_at_a_time(bench: Bench) -> None:
-    running = bench.engine.submit(bench.request("same", max_new_tokens=200))
+    running = submit(bench.engine, bench.request("same", max_new_tokens=200))
     with pytest.raises(InvalidRequest, match="already running"):
-        bench.engine.submit(bench.request("same"))
+        submit(bench.engine, bench.request("same"))
     running.result(60)
-    bench.engine.submit(bench.request("same")).result(60)
+    submit(bench.engine, bench.request("same")).result(60)
 
 
 # -- prompts that don't come ---------------------------------------------------------------------
@@ -200,8 +201,8 @@ def test_a_request_id_is_used_once_at_a_time(bench: Bench) -> None:
 
 def test_a_prompt_that_is_not_there_fails_only_its_own_requests(bench: Bench) -> None:
     missing = bench.request("missing", prompt_digest="0" * 64, num_virtual_tokens=4)
-    lost = bench.engine.submit(missing)
-    other = bench.engine.submit(bench.request("other"))
+    lost = submit(bench.engine, missing)
+    other = submit(bench.engine, bench.request("other"))
     with pytest.raises(CorruptData):
         lost.result(60)
     assert other.result(60).token_ids
@@ -210,11 +211,11 @@ def test_a_prompt_that_is_not_there_fails_only_its_own_requests(bench: Bench) ->
 def test_a_prompt_that_differs_from_its_manifest_is_not_used(bench: Bench, soft_prompt: Prompt) -> None:
     wrong = replace(bench.request("wrong", soft_prompt), num_virtual_tokens=5)
     with pytest.raises(PromptRejected, match="expected: 5 virtual tokens; found: 6"):
-        bench.engine.submit(wrong).result(60)
-    right = bench.engine.submit(bench.request("right", soft_prompt)).result(60)
+        submit(bench.engine, wrong).result(60)
+    right = submit(bench.engine, bench.request("right", soft_prompt)).result(60)
     with pytest.raises(PromptRejected):  # also when the prompt is resident already
-        bench.engine.submit(wrong).result(60)
-    assert bench.engine.submit(bench.request("right", soft_prompt)).result(60).token_ids == right.token_ids
+        submit(bench.engine, wrong).result(60)
+    assert submit(bench.engine, bench.request("right", soft_prompt)).result(60).token_ids == right.token_ids
 
 
 class SlowSource:
@@ -241,11 +242,11 @@ def test_a_loading_prompt_parks_only_its_own_requests(
     bench: Bench, soft_prompt: Prompt, slow: tuple[Engine, SlowSource]
 ) -> None:
     engine, source = slow
-    parked = engine.submit(bench.request("parked", soft_prompt))
-    assert engine.submit(bench.request("free")).result(60).token_ids
+    parked = submit(engine, bench.request("parked", soft_prompt))
+    assert submit(engine, bench.request("free")).result(60).token_ids
     assert not parked.done()
     source.pending[0].set_result(soft_prompt)
-    expected = bench.engine.submit(bench.request("expected", soft_prompt)).result(60)
+    expected = submit(bench.engine, bench.request("expected", soft_prompt)).result(60)
     assert parked.result(60).token_ids == expected.token_ids
 
 
@@ -253,8 +254,8 @@ def test_a_parked_request_obeys_its_deadline_and_cancellation(
     bench: Bench, soft_prompt: Prompt, slow: tuple[Engine, SlowSource]
 ) -> None:
     engine, source = slow
-    late = engine.submit(bench.request("late", soft_prompt, deadline=time.monotonic() + 0.05))
-    left = engine.submit(bench.request("left", soft_prompt))
+    late = submit(engine, bench.request("late", soft_prompt, deadline=time.monotonic() + 0.05))
+    left = submit(engine, bench.request("left", soft_prompt))
     with pytest.raises(DeadlineExceeded):
         late.result(60)
     engine.cancel("left")
@@ -262,7 +263,7 @@ def test_a_parked_request_obeys_its_deadline_and_cancellation(
         left.result(60)
     for future in source.pending:
         future.set_result(soft_prompt)
-    assert engine.submit(bench.request("after")).result(60).token_ids
+    assert submit(engine, bench.request("after")).result(60).token_ids
 
 
 def ends_by_itself_before_its_deadline(bench: Bench, request_id: str) -> float:
@@ -270,7 +271,7 @@ def ends_by_itself_before_its_deadline(bench: Bench, request_id: str) -> float:
     for seconds in (0.3, 1, 3, 10, 30):
         deadline = time.monotonic() + seconds
         with suppress(DeadlineExceeded):
-            bench.engine.submit(bench.request(request_id, max_new_tokens=2, deadline=deadline)).result(60)
+            submit(bench.engine, bench.request(request_id, max_new_tokens=2, deadline=deadline)).result(60)
             return deadline
     raise AssertionError("two tokens take more than half a minute")
 
@@ -278,7 +279,7 @@ def ends_by_itself_before_its_deadline(bench: Bench, request_id: str) -> float:
 def test_an_id_that_is_used_again_has_its_own_deadline_and_stream(bench: Bench) -> None:
     soon = ends_by_itself_before_its_deadline(bench, "again")
     while time.monotonic() < soon:
-        endless = bench.engine.submit(bench.request("again", max_new_tokens=300))
+        endless = submit(bench.engine, bench.request("again", max_new_tokens=300))
         assert len(endless.result(60).token_ids) == 300
 
     async def leave_and_return() -> list[int | None]:
@@ -295,7 +296,7 @@ def test_an_id_that_is_used_again_has_its_own_deadline_and_stream(bench: Bench) 
     async def _tokens(request: Request) -> list[int | None]:
         return [delta.token_id async for delta in bench.engine.generate(request)]
 
-    alone = bench.engine.submit(bench.request("alone", token_ids=(9, 8), max_new_tokens=6)).result(60)
+    alone = submit(bench.engine, bench.request("alone", token_ids=(9, 8), max_new_tokens=6)).result(60)
     assert asyncio.run(leave_and_return()) == list(alone.token_ids)
 
 
@@ -311,7 +312,7 @@ def test_generate_streams_the_same_tokens(bench: Bench, soft_prompt: Prompt) -> 
         return await asyncio.gather(*map(stream, requests))
 
     for i, deltas in enumerate(asyncio.run(many())):
-        alone = bench.engine.submit(bench.request("alone", soft_prompt, token_ids=(i + 1, 3))).result(60)
+        alone = submit(bench.engine, bench.request("alone", soft_prompt, token_ids=(i + 1, 3))).result(60)
         assert tuple(delta.token_id for delta in deltas) == alone.token_ids
         assert [delta.is_last for delta in deltas] == [False] * 7 + [True]
         assert deltas[-1].timings is not None
@@ -333,17 +334,18 @@ def test_leaving_the_stream_cancels_the_request(bench: Bench) -> None:
 
 
 def test_drain_refuses_new_work_and_finishes_the_old(bench: Bench) -> None:
-    running = bench.engine.submit(bench.request("running", max_new_tokens=100))
+    running = submit(bench.engine, bench.request("running", max_new_tokens=100))
     assert bench.engine.drain(timeout=60)
-    assert len(running.result(0).token_ids) == 100
+    assert sum(step.new_tokens for step in bench.steps) >= 99, "a step is counted after its delivery"
+    assert len(running.result(60).token_ids) == 100
     with pytest.raises(EngineStopped):
-        bench.engine.submit(bench.request("new"))
+        submit(bench.engine, bench.request("new"))
     assert bench.engine.is_alive
     assert not bench.engine.is_accepting
 
 
 def test_stopping_answers_what_runs(bench: Bench) -> None:
-    running = bench.engine.submit(bench.request("running", max_new_tokens=300))
+    running = submit(bench.engine, bench.request("running", max_new_tokens=300))
     bench.engine.stop()
     with pytest.raises(EngineStopped, match="send it again"):
         running.result(60)
@@ -369,7 +371,7 @@ def test_a_dead_engine_answers_everybody_and_says_so(bench: Bench, llama_backbon
         failing, bench.source, EngineConfig(max_rows=2, kv_cache_bytes=1 << 20), on_failure=told.append
     )
     engine.start()
-    futures = [engine.submit(bench.request(f"r{i}", max_new_tokens=50)) for i in range(5)]
+    futures = submit_all(engine, [bench.request(f"r{i}", max_new_tokens=50) for i in range(5)])
     for future in futures:
         with pytest.raises(EngineStopped, match="the engine failed"):
             future.result(60)
@@ -377,7 +379,7 @@ def test_a_dead_engine_answers_everybody_and_says_so(bench: Bench, llama_backbon
     assert isinstance(engine.failure, RuntimeError)
     assert not engine.is_alive
     with pytest.raises(EngineStopped):
-        engine.submit(bench.request("too late"))
+        submit(engine, bench.request("too late"))
     engine.stop()
 
 
@@ -388,7 +390,7 @@ def test_step_statistics_count_every_token_once(
     engine = Engine(llama_backbone, bench.source, EngineConfig(kv_cache_bytes=1 << 20), on_step=steps.append)
     engine.start()
     requests = [bench.request(f"r{i}", soft_prompt, token_ids=(1,) * (i + 1)) for i in range(6)]
-    for future in [engine.submit(request) for request in requests]:
+    for future in [submit(engine, request) for request in requests]:
         future.result(60)
     engine.stop()
     assert sum(step.new_tokens for step in steps) == 6 * 8

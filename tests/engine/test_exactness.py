@@ -17,14 +17,14 @@ from typing import Any
 import pytest
 
 from app.engine.engine import Engine, EngineConfig
-from app.engine.plan import StepStats
-from app.engine.router import Completion
+from app.engine.statistics import StepStats
 from app.errors import Cancelled
 from app.models.decoder_only import DecoderOnly
 from app.prompt import Prompt, VersionDraft
 from app.request import Request
 from app.store.cache.prompt_cache import PromptCache
 from app.store.prompt_store import open_store
+from benchmarks.completions import Completion, submit
 from tests import oracle
 from tests.oracle import Expected
 from tests.tiny_models import ARCHITECTURES, VOCABULARY, packed_backbone, tiny_model
@@ -118,10 +118,10 @@ def submit_at_random_times(
     submitted = []
     doomed: list[str] = []
     for request in requests:
-        submitted.append((request, engine.submit(request)))
+        submitted.append((request, submit(engine, request)))
         if rng.random() < 0.25:
             stranger = replace(request, id=f"{request.id}-doomed", max_new_tokens=100)
-            submitted.append((stranger, engine.submit(stranger)))
+            submitted.append((stranger, submit(engine, stranger)))
             doomed.append(stranger.id)
         if doomed and rng.random() < 0.5:
             engine.cancel(doomed.pop(0))
@@ -176,9 +176,9 @@ def test_swapping_two_prompts_is_noticed(tmp_path: Path) -> None:
             for number in range(4):
                 request = random_request(number, right, rng)
                 expected = expected_of(right, request)
-                assert difference(engine.submit(request).result(60), expected) is None
+                assert difference(submit(engine, request).result(60), expected) is None
                 stray = replace(request, prompt_digest=wrong.prompt.digest if wrong.prompt else None)
-                assert difference(engine.submit(stray).result(60), expected) is not None
+                assert difference(submit(engine, stray).result(60), expected) is not None
 
 
 def test_a_cartridge_equals_peft(tmp_path: Path) -> None:
@@ -190,4 +190,4 @@ def test_a_cartridge_equals_peft(tmp_path: Path) -> None:
     world = World([task], packed_backbone(base), PromptCache(store, host_bytes=1 << 20))
     request = random_request(0, task, random.Random(1))
     with crowded_engine(world, []) as engine:
-        assert difference(engine.submit(request).result(60), expected_of(task, request)) is None
+        assert difference(submit(engine, request).result(60), expected_of(task, request)) is None

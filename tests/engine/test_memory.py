@@ -17,6 +17,7 @@ from app.engine.engine import Engine, EngineConfig
 from app.models.loading import load_base
 from app.prompt import Prompt
 from app.request import Request
+from benchmarks.completions import submit
 
 MODEL = Path(__file__).parent.parent.parent / "demo" / "demo-causal"
 NUM_REQUESTS = 20_000
@@ -60,7 +61,7 @@ def serve(engine: Engine, begin: int, vocabulary: int) -> None:
     for number in range(begin, begin + NUM_EVERY):
         ids = tuple(draw.randrange(vocabulary) for _ in range(draw.randrange(1, 180)))
         request = Request(id=str(number), token_ids=ids, max_new_tokens=draw.randrange(1, 5))
-        pending.append(engine.submit(request))  # type: ignore[arg-type]
+        pending.append(submit(engine, request))  # type: ignore[arg-type]
         if len(pending) >= draw.randrange(1, 100):
             for future in pending:
                 future.result(120)

@@ -17,9 +17,9 @@ from app.engine.plan import Plan, PlanItem, SampledToken, StepResult
 from app.engine.prefixes import Prefix, prefix_key
 from app.engine.scheduler import Scheduler, SchedulerConfig
 from app.engine.sequence import Phase, Sequence
-from app.errors import RequestTooLong
+from app.errors import PromptplexError, RequestTooLong
 from app.prompt import LayerGeometry, ModelGeometry, Prompt, PromptKind
-from app.request import Request, TokenScore
+from app.request import Request, TokenDelta, TokenScore
 from app.sites import Site
 
 GEOMETRY = ModelGeometry(
@@ -182,8 +182,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert isinstance(owner, Sequence)
             assert owner not in [sequence for sequence, _ in news]
             assert (owner.tokens, owner.num_pending) == (its_tokens, 1)
-        for sequence, delta in news:
-            if delta.is_last:
+        for sequence, output in news:
+            if isinstance(output, PromptplexError) or output.is_last:
                 self.end(sequence.request.id, by_caller=False)
 
     def check_plan(self, plan: Plan) -> None:
@@ -285,6 +285,7 @@ def test_a_late_row_keeps_its_scores_and_takes_its_last_token_again() -> None:
         assert scheduler.update(plan, StepResult((late,)), 0.0) == []
     plan = scheduler.schedule()
     ((_, delta),) = scheduler.update(plan, StepResult((SampledToken(7, -1.0, True),)), 0.0)
+    assert isinstance(delta, TokenDelta)
     assert (delta.token_id, delta.scores) == (7, scores)
     assert scheduler.schedule().items[0].token_ids == (7,)
 

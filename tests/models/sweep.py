@@ -36,6 +36,7 @@ from app.request import Request
 from app.store.cache.prompt_cache import PromptCache
 from app.store.prompt_store import open_store
 from app.store.validation import validate_prompt
+from benchmarks.completions import submit
 from tests import oracle
 from tests.models.conftest import save
 from tests.tiny_models import VOCABULARY
@@ -204,7 +205,7 @@ def _compare(own: PreTrainedModel, backbone: DecoderOnly, folder: Path) -> tuple
     engine.start()
     try:
         futures = [
-            engine.submit(_request(i, kind, ids, tasks[kind][1])) for i, (kind, ids) in enumerate(asked)
+            submit(engine, _request(i, kind, ids, tasks[kind][1])) for i, (kind, ids) in enumerate(asked)
         ]
         found = [list(future.result(SECONDS).token_ids) for future in futures]
     finally:

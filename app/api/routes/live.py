@@ -16,7 +16,7 @@ from app.api.auth.authenticator import needs
 from app.api.schemas.answers import ErrorEnvelope
 from app.api.sse import EventStreamResponse, data_event, json_bytes
 from app.api.state import Phase, ServerState, Services, services
-from app.engine.statistics import LiveRow
+from app.engine.client import LiveRow
 from app.errors import Overloaded
 from app.keys.key import Scope
 

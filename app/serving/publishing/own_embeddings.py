@@ -1,5 +1,6 @@
 """An adapter's file may hold the base's embeddings too: they must be the base's, row by row."""
 
+from app.engine.client import EngineClient
 from app.errors import PromptRejected
 from app.models.backbone import Backbone
 from app.models.own_tensors import digest_of_rows
@@ -10,8 +11,8 @@ from app.strict_json import excerpt
 class OwnEmbeddings:
     """Compares the tensors beside the prompt of one file; what passes is dropped."""
 
-    def __init__(self, backbone: Backbone) -> None:
-        self._backbone = backbone
+    def __init__(self, base: EngineClient | Backbone) -> None:
+        self._base = base
         self.warnings: list[str] = []
 
     def check(self, saved: SavedTensor) -> None:
@@ -19,7 +20,7 @@ class OwnEmbeddings:
 
         Tokens that were added in training have rows that the base lacks; no text is tokenized to them here.
         """
-        own = self._backbone.own_tensor(saved.name)
+        own = self._base.own_tensor(saved.name)
         shown = excerpt(saved.name)
         if own is None:
             raise PromptRejected(
@@ -35,7 +36,7 @@ class OwnEmbeddings:
                 expected=expected,
                 found=str(list(saved.shape)),
             )
-        rows, dtype = min(saved.shape[0], own.shape[0]), saved.compared_in(self._backbone.geometry.dtype)
+        rows, dtype = min(saved.shape[0], own.shape[0]), saved.compared_in(self._base.geometry.dtype)
         if saved.digest(rows, dtype) != digest_of_rows(own, rows, dtype):
             raise PromptRejected(
                 "The adapter brings embeddings that are not the base model's, which can't be served: all "

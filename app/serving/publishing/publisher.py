@@ -93,7 +93,7 @@ class PublishingService:
         Raise InvalidRequest, PromptRejected (UnsafeFile), StoreFull, Unavailable.
         """
         self._check_task_id(task_id)
-        own = OwnEmbeddings(self._generation.engine.backbone)
+        own = OwnEmbeddings(self._generation.engine)
         draft = await self._in_thread(lambda: self._draft(upload, own))
         version, created = await self._in_thread(lambda: self._store.publish(task_id, draft))
         if draft.prompt is not None:

@@ -2,14 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 from app.errors import PromptplexError, PromptRejected, RequestTooLong
 from app.prompt import TaskVersion
-from app.request import Request, SamplingParams, TokenDelta
+from app.request import Request, SamplingParams
 from app.serving.generation import GenerationService
 from app.serving.generation_request import GenerationRequest
 from app.text.template import PLAIN, parse_template
@@ -92,11 +92,8 @@ class TrialRun:
 
     async def _tokens(self, request: Request) -> list[tuple[int, float]]:
         tokens: list[tuple[int, float]] = []
-        source = cast(AsyncGenerator[TokenDelta, None], self._engine.generate(request))
-        async with aclosing(source) as deltas:
+        async with aclosing(self._engine.generate(request)) as deltas:
             async for delta in deltas:
-                if delta.error is not None:
-                    raise delta.error
                 assert delta.token_id is not None
                 tokens.append((delta.token_id, delta.logprob))
         return tokens

@@ -25,6 +25,7 @@ from app.engine.sampling.batch import uniforms
 from app.errors import ConstraintFailed
 from app.prompt import Prompt
 from app.request import SamplingParams
+from benchmarks.completions import submit
 from tests import oracle
 from tests.engine.conftest import Bench
 from tests.engine.sampling.rows import chosen, row
@@ -104,8 +105,9 @@ def test_engine_samples_follow_the_models_own_distribution(bench: Bench, soft_pr
     observed = np.zeros(len(expected), dtype=int)
     for seeds in (range(1000), range(1000, 2000)):  # the queue is bounded
         futures = [
-            bench.engine.submit(
-                bench.request(f"r{seed}", soft_prompt, max_new_tokens=1, sampling=replace(params, seed=seed))
+            submit(
+                bench.engine,
+                bench.request(f"r{seed}", soft_prompt, max_new_tokens=1, sampling=replace(params, seed=seed)),
             )
             for seed in seeds
         ]
@@ -130,7 +132,7 @@ def test_a_seed_gives_the_same_tokens_among_32_strangers(
     bench: Bench, soft_prompt: Prompt, params: SamplingParams
 ) -> None:
     asked = bench.request("seeded", soft_prompt, max_new_tokens=24, sampling=params)
-    alone = bench.engine.submit(asked).result(60)
+    alone = submit(bench.engine, asked).result(60)
     strangers = []
     for i in range(32):
         sampling = SamplingParams(do_sample=i % 3 > 0, temperature=0.5 + i / 16, top_k=i % 7, seed=i)
@@ -138,9 +140,9 @@ def test_a_seed_gives_the_same_tokens_among_32_strangers(
             f"s{i}", soft_prompt if i % 2 else None, sampling=sampling, token_ids=tuple(range(1, 2 + 3 * i))
         )
         strangers.append(replace(stranger, max_new_tokens=40))
-    futures = [bench.engine.submit(stranger) for stranger in strangers[:16]]
-    crowded = bench.engine.submit(replace(asked, id="crowded"))
-    futures += [bench.engine.submit(stranger) for stranger in strangers[16:]]
+    futures = [submit(bench.engine, stranger) for stranger in strangers[:16]]
+    crowded = submit(bench.engine, replace(asked, id="crowded"))
+    futures += [submit(bench.engine, stranger) for stranger in strangers[16:]]
     assert crowded.result(60).token_ids == alone.token_ids
     assert len({future.result(60).token_ids for future in futures}) > 8
     assert max(step.num_decode_rows for step in bench.steps) >= 16

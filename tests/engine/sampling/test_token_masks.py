@@ -19,12 +19,13 @@ import pytest
 import torch
 
 from app.engine.engine import Engine, EngineConfig
-from app.engine.plan import StepStats
 from app.engine.sampling.token_masks import NUM_WORKERS, PackedMask
+from app.engine.statistics import StepStats
 from app.errors import Cancelled, ConstraintFailed, DeadlineExceeded, InvalidRequest
 from app.models.decoder_only import DecoderOnly
 from app.prompt import Prompt
 from app.request import FinishReason, Request, SamplingParams
+from benchmarks.completions import submit
 from tests.engine.conftest import Bench
 from tests.tiny_models import VOCABULARY
 from tests.waiting import wait_until
@@ -132,7 +133,7 @@ def test_rows_stay_within_their_grammars_and_neighbours_dont_notice(
         )
         for i in range(12)
     ]
-    alone = [engine.submit(request).result(60) for request in free]
+    alone = [submit(engine, request).result(60) for request in free]
     grammars = [random_steps(seed, 4 + 3 * seed, 1 + seed) for seed in range(12)]
     bound = [
         constrained(
@@ -145,7 +146,7 @@ def test_rows_stay_within_their_grammars_and_neighbours_dont_notice(
         )
         for i, steps in enumerate(grammars)
     ]
-    futures = [engine.submit(request) for pair in zip(free, bound, strict=True) for request in pair]
+    futures = [submit(engine, request) for pair in zip(free, bound, strict=True) for request in pair]
     found = [future.result(60) for future in futures]
     assert [each.token_ids for each in found[::2]] == [each.token_ids for each in alone]
     for steps, completion in zip(grammars, found[1::2], strict=True):
@@ -160,7 +161,7 @@ def test_rows_stay_within_their_grammars_and_neighbours_dont_notice(
 def test_reported_log_probabilities_are_the_models_own(bench: Bench, engine: Engine) -> None:
     """Greedy takes the most probable of what is allowed; what is reported knows nothing of the mask."""
     steps = random_steps(7, 12, 5)
-    found = engine.submit(constrained(bench, "bound", written(steps), max_new_tokens=50)).result(60)
+    found = submit(engine, constrained(bench, "bound", written(steps), max_new_tokens=50)).result(60)
     ids = torch.tensor([[5, 6, 7, *found.token_ids]])
     logprobs = bench.base(ids).logits[0].log_softmax(-1)[2:-1]
     for row, token, logprob, allowed in zip(
@@ -184,7 +185,7 @@ def test_a_constrained_sample_is_drawn_from_what_is_allowed(bench: Bench, engine
         )
         for seed in range(600)
     ]
-    tokens = [future.result(60).token_ids[0] for future in [engine.submit(each) for each in requests]]
+    tokens = [future.result(60).token_ids[0] for future in [submit(engine, each) for each in requests]]
     observed = np.array([tokens.count(id_) for id_ in allowed])
     assert observed.sum() == 600
     assert float(((observed - weights) ** 2 / weights).sum()) < 20.5, "chi-square, 5 degrees, 0.999"
@@ -192,7 +193,7 @@ def test_a_constrained_sample_is_drawn_from_what_is_allowed(bench: Bench, engine
 
 def test_the_work_is_done_on_workers(bench: Bench, engine: Engine, grammars: StepGrammars) -> None:
     futures = [
-        engine.submit(constrained(bench, f"r{i}", written(random_steps(i, 30, 3)), max_new_tokens=40))
+        submit(engine, constrained(bench, f"r{i}", written(random_steps(i, 30, 3)), max_new_tokens=40))
         for i in range(8)
     ]
     assert all(future.result(60).finish is FinishReason.EOS for future in futures)
@@ -215,9 +216,9 @@ def test_preempted_rows_go_on_where_they_were(
     ]
     plain = [bench.request(f"p{i}", token_ids=(i + 1,), max_new_tokens=60) for i in range(4)]
     try:
-        alone = [scarce.submit(request).result(60).token_ids for request in (*requests, *plain)]
+        alone = [submit(scarce, request).result(60).token_ids for request in (*requests, *plain)]
         assert not sum(step.num_preempted for step in few)
-        crowd = [scarce.submit(request) for request in (*requests, *plain)]
+        crowd = [submit(scarce, request) for request in (*requests, *plain)]
         assert [future.result(60).token_ids for future in crowd] == alone
         assert sum(step.num_preempted for step in few) > 5
     finally:
@@ -230,10 +231,10 @@ def test_preempted_rows_go_on_where_they_were(
 def test_a_grammar_that_errs_fails_its_own_row_alone(bench: Bench, engine: Engine, grammar: str) -> None:
     good = [constrained(bench, f"g{i}", "1 2;3 4;5 6;7 8", max_new_tokens=9) for i in range(6)]
     good += [bench.request(f"f{i}", token_ids=(i + 1, 2), max_new_tokens=30) for i in range(6)]
-    clean = [engine.submit(request).result(60).token_ids for request in good]
-    futures = [engine.submit(request) for request in good[:5]]
-    bad = engine.submit(constrained(bench, "bad", grammar, max_new_tokens=30))
-    futures += [engine.submit(request) for request in good[5:]]
+    clean = [submit(engine, request).result(60).token_ids for request in good]
+    futures = [submit(engine, request) for request in good[:5]]
+    bad = submit(engine, constrained(bench, "bad", grammar, max_new_tokens=30))
+    futures += [submit(engine, request) for request in good[5:]]
     with pytest.raises(ConstraintFailed, match=r"can't be followed|knows why|no token may come"):
         bad.result(60)
     assert [future.result(60).token_ids for future in futures] == clean
@@ -245,7 +246,7 @@ def test_only_what_nobody_foresaw_is_logged_and_once(
     bench: Bench, engine: Engine, caplog: pytest.LogCaptureFixture, step: str, num_logged: int
 ) -> None:
     with caplog.at_level(logging.DEBUG, "promptplex.engine"), pytest.raises(ConstraintFailed):
-        engine.submit(constrained(bench, "bad", f"3;4;{step}", max_new_tokens=30)).result(60)
+        submit(engine, constrained(bench, "bad", f"3;4;{step}", max_new_tokens=30)).result(60)
     logged = [record for record in caplog.records if record.name == "promptplex.engine"]
     assert len(logged) == num_logged
     assert all(record.exc_info for record in logged)
@@ -280,11 +281,11 @@ def test_a_late_mask_holds_up_its_own_row_alone(
         bench.request(f"f{i}", token_ids=(i + 1, 2), max_new_tokens=30, sampling=sampling) for i in range(6)
     ]
     grammars.gate.set()
-    in_time = engine.submit(slow).result(60)
-    alone = [engine.submit(request).result(60).token_ids for request in free]
+    in_time = submit(engine, slow).result(60)
+    alone = [submit(engine, request).result(60).token_ids for request in free]
     grammars.gate.clear()
-    late = engine.submit(slow)
-    assert [engine.submit(request).result(60).token_ids for request in free] == alone
+    late = submit(engine, slow)
+    assert [submit(engine, request).result(60).token_ids for request in free] == alone
     assert not late.done()
     grammars.gate.set()
     found = late.result(60)
@@ -297,10 +298,10 @@ def test_a_row_whose_mask_never_comes_still_hears_of_its_end(
     bench: Bench, engine: Engine, grammars: StepGrammars, grammar: str
 ) -> None:
     """Its deadline, its cancellation: neither waits for the grammar."""
-    late = engine.submit(constrained(bench, "late", grammar, deadline=time.monotonic() + 0.3))
+    late = submit(engine, constrained(bench, "late", grammar, deadline=time.monotonic() + 0.3))
     with pytest.raises(DeadlineExceeded):
         late.result(60)
-    left = engine.submit(constrained(bench, "left", grammar))
+    left = submit(engine, constrained(bench, "left", grammar))
     wait_until(lambda: grammars.num_started == 2)
     engine.cancel("left")
     with pytest.raises(Cancelled):
@@ -323,9 +324,9 @@ def test_late_rows_are_preempted_like_others(
         grammars.gate.set()
         requests = [request for trio in zip(free[::3], bound, free[1::3], strict=True) for request in trio]
         requests += free[2::3]
-        alone = [scarce.submit(request).result(60).token_ids for request in requests]
+        alone = [submit(scarce, request).result(60).token_ids for request in requests]
         grammars.gate.clear()
-        futures = [scarce.submit(request) for request in requests]
+        futures = [submit(scarce, request) for request in requests]
         in_crowd = [
             future.result(60)
             for future, request in zip(futures, requests, strict=True)
@@ -341,9 +342,9 @@ def test_late_rows_are_preempted_like_others(
 
 
 def test_work_for_rows_that_ended_is_not_done(bench: Bench, engine: Engine, grammars: StepGrammars) -> None:
-    busy = [engine.submit(constrained(bench, f"busy{i}", "?1;2")) for i in range(NUM_WORKERS)]
+    busy = [submit(engine, constrained(bench, f"busy{i}", "?1;2")) for i in range(NUM_WORKERS)]
     wait_until(lambda: grammars.num_started == NUM_WORKERS)
-    queued = [engine.submit(constrained(bench, f"queued{i}", "1;2")) for i in range(5)]
+    queued = [submit(engine, constrained(bench, f"queued{i}", "1;2")) for i in range(5)]
     wait_until(lambda: any(step.num_running == NUM_WORKERS + 5 for step in bench.steps))
     for i in range(5):
         engine.cancel(f"queued{i}")
@@ -356,13 +357,13 @@ def test_work_for_rows_that_ended_is_not_done(bench: Bench, engine: Engine, gram
 
 
 def test_a_length_ends_a_grammar_early(bench: Bench, engine: Engine) -> None:
-    found = engine.submit(constrained(bench, "short", "1;2;3;4;5;6", max_new_tokens=3)).result(60)
+    found = submit(engine, constrained(bench, "short", "1;2;3;4;5;6", max_new_tokens=3)).result(60)
     assert (found.token_ids, found.finish) == ((1, 2, 3), FinishReason.LENGTH)
 
 
 def test_what_ends_leaves_nothing_behind(bench: Bench, engine: Engine, grammars: StepGrammars) -> None:
     long = written([{1, 2, 3}] * 250)
-    futures = [engine.submit(constrained(bench, f"r{i}", long, max_new_tokens=260)) for i in range(6)]
+    futures = [submit(engine, constrained(bench, f"r{i}", long, max_new_tokens=260)) for i in range(6)]
     wait_until(lambda: any(step.num_running == 6 for step in bench.steps))
     assert len(grammars.started) == 6
     for i in range(5):
@@ -378,10 +379,10 @@ def test_what_ends_leaves_nothing_behind(bench: Bench, engine: Engine, grammars:
 
 def test_an_engine_without_grammars_refuses(bench: Bench) -> None:
     with pytest.raises(InvalidRequest, match="can't constrain"):
-        bench.engine.submit(constrained(bench, "r", "1"))
+        submit(bench.engine, constrained(bench, "r", "1"))
 
 
 def test_a_bias_outside_the_vocabulary_is_refused(bench: Bench) -> None:
     for id_ in (-1, VOCABULARY):
         with pytest.raises(InvalidRequest, match="token ids must be from 0"):
-            bench.engine.submit(bench.request("r", sampling=SamplingParams(logit_bias=((id_, 1.0),))))
+            submit(bench.engine, bench.request("r", sampling=SamplingParams(logit_bias=((id_, 1.0),))))

@@ -16,6 +16,7 @@ from app.engine.sampling.token_rules import continuations
 from app.errors import ConstraintFailed
 from app.prompt import Prompt
 from app.request import FinishReason, SamplingParams, TokenDelta, TokenRules
+from benchmarks.completions import submit
 from tests.engine.conftest import Bench
 from tests.engine.sampling.rows import chosen, row
 
@@ -45,7 +46,7 @@ def served(
         sampling=sampling,
         **{"max_new_tokens": NEW} | settings,
     )
-    return list(bench.engine.submit(request).result(60).token_ids)
+    return list(submit(bench.engine, request).result(60).token_ids)
 
 
 def often(bench: Bench) -> list[int]:
@@ -171,7 +172,7 @@ def test_a_seed_means_the_same_under_rules_in_any_company(bench: Bench) -> None:
         )
         for i in range(16)
     ]
-    futures = [bench.engine.submit(request) for request in company]
+    futures = [submit(bench.engine, request) for request in company]
     assert served(bench, rules, sampling=sampling) == alone
     for future in futures:
         assert len(future.result(60).token_ids) == 40
