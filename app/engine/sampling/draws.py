@@ -16,8 +16,8 @@ _CDF_BLOCK = 512  # tokens that a plain draw cumulates at once
 
 
 def draw(way: Draw, logits: Tensor, parameters: Parameters) -> Tensor:
-    """Return one token id `[n]` for each row of `logits [n, V]`."""
-    scores = (logits - logits.amax(dim=-1, keepdim=True)) / parameters.temperature.to(logits)
+    """Return one token id `[n]` for each row of `logits [n, V]`, which are overwritten."""
+    scores = logits.sub_(logits.amax(dim=-1, keepdim=True)).div_(parameters.temperature.to(logits))
     return _DRAWS[way](scores, parameters).squeeze(1)
 
 

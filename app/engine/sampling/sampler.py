@@ -98,7 +98,8 @@ def _top(logits: Tensor, normaliser: Tensor, counts: Sequence[int]) -> list[_Top
     top: list[_Top] = [()] * len(counts)
     for count in set(counts) - {0}:
         rows = [row for row, each in enumerate(counts) if each == count]
-        found = _most_probable(logits[rows] - normaliser[rows, None], count)
+        index = rows if len(rows) < len(counts) else slice(None)  # a view, where all want as many
+        found = _most_probable(logits[index] - normaliser[index, None], count)
         for row, each in zip(rows, found, strict=True):
             top[row] = each
     return top
