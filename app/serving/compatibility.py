@@ -46,7 +46,7 @@ class Compatibility:
 
     def _find_out(self, digest: str) -> str | None:
         try:
-            validate_prompt(read_prompt(self._store.read_blob(digest)), self._geometry)
+            validate_prompt(read_prompt(self._store.read_blob(digest), digest), self._geometry)
         except PromptRejected as error:
             return error.message
         return None

@@ -22,11 +22,11 @@ class Blobs:
         self._files = files
 
     def put(self, digest: str, data: bytes) -> None:
-        """Make the blob durable. One that is there already is verified, and made young again.
+        """Make a blob, the sha256 of which the caller knows, durable.
 
-        Raises PromptRejected where it exceeds MAX_BLOB_BYTES.
+        One that is there already is verified, and made young again. Raise PromptRejected where `data`
+        exceeds MAX_BLOB_BYTES.
         """
-        assert hashlib.sha256(data).hexdigest() == digest
         if len(data) > MAX_BLOB_BYTES:
             raise PromptRejected(
                 "The prompt is too large for the store",

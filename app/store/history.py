@@ -17,7 +17,7 @@ from app.errors import CorruptData
 from app.prompt import TaskVersion
 from app.store.files import Name, WriteOnceFiles
 from app.store.heads import check_marks, marks_name, read_marks
-from app.store.manifests import MAX_MANIFEST_BYTES, decode_version, settings_of_version
+from app.store.manifests import MAX_MANIFEST_BYTES, decode_version, settings_of
 from app.store.releases import (
     MAX_RELEASE_BYTES,
     Present,
@@ -27,7 +27,6 @@ from app.store.releases import (
     verify_manifests,
 )
 from app.store.task_list import TaskList
-from app.strict_json import canonical_json
 
 _NUMBERED = re.compile(r"([1-9][0-9]{0,8})\.json")
 
@@ -112,9 +111,7 @@ class HistoryReader:
         """The first version that has these settings, as canonical JSON."""
         known = self._find(history.task_id) or _Known(history)
         for version in history.versions[known.num_indexed :]:
-            known.by_settings.setdefault(
-                _digest_of(canonical_json(settings_of_version(version))), version.version
-            )
+            known.by_settings.setdefault(_digest_of(settings_of(version)), version.version)
             known.num_indexed = max(known.num_indexed, version.version)
         number = known.by_settings.get(_digest_of(settings))
         return None if number is None else history.version(number)

@@ -25,10 +25,13 @@ _CHECKSUM = "checksum"
 _FIELDS = frozenset({"format", "task_id", "version", *_SETTINGS, *_LEARNED, "provenance"})
 
 
-def settings_of(draft: VersionDraft) -> dict[str, Any]:
-    """The draft's settings as plain JSON. Raises InvalidRequest where they aren't JSON."""
+def version_of(task_id: str, number: int, draft: VersionDraft) -> TaskVersion:
+    """Return the version that a draft becomes, but for its digest.
+
+    Raise InvalidRequest where settings or provenance aren't JSON.
+    """
+    prompt = draft.prompt
     settings = {
-        "prompt_digest": None if draft.prompt is None else draft.prompt.digest,
         "template": draft.template,
         "defaults": draft.defaults or {},
         "choices": draft.choices,
@@ -36,41 +39,35 @@ def settings_of(draft: VersionDraft) -> dict[str, Any]:
         "notes": draft.notes,
         "base": draft.base or {},
     }
-    return _plain(settings, "task")
-
-
-def settings_of_version(version: TaskVersion) -> dict[str, Any]:
-    """The same of a stored version: equal settings mean the same version."""
-    return _plain({name: getattr(version, name) for name in _SETTINGS}, "task")
-
-
-def encode_stored(version: TaskVersion) -> bytes:
-    """The bytes that `version` was read from: to put them back where the disk has lost them."""
-    fields = {name: getattr(version, name) for name in _FIELDS - {"format", "kind"}}
-    return seal(_plain(fields | {"format": FORMAT, "kind": version.kind.value}, "task"))
-
-
-def encode_version(task_id: str, number: int, draft: VersionDraft) -> bytes:
-    """The manifest that claims `number`. Raises InvalidRequest where it isn't JSON or too long."""
-    prompt = draft.prompt
-    manifest = settings_of(draft) | {
-        "format": FORMAT,
+    fields = _plain(settings, "task") | {
         "task_id": task_id,
         "version": number,
-        "kind": (PromptKind.TEXT if prompt is None else prompt.kind).value,
+        "prompt_digest": None if prompt is None else prompt.digest,
+        "kind": PromptKind.TEXT if prompt is None else prompt.kind,
         "num_virtual_tokens": 0 if prompt is None else prompt.num_virtual_tokens,
         "position_offset": 0 if prompt is None else prompt.position_offset,
         "geometry": None if prompt is None else prompt_geometry(prompt),
         "provenance": _plain(draft.provenance or {}, "provenance") | {"published_at": now()},
     }
-    data = seal(manifest)
+    return _version(fields, digest="")
+
+
+def settings_of(version: TaskVersion) -> bytes:
+    """Return a version's settings as canonical JSON: versions with equal settings are the same."""
+    return canonical_json({name: getattr(version, name) for name in _SETTINGS})
+
+
+def encode_version(version: TaskVersion) -> bytes:
+    """Return the manifest of a version. Raise InvalidRequest where it is too long."""
+    fields = {name: getattr(version, name) for name in _FIELDS - {"format", "kind"}}
+    data = seal(fields | {"format": FORMAT, "kind": version.kind.value})
     if len(data) > MAX_MANIFEST_BYTES:
         raise InvalidRequest(f"The task's settings exceed {MAX_MANIFEST_BYTES} bytes as JSON", param="task")
     return data
 
 
 def decode_version(task_id: str, number: int, data: bytes) -> TaskVersion:
-    """Read a manifest back. Raises CorruptData where it is not what `encode_version` wrote."""
+    """Read a manifest back. Raise CorruptData where it is not what `encode_version` wrote."""
     what = f"version {number} of task {task_id!r}"
     fields = decode_record(data, what, FORMAT, _FIELDS)
     if (fields["task_id"], fields["version"]) != (task_id, number):

@@ -11,8 +11,10 @@ The blob goes first, then the manifest, then the release, each durable before th
 before its mark.
 """
 
+import hashlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from app.store.blobs import Blobs
 from app.store.files import DurableFiles, WriteOnceFiles
 from app.store.heads import mark
 from app.store.history import HistoryReader, release_name, version_name
-from app.store.manifests import decode_version, encode_version, settings_of
+from app.store.manifests import encode_version, settings_of, version_of
 from app.store.references import DEFAULT_ALIAS, Reference, check_alias, check_task_id, parse_reference
 from app.store.releases import (
     MOVE,
@@ -33,12 +35,11 @@ from app.store.releases import (
     Present,
     Release,
     TaskHistory,
-    decode_release,
     encode_release,
     meanings,
+    next_release,
 )
 from app.store.traffic_split import Meaning, choose, versions_of, weighted
-from app.strict_json import canonical_json
 
 # An empty folder, touched after each release; a hint for listings, trusted by nothing else.
 CHANGES = ("changes",)
@@ -137,18 +138,20 @@ class PromptStore:
         settings; provenance does not count. Raises InvalidRequest where settings aren't JSON,
         Conflict where the task is retired.
         """
-        settings = canonical_json(settings_of(draft))
-        encode_version(check_task_id(task_id), 1, draft)  # refuse what can't be written before writing
+        wanted = version_of(check_task_id(task_id), 1, draft)
+        encode_version(wanted)  # refuse what can't be written before writing
         _check_in_service(self.histories.refresh(task_id))
         if draft.prompt is not None:
             self.blobs.put(draft.prompt.digest, draft.prompt.data)
-        version, created = self._claim(task_id, settings, draft)
+        version, created = self._claim(wanted)
         if draft.prompt is not None and not self.blobs.exists(draft.prompt.digest):
             # It had lain unreferenced for so long that it was swept away just before the manifest came.
             self.blobs.put(draft.prompt.digest, draft.prompt.data)
         return version, created
 
-    def _claim(self, task_id: str, settings: bytes, draft: VersionDraft) -> tuple[TaskVersion, bool]:
+    def _claim(self, wanted: TaskVersion) -> tuple[TaskVersion, bool]:
+        """The version, under the next number that nobody else claims; or one with the same settings."""
+        task_id, settings = wanted.task_id, settings_of(wanted)
         while True:
             history = self.histories.refresh(task_id)
             _check_in_service(history)
@@ -156,10 +159,10 @@ class PromptStore:
                 self.files.sync(version_name(task_id, existing.version))
                 mark(self.files, existing)
                 return existing, False
-            number = len(history.versions) + 1
-            data = encode_version(task_id, number, draft)
-            if self.files.put_if_absent(version_name(task_id, number), data):
-                version = decode_version(task_id, number, data)
+            version = replace(wanted, version=len(history.versions) + 1)
+            data = encode_version(version)
+            if self.files.put_if_absent(version_name(task_id, version.version), data):
+                version = replace(version, digest=hashlib.sha256(data).hexdigest())
                 mark(self.files, version)
                 return version, True
 
@@ -247,12 +250,11 @@ class PromptStore:
 
     def _put_release(self, history: TaskHistory, change: Change) -> Release | None:
         """The next release, or None where somebody else claimed its number."""
-        number = len(history.releases) + 1
-        data = encode_release(history, change)
-        if not self.files.put_if_absent(release_name(history.task_id, number), data):
+        release = next_release(history, change)
+        data = encode_release(release)
+        if not self.files.put_if_absent(release_name(release.task_id, release.number), data):
             return None
-        previous = history.releases[-1] if history.releases else None
-        release = decode_release(history.task_id, number, data, previous)
+        release = replace(release, digest=hashlib.sha256(data).hexdigest())
         mark(self.files, release)
         self.histories.note_change()
         self.files.touch_directory(CHANGES)

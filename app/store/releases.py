@@ -102,59 +102,45 @@ class Change:
     why: str = ""
 
 
-def encode_release(history: TaskHistory, change: Change) -> bytes:
-    """The record of the release after the last one of `history`.
-
-    Raises InvalidRequest where the task's aliases are too many for one record.
-    """
+def next_release(history: TaskHistory, change: Change) -> Release:
+    """Return the release after the last one of `history`, but for its digest."""
     aliases = dict(history.aliases)
     if change.alias is not None and change.meaning is not None:
         aliases[change.alias] = change.meaning
     named = sorted({version for meaning in aliases.values() for version in versions_of(meaning)})
-    data = _seal(
-        {
-            "task_id": history.task_id,
-            "number": len(history.releases) + 1,
-            "action": change.action,
-            "alias": change.alias,
-            "retired": change.action == RETIRE or (history.retired and change.action != RESTORE),
-            "who": change.who[:MAX_NOTE],
-            "why": change.why[:MAX_NOTE],
-            "at": now(),
-        },
-        aliases,
-        history.releases[-1].digest if history.releases else None,
-        {number: history.versions[number - 1].digest for number in named},
+    return Release(
+        task_id=history.task_id,
+        number=len(history.releases) + 1,
+        digest="",
+        previous_digest=history.releases[-1].digest if history.releases else None,
+        action=change.action,
+        alias=change.alias,
+        aliases=aliases,
+        retired=change.action == RETIRE or (history.retired and change.action != RESTORE),
+        manifest_digests={number: history.versions[number - 1].digest for number in named},
+        who=change.who[:MAX_NOTE],
+        why=change.why[:MAX_NOTE],
+        at=now(),
+    )
+
+
+def encode_release(release: Release) -> bytes:
+    """Return the record of a release. Raise InvalidRequest where its aliases are too many for one."""
+    data = seal(
+        {name: getattr(release, name) for name in _COMMON}
+        | {
+            "format": FORMAT,
+            "aliases": {alias: meaning_as_json(meaning) for alias, meaning in release.aliases.items()},
+            "previous": release.previous_digest,
+            "manifests": {str(version): digest for version, digest in release.manifest_digests.items()},
+        }
     )
     if len(data) > MAX_RELEASE_BYTES:
         raise InvalidRequest(
-            f"The task's {len(aliases)} aliases exceed {MAX_RELEASE_BYTES} bytes as JSON; use fewer.",
+            f"The task's {len(release.aliases)} aliases exceed {MAX_RELEASE_BYTES} bytes as JSON; use fewer.",
             param="alias",
         )
     return data
-
-
-def encode_stored(release: Release) -> bytes:
-    """The bytes that `release` was read from: to put them back where the disk has lost them."""
-    common = {name: getattr(release, name) for name in _COMMON}
-    return _seal(common, release.aliases, release.previous_digest, release.manifest_digests)
-
-
-def _seal(
-    common: dict[str, Any],
-    aliases: Mapping[str, Meaning],
-    previous: str | None,
-    manifests: Mapping[int, str],
-) -> bytes:
-    return seal(
-        common
-        | {
-            "format": FORMAT,
-            "aliases": {alias: meaning_as_json(meaning) for alias, meaning in aliases.items()},
-            "previous": previous,
-            "manifests": {str(version): digest for version, digest in manifests.items()},
-        }
-    )
 
 
 def decode_release(task_id: str, number: int, data: bytes, previous: Release | None) -> Release:

@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from app.errors import CorruptData, PromptplexError
-from app.store import manifests, releases
 from app.store.files import QUARANTINE, Name
 from app.store.history import release_name, version_name
-from app.store.manifests import is_sealed
+from app.store.manifests import MAX_MANIFEST_BYTES, encode_version, is_sealed
 from app.store.prompt_store import PromptStore, TaskHistory
+from app.store.releases import MAX_RELEASE_BYTES, encode_release
 
 _log = logging.getLogger(__name__)
-MAX_RECORD_BYTES = max(manifests.MAX_MANIFEST_BYTES, releases.MAX_RELEASE_BYTES)
+MAX_RECORD_BYTES = max(MAX_MANIFEST_BYTES, MAX_RELEASE_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +76,11 @@ def heal_records(store: PromptStore, task_id: str) -> bool:
     if known is None:
         return False
     records = [
-        (version_name(task_id, version.version), version.digest, manifests.encode_stored(version))
+        (version_name(task_id, version.version), version.digest, encode_version(version))
         for version in known.versions
     ]
     records += [
-        (release_name(task_id, release.number), release.digest, releases.encode_stored(release))
+        (release_name(task_id, release.number), release.digest, encode_release(release))
         for release in known.releases
     ]
     try:

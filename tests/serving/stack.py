@@ -121,7 +121,7 @@ def running_stack(
     )
     metrics.watch(engine.stats, source.stats)
     engine.start()
-    publishing = PublishingService(store, generation)
+    publishing = PublishingService(store, generation, on_stored=source.offer)
     try:
         yield Stack(
             base,

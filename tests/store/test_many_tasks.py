@@ -11,9 +11,9 @@ from app.prompt import VersionDraft
 from app.store.disk import Disk
 from app.store.files import DurableFiles, Name, Stamp
 from app.store.history import HistoryReader
-from app.store.manifests import decode_version, encode_version
+from app.store.manifests import decode_version, encode_version, version_of
 from app.store.prompt_store import PromptStore, open_store
-from app.store.releases import MOVE, Change, TaskHistory, encode_release
+from app.store.releases import MOVE, Change, TaskHistory, encode_release, next_release
 
 MANY = 1000
 
@@ -75,9 +75,9 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write_task(root: Path, task: str, draft: VersionDraft) -> None:
     """As a store of before left it: a version that is live."""
-    manifest = encode_version(task, 1, draft)
+    manifest = encode_version(version_of(task, 1, draft))
     history = TaskHistory(task, (decode_version(task, 1, manifest),))
-    release = encode_release(history, Change(action=MOVE, alias="live", meaning=1))
+    release = encode_release(next_release(history, Change(action=MOVE, alias="live", meaning=1)))
     for folder, data in (("versions", manifest), ("releases", release)):
         (root / "tasks" / task / folder).mkdir(parents=True)
         (root / "tasks" / task / folder / "1.json").write_bytes(data)
@@ -119,9 +119,9 @@ def test_publishing_costs_the_same_however_many_versions_there_are(tmp_path: Pat
 
     from app.store import history
 
-    real = history.settings_of_version
+    real = history.settings_of
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(history, "settings_of_version", count_settings)
+        patch.setattr(history, "settings_of", count_settings)
         publish(store, "t", 200)
         assert store.publish("t", text("7 {x}"))[0].version == 8
     assert settings["read"] <= 2, "no version is looked into twice"

@@ -21,12 +21,13 @@ from app.errors import (
     RequestTooLong,
     Unavailable,
 )
-from app.prompt import Prompt, PromptKind, TaskVersion, VersionDraft
+from app.prompt import Prompt, TaskVersion, VersionDraft
 from app.serving.compatibility import vouched_base
 from app.serving.generation import GenerationService
 from app.serving.publishing.own_embeddings import OwnEmbeddings
 from app.serving.publishing.trial_run import ExampleReport, TrialRun, fixed_inputs, trial_ask
 from app.serving.publishing.upload import Upload, draft_version, needs_release, release_version
+from app.store.manifests import version_of
 from app.store.prompt_store import PromptStore, Release
 from app.store.references import check_task_id
 
@@ -140,7 +141,7 @@ class PublishingService:
 
     def _check_room(self, draft: VersionDraft) -> None:
         """The template with some text, and every example, must fit the base beside the prompt."""
-        version = _provisional(draft)
+        version = replace(version_of("draft", 1, draft), digest=f"draft:{uuid.uuid4().hex}")  # names nothing
         for param, inputs in [
             ("task.template", fixed_inputs(version, "a")),
             *((f"task.examples[{index}]", example["inputs"]) for index, example in enumerate(draft.examples)),
@@ -161,24 +162,3 @@ class PublishingService:
             if isinstance(error, Unavailable):
                 raise Unavailable(note, retry_after=error.retry_after) from error
             raise PromptRejected(note) from error
-
-
-def _provisional(draft: VersionDraft) -> TaskVersion:
-    """The version that the draft would become, for checks; its digest names nothing."""
-    prompt = draft.prompt
-    return TaskVersion(
-        task_id="draft",
-        version=0,
-        digest=f"draft:{uuid.uuid4().hex}",
-        kind=PromptKind.TEXT if prompt is None else prompt.kind,
-        prompt_digest=None if prompt is None else prompt.digest,
-        num_virtual_tokens=0 if prompt is None else prompt.num_virtual_tokens,
-        position_offset=0 if prompt is None else prompt.position_offset,
-        template=draft.template,
-        defaults=draft.defaults or {},
-        choices=draft.choices,
-        examples=draft.examples,
-        notes=draft.notes,
-        base=draft.base or {},
-        provenance={},
-    )

@@ -259,4 +259,4 @@ def _verify(data: bytes, digest: str) -> Prompt:
     if hashlib.sha256(data).hexdigest() != digest:
         _log.warning("The remote cache holds wrong bytes for prompt %s", digest)
         raise CorruptData("The remote cache holds wrong bytes")
-    return read_prompt(data)
+    return read_prompt(data, digest)
