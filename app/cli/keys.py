@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from app.keys.entries import MAX_PER_MINUTE, check_name, check_pattern, check_reach
-from app.keys.key import Key, Scope, hash_of, new_key_text
+from app.keys.entries import check_key
+from app.keys.key import MAX_PER_MINUTE, Key, Scope, hash_of, new_key_text
 from app.keys.key_file import change_keys, read_keys
 
 keys_commands = typer.Typer(help="API keys: make, list and remove them.", no_args_is_help=True)
@@ -40,17 +40,16 @@ def add(
 ) -> None:
     """Make a key and print it, this once: the file keeps only its hash."""
     text = new_key_text()
-    key = Key(
-        name=check_name(name),
-        sha256=hash_of(text),
-        scopes=frozenset(scope),
-        tasks=tuple(check_pattern(pattern) for pattern in task) if task else None,
-        requests_per_minute=requests_per_minute,
-        tokens_per_minute=tokens_per_minute,
-        created=datetime.datetime.now(datetime.UTC).date().isoformat(),
-    )
-
-    check_reach(key.scopes, key.tasks)
+    entry = {
+        "name": name,
+        "sha256": hash_of(text),
+        "scopes": scope,
+        "tasks": task or None,
+        "requests_per_minute": requests_per_minute,
+        "tokens_per_minute": tokens_per_minute,
+        "created": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }
+    key = check_key(entry)
 
     def with_it(keys: tuple[Key, ...]) -> tuple[Key, ...]:
         if any(other.name == name for other in keys):

@@ -50,7 +50,7 @@ def test_what_is_written_is_read_again() -> None:
         (b'{"format": 2, "keys": []}', "format is not 1"),
         (b'{"format": 1, "keys": {}}', "must be a list"),
         (b'{"format": 1, "keys": [], "keys": []}', "twice"),
-        (written("web"), "key 1 must be an object"),
+        (written("web"), "key 1: it must be an object"),
         (written(GOOD | {"scope": "generate"}), "unknown field 'scope'"),
         (written({"name": "web", "scopes": ["generate"]}), "has no sha256"),
         (written(GOOD | {"name": ""}), "can't be a key's name"),
