@@ -15,7 +15,7 @@ from app.sites import Site
 
 
 class PromptKind(StrEnum):
-    """What a task's learned part is."""
+    """The kind of a task's learned part."""
 
     SOFT = "soft"  # embeddings before the input (prompt tuning, p-tuning)
     PREFIX = "prefix"  # keys and values per layer (prefix tuning, cartridge)
@@ -24,7 +24,7 @@ class PromptKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class LayerGeometry:
-    """One attention layer: the heads and widths of its keys and values, and what its queries do with them."""
+    """One attention layer: heads and widths of its keys and values, and how its queries attend to them."""
 
     num_kv_heads: int
     key_dim: int

@@ -31,7 +31,7 @@ class Site(StrEnum):
 
 
 class PrefixTensor(NamedTuple):
-    """What the name of a prefix tensor says."""
+    """The parts of a prefix tensor's name."""
 
     site: Site
     layer: int

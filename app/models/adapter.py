@@ -16,7 +16,7 @@ _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PROMPTS = frozenset(
     {"PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE"}
 )
-_ELSEWHERE = "base_model_name_or_path"  # says where the base was found when the adapter was trained
+_ELSEWHERE = "base_model_name_or_path"  # where the base was found when the adapter was trained
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Adapter:
 
 
 def find_adapter(reference: str, progress: Callable[[str], None]) -> Adapter | None:
-    """The adapter beside the weights; a prompt there is left alone, and `progress` hears of it.
+    """Return the adapter beside the weights; a prompt there is left alone, and `progress` reports it.
 
     Raises:
         UnsupportedModel: it can't be read, or its weights aren't safetensors.
@@ -66,7 +66,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def apply_adapter(model: PreTrainedModel, adapter: Adapter, reference: str) -> PreTrainedModel:
-    """The model with the adapter merged into its weights.
+    """Return the model with the adapter merged into its weights.
 
     Raises:
         UnsupportedModel: PEFT isn't there, or can't apply or merge it.

@@ -30,7 +30,7 @@ class Backbone(Protocol):
     ) -> StepMetadata:
         """Build what `forward` needs of a step; items of one token come first.
 
-        `logit_rows [N]` are the tokens of the packed row whose logits are asked for, at least one.
+        `logit_rows [N]`, at least one, are the tokens of the packed row with wanted logits.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""The name of a base model whose operator gives it none."""
+"""The name of a base model that its operator gives none."""
 
 import re
 from pathlib import Path

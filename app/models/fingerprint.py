@@ -18,7 +18,7 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from app.models.user_cache import cache_directory
 
-# Which library wrote the file and where it was found say nothing of what the model computes.
+# The library that wrote the file and the path that it came from change nothing that the model computes.
 _CONFIG_NOISE = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "use_cache")
 _NOT_KEPT = "the digest of the weights can't be kept, so they are hashed at every start"
 
@@ -31,9 +31,9 @@ def fingerprint(
     *,
     adapter: dict[str, Any] | None = None,
 ) -> str:
-    """Hex sha256 that names the base; equal for equal weights however they are sharded.
+    """Return the hex sha256 that names the base; equal for equal weights however they are sharded.
 
-    `files` are all from which weights were read; `adapter` is the configuration of an adapter that was
+    `files` are all that weights were read from; `adapter` is the configuration of an adapter that was
     applied to them.
     """
     digest = hashlib.sha256()
@@ -86,7 +86,7 @@ def _sidecar(files: list[Path]) -> Path:
 
 
 def _write_sidecar(sidecar: Path, digest: str, progress: Callable[[str], None]) -> None:
-    """Best effort: without it the weights are hashed at each start, nothing else."""
+    """Keep the digest if possible; without it the weights are hashed at each start."""
     try:
         temporary = sidecar.with_suffix(f".{os.getpid()}")
         temporary.write_text(digest)

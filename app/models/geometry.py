@@ -1,4 +1,4 @@
-"""What a loaded model's attention really asks for, layer by layer: recorded, never inferred.
+"""The geometry of a loaded model's attention, layer by layer: recorded, never inferred.
 
 `hidden_size / num_heads` is wrong for models with explicit head widths, shared heads or K and V
 of different widths, so a two-token forward pass notes what reaches the attention function.
@@ -42,7 +42,7 @@ def _record(
     if recorded is None:
         raise UnsupportedModel(
             f"{type(module).__name__} doesn't get the arguments of the model's forward pass, so attention "
-            "can't know where a packed token's keys and values are"
+            "can't find a packed token's keys and values"
         )
     layer = int(module.layer_idx)  # type: ignore[arg-type]  # an attribute by transformers' convention
     heads, tokens = query.shape[1:3]
@@ -59,9 +59,9 @@ def _record(
 
 
 def check_layer_kinds(config: PreTrainedConfig) -> None:
-    """Refuse layers whose mask is neither causal nor a sliding window.
+    """Refuse layers with masks other than causal ones and sliding windows.
 
-    Chunked attention (Llama 4) tells the attention function nothing of its chunks.
+    Chunked attention (Llama 4) doesn't pass its chunks to the attention function.
 
     Raises:
         UnsupportedModel: names the kind.
@@ -76,7 +76,7 @@ def check_layer_kinds(config: PreTrainedConfig) -> None:
 
 
 def record_layers(model: PreTrainedModel) -> tuple[tuple[LayerGeometry, ...], bool]:
-    """Geometry of every decoder layer, and whether the model's own cache holds what attention gets.
+    """Return the geometry of every layer, and whether the model's own cache holds what attention gets.
 
     Raises:
         UnsupportedModel: some layer doesn't attend through transformers' attention interface.
@@ -123,7 +123,7 @@ def _widths(layer: LayerGeometry) -> tuple[int, int, int]:
 
 
 def _cached_widths(cached: Any) -> tuple[int, int, int] | None:
-    """Of a layer of transformers' cache; None where it holds no keys and values."""
+    """Return the widths of a layer of transformers' cache; None where it holds no keys and values."""
     keys, values = getattr(cached, "keys", None), getattr(cached, "values", None)
     if not isinstance(keys, Tensor) or not isinstance(values, Tensor) or keys.ndim != 4 or values.ndim != 4:
         return None
@@ -131,7 +131,7 @@ def _cached_widths(cached: Any) -> tuple[int, int, int] | None:
 
 
 def max_positions(config: PreTrainedConfig) -> int:
-    """Positions that virtual, prompt and generated tokens may take together."""
+    """Return how many positions virtual, prompt and generated tokens may take together."""
     config = config.get_text_config()
     limit = getattr(config, "max_position_embeddings", None) or _UNLIMITED_POSITIONS
     for rope in _rope_settings(config):
@@ -141,14 +141,14 @@ def max_positions(config: PreTrainedConfig) -> int:
 
 
 def _rope_settings(config: PreTrainedConfig) -> list[dict[str, Any]]:
-    """Rotary settings: one dictionary, or one for each kind of layer."""
+    """Return rotary settings: one dictionary, or one for each kind of layer."""
     rope = getattr(config, "rope_parameters", None) or {}
     nested = [value for value in rope.values() if isinstance(value, dict)]
     return nested or [rope]
 
 
 def model_geometry(model: PreTrainedModel, fingerprint: str, max_context: int | None = None) -> ModelGeometry:
-    """The geometry of a model that was loaded with our attention implementation."""
+    """Return the geometry of a model that was loaded with our attention implementation."""
     vocab_size, hidden_size = model.get_input_embeddings().weight.shape  # type: ignore[misc]  # a Tensor
     limit = max_positions(model.config)
     layers, takes_prefixes = record_layers(model)

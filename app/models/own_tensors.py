@@ -12,7 +12,7 @@ _ROWS = 8192  # that are cast and hashed at a time
 
 
 def own_tensor(model: PreTrainedModel, name: str) -> Tensor | None:
-    """The weight or bias `[V, ...]` of an embedding, such as `base_model.model.embed_tokens.weight`.
+    """Return the weight or bias `[V, ...]` of an embedding, such as `base_model.model.embed_tokens.weight`.
 
     Only the module's and the parameter's own names count; what stands before them differs with wrappers.
     None where the base has no such tensor, or has it in another form (quantized).
@@ -29,7 +29,7 @@ def own_tensor(model: PreTrainedModel, name: str) -> Tensor | None:
 
 
 def digest_of_rows(tensor: Tensor, rows: int, dtype: str) -> str:
-    """sha256 of the first `rows` rows in a dtype of safetensors, little-endian and contiguous."""
+    """Return the sha256 of the first `rows` rows in a dtype of safetensors, little-endian and contiguous."""
     found = hashlib.sha256()
     for begin in range(0, rows, _ROWS):
         chunk = tensor[begin : min(begin + _ROWS, rows)].detach().to("cpu", DTYPES[dtype]).contiguous()

@@ -23,7 +23,7 @@ class Pretrained:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    eos_ids: frozenset[int]  # they end a text, whatever else the generation config says
+    eos_ids: frozenset[int]  # they end a text, with or without a generation config
     fingerprint: str  # sha256 over weights, an adapter's included, config and tokenizer
 
 
@@ -104,7 +104,7 @@ def _load_tokenizer(reference: str) -> PreTrainedTokenizerBase:
 
 
 def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """EOS ids, which count whatever else of the generation config does."""
+    """Return EOS ids, of the first place that has any."""
     for owner in (model.generation_config, model.config, tokenizer):
         ids = getattr(owner, "eos_token_id", None)
         if ids is not None:

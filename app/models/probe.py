@@ -116,7 +116,7 @@ def _random_ids(number: int) -> Tensor:
 
 
 def _check_inputs(twin: PreTrainedModel, name: str) -> None:
-    """Refuse a twin whose logits change with the way its tokens come.
+    """Refuse a twin if its logits change with the way its tokens come.
 
     Prompts are embeddings, packed rows have explicit positions, tokens come one by one with a cache: all
     must give the logits of token ids alone, in one pass.
@@ -193,7 +193,7 @@ def probe_weights(backbone: DecoderOnly, own: list[Tensor]) -> float:
 
 
 def _tolerance(backbone: DecoderOnly) -> float:
-    """Quantized layers may round their inputs too, as coarsely as bfloat16 does."""
+    """Return the tolerance; quantized layers may round their inputs as coarsely as bfloat16 does."""
     dtype = torch.bfloat16 if is_quantized(backbone.model.config) else backbone.dtype
     return WEIGHTS_TOLERANCE[dtype]
 

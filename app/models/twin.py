@@ -1,7 +1,7 @@
 """A tiny float32 twin of an architecture: few layers, random weights, a small window.
 
 What may make a base differ from a plain decoder stays: kinds of layers, head widths, rotary settings,
-shared keys and values, special token ids, scales. What is made smaller are sizes and counts.
+shared keys and values, special token ids, scales. Only sizes and counts become smaller.
 """
 
 import copy
@@ -41,7 +41,7 @@ _KINDS_AT_MOST = 8  # of layers, in one list; more are numbers of each layer, no
 
 
 def twin_config(config: PreTrainedConfig, *, narrow: bool = True) -> PreTrainedConfig:
-    """The same architecture made small. Head widths stay, since rotary tables depend on them.
+    """Return the same architecture made small. Head widths stay, since rotary tables depend on them.
 
     Not `narrow`: numbers of heads and the hidden width stay too, which some architectures tie to others.
     """
@@ -62,12 +62,12 @@ def twin_config(config: PreTrainedConfig, *, narrow: bool = True) -> PreTrainedC
 
 
 def special_ids(small: PreTrainedConfig) -> list[int]:
-    """Ids that a twin's configuration names: of padding, of places for images, and others."""
+    """Return ids that a twin's configuration names: of padding, of places for images, and others."""
     return sorted({each for part, name in _token_ids(small) if (each := getattr(part, name)) >= 0})
 
 
 def _token_ids(config: PreTrainedConfig) -> Iterator[tuple[PreTrainedConfig, str]]:
-    """Fields that hold an id: positions may begin after that of padding, for one."""
+    """Yield fields that hold an id: positions may begin after that of padding, for one."""
     for part in {id(each): each for each in (config, config.get_text_config())}.values():
         for name in [name for name in vars(part) if name.endswith("_token_id")]:
             if isinstance(getattr(part, name), int):
@@ -93,7 +93,7 @@ def _narrow(text: PreTrainedConfig) -> None:
 
 
 def _cut_layers(text: PreTrainedConfig) -> None:
-    """The first layers, until every kind was there; once more where late ones take keys of early ones."""
+    """Keep the first layers with every kind among them; twice where late ones take keys of early ones."""
     total = text.num_hidden_layers
     of_layers = {name: value for name, value in vars(text).items() if _has_entries(value, total)}
     kept = max([min(2, total), *map(_first_of_every_kind, of_layers.values())])
@@ -112,14 +112,14 @@ def _has_entries(value: Any, number: int) -> bool:
 
 
 def _first_of_every_kind(entries: list[Any] | tuple[Any, ...]) -> int:
-    """How many entries from the first on hold all that there are."""
+    """Return how many entries from the first on hold all different ones."""
     kinds = [str(entry) for entry in entries]
     different = set(kinds)
     return max(map(kinds.index, different)) + 1 if len(different) <= _KINDS_AT_MOST else 1
 
 
 def build_twin(config: PreTrainedConfig, *, narrow: bool = True) -> PreTrainedModel:
-    """A random model of `twin_config`, in float32, behind our attention implementation."""
+    """Return a random model of `twin_config`, in float32, behind our attention implementation."""
     small = twin_config(config, narrow=narrow)
     twin: PreTrainedModel = AutoModelForCausalLM.from_config(
         small, attn_implementation=IMPLEMENTATION, dtype=torch.float32

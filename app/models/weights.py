@@ -1,4 +1,4 @@
-"""From files to a model whose every weight came from them, or a refusal in one line."""
+"""From files to a model with every weight from them, or a refusal in one line."""
 
 import logging
 import re
@@ -26,14 +26,14 @@ _NO_ADAPTER = {"subfolder": "no-adapter"}
 
 
 def in_one_line(error: BaseException) -> str:
-    """What an exception of another library says, for a message of ours."""
+    """Return the text of another library's exception, for a message of ours."""
     if isinstance(error, ModuleNotFoundError) and error.name:
         return f"it needs a package that isn't there (pip install {error.name.partition('.')[0]})"
     return " ".join(str(error).split())[:_LONGEST_REASON] or type(error).__name__
 
 
 def find_file(reference: str, name: str) -> Path | None:
-    """A file of a directory or of a repository on the hub; None where there is none."""
+    """Return a file of a directory or of a repository on the hub; None where there is none."""
     found = cached_file(
         reference,
         name,
@@ -51,7 +51,9 @@ def load_weights(
     attention: str | None,
     progress: Callable[[str], None],
 ) -> PreTrainedModel:
-    """A model on `device`, frozen; `progress` hears of tensors that belong to nothing in it.
+    """Return a frozen model on `device`; `progress` reports tensors that belong to nothing in it.
+
+    `attention` names an implementation that transformers knows; None takes its own choice.
 
     Raises:
         UnsupportedModel: the files can't be loaded, or don't hold every weight of the architecture.
@@ -88,7 +90,7 @@ def load_weights(
 
 
 class _Table(logging.Filter):
-    """Takes transformers' table of names that don't fit out of the log: what matters is said in a line."""
+    """Takes transformers' table of names that don't fit out of the log: a refusal in one line replaces it."""
 
     _failed = re.compile(r"^(\S.*?) +\| *(?:\x1b\[[0-9;]*m)?CONVERSION", re.MULTILINE)
 
@@ -97,7 +99,7 @@ class _Table(logging.Filter):
         self._text = ""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the record stays in the log."""
+        """Return whether the record stays in the log."""
         text = record.getMessage()
         if "LOAD REPORT" not in text:
             return True
@@ -105,13 +107,13 @@ class _Table(logging.Filter):
         return False
 
     def reason(self) -> str | None:
-        """What the table alone says: which weights couldn't be put together from their parts."""
+        """Name the weights that couldn't be put together from their parts; only the table has them."""
         names = self._failed.findall(self._text)
         return f"parts are missing, or have other shapes, of {some_of(names)}" if names else None
 
 
 def is_quantized(config: PreTrainedConfig) -> bool:
-    """Whether the configuration names a method of quantization."""
+    """Return whether the configuration names a method of quantization."""
     return getattr(config, "quantization_config", None) is not None
 
 
@@ -125,13 +127,13 @@ def _check_quantization(reference: str, config: PreTrainedConfig) -> None:
         is_known = False
     if not is_known:
         raise UnsupportedModel(
-            f"config.json of '{reference}' has a quantization_config whose quant_method isn't known to this "
-            "version of transformers"
+            f"config.json of '{reference}' has a quantization_config with a quant_method that this version "
+            "of transformers doesn't know"
         )
 
 
 def check_unquantized(reference: str, config: PreTrainedConfig, files: Iterable[Path]) -> None:
-    """Refuse numbers that mean nothing without scales where the configuration tells of none.
+    """Refuse numbers that mean nothing without scales where the configuration has none.
 
     transformers would convert them as they are. Some tools write how they quantized to a file of their own.
     """
@@ -151,7 +153,7 @@ def check_unquantized(reference: str, config: PreTrainedConfig, files: Iterable[
 
 
 def weight_files(reference: str, config: PreTrainedConfig) -> list[Path]:
-    """The files that transformers reads this base from, in the order in which it looks for them.
+    """Return the files that transformers reads this base from, in the order in which it looks for them.
 
     Raises:
         UnsupportedModel: the configuration names files that aren't safetensors, or there are none.
@@ -207,7 +209,7 @@ def _check_complete(reference: str, report: dict[str, Any], progress: Callable[[
 
 
 def _hint(missing: Iterable[str], unexpected: Iterable[str]) -> str:
-    """Names that are right but for something before them come from a wrapper around the model."""
+    """Explain names that are right but for something before them: the model was saved in a wrapper."""
     wanted = set(missing)
     for name in sorted(unexpected):
         parts = name.split(".")
@@ -219,7 +221,7 @@ def _hint(missing: Iterable[str], unexpected: Iterable[str]) -> str:
 
 
 def some_of(names: Iterable[str]) -> str:
-    """The first few names, and how many there are besides."""
+    """Return the first few names, and how many more there are."""
     ordered = sorted(names)
     shown = ", ".join(ordered[:_NAMES_SHOWN])
     return shown if len(ordered) <= _NAMES_SHOWN else f"{shown} and {len(ordered) - _NAMES_SHOWN} more"

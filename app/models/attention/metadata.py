@@ -44,7 +44,7 @@ class GroupMetadata:
 
 @dataclass(frozen=True, slots=True)
 class StepMetadata:
-    """One step: its K/V cache, every group's view, and the tokens whose logits are asked for."""
+    """One step: its K/V cache, every group's view, and the tokens with wanted logits."""
 
     cache: KVCache
     groups: tuple[GroupMetadata, ...]

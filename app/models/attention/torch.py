@@ -25,7 +25,7 @@ _MAX_SCORES = 1 << 24
 
 @dataclass(frozen=True, slots=True)
 class RowBucket:
-    """Neighbouring rows of one token whose contexts are about equally long.
+    """Neighbouring rows of one token with contexts of about equal length.
 
     Rows of all lengths in one padded batch would let a single long row cost as if all were long.
     """

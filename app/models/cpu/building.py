@@ -21,13 +21,14 @@ _SECONDS = 120.0
 
 
 class NotBuilt(Exception):
-    """There is no library, and why."""
+    """There is no library; the message gives the reason."""
 
 
 def build() -> Path:
-    """The library of this source, compiler and processor; compiled if it isn't there yet.
+    """Return the library of this source, compiler and processor, after compiling it if there is none.
 
-    Raises NotBuilt without a compiler, or where it fails.
+    Raises:
+        NotBuilt: there is no compiler, or it fails.
     """
     compiler = next((path for name in _COMPILERS if (path := shutil.which(name))), None)
     if compiler is None:
@@ -42,7 +43,7 @@ def build() -> Path:
 
 
 def _cache() -> Path:
-    """A directory of the user's own: what lies in it is loaded and run."""
+    """Return a directory of the user's own, since what lies in it is loaded and run."""
     try:
         directory = cache_directory()
         if _is_private(directory):
@@ -66,7 +67,7 @@ def _key(compiler: str, openmp: str) -> str:
 
 
 def _processor() -> bytes:
-    """What -march=native depends on."""
+    """Return what -march=native depends on."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     named = (line for line in lines if line.startswith(("flags", "Features", "model name")))
@@ -74,7 +75,7 @@ def _processor() -> bytes:
 
 
 def _compile(compiler: str, openmp: str, target: Path) -> None:
-    """Into a temporary name first: another process may be doing the same."""
+    """Compile under a temporary name first: another process may be doing the same."""
     with tempfile.TemporaryDirectory(dir=target.parent, prefix="building-") as folder:
         compiled, linked = Path(folder) / "kernels.o", Path(folder) / "kernels.so"
         _run([compiler, *_FLAGS, "-fopenmp", "-c", str(SOURCE), "-o", str(compiled)])

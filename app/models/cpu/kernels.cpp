@@ -15,7 +15,7 @@
 namespace {
 
 constexpr int kLanes = 16;
-constexpr int kContextBlock = 256;  // context slots whose scores are held at once
+constexpr int kContextBlock = 256;  // context slots with scores held at once
 constexpr int kRows = 56;           // query rows (tokens x heads of a group) that share a pass over K and V
 constexpr int kRowsAtOnce = 8;      // of which so many are multiplied at once; divides kRows
 constexpr int kAhead = 2 * kLanes;  // how many slots ahead of their use keys are asked for

@@ -51,7 +51,7 @@ class Kernels:
 
     @staticmethod
     def can_normalise(width: int) -> bool:
-        """Whether `rms_norm` takes rows of this width."""
+        """Return whether `rms_norm` takes rows of this width."""
         return width % _LANES == 0
 
     def attention(
@@ -65,7 +65,7 @@ class Kernels:
         window: int | None,
         scaling: float,
     ) -> Tensor:
-        """Causal attention of each item over its context: `[T, H, Dv]`."""
+        """Return causal attention of each item over its context, `[T, H, Dv]`."""
         heads, tokens, width = query.shape
         assert query.stride(2) == 1
         value_width = values.shape[1] // num_kv_heads
@@ -92,14 +92,14 @@ class Kernels:
         return out
 
     def silu_times_(self, gate: Tensor, up: Tensor) -> Tensor:
-        """`silu(gate) * up`, in place of `gate`; both contiguous and of one shape."""
+        """Return `silu(gate) * up`, in the memory of `gate`; both are contiguous and of one shape."""
         self._silu_times(
             gate.data_ptr(), up.data_ptr(), gate.data_ptr(), gate.numel(), torch.get_num_threads()
         )
         return gate
 
     def rms_norm(self, inputs: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        """Rows of `inputs [..., d]` by their root mean square, times `weight [d]`."""
+        """Return rows of `inputs [..., d]` over their root mean square, times `weight [d]`."""
         inputs = inputs.contiguous()
         out = torch.empty_like(inputs)
         width = inputs.shape[-1]
@@ -117,7 +117,11 @@ class Kernels:
 
 @cache
 def load_kernels() -> Kernels:
-    """The kernels, after a comparison with torch's. Raises NotBuilt where there are none."""
+    """Return the kernels, after a comparison with torch's.
+
+    Raises:
+        NotBuilt: there are none on this machine.
+    """
     try:
         kernels = Kernels(ctypes.CDLL(str(build())))
     except OSError as error:
@@ -127,7 +131,7 @@ def load_kernels() -> Kernels:
 
 
 def kernels_in_words() -> str:
-    """Whether there are kernels on this machine, or why not."""
+    """Return a phrase: whether there are kernels on this machine, or why not."""
     try:
         load_kernels()
     except NotBuilt as reason:
@@ -136,7 +140,7 @@ def kernels_in_words() -> str:
 
 
 def kernels_for(dtype: torch.dtype, device: torch.device) -> Kernels | None:
-    """The kernels where they apply and exist."""
+    """Return the kernels where they apply and exist, else None."""
     if dtype != torch.bfloat16 or device.type != "cpu":
         return None
     try:
@@ -146,7 +150,7 @@ def kernels_for(dtype: torch.dtype, device: torch.device) -> Kernels | None:
 
 
 def _check(kernels: Kernels) -> None:
-    """A compiler can be wrong: the least of a test before anything is trusted to it."""
+    """Compare a small attention with torch's: a compiler can be wrong."""
     generator = torch.Generator().manual_seed(0)
     query, key, value = (
         torch.randn(2, 9, 32, generator=generator).to(torch.bfloat16) for _ in range(3)

@@ -1,4 +1,4 @@
-"""GNU OpenMP, whose threads run torch's products on CPUs."""
+"""GNU OpenMP, the runtime of torch's products on CPUs."""
 
 import ctypes
 import re
@@ -8,7 +8,7 @@ _SOFT = 1  # omp_pause_soft: give resources back, keep settings
 
 
 def loaded_runtime() -> str | None:
-    """The path of the GNU OpenMP runtime that torch brought into this process, if it did."""
+    """Return the path of the GNU OpenMP runtime that torch brought into this process; None if it didn't."""
     try:
         mapped = Path("/proc/self/maps").read_text()
     except OSError:

@@ -1,4 +1,4 @@
-"""The last layer's MLP for the tokens whose logits are asked for, and no others.
+"""The last layer's MLP for the tokens with wanted logits, and no others.
 
 Of a prompt's tokens, the last layer has to leave keys and values behind; what its MLP would make of
 them nothing reads but for the last token. That is nearly a layer's work of each prefill.
@@ -20,7 +20,7 @@ class OnlySampled(nn.Module):
         layer.register_forward_pre_hook(self._take_rows, with_kwargs=True)
 
     def _take_rows(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """The layer gets the step's metadata as an argument, for its attention; its MLP doesn't."""
+        """Note the rows of a call: the layer gets the metadata, for its attention, its MLP doesn't."""
         metadata = kwargs.get("metadata")
         self._rows = None if metadata is None else metadata.logit_rows
 

@@ -100,7 +100,7 @@ CHUNKS = [WINDOW + 9, WINDOW - 3, *[1] * (WINDOW + 5), 7, 1]
 
 
 @pytest.mark.parametrize(("architecture", "shape", "dtype", "backend"), WINDOWED)
-def test_windows_are_exact_when_nobody_keeps_what_left_them(
+def test_windows_are_exact_without_what_left_them(
     architecture: str, shape: dict[str, Any], dtype: torch.dtype, backend: type[Any]
 ) -> None:
     """Slots that left a window are not named any more, and others may have written to them."""
