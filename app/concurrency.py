@@ -1,9 +1,10 @@
-"""Threads that start before they are needed, and coroutines that run together and end together."""
+"""Threads that start before they are needed; coroutines and generators that run and end together."""
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from typing import Any, TypeVar
 
 _T = TypeVar("_T")
@@ -27,7 +28,9 @@ class Workers(ThreadPoolExecutor):
 
 
 async def gather_or_cancel(work: Sequence[Coroutine[Any, Any, _T]]) -> list[_T]:
-    """All results; where one fails, the others are cancelled and its error is raised."""
+    """Return all results; where one fails, cancel the others and raise its error."""
+    if len(work) == 1:
+        return [await work[0]]
     tasks = [asyncio.ensure_future(each) for each in work]
     try:
         return list(await asyncio.gather(*tasks))
@@ -35,3 +38,51 @@ async def gather_or_cancel(work: Sequence[Coroutine[Any, Any, _T]]) -> list[_T]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def interleave(streams: Sequence[AsyncGenerator[_T, None]]) -> AsyncGenerator[tuple[int, _T], None]:
+    """Yield the items of all streams as they come, each with its stream's number.
+
+    Nothing is yielded before each stream has an item or has ended. The first error of any stream is raised;
+    then, and when this generator is closed, all streams are closed.
+    """
+    if len(streams) == 1:
+        async with aclosing(streams[0]) as stream:
+            async for item in stream:
+                yield 0, item
+        return
+    queue: asyncio.Queue[tuple[int, _T] | int | Exception] = asyncio.Queue()
+    readers = [asyncio.ensure_future(_read(*each, queue)) for each in enumerate(streams)]
+    silent, num_open, held = set(range(len(streams))), len(streams), list[tuple[int, _T]]()
+    try:
+        while num_open:
+            news = await queue.get()
+            if isinstance(news, Exception):
+                raise news
+            if isinstance(news, int):
+                num_open -= 1
+                silent.discard(news)
+            else:
+                held.append(news)
+                silent.discard(news[0])
+            while held and not silent:
+                yield held.pop(0)
+    finally:
+        for reader in readers:
+            reader.cancel()
+        await asyncio.gather(*readers, return_exceptions=True)
+
+
+async def _read(
+    number: int,
+    stream: AsyncGenerator[_T, None],
+    queue: "asyncio.Queue[tuple[int, _T] | int | Exception]",
+) -> None:
+    """Put a stream's items into the queue; at the end its number, or the error that ended it."""
+    try:
+        async with aclosing(stream):
+            async for item in stream:
+                queue.put_nowait((number, item))
+        queue.put_nowait(number)
+    except Exception as error:
+        queue.put_nowait(error)

@@ -27,9 +27,9 @@ from app.errors import Unavailable, UnsupportedModel
 from app.keys.keyring import Keyring
 from app.metrics import Metrics
 from app.models.loading import LoadedBase, load_base
+from app.request import Outcome
 from app.serving.base_defaults import reported_defaults
 from app.serving.generation import GenerationService
-from app.serving.generation_request import Outcome
 from app.serving.publishing.import_watcher import ImportWatcher
 from app.serving.publishing.publisher import PublishingService
 from app.serving.store_maintenance import StoreMaintenance

@@ -18,7 +18,7 @@ from prometheus_client.registry import Collector
 
 from app.engine.client import EngineStats
 from app.engine.statistics import StepStats
-from app.request import FinishReason, RequestTimings
+from app.request import FinishReason, Outcome
 from app.store.cache.prompt_cache import SourceStats
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -30,34 +30,6 @@ FAILURES = ("cancelled", "constraint", "deadline", "error")
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
-
-
-class RequestOutcome(Protocol):
-    """How a request ended, as the generation service tells it."""
-
-    @property
-    def task(self) -> str:
-        """Its task, which exists; "" is the base model."""
-
-    @property
-    def version(self) -> int:
-        """0 is the base model."""
-
-    @property
-    def reason(self) -> str:
-        """A FinishReason, or one of FAILURES."""
-
-    @property
-    def prompt_tokens(self) -> int:
-        """Tokens of the rendered text."""
-
-    @property
-    def seconds(self) -> float:
-        """From admission to the end."""
-
-    @property
-    def timings(self) -> RequestTimings | None:
-        """The engine's times, for what finished."""
 
 
 class RedisHealth(Protocol):
@@ -183,7 +155,7 @@ class Metrics(Collector):
             self._totals["device_hits"] += step.prefix_hits
             self._totals["device_misses"] += step.prefix_misses
 
-    def on_outcome(self, outcome: RequestOutcome) -> None:
+    def on_outcome(self, outcome: Outcome) -> None:
         """The generation service's callback: a request that a task or the base was found for has ended."""
         with self._lock:
             if outcome.reason not in tuple(FinishReason):

@@ -225,3 +225,18 @@ class TokenDelta:
     @property
     def is_last(self) -> bool:
         return self.finish is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a sequence ended, for statistics and quotas; also one whose admission failed or came too late."""
+
+    task: str  # "" is the base model, or no task was found yet
+    version: int  # 0 is the base model
+    reason: str  # a FinishReason, or "cancelled", "constraint", "deadline", "error"
+    prompt_tokens: int
+    generated_tokens: int  # or of all labels that were scored
+    seconds: float  # from its arrival to the end
+    timings: RequestTimings | None
+    tenant: str = ""  # the key's owner
+    is_trial: bool = False  # an example of an upload: charged, but no request of its task

@@ -13,8 +13,8 @@ from app.concurrency import Workers
 from app.main import assemble
 from app.prompt import TaskVersion
 from app.server.process import PromptplexServer
+from app.serving.admitted import Admitted
 from app.serving.generation_request import GenerationRequest
-from app.serving.request_builder import Admitted
 from app.settings import Settings
 from tests.bases import save_tiny_llama
 from tests.serving.stack import upload_of
@@ -119,7 +119,7 @@ def test_an_alias_moves_while_uploads_are_checked(tmp_path: Path) -> None:
     """A rollback is for emergencies: it waits for no upload, here as many as fill every thread."""
     services = assemble(settings_of(tmp_path), progress=lambda _: None, on_failure=lambda _: None)
     publishing, go_on = services.publishing, threading.Event()
-    check = services.generation.request_builder.admit_version
+    build = services.generation.request_builder.build
 
     async def run() -> None:
         for text in ("a {x}", "b {x}"):
@@ -136,12 +136,12 @@ def test_an_alias_moves_while_uploads_are_checked(tmp_path: Path) -> None:
         go_on.set()
         await asyncio.gather(*held)
 
-    def slow_check(version: TaskVersion, ask: GenerationRequest) -> Admitted:
-        if "c {x}" in str(version.template):
+    def slow_build(request: GenerationRequest, version: TaskVersion | None) -> Admitted:
+        if version is not None and "c {x}" in str(version.template):
             go_on.wait(PATIENCE)
-        return check(version, ask)
+        return build(request, version)
 
-    services.generation.request_builder.admit_version = slow_check  # type: ignore[method-assign]
+    services.generation.request_builder.build = slow_build  # type: ignore[method-assign]
     try:
         asyncio.run(run())
     finally:

@@ -15,7 +15,8 @@ from app.keys.key_file import change_keys
 from app.keys.keyring import Keyring
 from app.main import _on_outcome, assemble
 from app.metrics import FAILURES, Metrics
-from app.serving.generation_request import GenerationRequest, Outcome
+from app.request import Outcome
+from app.serving.generation_request import GenerationRequest
 from app.serving.parameters import DEFAULT_MAX_NEW_TOKENS
 from app.settings import Settings
 from tests.bases import save_tiny_llama

@@ -7,8 +7,7 @@ import pytest
 from app.engine.client import EngineStats
 from app.engine.statistics import StepStats
 from app.metrics import FAILURES, MAX_TASK_LABELS, Metrics
-from app.request import FinishReason, RequestTimings
-from app.serving.generation_request import Outcome
+from app.request import FinishReason, Outcome, RequestTimings
 from app.store.cache.prompt_cache import SourceStats
 
 

@@ -1,31 +1,28 @@
-"""The generation service: a task and text in, text out, over one shared engine."""
+"""The generation service: a task and text in, text out, over one engine."""
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, closing
 from typing import TypeVar
 
 from transformers import PreTrainedTokenizerFast
 
-from app.concurrency import gather_or_cancel
+from app.concurrency import gather_or_cancel, interleave
 from app.engine.client import EngineClient
-from app.errors import Cancelled, ConstraintFailed, DeadlineExceeded
+from app.errors import DeadlineExceeded
 from app.prompt import TaskVersion
-from app.request import FinishReason, Request, RequestTimings, TokenDelta, TokenScore
+from app.request import Outcome
+from app.serving.admitted import Admitted
 from app.serving.base_defaults import BaseDefaults
 from app.serving.concurrency_limiter import ConcurrencyLimiter
-from app.serving.generation_request import (
-    GenerationRequest,
-    GenerationResult,
-    Outcome,
-    OutputToken,
-    TextDelta,
-)
+from app.serving.generation_request import GenerationRequest, GenerationResult, TextDelta
 from app.serving.lanes import Lanes
-from app.serving.output_processor import OutputProcessor, scored_tokens
-from app.serving.request_builder import Admitted, RequestBuilder
+from app.serving.outcomes import OutcomeRecorder
+from app.serving.output_processor import scored_tokens
+from app.serving.programs import program_for
+from app.serving.request_builder import RequestBuilder
+from app.serving.session import Resources, Session
 from app.serving.structured_output.grammars import Grammars
 from app.store.prompt_store import PromptStore
 from app.text.chat import ChatTemplate
@@ -39,7 +36,7 @@ _NO_DEFAULTS = BaseDefaults()
 
 
 class GenerationService:
-    """Answers asks. One event loop uses it; `compatibility` may be called from any thread."""
+    """Runs the programs of requests. For one event loop; `compatibility` may be called from any thread."""
 
     def __init__(
         self,
@@ -55,9 +52,9 @@ class GenerationService:
         prefetch: Callable[[str], object] = lambda digest: None,
         on_outcome: Callable[[Outcome], None] = lambda outcome: None,
     ) -> None:
-        """`timeout` bounds every request, in seconds; `on_outcome` hears how each one ended.
+        """`timeout` bounds every request, in seconds; `on_outcome` gets every sequence's end.
 
-        `prefetch` is told the digest of a prompt that a request will need soon; it must return at once.
+        `prefetch` gets the digest of a prompt that a request will need soon; it must return at once.
         `grammars` are the engine's own; without them constrained requests are refused. `defaults` are the
         base's own.
         """
@@ -77,53 +74,85 @@ class GenerationService:
         )
         self.defaults = defaults
         self.base_name = base_name
-        self.timeout = timeout
         self.limiter = ConcurrencyLimiter(engine.max_open)
-        self._tables = detokenizer_tables(tokenizer)
-        self._eos_ids = eos_ids
-        self._on_outcome = on_outcome
-        self._served: Counter[str] = Counter()
-        self._lanes = Lanes()
+        self._resources = Resources(
+            engine=engine,
+            builder=self.request_builder,
+            tables=detokenizer_tables(tokenizer),
+            limiter=self.limiter,
+            lanes=Lanes(),
+            outcomes=OutcomeRecorder(on_outcome),
+        )
 
     def close(self) -> None:
         """End the threads; what waits for one is cancelled."""
-        self._lanes.close()
+        self._resources.lanes.close()
 
     @property
     def requests_served(self) -> Mapping[str, int]:
-        """Finished requests by task id, since the start."""
-        return self._served
+        """Return the finished requests by task id, since the start."""
+        return self._resources.outcomes.served
 
     def compatibility(self, version: TaskVersion) -> str | None:
-        """Why the loaded base can't serve the version; None: it can."""
+        """Return why the loaded base can't serve the version; None: it can."""
         return self.request_builder.compatibility.why_not(version)
 
-    async def generate(self, ask: GenerationRequest) -> GenerationResult:
-        """Run one ask to its end. Cancelling this frees its row.
+    async def generate(self, request: GenerationRequest) -> GenerationResult:
+        """Return the first answer of one request. Cancelling this frees its sequences."""
+        return (await self.generate_all([request]))[0]
 
-        Raises NotFound, NotServable, InvalidRequest, Unavailable, DeadlineExceeded, NonFiniteLogits,
-        RequestFailed, ConstraintFailed.
+    async def generate_all(self, requests: Sequence[GenerationRequest]) -> list[GenerationResult]:
+        """Run all to their ends, at once and on one version; return the answers in order, samples adjacent.
+
+        An error of one ends all. Raise NotFound, NotServable, InvalidRequest, Unavailable, DeadlineExceeded,
+        NonFiniteLogits, RequestFailed, ConstraintFailed.
         """
-        return await self._in_time(ask, _result_of(self.stream(ask)))
+        return await self._in_time(requests[0], self._results(requests))
 
-    async def start(self, ask: GenerationRequest) -> "StartedStream":
-        """Wait for the first piece, so that whatever fails early is raised here."""
-        admitted = await self.admit(ask)
-        pieces = self.run(admitted)
+    async def start(self, requests: Sequence[GenerationRequest]) -> "AnswerStream":
+        """Wait for the first delta of each answer, so that what fails early is raised here, as above."""
+        return await self._in_time(requests[0], self._start(requests))
+
+    async def try_version(self, version: TaskVersion, request: GenerationRequest) -> GenerationResult:
+        """Run a request on this version, released or not: charged, but no request of its task."""
+        session, build = Session(self._resources, is_trial=True), self.request_builder.build
+        admitted = await session.on_thread(lambda: build(request, version), request.size)
+        return (await AnswerStream(session, [request], [admitted]).results())[0]
+
+    async def tokenize(self, request: GenerationRequest) -> tuple[Admitted, list[str]]:
+        """Return the request as the engine would get it, and the text of each of its ids."""
+        with closing(Session(self._resources, num_sequences=1)) as session:
+            admitted = await self._in_time(request, session.admit(request))
+            ids, tables = admitted.prompt_ids, self._resources.tables
+            tokens = await session.on_thread(lambda: scored_tokens(tables, ids, ()), 4 * len(ids))
+            return admitted, [token.text for token in tokens]
+
+    async def detokenize(self, ids: Sequence[int]) -> str:
+        """Return the text of as many ids as a request may hold; special tokens have none."""
+        with closing(Session(self._resources, num_sequences=1)) as session:
+            return await session.on_thread(lambda: self.request_builder.text_of(ids, "ids"), 4 * len(ids))
+
+    async def _results(self, requests: Sequence[GenerationRequest]) -> list[GenerationResult]:
+        return await (await self._admitted(requests)).results()
+
+    async def _start(self, requests: Sequence[GenerationRequest]) -> "AnswerStream":
+        stream = await self._admitted(requests)
+        await stream.begin()
+        return stream
+
+    async def _admitted(self, requests: Sequence[GenerationRequest]) -> "AnswerStream":
+        session = Session(self._resources, num_sequences=sum(each.num_sequences for each in requests))
         try:
-            return StartedStream(admitted, await self._in_time(ask, anext(pieces)), pieces)
+            admitted = await gather_or_cancel([session.admit(request) for request in requests])
         except BaseException:
-            await pieces.aclose()
+            session.close()
             raise
+        return AnswerStream(session, requests, admitted)
 
-    async def pin(self, ask: GenerationRequest) -> str | None:
-        """A reference to the very version that the ask is answered by now; None: the base model."""
-        version = await self._in_time(ask, self.on_thread(lambda: self.request_builder.find(ask)))
-        return None if version is None else f"{version.task_id}@sha256:{version.digest}"
-
-    async def _in_time(self, ask: GenerationRequest, work: Awaitable[_T]) -> _T:
+    async def _in_time(self, request: GenerationRequest, work: Awaitable[_T]) -> _T:
         """The engine ends what is late; this is for what never reaches it, or finds it stuck."""
-        seconds = self.timeout if ask.deadline is None else ask.deadline - time.monotonic()
+        now = time.monotonic()
+        seconds = self.request_builder.deadline(request, now) - now
         try:
             async with asyncio.timeout(seconds + _GRACE_SECONDS) as limit:
                 return await work
@@ -132,206 +161,61 @@ class GenerationService:
                 raise
             raise DeadlineExceeded("The deadline passed while the request waited; allow more time.") from None
 
-    async def stream(self, ask: GenerationRequest) -> AsyncGenerator[TextDelta, None]:
-        """The same, piece by piece; the pieces' texts joined are the result's text."""
-        admitted = await self._admit_told(ask)
-        async with aclosing(self.run(admitted)) as deltas:
-            async for delta in deltas:
-                yield delta
 
-    async def generate_with(self, version: TaskVersion, ask: GenerationRequest) -> GenerationResult:
-        """Run an ask on a version at hand, released or not: charged, but no request of its task."""
-        admitted = await self.on_thread(lambda: self.request_builder.admit_version(version, ask), ask.size)
-        return await _result_of(self.run(admitted, is_trial=True))
+class AnswerStream:
+    """The answers to the requests of one call, under way. `close` ends what still runs."""
 
-    async def admit(self, ask: GenerationRequest) -> Admitted:
-        """Pin the version and prepare the request, without running it; in time."""
-        return await self._in_time(ask, self._admit_told(ask))
-
-    async def score(self, admitted: Admitted, requests: Sequence[Request]) -> list[TokenDelta]:
-        """Run requests for the log-probabilities of their last tokens alone, as one for the statistics.
-
-        Returns the one delta of each, with `scores` and `timings`.
-        """
-        reason = "error"
-        try:
-            scored = await gather_or_cancel([self._only_delta(request) for request in requests])
-            reason = str(FinishReason.EOS)
-            return scored
-        except BaseException as error:
-            reason = _failure(error, admitted.request.deadline)
-            raise
-        finally:
-            self._tell(
-                admitted.version,
-                reason,
-                admitted.begin,
-                tenant=admitted.request.tenant,
-                prompt_tokens=len(admitted.prompt_ids),
-                generated_tokens=sum(request.num_scored for request in requests),
-            )
-
-    async def _only_delta(self, request: Request) -> TokenDelta:
-        async with aclosing(self.engine.generate(request)) as deltas:
-            return await anext(deltas)
-
-    def texts_of(self, ids: Sequence[int]) -> list[str]:
-        """What each id completes of the text; a special token as the vocabulary writes it."""
-        return [token.text for token in scored_tokens(self._tables, ids, ())]
-
-    def scored_tokens(self, prompt: Sequence[int], scores: Sequence[TokenScore]) -> tuple[OutputToken, ...]:
-        """Scored ids as they read after the prompt."""
-        ids = [*prompt, *(score.token_id for score in scores)]
-        return scored_tokens(self._tables, ids, scores)[len(prompt) :]
-
-    async def _admit_told(self, ask: GenerationRequest) -> Admitted:
-        """Admit, and tell the statistics of a failure, unless it is that there is no such task."""
-        begin = time.monotonic()
-        deadline = begin + self.timeout if ask.deadline is None else ask.deadline
-        found: list[TaskVersion | None] = []  # a thread that nobody waits for any more may still add to it
-        try:
-            return await self.on_thread(lambda: self.request_builder.admit(ask, found.append), ask.size)
-        except (Exception, asyncio.CancelledError) as error:
-            reason = _failure(error, deadline)
-            if found or reason == "deadline":
-                self._tell(found[0] if found else None, reason, begin, tenant=ask.tenant)
-            raise
-
-    async def on_thread(self, work: Callable[[], _T], size: int = 0) -> _T:
-        """What may wait for the store or works at `size` characters, and must not hold up the event loop."""
-        return await self._lanes.run(work, size)
-
-    async def run(self, admitted: Admitted, *, is_trial: bool = False) -> AsyncGenerator[TextDelta, None]:
-        """Run what was admitted, and tell the statistics how it ended."""
-        last: TextDelta | None = None
-        num_tokens = 0
-        reason: str | None = None
-        try:
-            async with aclosing(self._write(admitted)) as deltas:
-                async for last in deltas:
-                    num_tokens += last.token is not None
-                    if last.result is not None:
-                        reason = str(last.result.finish)
-                    yield last
-        except BaseException as error:
-            # A caller that has its result may well leave before the end.
-            reason = reason or _failure(error, admitted.request.deadline)
-            raise
-        finally:
-            self._tell(
-                admitted.version,
-                reason or "error",
-                admitted.begin,
-                tenant=admitted.request.tenant,
-                prompt_tokens=len(admitted.prompt_ids),
-                generated_tokens=num_tokens,
-                timings=last.result.timings if last is not None and last.result is not None else None,
-                is_trial=is_trial,
-            )
-
-    async def _write(self, admitted: Admitted) -> AsyncGenerator[TextDelta, None]:
-        writer = OutputProcessor(
-            self._tables, admitted.prompt_ids, admitted.style, tells_context=admitted.tells_prompt
-        )
-        first = 0.0
-        async with aclosing(self.engine.generate(admitted.request)) as deltas:
-            async for delta in deltas:
-                first = first or time.monotonic()
-                written = writer.take(delta)
-                if delta.is_last or writer.is_stopped:
-                    break
-                yield written
-        yield TextDelta(
-            text=written.text,
-            token=written.token,
-            prompt_scores=written.prompt_scores,
-            result=self._result(admitted, writer, delta, first),
-        )
-
-    def _result(
-        self, admitted: Admitted, writer: OutputProcessor, last: TokenDelta, first: float
-    ) -> GenerationResult:
-        # A row that a stop string cancelled never hears the engine's own times.
-        timings = last.timings or RequestTimings(
-            queue=0.0, prefill=first - admitted.begin, decode=time.monotonic() - first
-        )
-        return GenerationResult(
-            text=writer.text,
-            prompt_text=admitted.prompt_text,
-            return_full_text=admitted.return_full_text,
-            version=admitted.version,
-            finish=writer.finish(last.finish, self._eos_ids),
-            tokens=tuple(writer.tokens),
-            prompt_tokens=len(admitted.prompt_ids),
-            virtual_tokens=admitted.request.num_virtual_tokens,
-            seed=admitted.request.sampling.seed,
-            timings=timings,
-            prompt_scores=writer.prompt_scores,
-        )
-
-    def _tell(
-        self,
-        version: TaskVersion | None,
-        reason: str,
-        begin: float,
-        *,
-        tenant: str,
-        prompt_tokens: int = 0,
-        generated_tokens: int = 0,
-        timings: RequestTimings | None = None,
-        is_trial: bool = False,
+    def __init__(
+        self, session: Session, requests: Sequence[GenerationRequest], admitted: Sequence[Admitted]
     ) -> None:
-        if version is not None and reason in tuple(FinishReason) and not is_trial:
-            self._served[version.task_id] += 1
-        self._on_outcome(
-            Outcome(
-                task="" if version is None else version.task_id,
-                version=0 if version is None else version.version,
-                reason=reason,
-                prompt_tokens=prompt_tokens,
-                generated_tokens=generated_tokens,
-                seconds=time.monotonic() - begin,
-                timings=timings,
-                tenant=tenant,
-                is_trial=is_trial,
-            )
-        )
+        """All requests have the same number of samples."""
+        samples = requests[0].num_samples
+        self.admitted = [each for each in admitted for _ in range(samples)]  # of each answer
+        self._session = session
+        runs = [
+            program_for(request, each.version).run(session, each)
+            for request, each in zip(requests, admitted, strict=True)
+        ]
+        self._deltas = runs[0] if len(runs) == 1 else _numbered(runs, samples)
+        self._first: tuple[int, TextDelta] | None = None
 
+    async def begin(self) -> None:
+        """Wait until each answer has its first delta. Where one fails instead, all end with its error."""
+        try:
+            self._first = await anext(self._deltas)
+        except BaseException:
+            await self.close()
+            raise
 
-class StartedStream:
-    """The pieces of an answer, of which the first is there. `close` frees the row, however far it came."""
+    async def __aiter__(self) -> AsyncGenerator[tuple[int, TextDelta], None]:
+        """Yield the deltas of all answers as they come, each with the number of its answer; once."""
+        if self._first is not None:
+            yield self._first
+        async for delta in self._deltas:
+            yield delta
 
-    def __init__(self, admitted: Admitted, first: TextDelta, rest: AsyncGenerator[TextDelta, None]) -> None:
-        self.admitted = admitted
-        self.first = first
-        self._rest = rest
-
-    async def __aiter__(self) -> AsyncGenerator[TextDelta, None]:
-        """All pieces, the first included; once."""
-        yield self.first
-        async for piece in self._rest:
-            yield piece
+    async def results(self) -> list[GenerationResult]:
+        """Read all to their ends; return the results in the order of the answers."""
+        results = {}
+        try:
+            async for index, delta in self._deltas:
+                if delta.result is not None:
+                    results[index] = delta.result
+        finally:
+            await self.close()
+        return [results[index] for index in range(len(self.admitted))]
 
     async def close(self) -> None:
-        """Cancel what still runs."""
-        await self._rest.aclose()
+        """End what still runs, and give its room back."""
+        try:
+            await self._deltas.aclose()
+        finally:
+            self._session.close()
 
 
-async def _result_of(deltas: AsyncGenerator[TextDelta, None]) -> GenerationResult:
-    async with aclosing(deltas):
-        async for delta in deltas:
-            if delta.result is not None:
-                return delta.result
-    raise AssertionError("a stream ends with a result or an error")
-
-
-def _failure(error: BaseException, deadline: float | None) -> str:
-    """The reason, for statistics. Whoever is cancelled past the deadline is cancelled because of it."""
-    if isinstance(error, DeadlineExceeded):
-        return "deadline"
-    if isinstance(error, Cancelled | asyncio.CancelledError | GeneratorExit):
-        is_late = deadline is not None and deadline <= time.monotonic()
-        return "deadline" if is_late else "cancelled"
-    if isinstance(error, ConstraintFailed):  # what the client asked for led nowhere; the work was done
-        return "constraint"
-    return "error"
+async def _numbered(
+    runs: Sequence[AsyncGenerator[tuple[int, TextDelta], None]], samples: int
+) -> AsyncGenerator[tuple[int, TextDelta], None]:
+    async with aclosing(interleave(runs)) as deltas:
+        async for number, (sample, delta) in deltas:
+            yield number * samples + sample, delta

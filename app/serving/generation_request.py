@@ -1,7 +1,8 @@
-"""What is asked of the generation service and what it answers."""
+"""Requests to the generation service, and its results."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from app.prompt import TaskVersion
 from app.request import FinishReason, RequestTimings
@@ -11,14 +12,28 @@ from app.text.chat import Message
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ClassificationRequest:
+    """Which labels, and how they are compared. `choices` None: the task's own."""
+
+    choices: tuple[Any, ...] | None
+    score_eos: bool = True  # whether an answer that goes on counts as another one
+    length_normalized: bool = False  # compare means, not sums, of log-probabilities
+
+    @property
+    def num_known(self) -> int:
+        """Return how many labels there are as far as the request shows; the manifest may have its own."""
+        return len(self.choices or ()) or 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
-    """One request in words: a task, its inputs, how to generate."""
+    """One request in text: a task, its inputs, how to generate."""
 
     inputs: str | Mapping[str, str] = ""
     token_ids: tuple[int, ...] | None = None  # instead of inputs: the model sees just these
     messages: tuple[Message, ...] | None = None  # instead of inputs: a chat
-    sample_index: int = 0  # which of `n` answers to one request; hashed with the seed
-    shares_prompt: bool = False  # others with the same words run beside it: keys and values are computed once
+    num_samples: int = 1  # answers to these inputs
+    classification: ClassificationRequest | None = None  # score labels instead of generating
     request_id: str = ""
     task: str | None = None  # a task reference (`task`, `task@alias`, `task@3`); None: the base model
     user: str | None = None
@@ -31,13 +46,18 @@ class GenerationRequest:
 
     @property
     def size(self) -> int:
-        """Characters of its words; a token id counts as four."""
+        """Return the characters of its inputs; a token id counts as four."""
         if self.token_ids is not None:
             return 4 * len(self.token_ids)
         if self.messages is not None:
             return sum(len(message.content) for message in self.messages)
         texts = [self.inputs] if isinstance(self.inputs, str) else self.inputs.values()
         return sum(map(len, texts))
+
+    @property
+    def num_sequences(self) -> int:
+        """Return how many sequences it runs at once, as far as the request alone shows."""
+        return self.num_samples if self.classification is None else self.classification.num_known
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +72,20 @@ class OutputToken:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Classification:
+    """The labels' probabilities, which sum to 1, in the order in which they were given."""
+
+    probabilities: tuple[tuple[str, float], ...]
+
+    @property
+    def confidence(self) -> float:
+        """Return the best label's probability."""
+        return max(probability for _, probability in self.probabilities)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationResult:
-    """A finished generation."""
+    """A finished answer."""
 
     text: str  # generated, without stop string and special tokens
     prompt_text: str  # the rendered text that the model saw
@@ -65,34 +97,22 @@ class GenerationResult:
     virtual_tokens: int
     seed: int
     timings: RequestTimings
-    prompt_scores: tuple[OutputToken, ...] = ()  # the prompt's tokens, where they were asked for
+    prompt_scores: tuple[OutputToken, ...] = ()  # the prompt's tokens, if the request wants them
+    classification: Classification | None = (
+        None  # then the text is the best label's value, the tokens its own
+    )
 
     @property
     def generated_text(self) -> str:
-        """What the caller gets: with the prompt's text before it if that was asked for."""
+        """Return the text for the client: the prompt's text comes first if the request wants it."""
         return self.prompt_text + self.text if self.return_full_text else self.text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextDelta:
-    """One step's news. `text` may be shown at once: no stop string can begin in it."""
+    """What one step added. `text` may be shown at once: no stop string can begin in it."""
 
     text: str
     token: OutputToken | None = None
-    prompt_scores: tuple[OutputToken, ...] = ()  # on the first one, where they were asked for
+    prompt_scores: tuple[OutputToken, ...] = ()  # on the first one, if the request wants them
     result: GenerationResult | None = None  # on the last one
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """How one request ended that a task or the base was found for, or that was late, for statistics."""
-
-    task: str  # "" is the base model
-    version: int  # 0 is the base model
-    reason: str  # a FinishReason, or "cancelled", "constraint", "deadline", "error"
-    prompt_tokens: int
-    generated_tokens: int  # or of all labels that were scored
-    seconds: float  # from its arrival here to the end
-    timings: RequestTimings | None
-    tenant: str = ""  # the party that asked
-    is_trial: bool = False  # an example of an upload: charged, but no request of its task

@@ -1,61 +1,42 @@
-"""Turns the deltas of one request into text and tokens, and says when a stop string ends it."""
+"""The output processor: from the deltas of one sequence to text and tokens, up to a stop string."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from app.request import FinishReason, TokenDelta, TokenScore
+from app.serving.admitted import TextStyle
 from app.serving.generation_request import OutputToken, TextDelta
 from app.text.detokenizer import DetokenizerTables
 from app.text.stop_strings import StopStringMatcher
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TextStyle:
-    """What of an answer's tokens is its text, and what ends it."""
-
-    stops: tuple[str, ...] = ()
-    shows_stop: bool = False  # the stop string or id that ends the answer is a part of it
-    shows_special: bool = False  # special tokens are written out
-    min_tokens: int = 0  # stop strings within the first so many tokens don't count
-
-
 class OutputProcessor:
     """Collects one answer. `take` is called with every token, `finish` once at the end."""
 
-    def __init__(
-        self,
-        tables: DetokenizerTables,
-        context: Sequence[int],
-        style: TextStyle,
-        *,
-        tells_context: bool = False,
-    ) -> None:
-        """`tells_context`: the prompt's tokens are told too, with their scores."""
-        self._tells_context = tells_context
+    def __init__(self, tables: DetokenizerTables, prompt_ids: Sequence[int], style: TextStyle) -> None:
         self._tables = tables
-        self._detokenizer = tables.new(context)
+        self._prompt_ids = prompt_ids
+        self._detokenizer = tables.new(prompt_ids)
         self._style = style
         self._watch = StopStringMatcher(style.stops, is_shown=style.shows_stop)
         self._shown: list[str] = []
         self.tokens: list[OutputToken] = []
         self.prompt_scores: tuple[OutputToken, ...] = ()
-        self._context = context
 
     @property
     def is_stopped(self) -> bool:
-        """Whether a stop string was found; nothing more is to be taken."""
+        """Return whether a stop string was found; nothing more may be taken."""
         return self._watch.stopped is not None
 
     @property
     def text(self) -> str:
-        """All that was shown."""
+        """Return the text so far, as far as it may be shown."""
         return "".join(self._shown)
 
     def take(self, delta: TokenDelta) -> TextDelta:
-        """Write one token, or none where only scores come; what can be shown of its text comes back."""
-        if self._tells_context and not self.tokens:
-            self.prompt_scores = scored_tokens(self._tables, self._context, delta.scores)
+        """Take one token, or none where only scores come; return what may be shown of its text."""
+        if self._style.shows_prompt_tokens and not self.tokens:
+            self.prompt_scores = scored_tokens(self._tables, self._prompt_ids, delta.scores)
         is_first = not self.tokens
         token, text = None, ""
         if delta.token_id is not None:
@@ -69,7 +50,7 @@ class OutputProcessor:
         return TextDelta(text=shown, token=token, prompt_scores=self.prompt_scores if is_first else ())
 
     def _text_of(self, token_id: int, finish: FinishReason | None) -> str:
-        """What the token completes; an id that ends the answer is no part of it unless that was asked for."""
+        """Return what the token completes: nothing for an id that ends the answer, unless that is shown."""
         text = ""
         if self._style.shows_stop or finish is not FinishReason.EOS:
             is_literal = self._style.shows_special and token_id in self._tables.special_ids
@@ -83,7 +64,7 @@ class OutputProcessor:
         return OutputToken(token_id, written, delta.logprob, special, _top(self._tables, delta.top))
 
     def finish(self, reported: FinishReason | None, eos_ids: frozenset[int]) -> FinishReason:
-        """Why the answer ended: the engine's reason, unless it was a stop of the caller's own."""
+        """Return why the answer ended: the engine's reason, unless it was a stop of the request's own."""
         if self.is_stopped or reported is None:
             return FinishReason.STOP
         is_own_stop = reported is FinishReason.EOS and self.tokens[-1].id not in eos_ids
@@ -93,7 +74,7 @@ class OutputProcessor:
 def scored_tokens(
     tables: DetokenizerTables, ids: Sequence[int], scores: Sequence[TokenScore]
 ) -> tuple[OutputToken, ...]:
-    """Tokens of a prompt; the last of them have scores, those before have NaN."""
+    """Return the tokens of a prompt; the last of them have scores, those before have NaN."""
     detokenizer = tables.new()
     texts = [detokenizer.push(id_) for id_ in ids]
     texts[-1] += detokenizer.flush()

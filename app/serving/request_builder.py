@@ -1,4 +1,4 @@
-"""From an ask to a Request: pin the version, check, render, tokenize, bound.
+"""From a GenerationRequest to the engine's Request: find the version, check, render, tokenize, bound.
 
 All of it is synchronous and may wait for the store, so it runs on a thread.
 """
@@ -14,10 +14,10 @@ from app.engine.client import EngineClient
 from app.errors import DeadlineExceeded, InvalidRequest, NotServable, RequestTooLong
 from app.prompt import PromptKind, TaskVersion
 from app.request import BAN, Request
+from app.serving.admitted import Admitted, TextStyle
 from app.serving.base_defaults import BaseDefaults
 from app.serving.compatibility import Compatibility
 from app.serving.generation_request import GenerationRequest
-from app.serving.output_processor import TextStyle
 from app.serving.parameters import (
     DEFAULT_MAX_NEW_TOKENS,
     SEED_BITS,
@@ -42,24 +42,6 @@ class PreparedVersion:
     template: Template
     leading_ids: tuple[int, ...]
     defaults: Layer
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Admitted:
-    """A request that the engine may take, with what serving needs to write its answer."""
-
-    request: Request
-    version: TaskVersion | None
-    prompt_text: str
-    style: TextStyle
-    return_full_text: bool
-    tells_prompt: bool  # its tokens are part of the answer, the first one too, which has no score
-    begin: float  # time.monotonic() at admission
-
-    @property
-    def prompt_ids(self) -> tuple[int, ...]:
-        """All ids of the rendered text."""
-        return self.request.resident_ids + self.request.token_ids
 
 
 class RequestBuilder:
@@ -93,27 +75,24 @@ class RequestBuilder:
         self._numbers = itertools.count()
         self._remembered: SingleFlightCache[str, PreparedVersion] = SingleFlightCache(_MAX_REMEMBERED)
 
-    def admit(
-        self, ask: GenerationRequest, on_found: Callable[[TaskVersion | None], None] = lambda version: None
-    ) -> Admitted:
-        """Pin the version and make the Request. `on_found` hears of the version as soon as there is one.
+    def find(self, request: GenerationRequest) -> TaskVersion | None:
+        """Return the version that the task means now; None: the base. Raise NotFound, InvalidRequest."""
+        if request.task is None or request.task == self.base_name:
+            return None
+        return self._store.resolve(request.task, request.user or request.tenant or request.request_id)
 
-        Raises NotFound, NotServable, InvalidRequest (RequestTooLong), DeadlineExceeded.
+    def admit(self, request: GenerationRequest, version: TaskVersion | None) -> Admitted:
+        """Check that the version can be served, and build; its prompt is fetched meanwhile.
+
+        Raise NotServable, InvalidRequest (RequestTooLong), DeadlineExceeded.
         """
-        version = self.find(ask)
-        on_found(version)
         if version is not None:
             self._check_servable(version)
             self._fetch_ahead(version)
-        admitted = self.admit_version(version, ask)
+        admitted = self.build(request, version)
         if admitted.request.deadline is not None and admitted.request.deadline <= time.monotonic():
             raise DeadlineExceeded("The deadline passed before the request could start.")
         return admitted
-
-    def find(self, ask: GenerationRequest) -> TaskVersion | None:
-        """The version that is asked for, as of now; None: the base model. Raises NotFound, InvalidRequest."""
-        is_base = ask.task is None or ask.task == self.base_name
-        return None if is_base else self._store.resolve(ask.task or "", _asker(ask))
 
     def _fetch_ahead(self, version: TaskVersion) -> None:
         """Begin to load a prompt that isn't on the device while the text is rendered and tokenized."""
@@ -129,44 +108,57 @@ class RequestBuilder:
                 f"{reason}"
             )
 
-    def admit_version(self, version: TaskVersion | None, ask: GenerationRequest) -> Admitted:
-        """The same for a version at hand, released or not."""
+    def build(self, request: GenerationRequest, version: TaskVersion | None) -> Admitted:
+        """Render, tokenize and bound a request of any version, released or not.
+
+        Raise InvalidRequest (RequestTooLong).
+        """
         begin = time.monotonic()
         prepared = self._prepared(version)
-        parameters = self._parameters(prepared, ask)
-        tokenized = self._tokenize(prepared.template, ask, parameters.truncate)
+        parameters = self._parameters(prepared, request)
+        tokenized = self._tokenize(prepared.template, request, parameters.truncate)
         check_not_empty(tokenized)
-        request = self._request(version, prepared, ask, parameters, tokenized, begin)
-        self._engine.check_admissible(request)
+        built = self._request(version, prepared, request, parameters, tokenized, begin)
+        self._engine.check_admissible(built)
         return Admitted(
-            request=replace(request, grammar=self._grammar(ask, parameters)),  # last, since it costs most
+            request=replace(built, grammar=self._grammar(request, parameters)),  # last, since it costs most
             version=version,
             prompt_text=tokenized.text,
             style=_style(parameters),
-            return_full_text=parameters.return_full_text,
-            tells_prompt=parameters.decoder_input_details,
             begin=begin,
         )
 
-    def _parameters(self, prepared: PreparedVersion, ask: GenerationRequest) -> GenerationParameters:
-        """The request's own over the task's, over the route's, over the base's."""
-        layers = (self._defaults.parameters, ask.fallbacks, prepared.defaults, ask.parameters)
+    def deadline(self, request: GenerationRequest, now: float) -> float:
+        """Return when the request ends at the latest; both times are time.monotonic()'s."""
+        latest = now + self._timeout
+        return latest if request.deadline is None else min(request.deadline, latest)
+
+    def label_ids(self, text: str, *, with_eos: bool) -> tuple[int, ...]:
+        """Return the ids of a text alone, with one that ends an answer after them if the base has any."""
+        ids = self.tokenizer.plain_ids(text)
+        return (*ids, min(self.eos_ids)) if with_eos and self.eos_ids else ids
+
+    def _parameters(self, prepared: PreparedVersion, request: GenerationRequest) -> GenerationParameters:
+        """The request's own come before the task's, then the route's, then the base's."""
+        layers = (self._defaults.parameters, request.fallbacks, prepared.defaults, request.parameters)
         return GenerationParameters.of(*layers)
 
-    def _tokenize(self, template: Template, ask: GenerationRequest, truncate: int | None) -> Tokenized:
-        if ask.token_ids is not None:
-            return Tokenized(ask.token_ids, self.text_of(ask.token_ids, "inputs"))
+    def _tokenize(self, template: Template, request: GenerationRequest, truncate: int | None) -> Tokenized:
+        if request.token_ids is not None:
+            return Tokenized(request.token_ids, self.text_of(request.token_ids, "inputs"))
         limit = self._engine.geometry.max_positions
-        if ask.messages is not None and template is PLAIN and self._renders_chat(ask):
-            self._check_size(sum(len(message.content) for message in ask.messages), "messages", truncate)
-            return self.tokenizer.tokenize_chat(self._chat.render(ask.messages), truncate, limit)
-        values = bind_inputs(template, ask.inputs if ask.messages is None else last_of_user(ask.messages))
+        if request.messages is not None and template is PLAIN and self._renders_chat(request):
+            self._check_size(sum(len(message.content) for message in request.messages), "messages", truncate)
+            return self.tokenizer.tokenize_chat(self._chat.render(request.messages), truncate, limit)
+        values = bind_inputs(
+            template, request.inputs if request.messages is None else last_of_user(request.messages)
+        )
         self._check_size(template.num_chars(values), "inputs", truncate)
         return self.tokenizer.tokenize(template, values, truncate, limit)
 
-    def _renders_chat(self, ask: GenerationRequest) -> bool:
+    def _renders_chat(self, request: GenerationRequest) -> bool:
         """Without a chat template a task gets the last message of the user as it is."""
-        return self._chat.exists or ask.task in (None, self.base_name)
+        return self._chat.exists or request.task in (None, self.base_name)
 
     def text_of(self, ids: Sequence[int], param: str) -> str:
         """Ids as text. Raises RequestTooLong, InvalidRequest where no request of the base could hold them."""
@@ -201,7 +193,7 @@ class RequestBuilder:
         self,
         version: TaskVersion | None,
         prepared: PreparedVersion,
-        ask: GenerationRequest,
+        request: GenerationRequest,
         parameters: GenerationParameters,
         tokenized: Tokenized,
         now: float,
@@ -210,10 +202,9 @@ class RequestBuilder:
         scored = len(tokenized.ids) - 1 if parameters.decoder_input_details else 0
         usual = _resident(tokenized.ids, prepared.leading_ids)
         # What others share is a prefix too; the last token stays each one's own.
-        resident = 0 if scored else len(tokenized.ids) - 1 if ask.shares_prompt else usual
-        timeout = now + self._timeout
+        resident = 0 if scored else len(tokenized.ids) - 1 if request.num_samples > 1 else usual
         max_new_tokens = self._max_new_tokens(
-            ask.parameters.get("max_new_tokens"), parameters, virtual, len(tokenized.ids)
+            request.parameters.get("max_new_tokens"), parameters, virtual, len(tokenized.ids)
         )
         stop_ids = self._stop_ids(parameters)
         rules = token_rules(
@@ -226,15 +217,14 @@ class RequestBuilder:
             max_new_tokens=max_new_tokens,
         )
         return Request(
-            id=f"{ask.request_id}#{next(self._numbers)}",  # ids that clients choose may repeat
+            id=f"{request.request_id}#{next(self._numbers)}",  # ids that clients choose may repeat
             token_ids=tokenized.ids[resident:],
             resident_ids=tokenized.ids[:resident],
             prompt_digest=None if version is None else version.prompt_digest,
             num_virtual_tokens=virtual,
             sampling=replace(
                 parameters.sampling(secrets.randbits(SEED_BITS)),
-                sample_index=ask.sample_index,
-                logit_bias=self._bias(ask),
+                logit_bias=self._bias(request),
                 rules=rules,
             ),
             num_top=parameters.top_n_tokens,
@@ -242,19 +232,19 @@ class RequestBuilder:
             keeps_prefix=resident in (0, usual),
             max_new_tokens=max_new_tokens,
             stop_ids=stop_ids,
-            tenant=ask.tenant,
+            tenant=request.tenant,
             task="" if version is None else version.task_id,
             task_version=0 if version is None else version.version,
-            deadline=timeout if ask.deadline is None else min(ask.deadline, timeout),
+            deadline=self.deadline(request, now),
         )
 
     def _max_new_tokens(
-        self, asked: int | None, parameters: GenerationParameters, virtual: int, prompt: int
+        self, given: int | None, parameters: GenerationParameters, virtual: int, prompt: int
     ) -> int:
         """What was asked for or, where nothing was, as much of the default as fits."""
         limit = self._engine.geometry.max_positions
         left = limit - virtual - prompt
-        wanted = 1 if asked is None else asked
+        wanted = 1 if given is None else given
         if wanted > left:
             total = virtual + prompt + wanted
             raise RequestTooLong(
@@ -263,7 +253,7 @@ class RequestBuilder:
                 param="parameters.max_new_tokens" if left > 0 else "inputs",
                 asked=f"{total} tokens ({virtual} learned, {prompt} of the prompt, {wanted} of the answer)",
             )
-        return wanted if asked is not None else min(self._usual(parameters, prompt), left)
+        return wanted if given is not None else min(self._usual(parameters, prompt), left)
 
     def _usual(self, parameters: GenerationParameters, prompt: int) -> int:
         """New tokens where nothing was asked for; a base's `max_length` counts the prompt's too."""
@@ -272,18 +262,18 @@ class RequestBuilder:
             return longest - prompt
         return parameters.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
 
-    def _bias(self, ask: GenerationRequest) -> tuple[tuple[int, float], ...]:
+    def _bias(self, request: GenerationRequest) -> tuple[tuple[int, float], ...]:
         size = self._engine.geometry.vocab_size
-        if any(id_ >= size for id_, _ in ask.logit_bias):
+        if any(id_ >= size for id_, _ in request.logit_bias):
             raise InvalidRequest(
                 f"logit_bias: token ids must be from 0 to {size - 1}; POST /tokenize shows them.",
                 param="logit_bias",
             )
-        return ask.logit_bias
+        return request.logit_bias
 
-    def _grammar(self, ask: GenerationRequest, parameters: GenerationParameters) -> str | None:
+    def _grammar(self, request: GenerationRequest, parameters: GenerationParameters) -> str | None:
         """Compiled here, so that what can't be followed is refused before the engine hears of it."""
-        if ask.constraint is None:
+        if request.constraint is None:
             return None
         if parameters.ignore_eos:
             raise InvalidRequest(
@@ -291,15 +281,15 @@ class RequestBuilder:
                 param="ignore_eos",
             )
         if self._grammars is None:
-            raise InvalidRequest("This server can't constrain answers.", param=ask.constraint.param)
-        banned = {id_ for id_, value in ask.logit_bias if value <= BAN}
+            raise InvalidRequest("This server can't constrain answers.", param=request.constraint.param)
+        banned = {id_ for id_, value in request.logit_bias if value <= BAN}
         if self.eos_ids and self.eos_ids <= banned:
             raise InvalidRequest(
                 "logit_bias bans every token that ends an answer, so that a constrained one could never end; "
                 "leave one of them.",
                 param="logit_bias",
             )
-        return self._grammars.compile(ask.constraint)
+        return self._grammars.compile(request.constraint)
 
     def _stop_ids(self, parameters: GenerationParameters) -> frozenset[int]:
         """A stop string that is a special token has no text to be found in; its id stops instead."""
@@ -340,12 +330,9 @@ def _style(parameters: GenerationParameters) -> TextStyle:
         shows_stop=parameters.include_stop_str_in_output,
         shows_special=not parameters.skip_special_tokens,
         min_tokens=parameters.min_new_tokens or 0,
+        shows_prompt_tokens=parameters.decoder_input_details,
+        shows_prompt=parameters.return_full_text,
     )
-
-
-def _asker(ask: GenerationRequest) -> str:
-    """Who sticks to one version of a weighted alias."""
-    return ask.user or ask.tenant or ask.request_id
 
 
 def _resident(ids: tuple[int, ...], leading: tuple[int, ...]) -> int:

@@ -17,9 +17,10 @@ from app.engine.engine import Engine, EngineConfig
 from app.metrics import Metrics
 from app.models.decoder_only import DecoderOnly
 from app.models.geometry import model_geometry
+from app.request import Outcome
 from app.serving.base_defaults import base_defaults
 from app.serving.generation import GenerationService
-from app.serving.generation_request import GenerationRequest, Outcome
+from app.serving.generation_request import GenerationRequest
 from app.serving.parameters import DEFAULT_MAX_NEW_TOKENS
 from app.serving.publishing.publisher import PublishingService
 from app.serving.publishing.upload import Upload

@@ -81,18 +81,18 @@ def test_a_task_answers_as_peft_alone(
 def test_leading_text_is_resident_and_shared(stack: Stack) -> None:
     publish(stack, "resident", task={"template": "Review of the film: {text}"})
     version = stack.store.resolve("resident")
-    admitted = stack.generation.request_builder.admit_version(version, ask("great"))
+    admitted = stack.generation.request_builder.build(ask("great"), version)
     assert len(admitted.request.resident_ids) > 3
     assert admitted.prompt_ids == tuple(stack.tokenizer("Review of the film: great")["input_ids"])
-    base = stack.generation.request_builder.admit(ask("great"))
+    base = stack.generation.request_builder.build(ask("great"), None)
     assert base.request.resident_ids == ()
 
 
 def test_a_value_that_merges_with_the_leading_text_gets_nothing_resident(stack: Stack) -> None:
     publish(stack, "merging", task={"template": "th{x}"})
     version = stack.store.resolve("merging")
-    apart = stack.generation.request_builder.admit_version(version, ask("!"))
-    merged = stack.generation.request_builder.admit_version(version, ask("e film"))
+    apart = stack.generation.request_builder.build(ask("!"), version)
+    merged = stack.generation.request_builder.build(ask("e film"), version)
     assert apart.request.resident_ids
     assert merged.request.resident_ids == ()
     assert merged.prompt_ids == tuple(stack.tokenizer("the film")["input_ids"])
@@ -152,14 +152,14 @@ def test_a_stop_string_ends_the_row_and_does_not_leak(stack: Stack) -> None:
 
 
 def test_a_stop_string_that_is_a_special_token_stops_by_its_id(stack: Stack) -> None:
-    admission = stack.generation.request_builder
-    request = admission.admit(ask("a", stop=["<turn>"])).request
+    request = stack.generation.request_builder.build(ask("a", stop=["<turn>"]), None).request
     assert request.stop_ids == {stack.tokenizer.eos_token_id, stack.tokenizer.convert_tokens_to_ids("<turn>")}
 
 
 def test_the_streams_pieces_are_the_answer(stack: Stack) -> None:
     async def pieces(**parameters: Any) -> tuple[str, GenerationResult]:
-        deltas = [delta async for delta in stack.generation.stream(ask("the film", **parameters))]
+        stream = await stack.generation.start([ask("the film", **parameters)])
+        deltas = [delta async for _, delta in stream]
         assert all(delta.result is None for delta in deltas[:-1])
         assert deltas[-1].result is not None
         assert [delta.token for delta in deltas] == list(deltas[-1].result.tokens)

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.auth.principal import EVERYBODY
 from app.api.middleware.headers import complete_headers, request_id
-from app.serving.generation_request import Outcome
+from app.request import Outcome
 
 log = logging.getLogger("promptplex.access")
 

@@ -11,7 +11,7 @@ from app.api.auth.authenticator import needs
 from app.api.auth.principal import Caller, Calling
 from app.api.disconnect import unless_client_leaves
 from app.api.middleware.load_shedding import GatedRoute
-from app.api.middleware.timing import timing_headers, timing_of
+from app.api.middleware.timing import timing_of
 from app.api.schemas.answers import ErrorEnvelope
 from app.api.schemas.generate import (
     GenerateRequest,
@@ -23,10 +23,13 @@ from app.api.schemas.generate import (
 from app.api.sse import EventStreamResponse, data_event, described_events, json_bytes
 from app.api.state import Services, services
 from app.keys.key import Scope
-from app.prompt import TaskVersion
-from app.serving.fan_out import generate_all, samples, start_all
-from app.serving.generation_request import GenerationRequest, GenerationResult, OutputToken, TextDelta
-from app.serving.programs.classify import Classification, choose
+from app.serving.generation_request import (
+    Classification,
+    GenerationRequest,
+    GenerationResult,
+    OutputToken,
+    TextDelta,
+)
 
 router = APIRouter(tags=["generate"], route_class=GatedRoute)
 
@@ -58,10 +61,10 @@ async def generate(
     deadline_ms: Deadline = None,
 ) -> Any:
     """Generate with a task's prompt, or with the base model where no task is named."""
-    ask = _ask(body, request, behind, calling, deadline_ms)
+    wanted = _request(body, request, behind, calling, deadline_ms)
     if body.is_stream:
-        return await _stream(request, behind, ask)
-    answer, timing = await _whole(body, request, behind, ask)
+        return await _stream(request, behind, wanted)
+    answer, timing = await _whole(body, request, behind, wanted)
     return JSONResponse(answer, headers=timing)
 
 
@@ -77,10 +80,10 @@ async def generate_at_root(
     deadline_ms: Deadline = None,
 ) -> Any:
     """The same for clients of TGI's, which read a list here where there is no stream."""
-    ask = _ask(body, request, behind, calling, deadline_ms)
+    wanted = _request(body, request, behind, calling, deadline_ms)
     if body.is_stream:
-        return await _stream(request, behind, ask)
-    answer, timing = await _whole(body, request, behind, ask)
+        return await _stream(request, behind, wanted)
+    answer, timing = await _whole(body, request, behind, wanted)
     return JSONResponse([answer], headers=timing)
 
 
@@ -99,27 +102,15 @@ async def generate_stream(
     deadline_ms: Deadline = None,
 ) -> Any:
     """The same as /generate with "stream": true. What fails before the first token has its own status."""
-    return await _stream(request, behind, _ask(body, request, behind, calling, deadline_ms))
+    return await _stream(request, behind, _request(body, request, behind, calling, deadline_ms))
 
 
 async def _whole(
-    body: GenerateRequest, request: Request, behind: Services, ask: GenerationRequest
+    body: GenerateRequest, request: Request, behind: Services, wanted: GenerationRequest
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """An answer that is no stream, and its timing headers."""
+    """Return an answer that is no stream, and its timing headers."""
     begin = time.monotonic()
-    how = body.parameters.choosing() if body.parameters else None
-    if how is not None:
-        chosen = await unless_client_leaves(request, choose(behind.generation, ask, how))
-        timing = timing_headers(
-            chosen.timings,
-            time.monotonic() - begin,
-            prompt_tokens=len(chosen.admitted.prompt_ids),
-            generated_tokens=len(chosen.tokens),
-        )
-        return _chosen(chosen), timing
-    results = await unless_client_leaves(
-        request, generate_all(behind.generation, samples(ask, body.num_answers))
-    )
+    results = await unless_client_leaves(request, behind.generation.generate_all([wanted]))
     with_details = body.parameters is None or body.parameters.details is not False
     answer = _answer(results[0], with_details)
     if len(results) > 1:
@@ -127,39 +118,17 @@ async def _whole(
     return answer, timing_of(results, time.monotonic() - begin)
 
 
-def _chosen(chosen: Classification) -> dict[str, Any]:
-    admitted = chosen.admitted
-    return _head(chosen.best.value, admitted.version) | {
-        "details": {
-            "finish_reason": "eos_token",
-            "generated_tokens": len(chosen.tokens),
-            "prompt_tokens": len(admitted.prompt_ids),
-            "virtual_tokens": admitted.request.num_virtual_tokens,
-            "seed": admitted.request.sampling.seed,
-            "prefill": [],
-            "tokens": [_token(token) for token in chosen.tokens],
-        },
-        "choice": {
-            "value": chosen.best.value,
-            "confidence": chosen.confidence,
-            "probabilities": [
-                {"value": value, "probability": probability} for value, probability in chosen.probabilities
-            ],
-        },
-    }
-
-
 def _sample(result: GenerationResult, with_details: bool) -> dict[str, Any]:
     sample: dict[str, Any] = {"generated_text": result.generated_text}
     return sample | {"details": _details(result)} if with_details else sample
 
 
-async def _stream(request: Request, behind: Services, ask: GenerationRequest) -> EventStreamResponse:
-    stream = await unless_client_leaves(request, start_all(behind.generation, [ask]))
+async def _stream(request: Request, behind: Services, wanted: GenerationRequest) -> EventStreamResponse:
+    stream = await unless_client_leaves(request, behind.generation.start([wanted]))
     return EventStreamResponse(stream, TokenEvents())
 
 
-def _ask(
+def _request(
     body: GenerateRequest, request: Request, behind: Services, calling: Caller, deadline_ms: int | None
 ) -> GenerationRequest:
     begin = time.monotonic()
@@ -167,6 +136,8 @@ def _ask(
     given = body.parameters or Parameters()
     return GenerationRequest(
         inputs=body.inputs,
+        num_samples=body.num_answers,
+        classification=given.classification(),
         request_id=request.state.request_id,
         task=body.reference,
         user=body.user,
@@ -217,18 +188,28 @@ def _details_of_stream(result: GenerationResult) -> dict[str, Any]:
 
 
 def _answer(result: GenerationResult, with_details: bool) -> dict[str, Any]:
-    answer = _head(result.generated_text, result.version)
-    if with_details:
-        answer["details"] = _details(result)
-    return answer
-
-
-def _head(text: str, version: TaskVersion | None) -> dict[str, Any]:
-    return {
-        "generated_text": text,
+    version = result.version
+    answer: dict[str, Any] = {
+        "generated_text": result.generated_text,
         "task_id": None if version is None else version.task_id,
         "task_version": None if version is None else version.version,
         "version_digest": None if version is None else f"sha256:{version.digest}",
+    }
+    if with_details:
+        answer["details"] = _details(result)
+    if result.classification is not None:
+        answer["choice"] = _choice(result.text, result.classification)
+    return answer
+
+
+def _choice(best: str, classification: Classification) -> dict[str, Any]:
+    return {
+        "value": best,
+        "confidence": classification.confidence,
+        "probabilities": [
+            {"value": value, "probability": probability}
+            for value, probability in classification.probabilities
+        ],
     }
 
 

@@ -30,7 +30,6 @@ from app.api.state import Services, services
 from app.errors import InvalidRequest
 from app.keys.key import Scope
 from app.prompt import TaskVersion
-from app.serving.fan_out import generate_all, samples, start_all
 from app.serving.generation_request import GenerationRequest
 
 router = APIRouter(prefix="/v1", tags=["openai"], route_class=OpenAiRoute)
@@ -55,12 +54,12 @@ async def completions(
     begin = time.monotonic()
     calling.require(body.model)
     prompts = body.prompts
-    words = [{"inputs": prompt} if isinstance(prompt, str) else {"token_ids": prompt} for prompt in prompts]
-    asks = _asks(body, words, request, calling, deadline_ms)
+    inputs = [{"inputs": prompt} if isinstance(prompt, str) else {"token_ids": prompt} for prompt in prompts]
+    wanted = _requests(body, inputs, request, calling, deadline_ms)
     logprobs, echo = body.logprobs is not None, bool(body.echo)
     if body.stream:
-        started = await unless_client_leaves(request, start_all(behind.generation, asks))
-        admitted = [stream.admitted for stream in started.streams]
+        started = await unless_client_leaves(request, behind.generation.start(wanted))
+        admitted = started.admitted
         chunks = CompletionChunks(
             _head("cmpl", body, behind, admitted[0].version),
             prompts=[each.prompt_text if echo else None for each in admitted],
@@ -71,7 +70,7 @@ async def completions(
             usage_so_far=body.wants_usage_so_far,
         )
         return EventStreamResponse(started, chunks, end=chunks.end)
-    results = await unless_client_leaves(request, generate_all(behind.generation, asks))
+    results = await unless_client_leaves(request, behind.generation.generate_all(wanted))
     head = _head("cmpl", body, behind, results[0].version)
     return JSONResponse(
         completion(head, results, len(prompts), logprobs=logprobs, echo=echo),
@@ -88,11 +87,11 @@ async def chat_completions(
     begin = time.monotonic()
     calling.require(body.model)
     messages = tuple(message.message() for message in body.messages)
-    asks = _asks(body, [{"messages": messages}], request, calling, deadline_ms)
+    wanted = _requests(body, [{"messages": messages}], request, calling, deadline_ms)
     logprobs = bool(body.logprobs)
     if body.stream:
-        started = await unless_client_leaves(request, start_all(behind.generation, asks))
-        admitted = [stream.admitted for stream in started.streams]
+        started = await unless_client_leaves(request, behind.generation.start(wanted))
+        admitted = started.admitted
         chunks = ChatChunks(
             _head("chatcmpl", body, behind, admitted[0].version),
             prompt_tokens=[len(each.prompt_ids) for each in admitted],
@@ -102,7 +101,7 @@ async def chat_completions(
             usage_so_far=body.wants_usage_so_far,
         )
         return EventStreamResponse(started, chunks, end=chunks.end)
-    results = await unless_client_leaves(request, generate_all(behind.generation, asks))
+    results = await unless_client_leaves(request, behind.generation.generate_all(wanted))
     head = _head("chatcmpl", body, behind, results[0].version)
     return JSONResponse(
         chat_completion(head, results, logprobs=logprobs),
@@ -141,25 +140,26 @@ async def show_model(model: str, behind: Behind, calling: Calling) -> JSONRespon
     return JSONResponse(_card(behind, model, version))
 
 
-def _asks(
+def _requests(
     body: CompletionRequest | ChatRequest,
-    words: Sequence[dict[str, Any]],
+    inputs: Sequence[dict[str, Any]],
     request: Request,
     calling: Caller,
     deadline_ms: int | None,
 ) -> list[GenerationRequest]:
-    """One for each answer: `n` for each prompt."""
+    """Return one request for each prompt, with `n` samples each."""
     count = body.n or 1
-    if len(words) * count > MAX_ANSWERS:
+    if len(inputs) * count > MAX_ANSWERS:
         raise InvalidRequest(
-            f"{len(words)} prompts times n = {count} are more than {MAX_ANSWERS} answers; send fewer.",
+            f"{len(inputs)} prompts times n = {count} are more than {MAX_ANSWERS} answers; send fewer.",
             param="n",
         )
     begin = time.monotonic()
     parameters, constraint, bias = body.generation(), body.constraint(), body.bias()
-    asks = [
+    return [
         GenerationRequest(
             **each,
+            num_samples=count,
             request_id=request.state.request_id,
             task=body.model,
             user=body.user,
@@ -170,9 +170,8 @@ def _asks(
             deadline=None if deadline_ms is None else begin + deadline_ms / 1000,
             tenant=calling.tenant,
         )
-        for each in words
+        for each in inputs
     ]
-    return [sample for ask in asks for sample in samples(ask, count)]
 
 
 def _head(

@@ -25,18 +25,17 @@ Behind = Annotated[Services, Depends(services)]
 async def tokenize(body: TokenizeRequest, request: Request, behind: Behind, calling: Calling) -> JSONResponse:
     """The ids that a request with these inputs would have, BOS included; learned tokens are counted apart."""
     calling.require(body.task_id or behind.generation.base_name)
-    ask = GenerationRequest(
+    wanted = GenerationRequest(
         inputs=body.inputs,
         request_id=request.state.request_id,
         task=body.task_id,
         parameters={"max_new_tokens": 1},
         tenant=calling.tenant,
     )
-    with behind.generation.limiter.hold(1):
-        admitted = await behind.generation.admit(ask)
-        ids = admitted.prompt_ids
-        texts = await behind.generation.on_thread(lambda: behind.generation.texts_of(ids), 4 * len(ids))
-    tokens: list[dict[str, Any]] = [{"id": id_, "text": text} for id_, text in zip(ids, texts, strict=True)]
+    admitted, texts = await behind.generation.tokenize(wanted)
+    tokens: list[dict[str, Any]] = [
+        {"id": id_, "text": text} for id_, text in zip(admitted.prompt_ids, texts, strict=True)
+    ]
     return JSONResponse(
         {
             "tokens": tokens,
@@ -51,9 +50,4 @@ async def tokenize(body: TokenizeRequest, request: Request, behind: Behind, call
 @needs(Scope.GENERATE)
 async def detokenize(body: DetokenizeRequest, behind: Behind) -> JSONResponse:
     """The text of the ids, as many as a request may hold; special tokens have none."""
-    admission = behind.generation.request_builder
-    with behind.generation.limiter.hold(1):
-        text = await behind.generation.on_thread(
-            lambda: admission.text_of(body.ids, "ids"), 4 * len(body.ids)
-        )
-    return JSONResponse({"text": text})
+    return JSONResponse({"text": await behind.generation.detokenize(body.ids)})

@@ -12,7 +12,7 @@ from app.api.schemas.bodies import Body
 from app.api.schemas.client_defaults import OF_GENERATE, without_habits
 from app.api.schemas.parameters import OTHER_NAMES, ParametersBody, with_parameters
 from app.api.schemas.response_format import Grammar, ResponseFormat
-from app.serving.programs.classify import ClassificationRequest
+from app.serving.generation_request import ClassificationRequest
 from app.serving.publishing.task_settings import MAX_CHOICE_CHARS, MAX_CHOICES
 from app.serving.structured_output.constraints import Constraint
 from app.validation import PLAIN
@@ -89,8 +89,8 @@ class Parameters(ParametersBody):
             raise ValueError("grammar and response_format both say what the answer is; send one")
         return self
 
-    def choosing(self) -> ClassificationRequest | None:
-        """How to classify, if that is what is asked for."""
+    def classification(self) -> ClassificationRequest | None:
+        """Return how to classify; None: generate."""
         if self.choices is None:
             return None
         given = (

@@ -25,7 +25,7 @@ from app.prompt import Prompt, TaskVersion, VersionDraft
 from app.serving.compatibility import vouched_base
 from app.serving.generation import GenerationService
 from app.serving.publishing.own_embeddings import OwnEmbeddings
-from app.serving.publishing.trial_run import ExampleReport, TrialRun, fixed_inputs, trial_ask
+from app.serving.publishing.trial_run import ExampleReport, TrialRun, fixed_inputs, trial_request
 from app.serving.publishing.upload import Upload, draft_version, needs_release, release_version
 from app.store.manifests import version_of
 from app.store.prompt_store import PromptStore, Release
@@ -64,7 +64,7 @@ class PublishingService:
         self._on_stored = on_stored
         self._on_release = on_release
         self._generation = generation
-        self._admission = generation.request_builder
+        self._builder = generation.request_builder
         self._smoke = TrialRun(generation)
         self._threads = Workers(_THREADS, "publishing")
         self._movers = Workers(1, "releasing")  # an alias moves at once, however long uploads take
@@ -134,7 +134,7 @@ class PublishingService:
         """Check all that can be checked before anything is stored."""
         draft = draft_version(upload, own.check)
         if draft.prompt is not None:
-            self._admission.compatibility.validate(draft.prompt)
+            self._builder.compatibility.validate(draft.prompt)
         self._check_room(draft)
         vouched = vouched_base(self._generation.engine.geometry)
         return replace(draft, provenance={**(draft.provenance or {}), **vouched})
@@ -147,7 +147,7 @@ class PublishingService:
             *((f"task.examples[{index}]", example["inputs"]) for index, example in enumerate(draft.examples)),
         ]:
             try:
-                self._admission.admit_version(version, trial_ask(inputs))
+                self._builder.build(trial_request(inputs), version)
             except RequestTooLong as error:
                 raise RequestTooLong(f"{param} doesn't fit: {error.message}", param=param) from None
 

@@ -37,8 +37,8 @@ def fixed_inputs(version: TaskVersion, text: str) -> str | Mapping[str, str]:
     return text if len(template.fields) == 1 else dict.fromkeys(template.fields, text)
 
 
-def trial_ask(inputs: str | Mapping[str, str], tenant: str = "") -> GenerationRequest:
-    """An ask that fits wherever anything fits."""
+def trial_request(inputs: str | Mapping[str, str], tenant: str = "") -> GenerationRequest:
+    """Return a request that fits wherever anything fits."""
     return GenerationRequest(
         inputs=inputs, request_id="trial", parameters={"max_new_tokens": 1}, tenant=tenant
     )
@@ -75,8 +75,8 @@ class TrialRun:
     def _request(self, version: TaskVersion, text: str, tenant: str) -> Request:
         """As much of the text as fits beside the prompt and the template."""
         try:
-            ask = trial_ask(fixed_inputs(version, text), tenant)
-            admitted = self._service.request_builder.admit_version(version, ask)
+            request = trial_request(fixed_inputs(version, text), tenant)
+            admitted = self._service.request_builder.build(request, version)
         except RequestTooLong:
             if len(text) == 1:
                 raise
@@ -105,11 +105,11 @@ class TrialRun:
         self, version: TaskVersion, example: Mapping[str, Any], tenant: str
     ) -> ExampleReport:
         deadline = time.monotonic() + _SECONDS
-        ask = GenerationRequest(
+        request = GenerationRequest(
             inputs=example["inputs"], request_id="example", deadline=deadline, tenant=tenant
         )
         try:
-            generated = (await self._service.generate_with(version, ask)).text
+            generated = (await self._service.try_version(version, request)).text
         except PromptplexError as error:
             generated = f"({error.message})"
         expected = str(example["expected"])

@@ -15,9 +15,7 @@ from jsonschema import Draft202012Validator
 from app.errors import ConstraintFailed, InvalidRequest, RequestTooLong
 from app.metrics import FAILURES
 from app.request import FinishReason
-from app.serving.fan_out import generate_all, samples
-from app.serving.generation_request import GenerationRequest, GenerationResult
-from app.serving.programs.classify import ClassificationRequest, choose
+from app.serving.generation_request import ClassificationRequest, GenerationRequest, GenerationResult
 from app.serving.structured_output.constraints import Constraint, ConstraintKind
 from tests.serving.stack import POSITIONS, Stack, run, running_stack
 from tests.serving.structured_output.random_schemas import random_schema
@@ -143,13 +141,13 @@ def test_streams_and_samples(wide: Stack) -> None:
     given = ask("the film", constraint, do_sample=True, temperature=2.0, seed=11)
 
     async def streamed() -> list[str]:
-        return [piece.text async for piece in wide.generation.stream(given)]
+        return [piece.text async for _, piece in await wide.generation.start([given])]
 
     whole = run(wide.generation.generate(given))
     pieces = run(streamed())
     assert len(pieces) > 5
     assert "".join(pieces) == whole.text
-    several = run(generate_all(wide.generation, samples(given, 6)))
+    several = run(wide.generation.generate_all([replace(given, num_samples=6)]))
     for result in several:
         Draft202012Validator(EMOJI_AND_CJK).validate(json.loads(result.text))
     assert several[0].text == whole.text
@@ -239,8 +237,8 @@ def test_what_is_refused_anyway_is_never_compiled(wide: Stack, monkeypatch: pyte
     with pytest.raises(RequestTooLong):
         run(wide.generation.generate(given))
     assert not compiled
-    several = samples(replace(given, parameters={"max_new_tokens": 40}), 8)
-    assert len(run(generate_all(wide.generation, several))) == 8
+    several = replace(given, parameters={"max_new_tokens": 40}, num_samples=8)
+    assert len(run(wide.generation.generate_all([several]))) == 8
     assert len(compiled) == 1, "all of them at once, but one compiles"
 
 
@@ -251,8 +249,12 @@ def test_labels_are_scored_without_a_grammar(wide: Stack, monkeypatch: pytest.Mo
     inner = grammars.start
     monkeypatch.setattr(grammars, "start", lambda grammar: started.append(grammar) or inner(grammar))
     how = ClassificationRequest(choices=("cold", "great"))
-    free = run(choose(wide.generation, ask("the food", None), how))
-    bound = run(choose(wide.generation, ask("the food", Constraint(REGEX, "[0-9]", "p")), how))
+    free, bound = (
+        run(wide.generation.generate(replace(ask("the food", constraint), classification=how))).classification
+        for constraint in (None, Constraint(REGEX, "[0-9]", "p"))
+    )
+    assert free is not None
+    assert bound is not None
     assert dict(bound.probabilities) == pytest.approx(dict(free.probabilities))
     assert not started
 

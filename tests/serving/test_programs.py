@@ -3,13 +3,12 @@
 import asyncio
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from app.errors import RequestFailed
-from app.serving.fan_out import generate_all, samples, start_all
-from app.serving.generation_request import GenerationRequest
-from app.serving.programs.classify import ClassificationRequest, choose
+from app.serving.generation_request import ClassificationRequest, GenerationRequest
 from tests import oracle
 from tests.engine.test_isolation import poisoned
 from tests.serving.stack import Stack, run
@@ -19,8 +18,8 @@ LONG = {"max_new_tokens": 150}
 NEIGHBOURS = [(20, 21), (30, 31), (40, 41)]
 
 
-def ask(ids: tuple[int, ...]) -> GenerationRequest:
-    return GenerationRequest(token_ids=ids, parameters=LONG)
+def request(ids: tuple[int, ...], **more: Any) -> GenerationRequest:
+    return GenerationRequest(token_ids=ids, parameters=LONG, **more)
 
 
 def said(stack: Stack, ids: tuple[int, ...]) -> list[int]:
@@ -49,10 +48,10 @@ def ends_all(stack: Stack, num_others: int, num_failed: int = 1) -> Iterator[Non
 
 
 def test_one_of_several_that_fails_ends_the_others(stack: Stack, poison: int) -> None:
-    asks = [ask(ids) for ids in NEIGHBOURS]
+    requests = [request(ids) for ids in NEIGHBOURS]
     with poisoned(stack.engine.backbone, poison), ends_all(stack, 3):
-        run(generate_all(stack.generation, [*asks[:2], ask((5, poison)), asks[2]]))
-    results = run(generate_all(stack.generation, asks))
+        run(stack.generation.generate_all([*requests[:2], request((5, poison)), requests[2]]))
+    results = run(stack.generation.generate_all(requests))
     assert [[token.id for token in result.tokens] for result in results] == [
         _until_eos(stack, ids) for ids in NEIGHBOURS
     ]
@@ -64,9 +63,9 @@ def _until_eos(stack: Stack, ids: tuple[int, ...]) -> list[int]:
 
 
 def test_one_that_fails_at_once_ends_the_others_streams(stack: Stack, poison: int) -> None:
-    asks = [ask(ids) for ids in NEIGHBOURS]
+    requests = [request(ids) for ids in NEIGHBOURS]
     with poisoned(stack.engine.backbone, poison), ends_all(stack, 3):
-        run(start_all(stack.generation, [*asks, ask((5, poison))]))
+        run(stack.generation.start([*requests, request((5, poison))]))
 
 
 def test_one_that_fails_midway_ends_the_others_streams(stack: Stack) -> None:
@@ -74,7 +73,7 @@ def test_one_that_fails_midway_ends_the_others_streams(stack: Stack) -> None:
     ids, token = _only_one_says(answers)
 
     async def read() -> None:
-        group = await start_all(stack.generation, [ask(each) for each in NEIGHBOURS])
+        group = await stack.generation.start([request(each) for each in NEIGHBOURS])
         pieces: list[int] = []
         try:
             async for number, piece in group:
@@ -99,24 +98,25 @@ def _only_one_says(answers: dict[tuple[int, ...], list[int]]) -> tuple[tuple[int
 
 def test_a_shared_prompt_that_fails_ends_all_samples_once(stack: Stack, poison: int) -> None:
     with poisoned(stack.engine.backbone, poison), pytest.raises(RequestFailed):
-        run(generate_all(stack.generation, samples(ask((poison, *range(20, 60))), 6)))
+        run(stack.generation.generate_all([request((poison, *range(20, 60)), num_samples=6)]))
     wait_until(stack.is_idle)
     assert stack.generation.limiter.taken == 0
-    assert run(generate_all(stack.generation, samples(ask((20, 21)), 3)))
+    assert run(stack.generation.generate_all([request((20, 21), num_samples=3)]))
 
 
 def test_a_label_that_fails_ends_the_choice(stack: Stack) -> None:
     labels = ("film", "food", "cold", "Thai")
     ids = [set(stack.tokenizer.encode(label)) for label in labels]
     token = next(iter(ids[2] - (ids[0] | ids[1] | ids[3])))
-    how = ClassificationRequest(choices=labels)
+    labelled = request((20, 21), classification=ClassificationRequest(choices=labels))
 
-    async def ask_twice() -> None:
+    async def run_twice() -> None:
         with poisoned(stack.engine.backbone, token), pytest.raises(RequestFailed):
-            await choose(stack.generation, ask((20, 21)), how)
+            await stack.generation.generate(labelled)
         await eventually(stack.is_idle)
         assert stack.generation.limiter.taken == 0
-        chosen = await choose(stack.generation, ask((20, 21)), how)
-        assert len(chosen.probabilities) == 4
+        chosen = await stack.generation.generate(labelled)
+        assert chosen.classification is not None
+        assert len(chosen.classification.probabilities) == 4
 
-    asyncio.run(ask_twice())
+    asyncio.run(run_twice())

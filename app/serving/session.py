@@ -1,0 +1,160 @@
+"""A session: what a program may do with the engine for one call of a client."""
+
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import ExitStack, aclosing
+from dataclasses import dataclass
+from typing import TypeVar
+
+from app.caching import SingleFlightCache
+from app.concurrency import gather_or_cancel
+from app.engine.client import EngineClient
+from app.prompt import TaskVersion
+from app.request import FinishReason, Request, RequestTimings, TokenDelta, TokenScore
+from app.serving.admitted import Admitted
+from app.serving.concurrency_limiter import ConcurrencyLimiter
+from app.serving.generation_request import GenerationRequest, OutputToken, TextDelta
+from app.serving.lanes import Lanes
+from app.serving.outcomes import Attempt, OutcomeRecorder
+from app.serving.output_processor import OutputProcessor, scored_tokens
+from app.serving.request_builder import RequestBuilder
+from app.text.detokenizer import DetokenizerTables
+
+_T = TypeVar("_T")
+_MAX_TASKS = 64  # that one call uses
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resources:
+    """What all sessions share."""
+
+    engine: EngineClient
+    builder: RequestBuilder
+    tables: DetokenizerTables
+    limiter: ConcurrencyLimiter
+    lanes: Lanes
+    outcomes: OutcomeRecorder
+
+
+class Session:
+    """Admit, generate, score: every part of a call uses one version of each task, and is counted and charged.
+
+    Closing a generator, or cancelling a coroutine, ends its sequences.
+    """
+
+    def __init__(self, resources: Resources, *, num_sequences: int = 0, is_trial: bool = False) -> None:
+        """Hold room for this many sequences. `is_trial`: they are charged, but are no requests of their task.
+
+        Raise Overloaded, InvalidRequest.
+        """
+        self._resources = resources
+        self._is_trial = is_trial
+        self._versions: SingleFlightCache[str | None, TaskVersion | None] = SingleFlightCache(_MAX_TASKS)
+        self._room = ExitStack()
+        self.reserve(num_sequences)
+
+    def reserve(self, count: int) -> None:
+        """Hold room for more sequences until the session is closed. Raise Overloaded, InvalidRequest."""
+        self._room.enter_context(self._resources.limiter.hold(count))
+
+    def close(self) -> None:
+        """Give the room back."""
+        self._room.close()
+
+    async def on_thread(self, work: Callable[[], _T], size: int = 0) -> _T:
+        """Run what may wait for the store, or takes long for `size` characters, beside the event loop."""
+        return await self._resources.lanes.run(work, size)
+
+    async def admit(self, request: GenerationRequest) -> Admitted:
+        """Find the version that the task means, check the request, render and tokenize it.
+
+        A failure counts as the task's, once the task is known.
+        Raise NotFound, NotServable, InvalidRequest (RequestTooLong), DeadlineExceeded.
+        """
+        builder = self._resources.builder
+        attempt = self._attempt(request.tenant, builder.deadline(request, time.monotonic()))
+        found: list[TaskVersion | None] = []  # a thread that outlives this call may still add to it
+
+        def admit() -> Admitted:
+            found.append(self._versions.get(request.task, lambda: builder.find(request)))
+            return builder.admit(request, found[0])
+
+        try:
+            return await self.on_thread(admit, request.size)
+        except BaseException as error:
+            attempt.version = found[0] if found else None
+            attempt.reason = attempt.failure(error)
+            if found or attempt.reason == "deadline":
+                self._resources.outcomes.record(attempt)
+            raise
+
+    async def generate(self, admitted: Admitted) -> AsyncGenerator[TextDelta, None]:
+        """Yield the answer; the texts joined are the result's, which the last delta carries.
+
+        Raise what `EngineClient.generate` raises.
+        """
+        output = OutputProcessor(self._resources.tables, admitted.prompt_ids, admitted.style)
+        first = 0.0
+        with self._attempt_of(admitted) as attempt:
+            async with aclosing(self._resources.engine.generate(admitted.request)) as deltas:
+                async for delta in deltas:
+                    first = first or time.monotonic()
+                    written = output.take(delta)
+                    attempt.generated_tokens += written.token is not None
+                    if delta.is_last or output.is_stopped:
+                        break
+                    yield written
+            result = admitted.result(
+                text=output.text,
+                tokens=output.tokens,
+                finish=output.finish(delta.finish, self._resources.builder.eos_ids),
+                timings=delta.timings or _cut_short(attempt.begin, first),
+                prompt_scores=output.prompt_scores,
+            )
+            attempt.reason, attempt.timings = str(result.finish), result.timings
+            yield TextDelta(
+                text=written.text, token=written.token, prompt_scores=written.prompt_scores, result=result
+            )
+
+    async def score(self, admitted: Admitted, requests: Sequence[Request]) -> list[TokenDelta]:
+        """Run requests that are only scored, all at once and as one outcome; return the delta of each.
+
+        Raise what `EngineClient.generate` raises.
+        """
+        with self._attempt_of(admitted) as attempt:
+            attempt.generated_tokens = sum(request.num_scored for request in requests)
+            scored = await gather_or_cancel([self._only_delta(request) for request in requests])
+            attempt.reason = str(FinishReason.EOS)
+            return scored
+
+    async def _only_delta(self, request: Request) -> TokenDelta:
+        async with aclosing(self._resources.engine.generate(request)) as deltas:
+            return await anext(deltas)
+
+    def scored_tokens(self, admitted: Admitted, scores: Sequence[TokenScore]) -> tuple[OutputToken, ...]:
+        """Return scored ids as they read after the prompt."""
+        prompt = admitted.prompt_ids
+        ids = [*prompt, *(score.token_id for score in scores)]
+        return scored_tokens(self._resources.tables, ids, scores)[len(prompt) :]
+
+    async def label_ids(self, labels: Sequence[str], *, with_eos: bool) -> list[tuple[int, ...]]:
+        """Return the ids of each text alone, with what ends an answer after them."""
+        builder = self._resources.builder
+        return await self.on_thread(
+            lambda: [builder.label_ids(label, with_eos=with_eos) for label in labels], sum(map(len, labels))
+        )
+
+    def _attempt(self, tenant: str, deadline: float | None) -> Attempt:
+        recorder = self._resources.outcomes
+        return Attempt(recorder=recorder, tenant=tenant, deadline=deadline, is_trial=self._is_trial)
+
+    def _attempt_of(self, admitted: Admitted) -> Attempt:
+        attempt = self._attempt(admitted.request.tenant, admitted.request.deadline)
+        attempt.begin, attempt.version = admitted.begin, admitted.version
+        attempt.prompt_tokens = len(admitted.prompt_ids)
+        return attempt
+
+
+def _cut_short(begin: float, first: float) -> RequestTimings:
+    """Return the times of a sequence that a stop string ended, for which the engine reports none."""
+    return RequestTimings(queue=0.0, prefill=first - begin, decode=time.monotonic() - first)
