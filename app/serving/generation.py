@@ -25,9 +25,8 @@ from app.serving.request_builder import RequestBuilder
 from app.serving.session import Resources, Session
 from app.serving.structured_output.grammars import Grammars
 from app.store.prompt_store import PromptStore
-from app.text.chat import ChatTemplate
 from app.text.detokenizer import detokenizer_tables
-from app.text.tokenization import PromptTokenizer
+from app.text.prompt_encoder import PromptEncoder
 
 _T = TypeVar("_T")
 
@@ -59,16 +58,18 @@ class GenerationService:
         base's own.
         """
         self.engine = engine
-        chat = ChatTemplate(tokenizer)
         self.request_builder = RequestBuilder(
             engine,
             store,
-            PromptTokenizer(tokenizer, control=chat.control_tokens()),
+            PromptEncoder(
+                tokenizer,
+                max_positions=engine.geometry.max_positions,
+                vocab_size=engine.geometry.vocab_size,
+            ),
             eos_ids=eos_ids,
             base_name=base_name,
             timeout=timeout,
             prefetch=prefetch,
-            chat=chat,
             grammars=grammars,
             defaults=defaults,
         )
@@ -130,7 +131,9 @@ class GenerationService:
     async def detokenize(self, ids: Sequence[int]) -> str:
         """Return the text of as many ids as a request may hold; special tokens have none."""
         with closing(Session(self._resources, num_sequences=1)) as session:
-            return await session.on_thread(lambda: self.request_builder.text_of(ids, "ids"), 4 * len(ids))
+            return await session.on_thread(
+                lambda: self.request_builder.prompts.text_of(ids, "ids"), 4 * len(ids)
+            )
 
     async def _results(self, requests: Sequence[GenerationRequest]) -> list[GenerationResult]:
         return await (await self._admitted(requests)).results()

@@ -6,7 +6,7 @@ All of it is synchronous and may wait for the store, so it runs on a thread.
 import itertools
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from app.caching import SingleFlightCache
@@ -28,9 +28,10 @@ from app.serving.parameters import (
 from app.serving.structured_output.grammars import Grammars
 from app.serving.token_rules import token_rules
 from app.store.prompt_store import PromptStore
-from app.text.chat import ChatTemplate, last_of_user
-from app.text.template import MAX_RENDERED_CHARS, PLAIN, Template, bind_inputs, parse_template
-from app.text.tokenization import PromptTokenizer, Tokenized, check_not_empty
+from app.text.chat import last_of_user
+from app.text.prompt_encoder import PromptEncoder
+from app.text.template import PLAIN, Template, parse_template
+from app.text.tokenization import Tokenized, check_not_empty
 
 _MAX_REMEMBERED = 4096  # versions whose template and leading ids are kept
 
@@ -51,22 +52,20 @@ class RequestBuilder:
         self,
         engine: EngineClient,
         store: PromptStore,
-        tokenizer: PromptTokenizer,
+        prompts: PromptEncoder,
         *,
         eos_ids: frozenset[int],
         base_name: str,
         timeout: float,
         prefetch: Callable[[str], object],
-        chat: ChatTemplate,
         grammars: Grammars | None,
         defaults: BaseDefaults,
     ) -> None:
-        self.tokenizer = tokenizer
+        self.prompts = prompts
         self.base_name = base_name
         self.eos_ids = eos_ids
         self.compatibility = Compatibility(store, engine.geometry)
         self._engine = engine
-        self._chat = chat
         self._grammars = grammars
         self._defaults = defaults
         self._store = store
@@ -116,7 +115,7 @@ class RequestBuilder:
         begin = time.monotonic()
         prepared = self._prepared(version)
         parameters = self._parameters(prepared, request)
-        tokenized = self._tokenize(prepared.template, request, parameters.truncate)
+        tokenized = self._encode(request, prepared.template, parameters.truncate)
         check_not_empty(tokenized)
         built = self._request(version, prepared, request, parameters, tokenized, begin)
         self._engine.check_admissible(built)
@@ -135,7 +134,7 @@ class RequestBuilder:
 
     def label_ids(self, text: str, *, with_eos: bool) -> tuple[int, ...]:
         """Return the ids of a text alone, with one that ends an answer after them if the base has any."""
-        ids = self.tokenizer.plain_ids(text)
+        ids = self.prompts.tokenizer.plain_ids(text)
         return (*ids, min(self.eos_ids)) if with_eos and self.eos_ids else ids
 
     def _parameters(self, prepared: PreparedVersion, request: GenerationRequest) -> GenerationParameters:
@@ -143,51 +142,16 @@ class RequestBuilder:
         layers = (self._defaults.parameters, request.fallbacks, prepared.defaults, request.parameters)
         return GenerationParameters.of(*layers)
 
-    def _tokenize(self, template: Template, request: GenerationRequest, truncate: int | None) -> Tokenized:
+    def _encode(self, request: GenerationRequest, template: Template, truncate: int | None) -> Tokenized:
         if request.token_ids is not None:
-            return Tokenized(request.token_ids, self.text_of(request.token_ids, "inputs"))
-        limit = self._engine.geometry.max_positions
-        if request.messages is not None and template is PLAIN and self._renders_chat(request):
-            self._check_size(sum(len(message.content) for message in request.messages), "messages", truncate)
-            return self.tokenizer.tokenize_chat(self._chat.render(request.messages), truncate, limit)
-        values = bind_inputs(
-            template, request.inputs if request.messages is None else last_of_user(request.messages)
-        )
-        self._check_size(template.num_chars(values), "inputs", truncate)
-        return self.tokenizer.tokenize(template, values, truncate, limit)
-
-    def _renders_chat(self, request: GenerationRequest) -> bool:
-        """Without a chat template a task gets the last message of the user as it is."""
-        return self._chat.exists or request.task in (None, self.base_name)
-
-    def text_of(self, ids: Sequence[int], param: str) -> str:
-        """Ids as text. Raises RequestTooLong, InvalidRequest where no request of the base could hold them."""
-        geometry = self._engine.geometry
-        if len(ids) > geometry.max_positions:
-            raise RequestTooLong(
-                f"{param} has {len(ids)} token ids, but the base has {geometry.max_positions} positions; "
-                "send fewer.",
-                param=param,
-                asked=f"{len(ids)} tokens in the prompt alone",
-            )
-        if any(id_ >= geometry.vocab_size for id_ in ids):
-            raise InvalidRequest(f"token ids must be from 0 to {geometry.vocab_size - 1}", param=param)
-        return self.tokenizer.text_of(ids)
-
-    def _check_size(self, characters: int, param: str, truncate: int | None) -> None:
-        """Refuse what can't fit before the cost of rendering or tokenizing it."""
-        limit = self._engine.geometry.max_positions
-        if characters > MAX_RENDERED_CHARS:
-            raise RequestTooLong(
-                f"The text has {characters} characters; at most {MAX_RENDERED_CHARS} are accepted.",
-                param=param,
-            )
-        if truncate is None and self.tokenizer.surely_longer(characters, limit):
-            raise RequestTooLong(
-                f"The text has {characters} characters, which can't fit the base model's {limit} positions; "
-                f"shorten {param}, or set parameters.truncate.",
-                param=param,
-            )
+            return self.prompts.encode_ids(request.token_ids)
+        if request.messages is None:
+            return self.prompts.encode(template, request.inputs, truncate)
+        # Where the base has no chat template, a task without a template gets the last message as it is.
+        is_base = request.task in (None, self.base_name)
+        if template is PLAIN and (is_base or self.prompts.chat.exists):
+            return self.prompts.encode_chat(request.messages, truncate)
+        return self.prompts.encode(template, last_of_user(request.messages), truncate)
 
     def _request(
         self,
@@ -210,7 +174,7 @@ class RequestBuilder:
         rules = token_rules(
             parameters,
             self._defaults.rules,
-            self.tokenizer,
+            self.prompts.tokenizer,
             eos_ids=self.eos_ids,
             stop_ids=stop_ids,
             num_prompt=len(tokenized.ids),
@@ -293,7 +257,7 @@ class RequestBuilder:
 
     def _stop_ids(self, parameters: GenerationParameters) -> frozenset[int]:
         """A stop string that is a special token has no text to be found in; its id stops instead."""
-        spelled = (self.tokenizer.special_id(stop) for stop in parameters.stop)
+        spelled = (self.prompts.tokenizer.special_id(stop) for stop in parameters.stop)
         ids = {id_ for id_ in spelled if id_ is not None} | {*parameters.stop_token_ids}
         return frozenset(ids) if parameters.ignore_eos else self.eos_ids | ids
 
@@ -308,20 +272,9 @@ class RequestBuilder:
         template = PLAIN if version.template is None else parse_template(version.template)
         # Without a learned prompt, a resident BOS would save nothing.
         is_useful = version.kind is not PromptKind.TEXT or bool(template.leading)
-        self._check_template(template)
-        leading = self.tokenizer.leading_ids(template) if is_useful else ()
+        self.prompts.check_template(template)
+        leading = self.prompts.tokenizer.leading_ids(template) if is_useful else ()
         return PreparedVersion(template, leading, parse_parameters(version.defaults, where="defaults"))
-
-    def _check_template(self, template: Template) -> None:
-        """Its own text alone must fit; this comes before it is tokenized with many values."""
-        limit = self._engine.geometry.max_positions
-        own = self.tokenizer.tokenize(template, dict.fromkeys(template.fields, ""), limit=limit)
-        if len(own.ids) > limit:
-            raise RequestTooLong(
-                f"The template's own text has {len(own.ids)} tokens, but the base has {limit} positions; "
-                "shorten it.",
-                param="template",
-            )
 
 
 def _style(parameters: GenerationParameters) -> TextStyle:

@@ -16,7 +16,7 @@ MANY = [1] * 100_000
 @pytest.fixture
 def work(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """What the tokenizer does from now on: the thread, and the length of what it is given."""
-    tokenizer, noted = stack.generation.request_builder.tokenizer, list[tuple[str, int]]()
+    tokenizer, noted = stack.generation.request_builder.prompts.tokenizer, list[tuple[str, int]]()
 
     def noting(real: Callable[[Any], Any]) -> Callable[[Any], Any]:
         def note(given: Any) -> Any:

@@ -20,6 +20,9 @@ from app.request import FinishReason
 from app.serving.generation_request import GenerationRequest, GenerationResult
 from app.serving.parameters import parse_parameters
 from app.serving.publishing.publisher import UploadResult
+from app.text.prompt_encoder import PromptEncoder
+from app.text.template import parse_template
+from app.text.tokenization import Tokenized
 from tests.oracle import greedy, prefix_config, soft_config
 from tests.serving.stack import BASE_NAME, POSITIONS, Stack, run, running_stack, upload_of
 from tests.waiting import PATIENCE, eventually, wait_until
@@ -98,6 +101,23 @@ def test_a_value_that_merges_with_the_leading_text_gets_nothing_resident(stack: 
     assert merged.prompt_ids == tuple(stack.tokenizer("the film")["input_ids"])
     expected = greedy(stack.base, stack.tokenizer("the film")["input_ids"], 6)
     assert token_ids(generate(stack, "e film", "merging", max_new_tokens=6)) == expected.tokens
+
+
+def test_training_sees_the_prompts_that_serving_builds(stack: Stack) -> None:
+    """Text alone makes them, without a service."""
+    geometry = stack.engine.geometry
+    encoder = PromptEncoder(
+        stack.tokenizer, max_positions=geometry.max_positions, vocab_size=geometry.vocab_size
+    )
+    publish(stack, "trained", task={"template": "<turn>The food: {food}\n</s>It was {how}"})
+    version = stack.store.resolve("trained")
+    template = parse_template(version.template or "")
+    for food in ("cold", " </s>the film", "é漢字🙂"):
+        inputs = {"food": food, "how": "great"}
+        built = stack.generation.request_builder.build(ask(inputs), version)
+        assert encoder.encode(template, inputs) == Tokenized(built.prompt_ids, built.prompt_text)
+        short = stack.generation.request_builder.build(ask(inputs, truncate=3), version)
+        assert encoder.encode(template, inputs, truncate=3).ids == short.prompt_ids
 
 
 def test_max_new_tokens_shrinks_only_where_it_was_not_asked(stack: Stack) -> None:

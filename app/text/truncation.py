@@ -1,0 +1,78 @@
+"""Truncation: the values of rendered pieces, cut from their beginning to a number of tokens."""
+
+from itertools import count
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.text.encoding import Tokens
+from app.text.guarded_encoder import GuardedEncoder, Values, value_spans
+from app.text.template import Piece
+
+_MARGIN = 4  # tokens that can differ where a value begins and ends
+
+
+def truncated(
+    encoder: GuardedEncoder, pieces: tuple[Piece, ...], keep: int, limit: int | None
+) -> tuple[Piece, ...]:
+    """Return the pieces with the last `keep` tokens of their values' text.
+
+    The values' text is cut at a token's border and tokenized again, so that the model always sees a whole,
+    natural tokenization of a rendered template. Raise as `GuardedEncoder.tokens`.
+    """
+    if limit is not None and keep <= limit:
+        pieces, limit = _shortened(encoder, pieces, keep), None  # what is cut off needn't fit
+    target = keep
+    for attempt in count():
+        tokens = encoder.tokens(pieces, limit)
+        own = _of_values(tokens, pieces)
+        if len(own) <= keep:
+            break
+        pieces = _without(pieces, _cut(tokens.ends[own], pieces, target))
+        # What is left can split into more tokens than before; the cut then grows until it fits.
+        target = max(keep - (1 << attempt) // 8, 0)
+    return pieces
+
+
+def _shortened(encoder: GuardedEncoder, pieces: tuple[Piece, ...], keep: int) -> tuple[Piece, ...]:
+    """Drop what truncation surely drops of long values, and so needn't be tokenized with the rest."""
+    values = [piece for piece in pieces if piece.field is not None]
+    if sum(len(piece.text) for piece in values) <= encoder.stretch:
+        return pieces
+    left = keep + _MARGIN * (len(values) + 2)
+    kept: list[Piece] = []
+    for piece in reversed(pieces):
+        if piece.field is not None:
+            begin, number = encoder.literal.ending(piece.text, left)
+            piece, left = Piece(piece.text[begin:], piece.field), max(left - number, 0)
+        kept.append(piece)
+    return tuple(reversed(kept))
+
+
+def _of_values(tokens: Tokens, pieces: tuple[Piece, ...]) -> NDArray[np.intp]:
+    """Which tokens stand for some of the values' text, in whole or in part."""
+    # Some tokenizers leave white space out of a span; it belongs to the token after it.
+    covered = np.concatenate([[0], np.maximum.accumulate(tokens.ends)])[:-1]
+    return np.flatnonzero(Values(pieces).fill(np.minimum(tokens.begins, covered), tokens.ends))
+
+
+def _cut(ends: NDArray[np.int32], pieces: tuple[Piece, ...], keep: int) -> int:
+    """Up to which character of the rendered text the values must go, so that `keep` tokens are left.
+
+    `ends`: of the values' tokens, int32 [T].
+    """
+    first = next(begin for begin, end in value_spans(pieces) if begin < end)
+    # The end of the last dropped token rather than the start of the first kept one, whose span may
+    # leave out the space before it. At least one character goes, so that this ends.
+    return max(int(ends[len(ends) - keep - 1]), first + 1)
+
+
+def _without(pieces: tuple[Piece, ...], cut: int) -> tuple[Piece, ...]:
+    """The pieces with the values' text before character `cut` taken out."""
+    kept = []
+    position = 0
+    for piece in pieces:
+        gone = min(max(cut - position, 0), len(piece.text)) if piece.field is not None else 0
+        kept.append(Piece(piece.text[gone:], piece.field))
+        position += len(piece.text)
+    return tuple(kept)
