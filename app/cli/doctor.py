@@ -92,7 +92,7 @@ def _model(reference: str, dtype: str, device: str) -> dict[str, Any]:
     from app.models.loading import load_base
 
     base = load_base(reference, dtype=dtype, device=device, progress=lambda line: typer.echo(line, err=True))
-    geometry = base.report.geometry
+    geometry = base.backbone.geometry
     layers = geometry.layers[Site.DECODER_SELF]
     return {
         "name": base.name,

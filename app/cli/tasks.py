@@ -155,7 +155,7 @@ def _check_fit(prompt: Prompt, beside: list[SavedTensor], model: str) -> None:
         own.check(tensor)
     for warning in own.warnings:
         typer.echo(f"warning: {warning}", err=True)
-    validate_prompt(prompt, base.report.geometry)
+    validate_prompt(prompt, base.backbone.geometry)
     typer.echo(f"fits {base.name}")
 
 

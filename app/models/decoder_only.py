@@ -32,7 +32,7 @@ class DecoderOnly:
         self.device = model.device
         self.dtype = model.dtype
         self.model = model
-        self._backends = [choose_backend(group.geometry, self.dtype, self.device) for group in self.kv_groups]
+        self.backends = [choose_backend(group.geometry, self.dtype, self.device) for group in self.kv_groups]
         self._embedding = model.get_input_embeddings()
 
     def embed(self, token_ids: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ class DecoderOnly:
     def plan(
         self, cache: KVCache, items: Sequence[PackedItem], logit_rows: NDArray[np.int64]
     ) -> StepMetadata:
-        return plan_step(cache, self._backends, items, logit_rows)
+        return plan_step(cache, self.backends, items, logit_rows)
 
     @torch.inference_mode()
     def forward(self, embeds: Tensor, positions: Tensor, metadata: StepMetadata) -> Tensor:

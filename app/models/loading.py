@@ -76,5 +76,5 @@ def load_base(
         tokenizer=loaded.tokenizer,
         eos_ids=loaded.eos_ids,
         generation=model.generation_config.to_dict(),
-        report=ProbeReport(twin_figure, weights_figure, backbone.geometry),
+        report=ProbeReport(twin_figure, weights_figure),
     )

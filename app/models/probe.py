@@ -21,7 +21,7 @@ from app.models.geometry import check_layer_kinds, model_geometry
 from app.models.probe_sequences import ProbeSequence, eager_logits, own_logits_of, packed_logits
 from app.models.twin import TWIN_VOCABULARY, TWIN_WINDOW, build_twin, special_ids
 from app.models.weights import in_one_line, is_quantized
-from app.prompt import LayerGeometry, ModelGeometry
+from app.prompt import LayerGeometry
 from app.sites import Site
 
 # Largest difference of a log-probability between packed and own forward in float32.
@@ -43,7 +43,6 @@ class ProbeReport:
 
     twin_error: float  # max |difference of log-probabilities|, float32 twin
     weights_error: float  # relative error of logits, real weights in the load dtype
-    geometry: ModelGeometry
 
     def __str__(self) -> str:
         return (

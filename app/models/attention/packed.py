@@ -42,11 +42,12 @@ def packed_attention(
     layer = Site.DECODER_SELF, int(module.layer_idx)  # type: ignore[arg-type]  # set by transformers
     cache = metadata.cache
     group = metadata.groups[cache.group_of_layer[layer]]
-    cache.write(layer, group.write_slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
+    keys, values = key[0], value[0]
+    cache.write(layer, group.write_slots, keys.transpose(0, 1), values.transpose(0, 1))
     attended = group.backend.forward(
         query[0],
-        key[0],
-        value[0],
+        keys,
+        values,
         cache.pools(layer),
         group.layout,
         scaling=scaling,

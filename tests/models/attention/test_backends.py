@@ -37,7 +37,7 @@ def backbone_in(dtype: torch.dtype, architecture: str, **shape: Any) -> DecoderO
 
 
 def backends_of(backbone: DecoderOnly) -> set[type[Any]]:
-    return {type(backend) for backend in backbone._backends}
+    return {type(backend) for backend in backbone.backends}
 
 
 class Delegating(TorchBackend):
