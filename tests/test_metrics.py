@@ -47,6 +47,10 @@ def test_histograms_count_like_prometheus() -> None:
     assert "promptplex_generation_tokens_total 3.0" in text
 
 
+def test_no_series_tells_when_others_were_created() -> None:
+    assert not any("_created" in line for line in lines(Metrics()))
+
+
 def test_labels_are_capped() -> None:
     metrics = Metrics()
     for number in range(MAX_TASK_LABELS + 50):
