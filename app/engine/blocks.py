@@ -1,23 +1,30 @@
-"""Fixed blocks of K/V slots, who holds them, and the proof that none is lost.
+"""Fixed blocks of K/V slots, which tables hold them, and the proof that none is lost.
 
-A block is `block_size` consecutive slots. Each KV group has its own pool. Block 0 is reserved:
-its slots stay zero and padding reads them (attention/kv_cache.py).
+A block is `block_size` consecutive slots. A sequence or a resident prefix has a slot table, with a
+part in each KV group. A group with a window gives blocks back as its table moves on, and draws its
+blocks a chunk ahead. Block 0 of a pool is reserved: its slots stay zero and padding reads them
+(attention/kv_cache.py).
 """
 
+import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
-from app.models.attention.kv_cache import Slots
+from app.models.attention.kv_cache import KVGroup, Slots
+
+Counts = NDArray[np.int64]  # blocks of each pool
 
 
 class BlockPool:
-    """Free and held blocks of one KV group."""
+    """Free and held blocks of one memory."""
 
-    def __init__(self, num_blocks: int, block_size: int) -> None:
+    def __init__(self, num_blocks: int) -> None:
         assert num_blocks >= 2, "block 0 is reserved for padding"
-        self.block_size = block_size
         self.num_blocks = num_blocks - 1  # that can be held
         self._free = list(range(num_blocks - 1, 0, -1))
         self._held: set[int] = set()
@@ -40,7 +47,7 @@ class BlockPool:
         self._free.extend(blocks)
 
     def check_integrity(self, expected_held: set[int]) -> None:
-        """Free and held blocks add up, and the holders know of exactly the held ones.
+        """Assert that free and held blocks add up, and that tables hold exactly the held ones.
 
         Cheap enough for every idle moment: it doesn't walk the free blocks.
         """
@@ -48,78 +55,207 @@ class BlockPool:
         assert self._held == expected_held, "held blocks and their holders differ"
 
 
+@dataclass(frozen=True, slots=True)
+class TableGroup:
+    """How a table covers one KV group: the rules of a window, in blocks."""
+
+    pool: int  # number of the pool that its blocks come from
+    block_size: int
+    block_bytes: int  # of a block in all layers of the group
+    window: int | None  # slots that a query sees, itself included; None: all
+    max_chunk: int  # slots that one step writes for a table, at most
+
+    @property
+    def max_blocks(self) -> int:
+        """Blocks that a table holds at most: what its tokens can see, and a whole chunk."""
+        if self.window is None:
+            return sys.maxsize
+        return -(-(self.window + self.max_chunk) // self.block_size) + 1
+
+    @property
+    def kept_blocks(self) -> int:
+        """Blocks that a table holds at most while it grows by single tokens."""
+        return sys.maxsize if self.window is None else -(-self.window // self.block_size) + 2
+
+    def first_block(self, start: int) -> int:
+        """Return the number of the first block that tokens from slot index `start` on may see.
+
+        One slot more than the window is kept, since a step's last token may be taken again.
+        """
+        return 0 if self.window is None else max(0, start - self.window) // self.block_size
+
+
+def table_groups(
+    groups: Sequence[KVGroup], dtype: torch.dtype, *, block_size: int, max_chunk: int
+) -> tuple[TableGroup, ...]:
+    """Return how tables cover the groups of a backbone, each from a pool of its own."""
+    return tuple(
+        TableGroup(
+            pool, block_size, block_size * group.bytes_per_slot(dtype), group.geometry.window, max_chunk
+        )
+        for pool, group in enumerate(groups)
+    )
+
+
 class KVBlocks:
-    """The pools of all KV groups; allocation is all groups or none."""
+    """All pools, and how tables draw from them; a table gets all that it asks for or nothing."""
 
-    def __init__(self, num_blocks: Sequence[int], block_size: int) -> None:
-        self.block_size = block_size
-        self.pools = tuple(BlockPool(count, block_size) for count in num_blocks)
+    def __init__(self, groups: Sequence[TableGroup], num_blocks: Sequence[int]) -> None:
+        """`num_blocks`: of each pool, the reserved one included."""
+        self.groups = tuple(groups)
+        self.block_size = groups[0].block_size
+        self.pools = tuple(map(BlockPool, num_blocks))
+        self.capacity: Counts = np.array([pool.num_blocks for pool in self.pools])
+        sizes = {group.pool: group.block_bytes for group in groups}
+        self.block_bytes: Counts = np.array([sizes[pool] for pool in range(len(sizes))])
 
     @property
-    def capacity(self) -> int:
-        """Blocks that one sequence can hold when it is alone."""
-        return min(pool.num_blocks for pool in self.pools)
-
-    @property
-    def num_free(self) -> int:
-        """Blocks that every group can still give."""
-        return min(pool.num_free for pool in self.pools)
+    def num_free(self) -> Counts:
+        return np.array([pool.num_free for pool in self.pools])
 
     @property
     def usage(self) -> float:
-        """Share of blocks that are held, in the fullest group."""
+        """Share of blocks that are held, in the fullest pool."""
         return max(1 - pool.num_free / pool.num_blocks for pool in self.pools)
 
-    def blocks_for(self, num_slots: int) -> int:
-        return -(-num_slots // self.block_size)
+    def blocks_for(self, num_slots: int) -> Counts:
+        """Return the most blocks that a table of `num_slots` holds at any time, in each pool."""
+        blocks = -(-num_slots // self.block_size)
+        counts = np.zeros(len(self.pools), np.int64)
+        for group in self.groups:
+            counts[group.pool] += min(blocks, group.max_blocks)
+        return counts
 
     def check_integrity(self, tables: Sequence["SlotTable"]) -> None:
-        """The pools and the given holders agree, and no block has two holders."""
-        for number, pool in enumerate(self.pools):
-            held = [block for table in tables for block in table.blocks[number]]
-            assert len(held) == len(set(held)), "a block has two holders"
-            pool.check_integrity(set(held))
+        """Assert that the pools and all tables agree, and that no block has two holders."""
+        held: list[list[int]] = [[] for _ in self.pools]
+        for part in (part for table in tables for part in table.parts):
+            held[part.group.pool] += part.blocks
+        for pool, blocks in zip(self.pools, held, strict=True):
+            assert len(blocks) == len(set(blocks)), "a block has two holders"
+            pool.check_integrity(set(blocks))
+
+
+class _Part:
+    """A table's blocks in one group: those numbered `first .. first + len(blocks)` of its own."""
+
+    def __init__(self, group: TableGroup, begin: int) -> None:
+        self.group = group
+        self.blocks: list[int] = []
+        self.first = 0
+        self._begin = begin  # slot index at which block number 0 begins
+        self._slots: Slots = np.empty(0, np.int64)  # ends with the last block; may begin with a head's
+
+    @property
+    def end(self) -> int:
+        """The slot index at which its blocks end."""
+        return self._begin + (self.first + len(self.blocks)) * self.group.block_size
+
+    def span(self, start: int, end: int) -> tuple[int, int]:
+        """Return where its blocks are to begin and to end for tokens at slot indices `start .. end`."""
+        first = max(self.first, self.group.first_block(start - self._begin))
+        needed = -(-(end - self._begin) // self.group.block_size)
+        return first, max(self.first + len(self.blocks), min(needed, first + self.group.max_blocks))
+
+    def give_back(self, first: int, pool: BlockPool) -> None:
+        """Give back the blocks before number `first`."""
+        if first > self.first:
+            num_slots = max(0, self.end - self._begin - first * self.group.block_size)
+            self._slots = self._slots[len(self._slots) - num_slots :]
+            gone, self.blocks = self.blocks[: first - self.first], self.blocks[first - self.first :]
+            self.first = first
+            pool.give_back(gone)
+
+    def extend(self, last: int, pool: BlockPool) -> None:
+        """Take blocks up to number `last`."""
+        taken = pool.take(last - self.first - len(self.blocks))
+        if not taken:
+            return
+        starts = np.array(taken, dtype=np.int64)[:, None] * self.group.block_size
+        added = (starts + np.arange(self.group.block_size)).reshape(-1)
+        self._slots = np.concatenate([self._slots, added])
+        self.blocks.extend(taken)
+
+    def join(self, head: Slots) -> None:
+        """Put a head's slots before its own, as far as tokens from here on may see them."""
+        if not self.first:
+            self._slots = np.concatenate([head[-(self.group.window or len(head)) :], self._slots])
+
+    def slots(self, num_slots: int) -> Slots:
+        """Return the device slots of the last slot indices before `num_slots` (a view)."""
+        return self._slots[: len(self._slots) - (self.end - num_slots)]
 
 
 class SlotTable:
-    """The device slots of one holder: a shared head that it only reads, then its own blocks."""
+    """The device slots of one holder: a shared head that it only reads, then its own blocks.
 
-    def __init__(self, pools: KVBlocks, head: Self | None = None, head_slots: int = 0) -> None:
-        self._kv = pools
+    The head's slots are looked up with the first that are asked for: by then it is complete.
+    """
+
+    def __init__(self, kv: KVBlocks, head: Self | None = None, head_slots: int = 0) -> None:
+        self._kv = kv
+        self._head = head
         self._head_slots = head_slots
-        self.blocks: tuple[list[int], ...] = tuple([] for _ in pools.pools)
-        heads = head.slots(head_slots) if head is not None else (np.empty(0, np.int64),) * len(pools.pools)
-        self._slots = [np.array(slots, dtype=np.int64) for slots in heads]
+        self._is_joined = head is None
+        self.parts = tuple(_Part(group, head_slots) for group in kv.groups)
+        self.end = head_slots  # the slot index up to which every group has room
 
     @property
-    def num_slots(self) -> int:
-        """Slots that exist, the head's included."""
-        return self._head_slots + len(self.blocks[0]) * self._kv.block_size
+    def num_blocks(self) -> Counts:
+        """Its own blocks, in each pool."""
+        counts = np.zeros(len(self._kv.pools), np.int64)
+        for part in self.parts:
+            counts[part.group.pool] += len(part.blocks)
+        return counts
 
-    def missing_blocks(self, num_slots: int) -> int:
-        """Blocks that have to be added for `num_slots` in all."""
-        return max(0, self._kv.blocks_for(num_slots - self._head_slots) - len(self.blocks[0]))
+    def missing_blocks(self, start: int, end: int) -> Counts:
+        """Return the blocks that `grow` takes from each pool; negative where it gives some back."""
+        counts = np.zeros(len(self._kv.pools), np.int64)
+        for part in self.parts:
+            first, last = part.span(start, end)
+            counts[part.group.pool] += last - first - len(part.blocks)
+        return counts
 
-    def grow(self, num_slots: int) -> bool:
-        """Make room for `num_slots` in all; False, with nothing taken, when blocks run out."""
-        count = self.missing_blocks(num_slots)
-        if count > self._kv.num_free:
+    def grow(self, start: int, end: int) -> bool:
+        """Make room for tokens at slot indices `start .. end`, and keep what they may see.
+
+        A window group gets room for a chunk from `start` on, and gives back what no token from there
+        on can see. Return False, with nothing changed, when blocks run out.
+        """
+        if end <= self.end:
+            return True
+        if (self.missing_blocks(start, end) > self._kv.num_free).any():
             return False
-        for number, pool in enumerate(self._kv.pools if count else ()):
-            taken = pool.take(count)
-            self.blocks[number].extend(taken)
-            starts = np.array(taken, dtype=np.int64)[:, None] * pool.block_size
-            added = (starts + np.arange(pool.block_size)).reshape(-1)
-            self._slots[number] = np.concatenate([self._slots[number], added])
+        self._move(start, end)
         return True
 
+    def trim(self, start: int) -> None:
+        """Give back what no token from slot index `start` on can see."""
+        self._move(start, start)
+
     def slots(self, num_slots: int) -> tuple[Slots, ...]:
-        """Per group, the device slots of slot indices `0 .. num_slots` (views)."""
-        return tuple(slots[:num_slots] for slots in self._slots)
+        """Return the device slots of each group, of the last slot indices before `num_slots` (views).
+
+        A group without a window has all of them, one with a window at least those that tokens which
+        it was grown for may see.
+        """
+        if not self._is_joined:
+            assert self._head is not None
+            for part, head in zip(self.parts, self._head.slots(self._head_slots), strict=True):
+                part.join(head)
+            self._is_joined = True
+        return tuple(part.slots(num_slots) for part in self.parts)
 
     def release(self) -> None:
-        """Give all own blocks back; the head belongs to somebody else."""
-        for pool, blocks in zip(self._kv.pools, self.blocks, strict=True):
-            pool.give_back(blocks)
-            blocks.clear()
-        self._slots = [slots[: self._head_slots] for slots in self._slots]
+        """Give all own blocks back; the head belongs to another holder. The table ends with it."""
+        for part in self.parts:
+            self._kv.pools[part.group.pool].give_back(part.blocks)
+        self.parts = ()
+
+    def _move(self, start: int, end: int) -> None:
+        spans = [part.span(start, end) for part in self.parts]
+        for part, (first, _) in zip(self.parts, spans, strict=True):  # one group may take what another gives
+            part.give_back(first, self._kv.pools[part.group.pool])
+        for part, (_, last) in zip(self.parts, spans, strict=True):
+            part.extend(last, self._kv.pools[part.group.pool])
+        self.end = min((part.end for part in self.parts), default=self.end)

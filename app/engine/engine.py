@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from app.concurrency import Workers
-from app.engine.blocks import KVBlocks
 from app.engine.client import EngineStats, LiveRow
 from app.engine.loop import Cancel, EngineLoop, Message, Stop, Submit
-from app.engine.memory import num_blocks_for
+from app.engine.memory import kv_blocks
 from app.engine.router import OutputRouter, Port
 from app.engine.runner import Runner
 from app.engine.sampling.token_masks import NUM_WORKERS, GrammarSource
@@ -55,11 +54,16 @@ class Engine:
 
         Without `grammars`, constrained requests are refused.
         """
-        num_blocks = num_blocks_for(backbone, config.block_size, config.kv_cache_bytes, config.max_rows)
-        blocks = KVBlocks(num_blocks, config.block_size)
+        blocks = kv_blocks(
+            backbone,
+            block_size=config.block_size,
+            kv_cache_bytes=config.kv_cache_bytes,
+            max_rows=config.max_rows,
+            token_budget=config.token_budget,
+        )
         cache = KVCache(
             backbone.kv_groups,
-            [count * config.block_size for count in num_blocks],
+            [(1 + count) * config.block_size for count in blocks.capacity.tolist()],
             dtype=backbone.dtype,
             device=backbone.device,
         )
@@ -73,8 +77,7 @@ class Engine:
             blocks,
             SchedulerConfig(max_rows=config.max_rows, token_budget=config.token_budget),
         )
-        bytes_per_slot = sum(group.bytes_per_slot(backbone.dtype) for group in backbone.kv_groups)
-        self._recorder = StepRecorder(self._scheduler, bytes_per_slot, on_step)
+        self._recorder = StepRecorder(self._scheduler, on_step)
         self._loop = EngineLoop(
             geometry=backbone.geometry,
             source=source,

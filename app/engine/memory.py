@@ -1,10 +1,12 @@
 """How many K/V blocks the engine gives itself."""
 
 import os
+from bisect import bisect_right
 from pathlib import Path
 
 import torch
 
+from app.engine.blocks import KVBlocks, TableGroup, table_groups
 from app.models.backbone import Backbone
 
 # Shares of what is free after the model is loaded. A CPU's memory is also everybody else's.
@@ -39,23 +41,42 @@ def _container_bytes() -> float:
     return float("inf") if limit == "max" else max(0, int(limit) - used)
 
 
-def num_blocks_for(
-    backbone: Backbone, block_size: int, kv_cache_bytes: int | None, max_rows: int
-) -> tuple[int, ...]:
-    """Blocks per KV group, the reserved one included: equal counts, as sequences hold equal counts.
+def kv_blocks(
+    backbone: Backbone, *, block_size: int, kv_cache_bytes: int | None, max_rows: int, token_budget: int
+) -> KVBlocks:
+    """Return the blocks that `kv_cache_bytes` (None: a share of the free memory) hold, divided as rows need.
 
-    Never more than `max_rows` sequences of full length and as many prefixes could use.
+    Full groups get more than window groups where rows are longer than windows. Never more than
+    `max_rows` sequences of full length and as many prefixes could use.
+
+    Raises:
+        ValueError: The memory doesn't hold one block of each group.
     """
-    groups = backbone.kv_groups
-    block_bytes = block_size * sum(group.bytes_per_slot(backbone.dtype) for group in groups)
+    groups = table_groups(backbone.kv_groups, backbone.dtype, block_size=block_size, max_chunk=token_budget)
     if kv_cache_bytes is None:
         share = _CUDA_SHARE if backbone.device.type == "cuda" else _CPU_SHARE
         kv_cache_bytes = int(free_bytes(backbone.device) * share)
-    useful = 2 * max_rows * -(-backbone.geometry.max_positions // block_size)
-    count = min(kv_cache_bytes // block_bytes, useful)
-    if count < 1:
+
+    def needs(length: int) -> list[int]:  # of each group, in blocks, where rows are `length` blocks long
+        return [_blocks_of_rows(group, max_rows, length) for group in groups]
+
+    def num_bytes(length: int) -> int:
+        return sum(need * group.block_bytes for need, group in zip(needs(length), groups, strict=True))
+
+    longest = -(-backbone.geometry.max_positions // block_size)
+    length = max(1, bisect_right(range(1, longest + 1), kv_cache_bytes, key=num_bytes))
+    shares = [kv_cache_bytes * need // num_bytes(length) for need in needs(length)]
+    if min(shares) < 1:
         raise ValueError(
             f"{kv_cache_bytes} bytes of K/V memory don't hold one block of {block_size} tokens, which takes "
-            f"{block_bytes}; give the server more (PROMPTPLEX_KV_CACHE_BYTES)"
+            f"{sum(group.block_bytes for group in groups)}; give the server more (PROMPTPLEX_KV_CACHE_BYTES)"
         )
-    return (count + 1,) * len(groups)
+    num_blocks = [1] * len(groups)
+    for group, share, most in zip(groups, shares, needs(longest), strict=True):
+        num_blocks[group.pool] += min(share, most)
+    return KVBlocks(groups, num_blocks)
+
+
+def _blocks_of_rows(group: TableGroup, max_rows: int, length: int) -> int:
+    """Return a group's blocks for rows of `length` blocks and as many prefixes, one of each in prefill."""
+    return 2 * min(max_rows * length, (max_rows - 1) * group.kept_blocks + group.max_blocks)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from app.engine.blocks import KVBlocks, SlotTable
+from app.engine.blocks import Counts, KVBlocks, SlotTable
+from app.models.attention.kv_cache import Slots
 from app.prompt import ModelGeometry, Prompt, PromptKind
 from app.request import Request
 
@@ -64,11 +65,6 @@ class Prefix:
         return self.num_virtual_tokens + len(self.resident_ids)
 
     @property
-    def num_blocks(self) -> int:
-        """Blocks that it holds in each KV group."""
-        return len(self.table.blocks[0])
-
-    @property
     def is_ready(self) -> bool:
         return self.num_computed == self.num_slots
 
@@ -91,9 +87,10 @@ class PrefixCache:
         self._blocks = blocks
         self._prefixes: dict[PrefixKey, Prefix] = {}
         self._idle: dict[PrefixKey, Prefix] = {}  # unpinned ones, least recently used first
-        self._num_idle_blocks = 0
+        self._built: list[Prefix] = []  # in the step that was planned last
         self._resident_digests: frozenset[str] | None = frozenset()  # None: to be made again
-        self.num_slots = 0  # of all prefixes
+        self.num_blocks: Counts = np.zeros(len(blocks.pools), np.int64)  # held by all prefixes
+        self._num_idle_blocks = self.num_blocks.copy()
 
     def __len__(self) -> int:
         return len(self._prefixes)
@@ -107,8 +104,6 @@ class PrefixCache:
     def create(self, key: PrefixKey, request: Request, prompt: Prompt | None) -> Prefix:
         """Start a prefix, pinned, with blocks for all of it; the caller has made room."""
         table = SlotTable(self._blocks)
-        grown = table.grow(request.num_prefix_slots)
-        assert grown, "callers make room before they create"
         prefix = Prefix(
             key=key,
             resident_ids=request.resident_ids,
@@ -120,8 +115,13 @@ class PrefixCache:
             pins=1,
         )
         self._prefixes[key] = prefix
-        self.num_slots += prefix.num_slots
+        self._grow(prefix)
         return prefix
+
+    def slots(self, prefix: Prefix, num_slots: int) -> tuple[Slots, ...]:
+        """Return the device slots of the last slot indices before `num_slots`, which come next."""
+        self._grow(prefix)
+        return prefix.table.slots(num_slots)
 
     def advance(self, prefix: Prefix, num_slots: int) -> None:
         """Note that `num_slots` more exist; the prompt's bytes are dropped with the last."""
@@ -130,11 +130,20 @@ class PrefixCache:
         if prefix.is_ready:
             prefix.prompt = None
             self._resident_digests = None
+            self._built.append(prefix)
+
+    def trim(self) -> None:
+        """Give back what was needed to build prefixes only, when the step that built them is planned."""
+        for prefix in self._built:
+            before = prefix.table.num_blocks
+            prefix.table.trim(prefix.num_slots)
+            self._count(prefix, prefix.table.num_blocks - before)
+        self._built.clear()
 
     def pin(self, prefix: Prefix) -> None:
         if not prefix.pins:
             del self._idle[prefix.key]
-            self._num_idle_blocks -= prefix.num_blocks
+            self._num_idle_blocks -= prefix.table.num_blocks
         prefix.pins += 1
 
     def unpin(self, prefix: Prefix) -> None:
@@ -145,20 +154,20 @@ class PrefixCache:
             return
         if prefix.is_ready and prefix.is_kept:
             self._idle[prefix.key] = prefix  # the most recently used
-            self._num_idle_blocks += prefix.num_blocks
+            self._num_idle_blocks += prefix.table.num_blocks
         else:
             self._remove(prefix)
 
-    def evict_until(self, num_free: int) -> bool:
-        """Evict unpinned prefixes, oldest first, until `num_free` blocks are free; False if in vain.
+    def evict_until(self, num_free: Counts) -> bool:
+        """Evict unpinned prefixes, oldest first, until `num_free` blocks of each pool are free.
 
-        Nothing is evicted where it wouldn't be enough.
+        Return False, with nothing evicted, where that wouldn't be enough.
         """
-        if self._blocks.num_free + self._num_idle_blocks < num_free:
+        if (self._blocks.num_free + self._num_idle_blocks < num_free).any():
             return False
-        while self._blocks.num_free < num_free:
+        while (self._blocks.num_free < num_free).any():
             prefix = self._idle.pop(next(iter(self._idle)))
-            self._num_idle_blocks -= prefix.num_blocks
+            self._num_idle_blocks -= prefix.table.num_blocks
             self._remove(prefix)
         return True
 
@@ -171,10 +180,23 @@ class PrefixCache:
 
     def _remove(self, prefix: Prefix) -> None:
         assert not prefix.pins
+        self.num_blocks -= prefix.table.num_blocks
         prefix.table.release()
         del self._prefixes[prefix.key]
-        self.num_slots -= prefix.num_slots
         self._resident_digests = None
+
+    def _grow(self, prefix: Prefix) -> None:
+        """Room for the next part of a prefix. What is written as it is needs none before its last slots."""
+        start = prefix.num_virtual_tokens if prefix.needs_write else prefix.num_computed
+        before = prefix.table.num_blocks
+        grown = prefix.table.grow(start, prefix.num_slots)
+        assert grown, "callers make room before they create"
+        self._count(prefix, prefix.table.num_blocks - before)
+
+    def _count(self, prefix: Prefix, added: Counts) -> None:
+        self.num_blocks += added
+        if prefix.key in self._idle:
+            self._num_idle_blocks += added
 
     def check_integrity(self, pins: dict[PrefixKey, int]) -> None:
         """`pins`: how many sequences hold each prefix."""
@@ -183,8 +205,8 @@ class PrefixCache:
             assert prefix.pins == pins.get(key, 0), "pins and their holders differ"
             assert prefix.pins or prefix.is_ready, "an unfinished prefix that nobody waits for"
             assert (key in self._idle) == (not prefix.pins), "idle and unpinned are the same"
-            assert prefix.table.num_slots >= prefix.num_slots
+            assert prefix.table.end >= prefix.num_computed
         assert not pins.keys() - self._prefixes.keys(), "a pinned prefix is gone"
         assert self._idle.keys() <= self._prefixes.keys()
-        assert self._num_idle_blocks == sum(prefix.num_blocks for prefix in self._idle.values())
-        assert self.num_slots == sum(prefix.num_slots for prefix in self)
+        for count, prefixes in ((self.num_blocks, self), (self._num_idle_blocks, self._idle.values())):
+            assert (count == sum(prefix.table.num_blocks for prefix in prefixes)).all()

@@ -87,15 +87,16 @@ class Scheduler:
         """
         own = len(request.token_ids) + request.max_new_tokens
         needed = self.blocks.blocks_for(request.num_prefix_slots) + self.blocks.blocks_for(own)
-        if needed > self.blocks.capacity:
-            size = self.blocks.block_size
+        pool = int((needed - self.blocks.capacity).argmax())
+        asked, limit = (int(count[pool]) * self.blocks.block_size for count in (needed, self.blocks.capacity))
+        if asked > limit:
             raise RequestTooLong(
-                f"the request needs {needed * size} K/V slots (prefix {request.num_prefix_slots}, prompt "
+                f"the request needs {asked} K/V slots (prefix {request.num_prefix_slots}, prompt "
                 f"{len(request.token_ids)}, new {request.max_new_tokens}), but the server has "
-                f"{self.blocks.capacity * size}; ask for fewer new tokens or give the server more K/V memory",
+                f"{limit}; ask for fewer new tokens or give the server more K/V memory",
                 param="max_new_tokens",
-                limit=self.blocks.capacity * size,
-                asked=f"{needed * size} tokens",
+                limit=limit,
+                asked=f"{asked} tokens",
             )
 
     def add(self, sequence: Sequence) -> None:
@@ -135,6 +136,7 @@ class Scheduler:
     def schedule(self) -> Plan:
         """Decide one step."""
         self.counts = StepCounts()
+        self.prefixes.trim()
         draft = PlanDraft(self._config.token_budget)
         for sequence in [sequence for sequence in self.running if sequence.is_decoding]:
             if sequence.phase is Phase.RUNNING and self._grow(sequence):
@@ -149,9 +151,9 @@ class Scheduler:
     def _grow(self, sequence: Sequence) -> bool:
         """Room for one more slot, at the cost of idle prefixes, then of the youngest sequence."""
         assert sequence.table is not None
-        num_slots = sequence.num_prefix_slots + len(sequence.tokens)
-        while not sequence.table.grow(num_slots):
-            if self.prefixes.evict_until(sequence.table.missing_blocks(num_slots)):
+        start, end = sequence.pending_slots
+        while not sequence.table.grow(start, end):
+            if self.prefixes.evict_until(sequence.table.missing_blocks(start, end)):
                 continue
             youngest = self.running[-1]
             self._preempt(youngest)
@@ -180,6 +182,8 @@ class Scheduler:
         if sequence.prefix is not None and not sequence.prefix.is_ready:
             self._build_prefix(sequence.prefix, draft)
         if draft.budget and (sequence.prefix is None or sequence.prefix.is_ready):
+            grown = sequence.table is not None and sequence.table.grow(*sequence.pending_slots)
+            assert grown, "blocks for the whole prompt were taken at admission"
             self.counts.prefill_tokens += self._take_tokens(sequence, draft)
 
     def _take_tokens(self, sequence: Sequence, draft: PlanDraft) -> int:
@@ -191,7 +195,7 @@ class Scheduler:
         if score_ids:
             count = min(count, MAX_SCORED_ROWS)
         score_ids = score_ids[: max(start + count - score_from, 0)]
-        before = sequence.num_prefix_slots + start
+        before, _ = sequence.pending_slots
         draft.add(
             PlanItem(
                 owner=sequence,
@@ -211,14 +215,28 @@ class Scheduler:
         """Plan the next part of a prefix: written as it is, or run through the model."""
         if prefix.needs_write:
             assert prefix.prompt is not None
-            slots = prefix.table.slots(prefix.num_virtual_tokens)
+            slots = self.prefixes.slots(prefix, prefix.num_virtual_tokens)
             draft.writes.append(PrefixWrite(prefix, prefix.prompt, slots))
             self.prefixes.advance(prefix, prefix.num_virtual_tokens)
         while draft.budget and not prefix.is_ready:
-            item = _prefix_item(prefix, draft.budget)
+            item = self._prefix_item(prefix, draft.budget)
             draft.add(item)
             self.prefixes.advance(prefix, item.kv.num_tokens)
             self.counts.prefix_tokens += item.kv.num_tokens
+
+    def _prefix_item(self, prefix: Prefix, budget: int) -> PlanItem:
+        """The next tokens of a prefix: soft prompt rows first, then the resident ids."""
+        start, virtual = prefix.num_computed, prefix.num_virtual_tokens
+        end = virtual if start < virtual else prefix.num_slots
+        count = min(end - start, budget)
+        is_soft = start < virtual
+        return PlanItem(
+            owner=prefix,
+            kv=PackedItem(start, count, self.prefixes.slots(prefix, start + count)),
+            position=prefix.position_of(start),
+            token_ids=() if is_soft else prefix.resident_ids[start - virtual : start - virtual + count],
+            soft_prompt=prefix.prompt if is_soft else None,
+        )
 
     # -- admission --------------------------------------------------------------------------
 
@@ -259,9 +277,10 @@ class Scheduler:
         prefix = self.prefixes.get(key) if key is not None else None
         if prefix is not None:
             self.prefixes.pin(prefix)  # before anything is evicted
-        own = self.blocks.blocks_for(len(sequence.tokens))
-        missing = self.blocks.blocks_for(sequence.num_prefix_slots) if key is not None and not prefix else 0
-        if not self.prefixes.evict_until(own + missing + len(self.running)):
+        needed = self.blocks.blocks_for(len(sequence.tokens)) + len(self.running) * self.blocks.blocks_for(1)
+        if key is not None and prefix is None:
+            needed += self.blocks.blocks_for(sequence.request.num_prefix_slots)
+        if not self.prefixes.evict_until(needed):
             if prefix is not None:
                 self.prefixes.unpin(prefix)
             return False
@@ -279,7 +298,7 @@ class Scheduler:
         head_slots = prefix.num_slots if prefix is not None else 0
         sequence.prefix = prefix
         sequence.table = SlotTable(self.blocks, prefix.table if prefix is not None else None, head_slots)
-        grown = sequence.table.grow(head_slots + len(sequence.tokens))
+        grown = sequence.table.grow(*sequence.pending_slots)
         assert grown, "blocks were counted before"
         sequence.phase = Phase.RUNNING
         self.running.append(sequence)
@@ -368,18 +387,3 @@ def _scoring(sequence: Sequence, start: int) -> tuple[int, tuple[int, ...]]:
 def _sampling_input(sequence: Sequence) -> SamplingInput:
     is_constrained = sequence.constraint is not None
     return sequence.sampling.input(sequence.num_generated, is_constrained=is_constrained)
-
-
-def _prefix_item(prefix: Prefix, budget: int) -> PlanItem:
-    """The next tokens of a prefix: soft prompt rows first, then the resident ids."""
-    start, virtual = prefix.num_computed, prefix.num_virtual_tokens
-    end = virtual if start < virtual else prefix.num_slots
-    count = min(end - start, budget)
-    is_soft = start < virtual
-    return PlanItem(
-        owner=prefix,
-        kv=PackedItem(start, count, prefix.table.slots(start + count)),
-        position=prefix.position_of(start),
-        token_ids=() if is_soft else prefix.resident_ids[start - virtual : start - virtual + count],
-        soft_prompt=prefix.prompt if is_soft else None,
-    )

@@ -58,13 +58,15 @@ class Sequence:
         return len(self.tokens) - self.num_computed
 
     @property
+    def pending_slots(self) -> tuple[int, int]:
+        """Slot indices that the pending tokens take: the first, and the one after the last."""
+        before = self.request.num_prefix_slots
+        return before + self.num_computed, before + len(self.tokens)
+
+    @property
     def is_decoding(self) -> bool:
         """One generated token is pending (as for the last token of a recomputation)."""
         return self.num_generated > 0 and self.num_pending == 1
-
-    @property
-    def num_prefix_slots(self) -> int:
-        return self.request.num_prefix_slots
 
     @property
     def first_position(self) -> int:

@@ -34,12 +34,9 @@ class StepStats:
 class StepRecorder:
     """Keeps the snapshot, and reports every step to `on_step`."""
 
-    def __init__(
-        self, scheduler: Scheduler, bytes_per_slot: int, on_step: Callable[[StepStats], None] | None
-    ) -> None:
+    def __init__(self, scheduler: Scheduler, on_step: Callable[[StepStats], None] | None) -> None:
         self.snapshot = EngineStats()  # replaced whole, so that readers need no lock
         self._scheduler = scheduler
-        self._bytes_per_slot = bytes_per_slot
         self._on_step = on_step
         self._num_steps = 0
         # A letter box between the engine's thread and whoever watches, without a lock: the one asks, the
@@ -61,7 +58,7 @@ class StepRecorder:
             num_waiting=len(scheduler.waiting) + len(scheduler.loading),
             kv_usage=scheduler.blocks.usage,
             resident_prefixes=len(scheduler.prefixes),
-            resident_prefix_bytes=scheduler.prefixes.num_slots * self._bytes_per_slot,
+            resident_prefix_bytes=int(scheduler.prefixes.num_blocks @ scheduler.blocks.block_bytes),
             resident_digests=scheduler.prefixes.resident_digests(),
             steps=self._num_steps,
         )

@@ -50,5 +50,5 @@ class Backbone(Protocol):
         ...
 
     def write_prefix(self, prompt: Prompt, cache: KVCache, slots: tuple[Tensor, ...]) -> None:
-        """Put a prefix's keys and values as they are at `slots` (per KV group, `[p]`)."""
+        """Put a prefix's keys and values as they are at `slots`: per KV group, of its last rows, `[<= p]`."""
         ...

@@ -68,4 +68,5 @@ class DecoderOnly:
                 tensor_of(prompt, site.tensor(layer, side)).to(self.device, self.dtype).transpose(0, 1)
                 for side in SIDES
             )
-            cache.write((site, layer), slots[group], keys, values)
+            last = slice(-len(slots[group]), None)
+            cache.write((site, layer), slots[group], keys[last], values[last])

@@ -2,22 +2,24 @@
 
 Beside the scheduler runs a model of the device's memory that remembers who wrote what into each
 slot. Every planned token must find, in the slots that it attends to, its prefix and its own
-earlier tokens in order, and nothing of anybody else.
+earlier tokens in order, and nothing of anybody else; in a window group, as far as the window reaches.
 """
 
 from dataclasses import replace
 
 import hypothesis.strategies as st
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from app.engine.blocks import KVBlocks
+from app.engine.blocks import KVBlocks, table_groups
 from app.engine.plan import Plan, PlanItem, SampledToken, StepResult
 from app.engine.prefixes import Prefix, prefix_key
 from app.engine.scheduler import Scheduler, SchedulerConfig
 from app.engine.sequence import Phase, Sequence
 from app.errors import PromptplexError, RequestTooLong
+from app.models.attention.kv_cache import Slots, group_layers
 from app.prompt import LayerGeometry, ModelGeometry, Prompt, PromptKind
 from app.request import Request, TokenDelta, TokenScore
 from app.sites import Site
@@ -33,9 +35,13 @@ GEOMETRY = ModelGeometry(
 )
 BLOCK_SIZE = 4
 NUM_BLOCKS = 24
+NUM_WINDOW_BLOCKS = 16  # a row of any length and a prefix take 7 each at most
 MAX_ROWS = 6
 TOKEN_BUDGET = 13
 STOP_ID = 99
+GROUPS = table_groups(
+    group_layers(GEOMETRY.layers), torch.float32, block_size=BLOCK_SIZE, max_chunk=TOKEN_BUDGET
+)
 
 
 def prompt(name: str, kind: PromptKind, length: int, offset: int) -> Prompt:
@@ -60,7 +66,7 @@ PROMPTS = [
 
 
 def new_scheduler() -> Scheduler:
-    blocks = KVBlocks((NUM_BLOCKS + 1, NUM_BLOCKS + 1), BLOCK_SIZE)
+    blocks = KVBlocks(GROUPS, (NUM_BLOCKS + 1, NUM_WINDOW_BLOCKS + 1))
     config = SchedulerConfig(max_rows=MAX_ROWS, token_budget=TOKEN_BUDGET)
     return Scheduler(blocks, config)
 
@@ -69,7 +75,7 @@ def expected_content(owner: Sequence | Prefix, num_slots: int) -> list[object]:
     """What the first `num_slots` slots of an owner must hold."""
     if isinstance(owner, Prefix):
         return [(owner.key, i) for i in range(num_slots)]
-    head = owner.num_prefix_slots
+    head = owner.request.num_prefix_slots
     return [
         (owner.prefix_key, i) if i < head else (owner.request.id, owner.tokens[i - head])
         for i in range(num_slots)
@@ -84,23 +90,31 @@ class Device:
 
     def run(self, plan: Plan) -> None:
         for write in plan.writes:
-            for group, slots in enumerate(write.slots):
-                content = expected_content(write.prefix, len(slots))
-                self.memory[group].update(zip(slots.tolist(), content, strict=True))
+            content = expected_content(write.prefix, write.prompt.num_virtual_tokens)
+            self.write(write.slots, content, len(content))
         for item in plan.items:  # all writes of a step come before all reads
-            for group, slots in enumerate(item.kv.slots):
-                content = expected_content(item.owner, len(slots))
-                start = item.kv.num_computed
-                self.memory[group].update(zip(slots.tolist()[start:], content[start:], strict=True))
+            content = expected_content(item.owner, item.kv.num_computed + item.kv.num_tokens)
+            self.write(item.kv.slots, content, item.kv.num_tokens)
         for item in plan.items:
             self.check(item)
 
-    def check(self, item: PlanItem) -> None:
-        assert len(item.kv.slots[0]) == item.kv.num_computed + item.kv.num_tokens
-        for memory, slots in zip(self.memory, item.kv.slots, strict=True):
+    def write(self, groups: tuple[Slots, ...], content: list[object], num_new: int) -> None:
+        """Put the last `num_new` of a content where its slots are; a window group may leave some out."""
+        for memory, slots in zip(self.memory, groups, strict=True):
             assert 0 not in slots, "the padding block is nobody's"
-            found = [memory.get(slot) for slot in slots.tolist()]
-            assert found == expected_content(item.owner, len(slots))
+            new = slots[-num_new:].tolist()
+            assert len(new) == len(set(new))
+            memory.update(zip(new, content[-len(new) :], strict=True))
+
+    def check(self, item: PlanItem) -> None:
+        """Each group holds what the item's tokens may see, and slots for little more than that."""
+        num_slots = item.kv.num_computed + item.kv.num_tokens
+        content = expected_content(item.owner, num_slots)
+        for memory, slots, group in zip(self.memory, item.kv.slots, GROUPS, strict=True):
+            visible = min(num_slots, item.kv.num_tokens - 1 + (group.window or num_slots))
+            found = [memory.get(slot) for slot in slots[-visible:].tolist()]
+            assert found == content[-visible:]
+            assert len(slots) <= (group.window or num_slots) + BLOCK_SIZE * group.max_blocks
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -197,7 +211,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 prefix = sequence.prefix
                 assert prefix is None or prefix.is_ready, "nobody runs on a prefix that isn't there"
                 offset = prefix.position_of(prefix.num_slots) if prefix else 0
-                assert item.position == offset + item.kv.num_computed - sequence.num_prefix_slots
+                assert item.position == offset + item.kv.num_computed - sequence.request.num_prefix_slots
                 assert len(item.token_ids) == item.kv.num_tokens
 
     def end(self, request_id: str, *, by_caller: bool) -> None:
