@@ -1,11 +1,11 @@
-"""`promptplex alias, rollback, retire, restore`: what a task's aliases mean, and whether it is served."""
+"""`promptplex alias, rollback, retire, restore`: where a task's aliases point, and whether it is served."""
 
 from typing import Annotated
 
 import typer
 
-from app.cli.server import DEFAULT_SERVER, KeyOption, ServerOption
-from app.cli.tasks import StoreOption, meaning_in_words, target_of
+from app.cli.server import DEFAULT_SERVER, KeyOption, Row, ServerOption
+from app.cli.tasks import StoreOption, target_in_words, target_of
 
 TaskArgument = Annotated[str, typer.Argument(help="Task id")]
 WhyOption = Annotated[str, typer.Option("--why", help="The reason, for the record")]
@@ -25,11 +25,10 @@ def alias(
     store: StoreOption = None,
     key: KeyOption = None,
 ) -> None:
-    """Point an alias at a version, or at several by weight: who asks sticks to one of them."""
+    """Point an alias at a version, or at several by weight: each user sticks to one of them."""
     weights = _parse_weights(versions)
     answer = target_of(server, store, key).move_alias(task, name, weights, expected_release, why)
-    meaning = meaning_in_words(answer.get("weights") or answer["version"])
-    typer.echo(f"{task}@{name} is version {meaning} since release {answer['release']}")
+    _print_moved(answer)
 
 
 def rollback(
@@ -40,10 +39,9 @@ def rollback(
     store: StoreOption = None,
     key: KeyOption = None,
 ) -> None:
-    """Point an alias back at what it meant before its current meaning; again goes one further."""
+    """Point an alias back at its previous version, or versions; again goes one further."""
     answer = target_of(server, store, key).rollback(task, alias, why)
-    meaning = meaning_in_words(answer.get("weights") or answer["version"])
-    typer.echo(f"{task}@{alias} is version {meaning} since release {answer['release']}")
+    _print_moved(answer)
 
 
 def retire(
@@ -68,6 +66,11 @@ def restore(
     """Bring a retired task back, with its aliases as they were."""
     answer = target_of(server, store, key).restore(task, why)
     typer.echo(f"{task} is served again since release {answer['release']}")
+
+
+def _print_moved(answer: Row) -> None:
+    target = target_in_words(answer.get("weights") or answer["version"])
+    typer.echo(f"{answer['task_id']}@{answer['alias']} is version {target} since release {answer['release']}")
 
 
 def _parse_weights(texts: list[str]) -> dict[int, int]:

@@ -1,13 +1,13 @@
-"""`promptplex store check, sweep`: look for damage in a store's files, remove debris."""
+"""`promptplex store check, sweep`: look for damage in a store's files, collect garbage."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from app.store.gc import GRACE_SECONDS, sweep
+from app.store.gc import GRACE_SECONDS, collect_garbage
 from app.store.prompt_store import PromptStore, open_store
-from app.store.scrub import find_damage
+from app.store.scrub import scrub
 
 store_commands = typer.Typer(help="Look after a store's files.", no_args_is_help=True)
 PathArgument = Annotated[Path, typer.Argument(help="The store's directory")]
@@ -18,17 +18,17 @@ _DAY = 86_400.0
 def check(path: PathArgument = Path("prompts_store")) -> None:
     """Read and verify every record and every prompt; exit status 1 where something is damaged."""
     store = _existing(path)
-    damages = list(find_damage(store))
-    for damage in damages:
-        typer.echo(damage.what)
+    findings = list(scrub(store))
+    for finding in findings:
+        typer.echo(finding.message)
     tasks, blobs = len(store.list_tasks()), len(store.blobs.digests())
-    typer.echo(f"{tasks} tasks and {blobs} prompts checked: {len(damages) or 'no'} damage found")
-    if damages:
+    typer.echo(f"{tasks} tasks and {blobs} prompts checked: {len(findings) or 'no'} damage found")
+    if findings:
         raise typer.Exit(1)
 
 
 @store_commands.command("sweep")
-def sweep_debris(
+def sweep(
     path: PathArgument = Path("prompts_store"),
     days: Annotated[
         float,
@@ -36,7 +36,7 @@ def sweep_debris(
     ] = GRACE_SECONDS / _DAY,
 ) -> None:
     """Remove unfinished files, and prompts that no version refers to."""
-    swept = sweep(_existing(path), older_than=days * _DAY)
+    swept = collect_garbage(_existing(path), older_than=days * _DAY)
     typer.echo(f"removed {swept.leftovers} unfinished files and {swept.blobs} unreferenced prompts")
 
 

@@ -146,7 +146,7 @@ class StoreTarget:
 
     def _row(self, task_id: str) -> Row:
         try:
-            return task_row(task_id, self._store.meant_by(task_id, DEFAULT_ALIAS)[0])
+            return task_row(task_id, self._store.alias_versions(task_id, DEFAULT_ALIAS)[0])
         except (NotFound, CorruptData) as error:  # no live version, retired, damaged: the others still count
             return {**task_row(task_id, None), "servable": False, "not_servable_because": error.message}
 

@@ -167,8 +167,8 @@ def _list_row(row: Row) -> tuple[str, ...]:
 
 def _print_task(answer: Row) -> None:
     typer.echo(f"task     {answer['id']}" + (" (retired)" if answer["retired"] else ""))
-    for alias, meaning in answer["aliases"].items():
-        typer.echo(f"alias    {alias} -> {meaning_in_words(meaning)}")
+    for alias, target in answer["aliases"].items():
+        typer.echo(f"alias    {alias} -> {target_in_words(target)}")
     for version in answer["versions"]:
         template = f", template {version['template']!r}" if version.get("template") else ""
         typer.echo(
@@ -176,7 +176,7 @@ def _print_task(answer: Row) -> None:
         )
     for release in answer["releases"]:
         aliases = ", ".join(
-            f"{alias} -> {meaning_in_words(meaning)}" for alias, meaning in release["aliases"].items()
+            f"{alias} -> {target_in_words(target)}" for alias, target in release["aliases"].items()
         )
         why = f" ({release['why']})" if release["why"] else ""
         typer.echo(
@@ -185,11 +185,11 @@ def _print_task(answer: Row) -> None:
         )
 
 
-def meaning_in_words(meaning: int | dict[str, int]) -> str:
+def target_in_words(target: int | dict[str, int]) -> str:
     """`3`, or `3 (90), 4 (10)` by weight."""
-    if isinstance(meaning, int):
-        return str(meaning)
-    return ", ".join(f"{version} ({weight})" for version, weight in meaning.items())
+    if isinstance(target, int):
+        return str(target)
+    return ", ".join(f"{version} ({weight})" for version, weight in target.items())
 
 
 def _print_table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:

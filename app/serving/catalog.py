@@ -108,7 +108,7 @@ class Catalog:
         used: dict[str, bytes] = {}
         for task_id in ids:
             try:
-                versions = self._store.meant_by(task_id, DEFAULT_ALIAS)
+                versions = self._store.alias_versions(task_id, DEFAULT_ALIAS)
             except PromptplexError:  # no live version, retired, damaged
                 continue
             if all(self._generation.compatibility(version) is None for version in versions):
@@ -120,7 +120,7 @@ class Catalog:
     def _summary(self, task_id: str, resident: Collection[str]) -> TaskSummary:
         live, why_not = None, None
         try:
-            versions = self._store.meant_by(task_id, DEFAULT_ALIAS)
+            versions = self._store.alias_versions(task_id, DEFAULT_ALIAS)
             states = [self._state(version, resident) for version in versions]
             live = states[0]
             why_not = next((state.why_not for state in states if state.why_not is not None), None)

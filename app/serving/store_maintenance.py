@@ -8,10 +8,10 @@ from itertools import islice
 
 from app.errors import PromptplexError
 from app.prompt import TaskVersion
-from app.store.gc import sweep
+from app.store.gc import collect_garbage
 from app.store.heads import mark_newest
 from app.store.prompt_store import CHANGES, PromptStore
-from app.store.scrub import find_damage
+from app.store.scrub import scrub
 
 _log = logging.getLogger(__name__)
 _MAX_TOLD = 100  # tasks that can't be served, by name
@@ -49,13 +49,13 @@ class StoreMaintenance:
         """Read everything once; remove debris where nothing is damaged."""
         with _logged("the store was not looked after", logging.INFO):
             num_damaged = 0
-            for damage in find_damage(self._store, self._fetch):
-                num_damaged += not damage.healed
-                _log.error("%s%s", damage.what, " (mended)" if damage.healed else "")
+            for finding in scrub(self._store, self._fetch):
+                num_damaged += not finding.healed
+                _log.error("%s%s", finding.message, " (healed)" if finding.healed else "")
             self.num_damaged = num_damaged
             if not num_damaged:
                 self._mark_newest()
-                swept = sweep(self._store)
+                swept = collect_garbage(self._store)
                 if swept.leftovers or swept.blobs:
                     _log.info("removed %d unfinished files, %d unused prompts", swept.leftovers, swept.blobs)
 

@@ -8,7 +8,7 @@ from typing_extensions import TypedDict
 
 from app.prompt import TaskVersion
 from app.store.prompt_store import Release, TaskHistory
-from app.store.traffic_split import Meaning, meaning_as_json
+from app.store.traffic_split import AliasTarget, target_as_json
 from app.validation import closed
 
 Target = int | dict[str, int]  # what an alias points at: a version, or weights by version
@@ -166,7 +166,7 @@ def published_row(version: TaskVersion, release: Release | None) -> PublishedVer
 def moved_row(release: Release, alias: str) -> Moved:
     """Return what an alias points at after a release."""
     row: Moved = {"task_id": release.task_id, "alias": alias, "release": release.number}
-    target = meaning_as_json(release.aliases[alias])
+    target = target_as_json(release.aliases[alias])
     if isinstance(target, int):
         row["version"] = target
     else:
@@ -192,5 +192,5 @@ def _release(release: Release) -> ReleaseRecord:
     }
 
 
-def _aliases(aliases: Mapping[str, Meaning]) -> Aliases:
-    return {alias: meaning_as_json(meaning) for alias, meaning in aliases.items()}
+def _aliases(aliases: Mapping[str, AliasTarget]) -> Aliases:
+    return {alias: target_as_json(target) for alias, target in aliases.items()}

@@ -98,7 +98,7 @@ class Blobs:
     def _set_aside(self, name: Name, digest: str) -> None:
         """To the quarantine, unless what was moved turns out to be good: then somebody was faster."""
         with suppress(PromptplexError):  # a read-only store keeps its damage where it is
-            aside = self._files.set_aside(name)
+            aside = self._files.quarantine(name)
             moved = None if aside is None else self.read_good(aside, digest)
             if moved is not None:
                 self._files.put_if_absent(name, moved)

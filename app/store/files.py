@@ -89,7 +89,7 @@ class WriteOnceFiles(Protocol):
         """How a directory looks now; None where there is none, or that can't be told."""
         ...
 
-    def set_aside(self, name: Name) -> Name | None:
+    def quarantine(self, name: Name) -> Name | None:
         """Move a file to the quarantine and return where it lies now; None where there is no such file."""
         ...
 
@@ -203,7 +203,7 @@ class DurableFiles:
             return None
         return Stamp(found.st_ino, found.st_mtime_ns)
 
-    def set_aside(self, name: Name) -> Name | None:
+    def quarantine(self, name: Name) -> Name | None:
         """Move a file to the quarantine, under a name that says where it was; None: no such file."""
         aside = (QUARANTINE, f"{'-'.join(name)}.{secrets.token_hex(4)}")
 

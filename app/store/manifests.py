@@ -1,6 +1,6 @@
 """Version manifests: TaskVersion <-> canonical JSON. A version's identity is the sha256 of it.
 
-Every record carries the sha256 of the rest of itself, so that a changed bit is noticed also where no
+Every record carries a checksum of the rest of itself, so that a changed bit is noticed also where no
 release names the record's digest yet.
 """
 
@@ -79,12 +79,12 @@ def decode_version(task_id: str, number: int, data: bytes) -> TaskVersion:
 
 
 def seal(fields: dict[str, Any]) -> bytes:
-    """The record of `fields`, with a checksum over them."""
+    """Return the record of `fields`, with a checksum over them."""
     return canonical_json(fields | {_CHECKSUM: _checksum(fields)})
 
 
 def decode_record(data: bytes, what: str, record_format: str, names: frozenset[str]) -> dict[str, Any]:
-    """Parse a sealed record: known format, right checksum, exact fields. Raises CorruptData."""
+    """Parse a sealed record: known format, right checksum, exact fields. Raise CorruptData."""
     try:
         fields = parse_json(data)
     except JsonError as error:
@@ -100,7 +100,7 @@ def decode_record(data: bytes, what: str, record_format: str, names: frozenset[s
 
 
 def is_sealed(data: bytes) -> bool:
-    """Whether these are the bytes of some record, whatever it says."""
+    """Return whether these are the bytes of some record."""
     with suppress(JsonError):
         fields = parse_json(data)
         if isinstance(fields, dict) and _CHECKSUM in fields:
@@ -113,7 +113,7 @@ def _checksum(fields: dict[str, Any]) -> str:
 
 
 def now() -> str:
-    """The time for records, in UTC."""
+    """Return the time for records, in UTC."""
     return datetime.now(UTC).isoformat(timespec="microseconds")
 
 

@@ -2,17 +2,17 @@
 
     blobs/<sha256>.safetensors        canonical prompts
     tasks/<task>/versions/<n>.json    manifests; the file claims the number
-    tasks/<task>/releases/<n>.json    what the aliases mean after change n; chained by sha256
-    changes/                          touched after each release: whoever lists tasks looks at it
-    tasks/<task>/heads/               marks by which records that are gone are missed
-    quarantine/                       what no longer hashed to its name
+    tasks/<task>/releases/<n>.json    the aliases after change n; chained by sha256
+    changes/                          touched after each release: listings look at it
+    tasks/<task>/heads/               marks that show when a record is lost
+    quarantine/                       files that no longer hashed to their names
 
 The blob goes first, then the manifest, then the release, each durable before the next, and each record
 before its mark.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from itertools import takewhile
@@ -36,10 +36,10 @@ from app.store.releases import (
     Release,
     TaskHistory,
     encode_release,
-    meanings,
     next_release,
+    past_targets,
 )
-from app.store.traffic_split import Meaning, choose, versions_of, weighted
+from app.store.traffic_split import AliasTarget, checked_target, choose, versions_of
 
 # An empty folder, touched after each release; a hint for listings, trusted by nothing else.
 CHANGES = ("changes",)
@@ -48,7 +48,7 @@ __all__ = ["PromptStore", "Release", "TaskHistory", "open_store"]
 
 
 def open_store(root: Path) -> "PromptStore":
-    """The store below a directory, which need not exist yet."""
+    """Return the store below a directory, which need not exist yet."""
     return PromptStore(DurableFiles(root))
 
 
@@ -56,7 +56,7 @@ class PromptStore:
     """Tasks, versions, releases and blobs.
 
     Thread-safe, and any number of processes may share the files. Reading works where they are
-    read-only. Every method may raise CorruptData where what is stored doesn't hash to its name,
+    read-only. Every method may raise CorruptData where stored bytes don't hash to their name,
     and Unavailable; every writing method StoreFull, after which nothing was acknowledged.
     """
 
@@ -68,32 +68,32 @@ class PromptStore:
     # -- reading ----------------------------------------------------------------------------
 
     def list_tasks(self) -> list[str]:
-        """Ids of all tasks, retired ones too, sorted."""
+        """Return the ids of all tasks, retired ones too, sorted."""
         return list(self.histories.task_ids())
 
     def read_ahead(self) -> None:
-        """Read what every task's aliases mean, for the first listing; damage is told elsewhere."""
+        """Read every task's aliases, for the first listing; damage is reported elsewhere."""
         with suppress(PromptplexError):
             for task_id in self.list_tasks():
                 with suppress(PromptplexError):
                     self.histories.current(task_id)
 
     def history(self, task_id: str) -> TaskHistory:
-        """All versions and releases as of now, verified. Raises NotFound, InvalidRequest."""
+        """Return all versions and releases as of now, verified. Raise NotFound, InvalidRequest."""
         history = self.histories.refresh(check_task_id(task_id))
         if not history.versions:
             raise NotFound(f"There is no task {task_id!r}")
         return history
 
-    def resolve(self, reference: str, asker: str = "") -> TaskVersion:
-        """The version that `task`, `task@alias`, `task@3` or `task@sha256:...` means now for `asker`.
+    def resolve(self, reference: str, user: str = "") -> TaskVersion:
+        """Return the version that `task`, `task@alias`, `task@3` or `task@sha256:...` names now for `user`.
 
-        Raises NotFound, also where the task is retired; InvalidRequest where the reference is malformed.
+        Raise NotFound, also where the task is retired; InvalidRequest where the reference is malformed.
         """
         wanted = parse_reference(reference)
         present = self._in_service(wanted.task_id)
-        if wanted.alias is not None and (meaning := present.aliases.get(wanted.alias)) is not None:
-            return present.versions[choose(meaning, wanted.task_id, asker)]
+        if wanted.alias is not None and (target := present.aliases.get(wanted.alias)) is not None:
+            return present.versions[choose(target, wanted.task_id, user)]
         history = self.histories.cached(wanted.task_id)
         version = None if history is None else _find(history, wanted)
         if version is None:  # versions are immutable: what is cached is right, what it lacks may be new
@@ -102,16 +102,16 @@ class PromptStore:
             raise _not_there(self.history(wanted.task_id), wanted)
         return version
 
-    def meant_by(self, task_id: str, alias: str) -> list[TaskVersion]:
-        """Every version that the alias means now, the one with the most weight first.
+    def alias_versions(self, task_id: str, alias: str) -> list[TaskVersion]:
+        """Return every version that the alias points at now, the one with the most weight first.
 
-        Raises NotFound, also where the task is retired.
+        Raise NotFound, also where the task is retired.
         """
         present = self._in_service(check_task_id(task_id))
-        meaning = present.aliases.get(alias)
-        if meaning is None:
+        target = present.aliases.get(alias)
+        if target is None:
             raise _no_alias(self.history(task_id), alias)
-        weights = {meaning: 1} if isinstance(meaning, int) else meaning
+        weights = {target: 1} if isinstance(target, int) else target
         versions = sorted(weights, key=lambda version: (-weights[version], version))
         return [present.versions[version] for version in versions]
 
@@ -122,11 +122,11 @@ class PromptStore:
         return present
 
     def read_blob(self, digest: str) -> bytes:
-        """The canonical bytes whose sha256 is `digest`, verified. Raises CorruptData."""
+        """Return the canonical bytes of this sha256, verified. Raise CorruptData."""
         return self.blobs.read(digest)
 
     def heal_blob(self, digest: str, data: bytes) -> bool:
-        """Put good bytes back where the store lost them; whether that was needed."""
+        """Put good bytes back where the store lost them. Return whether that was needed."""
         return self.blobs.heal(digest, data)
 
     # -- publishing -------------------------------------------------------------------------
@@ -134,8 +134,8 @@ class PromptStore:
     def publish(self, task_id: str, draft: VersionDraft) -> tuple[TaskVersion, bool]:
         """Make the draft a version, durably; no alias moves.
 
-        Returns (version, True), or (existing version, False) where one has the same prompt and
-        settings; provenance does not count. Raises InvalidRequest where settings aren't JSON,
+        Return (version, True), or (existing version, False) where one has the same prompt and
+        settings; provenance does not count. Raise InvalidRequest where settings aren't JSON,
         Conflict where the task is retired.
         """
         wanted = version_of(check_task_id(task_id), 1, draft)
@@ -145,12 +145,12 @@ class PromptStore:
             self.blobs.put(draft.prompt.digest, draft.prompt.data)
         version, created = self._claim(wanted)
         if draft.prompt is not None and not self.blobs.exists(draft.prompt.digest):
-            # It had lain unreferenced for so long that it was swept away just before the manifest came.
+            # It was unreferenced for so long that it was collected just before the manifest came.
             self.blobs.put(draft.prompt.digest, draft.prompt.data)
         return version, created
 
     def _claim(self, wanted: TaskVersion) -> tuple[TaskVersion, bool]:
-        """The version, under the next number that nobody else claims; or one with the same settings."""
+        """Claim the next number for the version, or return the one that has the same settings."""
         task_id, settings = wanted.task_id, settings_of(wanted)
         while True:
             history = self.histories.refresh(task_id)
@@ -172,52 +172,52 @@ class PromptStore:
         self,
         task_id: str,
         alias: str,
-        target: int | Mapping[int, int],
+        target: AliasTarget,
         *,
         expected_release: int | None = None,
         who: str = "",
         why: str = "",
     ) -> Release:
-        """Let `alias` mean a version, or versions by weight; where it does, the release since which.
+        """Point `alias` at a version, or at several by weight. Return the release that did, new or old.
 
         With `expected_release` a compare-and-set: Conflict where the task's last release (0: none)
-        is another one, or the task is retired. Raises NotFound where there is no such task or version.
+        is another one, or the task is retired. Raise NotFound where there is no such task or version.
         """
         check_alias(alias)
-        meaning = target if isinstance(target, int) else weighted(target)
+        target = checked_target(target)
 
         def decide(history: TaskHistory) -> Change | Release:
             _check_expected(history, expected_release)
             _check_in_service(history)
-            _check_versions(history, meaning)
-            if history.aliases.get(alias) == meaning:
-                return _since(history, alias, meaning)
-            return Change(action=MOVE, alias=alias, meaning=meaning, who=who, why=why)
+            _check_versions(history, target)
+            if history.aliases.get(alias) == target:
+                return _since(history, alias, target)
+            return Change(action=MOVE, alias=alias, target=target, who=who, why=why)
 
         return self._release(task_id, decide)
 
     def rollback(self, task_id: str, alias: str = DEFAULT_ALIAS, *, who: str = "", why: str = "") -> Release:
-        """Let the alias mean what it meant before its current meaning; again: one further back.
+        """Point the alias at its previous target; again: one further back.
 
-        Raises NotFound where there is no such alias, Conflict where it has no earlier meaning, the task
-        is retired, or somebody else moved an alias of the task at the same time.
+        Raise NotFound where there is no such alias, Conflict where it has no earlier target, the task
+        is retired, or another caller moved an alias of the task at the same time.
         """
         check_alias(alias)
         history = self.history(task_id)
         _check_in_service(history)
-        stack = meanings(history, alias)
+        stack = past_targets(history, alias)
         if not stack:
             raise _no_alias(history, alias)
         if len(stack) == 1:
             raise Conflict(f"Alias {alias!r} of task {task_id!r} has no earlier version to go back to")
-        change = Change(action=ROLLBACK, alias=alias, meaning=stack[-2], who=who, why=why)
+        change = Change(action=ROLLBACK, alias=alias, target=stack[-2], who=who, why=why)
         release = self._put_release(history, change)
-        if release is None:  # not tried again: going back from what somebody just released is another wish
+        if release is None:  # not tried again: a rollback of what was just released is another request
             raise _moved_first(task_id, len(history.releases) + 1)
         return release
 
     def retire(self, task_id: str, *, who: str = "", why: str = "") -> Release:
-        """Take the task out of service; what runs finishes. Where it is retired, the release since which."""
+        """Take the task out of service; what runs finishes. Return the release that did, new or old."""
 
         def decide(history: TaskHistory) -> Change | Release:
             if history.retired:
@@ -227,7 +227,7 @@ class PromptStore:
         return self._release(task_id, decide)
 
     def restore(self, task_id: str, *, who: str = "", why: str = "") -> Release:
-        """Bring a retired task back as it was. Conflict where it isn't retired and never was."""
+        """Bring a retired task back as it was. Raise Conflict where it was never retired."""
 
         def decide(history: TaskHistory) -> Change | Release:
             if not history.retired:
@@ -237,7 +237,7 @@ class PromptStore:
         return self._release(task_id, decide)
 
     def _release(self, task_id: str, decide: Callable[[TaskHistory], Change | Release]) -> Release:
-        """Decide on the newest history until nobody was faster; an existing release is made sure of."""
+        """Decide on the newest history until no other writer is faster; an existing release is synced."""
         while True:
             history = self.history(task_id)
             decision = decide(history)
@@ -249,7 +249,7 @@ class PromptStore:
                 return release
 
     def _put_release(self, history: TaskHistory, change: Change) -> Release | None:
-        """The next release, or None where somebody else claimed its number."""
+        """Write the next release; None where another writer claimed its number."""
         release = next_release(history, change)
         data = encode_release(release)
         if not self.files.put_if_absent(release_name(release.task_id, release.number), data):
@@ -262,7 +262,7 @@ class PromptStore:
 
 
 def _find(history: TaskHistory, wanted: Reference) -> TaskVersion | None:
-    """The version that is asked for by its number or digest."""
+    """The version with the wanted number or digest."""
     if wanted.version is not None:
         return history.version(wanted.version)
     return next((version for version in history.versions if version.digest == wanted.digest), None)
@@ -285,15 +285,15 @@ def _check_expected(history: TaskHistory, expected_release: int | None) -> None:
         raise _moved_first(history.task_id, len(history.releases))
 
 
-def _check_versions(history: TaskHistory, meaning: Meaning) -> None:
-    for version in versions_of(meaning):
+def _check_versions(history: TaskHistory, target: AliasTarget) -> None:
+    for version in versions_of(target):
         if history.version(version) is None:
             raise NotFound(f"Task {history.task_id!r} has no version {version}")
 
 
-def _since(history: TaskHistory, alias: str, meaning: Meaning) -> Release:
-    """The release since which the alias has had its present meaning."""
-    same = takewhile(lambda release: release.aliases.get(alias) == meaning, reversed(history.releases))
+def _since(history: TaskHistory, alias: str, target: AliasTarget) -> Release:
+    """The release that gave the alias its present target."""
+    same = takewhile(lambda release: release.aliases.get(alias) == target, reversed(history.releases))
     return list(same)[-1]
 
 

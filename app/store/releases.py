@@ -4,8 +4,8 @@
     releases/2.json  {aliases: {live: {"1": 90, "2": 10}}, previous: sha256 of releases/1.json, ...}
 
 Number n is claimed by put-if-absent, so moving an alias is a compare-and-set. A change anywhere
-in the past breaks the chain, and what a release names is verified against its digests. The chain is
-the audit log: who did what, when and why, from the first release on.
+in the past breaks the chain, and the manifests that a release names are verified against its digests. The
+chain is the audit log: who changed what, when and why, from the first release on.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from app.errors import CorruptData, InvalidRequest
 from app.prompt import TaskVersion
 from app.store.manifests import decode_record, now, seal
 from app.store.references import MAX_ALIAS
-from app.store.traffic_split import Meaning, meaning_as_json, meaning_from_json, versions_of
+from app.store.traffic_split import AliasTarget, target_as_json, target_from_json, versions_of
 
 FORMAT = "promptplex.release/2"
 MOVE = "move"
@@ -40,7 +40,7 @@ class Release:
     previous_digest: str | None
     action: str  # "move", "rollback", "retire" or "restore"
     alias: str | None  # the one that moved; None: none did
-    aliases: Mapping[str, Meaning]
+    aliases: Mapping[str, AliasTarget]
     retired: bool  # nothing of the task is served
     manifest_digests: Mapping[int, str]  # of each version that `aliases` names
     who: str
@@ -57,33 +57,33 @@ class TaskHistory:
     releases: tuple[Release, ...] = ()
 
     @property
-    def aliases(self) -> Mapping[str, Meaning]:
-        """What each alias means now."""
+    def aliases(self) -> Mapping[str, AliasTarget]:
+        """Return the target of each alias now."""
         return self.releases[-1].aliases if self.releases else {}
 
     @property
     def retired(self) -> bool:
-        """Whether the task is out of service now."""
+        """Return whether the task is out of service now."""
         return bool(self.releases) and self.releases[-1].retired
 
     def version(self, number: int) -> TaskVersion | None:
-        """Version `number`, or None."""
+        """Return version `number`, or None."""
         return self.versions[number - 1] if 0 < number <= len(self.versions) else None
 
 
 @dataclass(frozen=True, slots=True)
 class Present:
-    """What a task's aliases mean now, verified: all that admission and listings need of it."""
+    """A task's aliases and their versions now, verified: all that requests and listings need of it."""
 
     task_id: str
     num_releases: int
     retired: bool
-    aliases: Mapping[str, Meaning]
+    aliases: Mapping[str, AliasTarget]
     versions: Mapping[int, TaskVersion]  # those that the aliases name
 
     @classmethod
     def of(cls, history: TaskHistory) -> "Present":
-        """The end of a history."""
+        """Return the end of a history."""
         last = history.releases[-1] if history.releases else None
         named = (
             {} if last is None else {number: history.versions[number - 1] for number in last.manifest_digests}
@@ -97,7 +97,7 @@ class Change:
 
     action: str
     alias: str | None = None
-    meaning: Meaning | None = None  # what `alias` is to mean
+    target: AliasTarget | None = None  # of `alias`
     who: str = ""
     why: str = ""
 
@@ -105,9 +105,9 @@ class Change:
 def next_release(history: TaskHistory, change: Change) -> Release:
     """Return the release after the last one of `history`, but for its digest."""
     aliases = dict(history.aliases)
-    if change.alias is not None and change.meaning is not None:
-        aliases[change.alias] = change.meaning
-    named = sorted({version for meaning in aliases.values() for version in versions_of(meaning)})
+    if change.alias is not None and change.target is not None:
+        aliases[change.alias] = change.target
+    named = sorted({version for target in aliases.values() for version in versions_of(target)})
     return Release(
         task_id=history.task_id,
         number=len(history.releases) + 1,
@@ -130,7 +130,7 @@ def encode_release(release: Release) -> bytes:
         {name: getattr(release, name) for name in _COMMON}
         | {
             "format": FORMAT,
-            "aliases": {alias: meaning_as_json(meaning) for alias, meaning in release.aliases.items()},
+            "aliases": {alias: target_as_json(target) for alias, target in release.aliases.items()},
             "previous": release.previous_digest,
             "manifests": {str(version): digest for version, digest in release.manifest_digests.items()},
         }
@@ -144,7 +144,7 @@ def encode_release(release: Release) -> bytes:
 
 
 def decode_release(task_id: str, number: int, data: bytes, previous: Release | None) -> Release:
-    """Read a record back and verify its link to the release before it. Raises CorruptData."""
+    """Read a record back and verify its link to the release before it. Raise CorruptData."""
     what = f"release {number} of task {task_id!r}"
     fields = decode_record(data, what, FORMAT, _FIELDS)
     if (fields["task_id"], fields["number"]) != (task_id, number):
@@ -152,7 +152,7 @@ def decode_release(task_id: str, number: int, data: bytes, previous: Release | N
     if fields["previous"] != (None if previous is None else previous.digest):
         raise CorruptData(f"The chain of releases is broken before {what}: the past was changed")
     try:
-        aliases = {alias: meaning_from_json(value) for alias, value in fields["aliases"].items()}
+        aliases = {alias: target_from_json(value) for alias, value in fields["aliases"].items()}
         manifests = {int(version): digest for version, digest in fields["manifests"].items()}
     except (AttributeError, ValueError):
         raise CorruptData(f"The record of {what} has a field of the wrong type") from None
@@ -168,7 +168,7 @@ def decode_release(task_id: str, number: int, data: bytes, previous: Release | N
 
 
 def verify_manifests(releases: Sequence[Release], versions: Sequence[TaskVersion]) -> None:
-    """Each manifest that a release names is there and hashes to what the release says."""
+    """Raise CorruptData unless each manifest that a release names is there, with the digest it names."""
     for release in releases:
         for number, digest in release.manifest_digests.items():
             if number > len(versions) or versions[number - 1].digest != digest:
@@ -178,22 +178,22 @@ def verify_manifests(releases: Sequence[Release], versions: Sequence[TaskVersion
                 )
 
 
-def meanings(history: TaskHistory, alias: str) -> list[Meaning]:
-    """What `alias` meant, oldest first; rollbacks take meanings away, the last one is current."""
-    stack: list[Meaning] = []
+def past_targets(history: TaskHistory, alias: str) -> list[AliasTarget]:
+    """Return the targets of `alias`, oldest first; a rollback takes the last one away."""
+    stack: list[AliasTarget] = []
     for release in history.releases:
-        meaning = release.aliases.get(alias)
+        target = release.aliases.get(alias)
         if release.action == ROLLBACK and release.alias == alias and stack:
             stack.pop()
-        if meaning is not None and (not stack or stack[-1] != meaning):
-            stack.append(meaning)
+        if target is not None and (not stack or stack[-1] != target):
+            stack.append(target)
     return stack
 
 
 def _is_consistent(
-    fields: Mapping[str, Any], aliases: Mapping[str, Meaning], manifests: Mapping[int, str]
+    fields: Mapping[str, Any], aliases: Mapping[str, AliasTarget], manifests: Mapping[int, str]
 ) -> bool:
-    named = {version for meaning in aliases.values() for version in versions_of(meaning)}
+    named = {version for target in aliases.values() for version in versions_of(target)}
     alias = fields["alias"]
     moves = fields["action"] in (MOVE, ROLLBACK)
     return (

@@ -1,7 +1,7 @@
-"""Looking for damage at rest, and mending it from what is left elsewhere.
+"""Scrubbing: verifying everything at rest, and healing damage from what is left elsewhere.
 
 Reading finds damage where it is read; this reads everything. Records are put back as they were when
-this process read and verified them, prompts from whatever tier still has their bytes.
+this process read and verified them, prompts from any other tier that still has their bytes.
 """
 
 import hashlib
@@ -22,17 +22,17 @@ MAX_RECORD_BYTES = max(MAX_MANIFEST_BYTES, MAX_RELEASE_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
-class Damage:
+class Finding:
     """Something in the store that is not as it was written."""
 
-    what: str  # for people
+    message: str
     healed: bool = False
 
 
-def find_damage(store: PromptStore, fetch: Callable[[str], bytes] | None = None) -> Iterator[Damage]:
+def scrub(store: PromptStore, fetch: Callable[[str], bytes] | None = None) -> Iterator[Finding]:
     """Read and verify everything, one task and one prompt at a time; heal what can be healed.
 
-    `fetch` gets the bytes of a prompt, by digest, from tiers beside the store, or raises PromptplexError.
+    `fetch` returns the bytes of a prompt, by digest, from other tiers, or raises PromptplexError.
     """
     referenced: set[str] = set()
     for task_id in sorted({*store.list_tasks(), *store.histories.cached_ids()}):
@@ -40,7 +40,7 @@ def find_damage(store: PromptStore, fetch: Callable[[str], bytes] | None = None)
             history = _read_all(store, task_id)
         except CorruptData as error:
             healed = heal_records(store, task_id)
-            yield Damage(error.message, healed)
+            yield Finding(error.message, healed)
             if not healed:
                 continue
             history = store.histories.read_afresh(task_id)
@@ -49,11 +49,11 @@ def find_damage(store: PromptStore, fetch: Callable[[str], bytes] | None = None)
         try:
             store.read_blob(digest)
         except CorruptData as error:
-            yield Damage(error.message, fetch is not None and _heal_blob(store, digest, fetch))
+            yield Finding(error.message, fetch is not None and _heal_blob(store, digest, fetch))
 
 
 def _read_all(store: PromptStore, task_id: str) -> TaskHistory:
-    """What the files say, where this process knows nothing else."""
+    """The history by the files. Raise CorruptData where this process knows another one."""
     known = store.histories.cached(task_id)
     history = store.histories.read_afresh(task_id)
     if known is None:
@@ -71,7 +71,7 @@ def _read_all(store: PromptStore, task_id: str) -> TaskHistory:
 
 
 def heal_records(store: PromptStore, task_id: str) -> bool:
-    """Put a task's records back as this process knows them; False where it doesn't, or can't."""
+    """Put a task's records back as this process knows them. Return False where it doesn't, or can't."""
     known = store.histories.cached(task_id)
     if known is None:
         return False
@@ -89,7 +89,7 @@ def heal_records(store: PromptStore, task_id: str) -> bool:
             _heal(store, name, data)
         store.histories.read_afresh(task_id)
     except PromptplexError as error:
-        _log.error("the records of task %s are damaged and can't be mended: %s", task_id, error)
+        _log.error("the records of task %s are damaged and can't be healed: %s", task_id, error)
         return False
     return True
 
@@ -98,7 +98,7 @@ def _heal_blob(store: PromptStore, digest: str, fetch: Callable[[str], bytes]) -
     try:
         store.heal_blob(digest, fetch(digest))
     except PromptplexError as error:
-        _log.error("prompt %s can't be mended: %s", digest, error)
+        _log.error("prompt %s can't be healed: %s", digest, error)
         return False
     return True
 
@@ -112,7 +112,7 @@ def _heal(store: PromptStore, name: Name, good: bytes) -> None:
         if found == good:
             return
         _put_back(store, name, found, good)
-    _log.warning("%s was damaged; it is as it was written again", "/".join(name))
+    _log.warning("%s was damaged; it is healed", "/".join(name))
 
 
 def _put_back(store: PromptStore, name: Name, found: bytes | None, good: bytes) -> None:

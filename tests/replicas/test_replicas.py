@@ -125,7 +125,7 @@ def test_a_blob_that_rots_on_the_disk_is_mended_from_redis(cluster: Cluster) -> 
     path.write_bytes(data)
     with Server.running(*cluster.flags) as fresh:
         url = fresh.wait_until_ready()
-        fresh.wait_for("(mended)")
+        fresh.wait_for("(healed)")
         assert path.read_bytes() == prompt.data
         assert cluster.all_serve(uploaded, url)
         assert cluster.client.get(f"{url}/health").json()["store"] == "up"

@@ -111,7 +111,7 @@ def test_nobody_looks_again_where_nobody_touched_the_store(
     catalog.servable(everything, cards := Cards())
     catalog.servable(everything, cards)  # what reading it the first time changed
     with monkeypatch.context() as patch:
-        patch.setattr(PromptStore, "meant_by", lambda *_: pytest.fail("it looked at a task"))
+        patch.setattr(PromptStore, "alias_versions", lambda *_: pytest.fail("it looked at a task"))
         assert len(catalog.servable(everything, cards)) == 6
     publish(open_store(tmp_path / "store"), "t4", "another {x}")
     assert b"t4@2" in catalog.servable(everything, cards)

@@ -13,9 +13,9 @@ from app.keys.key_file import read_keys
 from app.prompt import VersionDraft
 from app.serving.publishing.bundle import read_bundle
 from app.store.bounded import read_bounded
-from app.store.gc import sweep
+from app.store.gc import collect_garbage
 from app.store.prompt_store import PromptStore, open_store
-from app.store.scrub import find_damage
+from app.store.scrub import scrub
 from tests.store.builders import soft
 
 PROMPT = soft()
@@ -78,7 +78,7 @@ def refuses(work: Callable[[], object]) -> None:
 def test_records(record: str, harm: str, root: Path, filled: PromptStore) -> None:
     put(harm, root / "tasks" / "t" / record)
     refuses(lambda: open_store(root).resolve("t"))
-    assert peak_of(lambda: list(find_damage(open_store(root)))) < 20 << 20
+    assert peak_of(lambda: list(scrub(open_store(root)))) < 20 << 20
     assert open_store(root).list_tasks() == ["t"]
     filled.publish("u", VersionDraft(prompt=PROMPT))
     assert open_store(root).resolve("u@1").prompt_digest == PROMPT.digest
@@ -88,7 +88,7 @@ def test_records(record: str, harm: str, root: Path, filled: PromptStore) -> Non
 @pytest.mark.parametrize("record", RECORDS)
 def test_a_replica_puts_a_record_back(record: str, harm: str, root: Path, filled: PromptStore) -> None:
     put(harm, root / "tasks" / "t" / record)
-    assert [damage.healed for damage in find_damage(filled)] == [True]
+    assert [finding.healed for finding in scrub(filled)] == [True]
     assert open_store(root).history("t") == filled.history("t")
 
 
@@ -96,7 +96,7 @@ def test_a_replica_puts_a_record_back(record: str, harm: str, root: Path, filled
 def test_blobs(harm: str, root: Path, filled: PromptStore) -> None:
     put(harm, root / "blobs" / f"{PROMPT.digest}.safetensors")
     refuses(lambda: filled.read_blob(PROMPT.digest))
-    assert len(list(find_damage(open_store(root)))) == 1
+    assert len(list(scrub(open_store(root)))) == 1
     filled.publish("u", VersionDraft(prompt=PROMPT))
     assert filled.read_blob(PROMPT.digest) == PROMPT.data
 
@@ -104,9 +104,9 @@ def test_blobs(harm: str, root: Path, filled: PromptStore) -> None:
 @pytest.mark.parametrize("harm", HARMS)
 def test_the_quarantine(harm: str, root: Path, filled: PromptStore) -> None:
     put(harm, root / "quarantine" / f"blobs-{PROMPT.digest}.safetensors.00000000")
-    assert peak_of(lambda: sweep(open_store(root), older_than=-1.0)) < 20 << 20
+    assert peak_of(lambda: collect_garbage(open_store(root), older_than=-1.0)) < 20 << 20
     (root / "blobs" / f"{PROMPT.digest}.safetensors").unlink()
-    assert peak_of(lambda: sweep(open_store(root), older_than=-1.0)) < 20 << 20
+    assert peak_of(lambda: collect_garbage(open_store(root), older_than=-1.0)) < 20 << 20
 
 
 @pytest.mark.parametrize("harm", HARMS)

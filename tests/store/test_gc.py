@@ -9,7 +9,7 @@ import pytest
 from app.errors import CorruptData
 from app.prompt import VersionDraft
 from app.store.files import DurableFiles
-from app.store.gc import sweep
+from app.store.gc import collect_garbage
 from app.store.prompt_store import PromptStore, open_store
 from tests.store.builders import prefix, soft, tree
 from tests.store.faulty_disks import CrashedError, WatchedDisk, crashing_disk
@@ -31,10 +31,10 @@ def test_what_is_young_or_referred_to_stays(root: Path, store: PromptStore) -> N
     store.publish("t", VersionDraft(prompt=SOFT))
     store.blobs.put(OTHER.digest, OTHER.data)
     make_older(blob(root, SOFT.digest), 30 * DAY)
-    assert sweep(store, older_than=DAY).blobs == 0
+    assert collect_garbage(store, older_than=DAY).blobs == 0
     make_older(blob(root, OTHER.digest), 2 * DAY)
     before = store.history("t")
-    assert sweep(store, older_than=DAY).blobs == 1
+    assert collect_garbage(store, older_than=DAY).blobs == 1
     assert not blob(root, OTHER.digest).exists()
     assert store.read_blob(SOFT.digest) == SOFT.data
     assert open_store(root).history("t") == before
@@ -51,10 +51,10 @@ def test_unfinished_files_go(root: Path, store: PromptStore) -> None:
         break
     leftovers = list(root.rglob(".tmp-*"))
     assert leftovers
-    assert sweep(store, older_than=DAY).leftovers == 0
+    assert collect_garbage(store, older_than=DAY).leftovers == 0
     for path in leftovers:
         make_older(path, 2 * DAY)
-    assert sweep(store, older_than=DAY).leftovers == len(leftovers)
+    assert collect_garbage(store, older_than=DAY).leftovers == len(leftovers)
     assert not list(root.rglob(".tmp-*"))
     assert [version.prompt_digest for version in store.history("t").versions][:1] == [SOFT.digest]
 
@@ -63,16 +63,16 @@ def test_publishing_an_old_blob_again_makes_it_young(root: Path, store: PromptSt
     store.blobs.put(SOFT.digest, SOFT.data)
     make_older(blob(root, SOFT.digest), 30 * DAY)
     store.blobs.put(SOFT.digest, SOFT.data)
-    assert sweep(store, older_than=DAY).blobs == 0
+    assert collect_garbage(store, older_than=DAY).blobs == 0
 
 
 def test_a_sweep_that_was_killed_is_made_good(root: Path, store: PromptStore) -> None:
     """It had set a blob aside when a manifest that refers to it appeared, and never came back."""
     store.publish("t", VersionDraft(prompt=SOFT))
-    store.files.set_aside(("blobs", f"{SOFT.digest}.safetensors"))
+    store.files.quarantine(("blobs", f"{SOFT.digest}.safetensors"))
     with pytest.raises(CorruptData):
         store.read_blob(SOFT.digest)
-    sweep(store, older_than=DAY)
+    collect_garbage(store, older_than=DAY)
     assert store.read_blob(SOFT.digest) == SOFT.data
 
 
@@ -82,7 +82,7 @@ def test_nothing_is_swept_where_a_task_cannot_be_read(root: Path, store: PromptS
     (root / "tasks/t/versions/1.json").write_bytes(b"rot")
     before = tree(root)
     with pytest.raises(CorruptData):
-        sweep(open_store(root), older_than=DAY)
+        collect_garbage(open_store(root), older_than=DAY)
     assert tree(root) == before
 
 
@@ -92,7 +92,7 @@ def test_a_stray_file_among_the_tasks_stops_no_sweep(root: Path, store: PromptSt
     (root / "tasks" / "notes").write_text("another")
     store.blobs.put(OTHER.digest, OTHER.data)
     make_older(blob(root, OTHER.digest), 2 * DAY)
-    assert sweep(store, older_than=DAY).blobs == 1
+    assert collect_garbage(store, older_than=DAY).blobs == 1
 
 
 @pytest.mark.parametrize("moment", ["rename", "unlink"])
@@ -111,7 +111,7 @@ def test_a_manifest_that_appears_during_a_sweep_keeps_its_blob(
             published.append(0)
             published[0] = publisher.publish("t", VersionDraft(prompt=OTHER))[0].version
 
-    sweep(PromptStore(DurableFiles(root, WatchedDisk(publish_meanwhile))), older_than=DAY)
+    collect_garbage(PromptStore(DurableFiles(root, WatchedDisk(publish_meanwhile))), older_than=DAY)
     assert published == [2]
     assert open_store(root).read_blob(OTHER.digest) == OTHER.data
 
@@ -119,12 +119,12 @@ def test_a_manifest_that_appears_during_a_sweep_keeps_its_blob(
 def test_what_a_killed_sweep_had_set_aside_for_good_goes_later(root: Path, store: PromptStore) -> None:
     store.publish("t", VersionDraft(prompt=SOFT))
     store.blobs.put(OTHER.digest, OTHER.data)
-    aside = store.files.set_aside(("blobs", f"{OTHER.digest}.safetensors"))
+    aside = store.files.quarantine(("blobs", f"{OTHER.digest}.safetensors"))
     evidence = root / "quarantine" / f"blobs-{SOFT.digest}.safetensors.00"
     evidence.write_bytes(b"rot")
     assert aside is not None
     for path in (root.joinpath(*aside), evidence):
         make_older(path, 2 * DAY)
-    assert sweep(store, older_than=DAY).blobs == 1
+    assert collect_garbage(store, older_than=DAY).blobs == 1
     assert not root.joinpath(*aside).exists()
     assert evidence.exists()

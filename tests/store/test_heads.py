@@ -13,7 +13,7 @@ from app.serving.store_maintenance import StoreMaintenance
 from app.store.disk import Disk
 from app.store.files import TEMPORARY_PREFIX, DurableFiles
 from app.store.prompt_store import PromptStore, open_store
-from app.store.scrub import find_damage
+from app.store.scrub import scrub
 from tests.store.builders import soft
 from tests.store.faulty_disks import CrashedError, crashing_disk
 
@@ -67,8 +67,8 @@ def test_a_stranger_misses_what_was_deleted(loss: str, root: Path, filled: Promp
         stranger.move_alias("t", "live", 1)
     with pytest.raises(CorruptData):
         stranger.publish("t", VersionDraft(prompt=None, template="{x}"))
-    assert [damage.healed for damage in find_damage(open_store(root))] == [False]
-    assert [damage.healed for damage in find_damage(filled)] == [True], "a replica that knows it mends it"
+    assert [finding.healed for finding in scrub(open_store(root))] == [False]
+    assert [finding.healed for finding in scrub(filled)] == [True], "a replica that knows it mends it"
     assert open_store(root).history("t") == before
 
 
@@ -97,7 +97,7 @@ def test_a_crash_at_any_point_looks_like_no_loss(root: Path) -> None:
         try:
             publish(PromptStore(DurableFiles(store, crashing_disk(at))))
         except CrashedError:
-            assert list(find_damage(open_store(store))) == []
+            assert list(scrub(open_store(store))) == []
             publish(open_store(store))
             (store / "tasks" / "t" / "releases" / "1.json").unlink()
             with pytest.raises(CorruptData, match="lost its release 1"):
@@ -128,4 +128,4 @@ def test_a_mark_that_cannot_be_made_costs_no_acknowledgement(root: Path) -> None
     assert store.resolve("t").notes == "one"
     StoreMaintenance(store, lambda digest: b"").round()
     (root / "tasks" / "t" / "releases" / "1.json").unlink()
-    assert [damage.healed for damage in find_damage(open_store(root))] == [False]
+    assert [finding.healed for finding in scrub(open_store(root))] == [False]

@@ -77,7 +77,7 @@ def write_task(root: Path, task: str, draft: VersionDraft) -> None:
     """As a store of before left it: a version that is live."""
     manifest = encode_version(version_of(task, 1, draft))
     history = TaskHistory(task, (decode_version(task, 1, manifest),))
-    release = encode_release(next_release(history, Change(action=MOVE, alias="live", meaning=1)))
+    release = encode_release(next_release(history, Change(action=MOVE, alias="live", target=1)))
     for folder, data in (("versions", manifest), ("releases", release)):
         (root / "tasks" / task / folder).mkdir(parents=True)
         (root / "tasks" / task / folder / "1.json").write_bytes(data)
@@ -102,7 +102,7 @@ def test_an_alias_costs_one_look(many: Path) -> None:
     files = CountingFiles(many)
     store = PromptStore(files)
     store.resolve("task-00007")
-    assert files.count(lambda: store.meant_by("task-00007", "live")) == {"exists": 1}
+    assert files.count(lambda: store.alias_versions("task-00007", "live")) == {"exists": 1}
     assert files.count(lambda: store.resolve("task-00007")) == {"exists": 1}
 
 

@@ -9,7 +9,7 @@ import pytest
 from app.errors import CorruptData, StoreFull
 from app.prompt import VersionDraft
 from app.store.prompt_store import PromptStore, open_store
-from app.store.scrub import find_damage
+from app.store.scrub import scrub
 from tests.store.builders import prefix, soft
 
 SOFT, OTHER = soft(seed=1), prefix(seed=2)
@@ -91,19 +91,19 @@ def test_a_replica_mends_records_that_it_knows(
         path.unlink()
     else:
         path.write_bytes(b"" if harm == "empty" else next(flipped(good, step=1)))
-    assert [damage.healed for damage in find_damage(open_store(root))] == [False]
-    assert [damage.healed for damage in find_damage(filled)] == [True]
+    assert [finding.healed for finding in scrub(open_store(root))] == [False]
+    assert [finding.healed for finding in scrub(filled)] == [True]
     assert path.read_bytes() == good
-    assert list(find_damage(filled)) == []
+    assert list(scrub(filled)) == []
     assert filled.history("t").retired
 
 
 def test_a_missing_blob_is_told(root: Path, filled: PromptStore) -> None:
     (root / BLOB).unlink()
-    damages = list(find_damage(open_store(root)))
-    assert len(damages) == 1
-    assert SOFT.digest in damages[0].what
-    assert "upload" in damages[0].what
+    findings = list(scrub(open_store(root)))
+    assert len(findings) == 1
+    assert SOFT.digest in findings[0].message
+    assert "upload" in findings[0].message
 
 
 def test_a_damaged_blob_is_mended_from_elsewhere(root: Path, filled: PromptStore) -> None:
@@ -114,14 +114,14 @@ def test_a_damaged_blob_is_mended_from_elsewhere(root: Path, filled: PromptStore
         fetched.append(digest)
         return SOFT.data
 
-    assert [damage.healed for damage in find_damage(filled, fetch)] == [True]
+    assert [finding.healed for finding in scrub(filled, fetch)] == [True]
     assert fetched == [SOFT.digest]
     assert filled.read_blob(SOFT.digest) == SOFT.data
 
 
 def test_wrong_bytes_from_elsewhere_mend_nothing(root: Path, filled: PromptStore) -> None:
     (root / BLOB).write_bytes(SOFT.data[::-1])
-    assert [damage.healed for damage in find_damage(filled, lambda digest: OTHER.data)] == [False]
+    assert [finding.healed for finding in scrub(filled, lambda digest: OTHER.data)] == [False]
 
 
 def test_one_damaged_task_leaves_the_others_alone(root: Path, filled: PromptStore) -> None:
@@ -159,22 +159,22 @@ def test_a_number_that_was_claimed_anew_is_told_and_stays(root: Path, filled: Pr
     lost.unlink()
     release = other.move_alias("t", "live", 2, why="unaware")
     before = lost.read_bytes()
-    damages = list(find_damage(filled))
-    assert [damage.healed for damage in damages] == [False]
-    assert "claimed anew" in damages[0].what
+    findings = list(scrub(filled))
+    assert [finding.healed for finding in findings] == [False]
+    assert "claimed anew" in findings[0].message
     assert lost.read_bytes() == before, "what another replica was acknowledged stays"
     for stranger in (filled, open_store(root)):
-        assert ["claimed anew" in damage.what for damage in find_damage(stranger)] == [True]
+        assert ["claimed anew" in finding.message for finding in scrub(stranger)] == [True]
     (lost_mark,) = [mark for mark in heads.glob("release-5-*") if not mark.name.endswith(release.digest)]
     lost_mark.unlink()  # what docs/store.md says: the loss is accepted
     assert filled.resolve("t").version == 2 == release.aliases["live"]
-    assert list(find_damage(filled)) == []
+    assert list(scrub(filled)) == []
 
 
 def test_a_task_that_is_gone_is_put_back(root: Path, filled: PromptStore) -> None:
     before = filled.history("t")
     shutil.rmtree(root / "tasks" / "t")
-    assert [damage.healed for damage in find_damage(filled)] == [True]
+    assert [finding.healed for finding in scrub(filled)] == [True]
     assert open_store(root).history("t") == before
 
 
@@ -188,4 +188,4 @@ def test_a_task_that_cannot_be_looked_into_hides_no_other(harm: str, root: Path,
         (root / "tasks" / "readme").write_text("a note")
     assert "u" in store.list_tasks()
     assert store.resolve("u").version == 1
-    list(find_damage(store))
+    list(scrub(store))

@@ -17,14 +17,14 @@ from app.errors import Conflict, NotFound
 from app.prompt import TaskVersion, VersionDraft
 from app.store.files import DurableFiles
 from app.store.prompt_store import PromptStore, open_store
-from app.store.traffic_split import Meaning, choose, versions_of
+from app.store.traffic_split import AliasTarget, choose, versions_of
 from tests.store.builders import prefix, soft
 from tests.store.faulty_disks import CrashedError, crashing_disk
 
 PROMPTS = (None, soft(seed=1), soft(seed=2), prefix(seed=3))
 tasks = st.sampled_from(["a", "b.c", "d-1"])
 aliases = st.sampled_from(["live", "canary"])
-ASKERS = ("anna", "ben", "cleo")
+USERS = ("anna", "ben", "cleo")
 settings_of_draft = st.tuples(st.integers(0, len(PROMPTS) - 1), st.sampled_from(["", "x", "y"]))
 instances = st.integers(0, 2)
 
@@ -34,21 +34,21 @@ class Model:
     """What a task is, in the plainest terms."""
 
     versions: list[tuple[int, str]] = field(default_factory=list)
-    releases: list[dict[str, Meaning]] = field(default_factory=list)
-    meanings: dict[str, list[Meaning]] = field(default_factory=dict)
+    releases: list[dict[str, AliasTarget]] = field(default_factory=list)
+    past_targets: dict[str, list[AliasTarget]] = field(default_factory=dict)
     retired: bool = False
 
     @property
-    def aliases(self) -> dict[str, Meaning]:
+    def aliases(self) -> dict[str, AliasTarget]:
         return self.releases[-1] if self.releases else {}
 
-    def release(self, alias: str, meaning: Meaning) -> None:
-        self.releases.append(self.aliases | {alias: meaning})
+    def release(self, alias: str, target: AliasTarget) -> None:
+        self.releases.append(self.aliases | {alias: target})
 
-    def move(self, alias: str, meaning: Meaning) -> None:
-        if self.aliases.get(alias) != meaning:
-            self.release(alias, meaning)
-            self.meanings.setdefault(alias, []).append(meaning)
+    def move(self, alias: str, target: AliasTarget) -> None:
+        if self.aliases.get(alias) != target:
+            self.release(alias, target)
+            self.past_targets.setdefault(alias, []).append(target)
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -106,25 +106,25 @@ class StoreMachine(RuleBasedStateMachine):
         instance=instances,
         task=tasks,
         alias=aliases,
-        meaning=st.one_of(
+        wanted=st.one_of(
             st.integers(0, 5), st.dictionaries(st.integers(1, 5), st.integers(1, 9), min_size=2, max_size=3)
         ),
         expected=st.integers(-1, 6),
     )
-    def move(self, instance: int, task: str, alias: str, meaning: Meaning, expected: int) -> None:
+    def move(self, instance: int, task: str, alias: str, wanted: AliasTarget, expected: int) -> None:
         def call() -> Any:
             expectation = None if expected < 0 else expected
-            return self.stores[instance].move_alias(task, alias, meaning, expected_release=expectation)
+            return self.stores[instance].move_alias(task, alias, wanted, expected_release=expectation)
 
         model = self.models.get(task)
         if model is None:
             self.refuses(NotFound, call)
         elif model.retired or (expected >= 0 and expected != len(model.releases)):
             self.refuses(Conflict, call)
-        elif not all(1 <= version <= len(model.versions) for version in versions_of(meaning)):
+        elif not all(1 <= version <= len(model.versions) for version in versions_of(wanted)):
             self.refuses(NotFound, call)
         else:
-            model.move(alias, meaning)
+            model.move(alias, wanted)
             assert call().aliases == model.aliases
 
     @rule(instance=instances, task=tasks)
@@ -150,7 +150,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(instance=instances, task=tasks, alias=aliases)
     def rollback(self, instance: int, task: str, alias: str) -> None:
         model = self.models.get(task, Model())
-        stack = model.meanings.get(alias, [])
+        stack = model.past_targets.get(alias, [])
         if model.retired or len(stack) < 2:
             self.refuses(
                 Conflict if stack or model.retired else NotFound,
@@ -183,9 +183,9 @@ class StoreMachine(RuleBasedStateMachine):
             for task, model in self.models.items():
                 for alias in ("live", "canary"):
                     if alias in model.aliases and not model.retired:
-                        for asker in ASKERS:
-                            wanted = choose(model.aliases[alias], task, asker)
-                            assert store.resolve(f"{task}@{alias}", asker).version == wanted
+                        for user in USERS:
+                            wanted = choose(model.aliases[alias], task, user)
+                            assert store.resolve(f"{task}@{alias}", user).version == wanted
                     else:
                         self.refuses(NotFound, lambda s=store, r=f"{task}@{alias}": s.resolve(r))
 
