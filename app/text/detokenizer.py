@@ -3,6 +3,9 @@
 The pieces joined are the text of the whole sequence. A character whose bytes span tokens comes out
 with its last byte; bytes that can never become a character come out as U+FFFD, as in Python's own
 decoder. Special tokens have no text in the output.
+
+`tokenizers.decoders.DecodeStream` is no substitute: it raises once the bytes of a byte-fallback vocabulary
+turn out to be no character, and can't give out what it holds back at the end.
 """
 
 import codecs
@@ -20,7 +23,7 @@ _CONTEXT = 6  # tokens of the prompt that decide how the first token reads (a sp
 
 @dataclass(frozen=True, slots=True)
 class DetokenizerTables:
-    """What detokenizing needs of a tokenizer, made once."""
+    """Tables that detokenizing needs of a tokenizer, made once."""
 
     backend: Any  # tokenizers.Tokenizer
     special_ids: frozenset[int]
@@ -28,11 +31,11 @@ class DetokenizerTables:
     is_byte_level: bool  # every id is such an id
 
     def new(self, context: Sequence[int] = ()) -> "Detokenizer":
-        """A detokenizer for ids that follow `context`."""
+        """Return a detokenizer for ids that follow `context`."""
         return Detokenizer(self, context)
 
     def text_of(self, token_id: int) -> str:
-        """The text of one token alone; a special one as the vocabulary writes it."""
+        """Return the text of one token alone; a special one as the vocabulary writes it."""
         if token_id in self.special_ids:
             return self.literal(token_id)
         if token_id in self.bytes_of:
@@ -41,7 +44,7 @@ class DetokenizerTables:
         return text
 
     def literal(self, token_id: int) -> str:
-        """The token as the vocabulary writes it; empty for an id that has no token."""
+        """Return the token as the vocabulary writes it; empty for an id that has no token."""
         return self.backend.id_to_token(token_id) or ""
 
 
@@ -68,7 +71,7 @@ def _decoder_types(backend: Any) -> list[str]:
 
 
 def _byte_level_alphabet() -> dict[str, int]:
-    """GPT-2's map of the 256 bytes to printable characters, reversed."""
+    """Return GPT-2's map of the 256 bytes to printable characters, reversed."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {
@@ -80,7 +83,7 @@ _ALPHABET = _byte_level_alphabet()
 
 
 def _byte_level_bytes(token: str) -> bytes:
-    """The bytes of a token; one that isn't written in the alphabet stands for itself."""
+    """Return the bytes of a token; one that isn't written in the alphabet stands for itself."""
     if all(character in _ALPHABET for character in token):
         return bytes(_ALPHABET[character] for character in token)
     return token.encode()
@@ -112,13 +115,13 @@ class Detokenizer:
         return broken + ("" if text.endswith("\ufffd") else self._settle(text))
 
     def push_literal(self, token_id: int) -> str:
-        """The same for a special token that is to be part of the text, as the vocabulary writes it."""
+        """Take a special token that is to be part of the text; return it as the vocabulary writes it."""
         text = self.flush()
         self._utf8.reset()
         return text + self._tables.literal(token_id)
 
     def _seen_first(self, token_id: int, data: bytes) -> bytes:
-        """The bytes, unless they are a space that the decoder takes away from the start of a text."""
+        """Return the bytes, unless they are a space that the decoder takes away from the start of a text."""
         if self._tables.is_byte_level:
             return data
         is_lost = not self._settled and not self._decode([token_id])
@@ -126,14 +129,14 @@ class Detokenizer:
         return b"" if is_lost else data
 
     def flush(self) -> str:
-        """The sequence has ended; return what was held back."""
+        """End the sequence; return what was held back."""
         return self._decode_pending() + self._utf8.decode(b"", final=True)
 
     def _decode_pending(self) -> str:
         return self._settle(self._window()) if self._pending else ""
 
     def _window(self) -> str:
-        """Text of the pending ids, as it reads after the settled ones."""
+        """Return the text of the pending ids, as it reads after the settled ones."""
         before = self._decode(self._settled)
         return self._decode(self._settled + self._pending)[len(before) :]
 

@@ -3,6 +3,7 @@ from functools import cache
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers.decoders import DecodeStream
 
 from app.text.detokenizer import DetokenizerTables, detokenizer_tables
 from tests.text.tokenizer_zoo import ALL, tokenizer_of
@@ -57,6 +58,18 @@ def test_bytes_that_are_no_character_spoil_only_themselves(kind: str, data: st.D
     if "\ufffd" not in whole(kind, ids):
         assert text == whole(kind, ids)
     assert text == lossy(kind, ids)
+
+
+@pytest.mark.parametrize("kind", ["metaspace", "legacy_llama"])
+def test_the_librarys_stream_gives_up_where_ours_goes_on(kind: str) -> None:
+    """The reason for having one of our own; where this test fails, the library's may take its place."""
+    backend = tokenizer_of(kind).backend_tokenizer
+    first, *others = [backend.token_to_id(token) for token in ("<0x41>", "<0xFF>", "▁a", "▁a")]
+    assert "".join(pieces(kind, [first, *others])) == "A\ufffd a a"
+    stream = DecodeStream(skip_special_tokens=True)
+    assert stream.step(backend, first) == "A"
+    with pytest.raises(Exception, match="Invalid prefix"):
+        stream.step(backend, others)
 
 
 @pytest.mark.parametrize("kind", ALL)
