@@ -3,13 +3,14 @@
 import asyncio
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
 from pathlib import Path
 
 import httpx
 import pytest
 
-from app.concurrency import Workers
+from app.concurrency import Workers, interleave
 from app.main import assemble
 from app.prompt import TaskVersion
 from app.server.process import PromptplexServer
@@ -147,3 +148,44 @@ def test_an_alias_moves_while_uploads_are_checked(tmp_path: Path) -> None:
     finally:
         go_on.set()
         services.close()
+
+
+async def counting(number: int, ended: list[int], *, fails: bool = False) -> AsyncGenerator[int, None]:
+    try:
+        for item in range(number):
+            await asyncio.sleep(0.001 * number)
+            yield item
+        if fails:
+            raise ZeroDivisionError
+    finally:
+        ended.append(number)
+
+
+def test_streams_are_interleaved_once_each_has_begun() -> None:
+    async def read() -> list[tuple[int, int]]:
+        return [each async for each in interleave([counting(number, ended) for number in (5, 1, 3)])]
+
+    ended = list[int]()
+    items = asyncio.run(read())
+    assert {number for number, _ in items[:4]} == {0, 1, 2}, "the slowest begins after a few of the fastest"
+    for number, count in enumerate((5, 1, 3)):
+        assert [item for place, item in items if place == number] == list(range(count))
+    assert sorted(ended) == [1, 3, 5]
+
+
+@pytest.mark.parametrize("others", [(), (5, 7)])
+def test_a_stream_that_fails_or_is_left_closes_all(others: tuple[int, ...]) -> None:
+    async def read(*, is_left: bool) -> None:
+        streams = [counting(9, ended, fails=True), *(counting(number, ended) for number in others)]
+        async with aclosing(interleave(streams)) as items:
+            async for _ in items:
+                if is_left:
+                    break
+        assert len(ended) == len(streams)
+
+    ended = list[int]()
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(read(is_left=False))
+    assert len(ended) == 1 + len(others)
+    ended.clear()
+    asyncio.run(read(is_left=True))

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, closing
+from dataclasses import replace
 from typing import TypeVar
 
 from transformers import PreTrainedTokenizerFast
@@ -108,11 +109,13 @@ class GenerationService:
         An error of one ends all. Raise NotFound, NotServable, InvalidRequest, Unavailable, DeadlineExceeded,
         NonFiniteLogits, RequestFailed, ConstraintFailed.
         """
-        return await self._in_time(requests[0], self._results(requests))
+        deadline = self.request_builder.deadline(requests[0])
+        return await _in_time(deadline, self._results(requests, deadline))
 
     async def start(self, requests: Sequence[GenerationRequest]) -> "AnswerStream":
         """Wait for the first delta of each answer, so that what fails early is raised here, as above."""
-        return await self._in_time(requests[0], self._start(requests))
+        deadline = self.request_builder.deadline(requests[0])
+        return await _in_time(deadline, self._start(requests, deadline))
 
     async def try_version(self, version: TaskVersion, request: GenerationRequest) -> GenerationResult:
         """Run a request on this version, released or not: charged, but no request of its task."""
@@ -123,7 +126,7 @@ class GenerationService:
     async def tokenize(self, request: GenerationRequest) -> tuple[Admitted, list[str]]:
         """Return the request as the engine would get it, and the text of each of its ids."""
         with closing(Session(self._resources, num_sequences=1)) as session:
-            admitted = await self._in_time(request, session.admit(request))
+            admitted = await _in_time(self.request_builder.deadline(request), session.admit(request))
             ids, tables = admitted.prompt_ids, self._resources.tables
             tokens = await session.on_thread(lambda: scored_tokens(tables, ids, ()), 4 * len(ids))
             return admitted, [token.text for token in tokens]
@@ -135,34 +138,25 @@ class GenerationService:
                 lambda: self.request_builder.prompts.text_of(ids, "ids"), 4 * len(ids)
             )
 
-    async def _results(self, requests: Sequence[GenerationRequest]) -> list[GenerationResult]:
-        return await (await self._admitted(requests)).results()
+    async def _results(
+        self, requests: Sequence[GenerationRequest], deadline: float
+    ) -> list[GenerationResult]:
+        return await (await self._admitted(requests, deadline)).results()
 
-    async def _start(self, requests: Sequence[GenerationRequest]) -> "AnswerStream":
-        stream = await self._admitted(requests)
+    async def _start(self, requests: Sequence[GenerationRequest], deadline: float) -> "AnswerStream":
+        stream = await self._admitted(requests, deadline)
         await stream.begin()
         return stream
 
-    async def _admitted(self, requests: Sequence[GenerationRequest]) -> "AnswerStream":
+    async def _admitted(self, requests: Sequence[GenerationRequest], deadline: float) -> "AnswerStream":
         session = Session(self._resources, num_sequences=sum(each.num_sequences for each in requests))
+        requests = [replace(request, deadline=deadline) for request in requests]  # also of every later part
         try:
             admitted = await gather_or_cancel([session.admit(request) for request in requests])
         except BaseException:
             session.close()
             raise
         return AnswerStream(session, requests, admitted)
-
-    async def _in_time(self, request: GenerationRequest, work: Awaitable[_T]) -> _T:
-        """The engine ends what is late; this is for what never reaches it, or finds it stuck."""
-        now = time.monotonic()
-        seconds = self.request_builder.deadline(request, now) - now
-        try:
-            async with asyncio.timeout(seconds + _GRACE_SECONDS) as limit:
-                return await work
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            raise DeadlineExceeded("The deadline passed while the request waited; allow more time.") from None
 
 
 class AnswerStream:
@@ -214,6 +208,17 @@ class AnswerStream:
             await self._deltas.aclose()
         finally:
             self._session.close()
+
+
+async def _in_time(deadline: float, work: Awaitable[_T]) -> _T:
+    """The engine ends what is late; this is for what never reaches it, or finds it stuck."""
+    try:
+        async with asyncio.timeout(deadline - time.monotonic() + _GRACE_SECONDS) as limit:
+            return await work
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise DeadlineExceeded("The deadline passed while the request waited; allow more time.") from None
 
 
 async def _numbered(

@@ -117,7 +117,7 @@ class RequestBuilder:
         parameters = self._parameters(prepared, request)
         tokenized = self._encode(request, prepared.template, parameters.truncate)
         check_not_empty(tokenized)
-        built = self._request(version, prepared, request, parameters, tokenized, begin)
+        built = self._request(version, prepared, request, parameters, tokenized)
         self._engine.check_admissible(built)
         return Admitted(
             request=replace(built, grammar=self._grammar(request, parameters)),  # last, since it costs most
@@ -127,9 +127,9 @@ class RequestBuilder:
             begin=begin,
         )
 
-    def deadline(self, request: GenerationRequest, now: float) -> float:
-        """Return when the request ends at the latest; both times are time.monotonic()'s."""
-        latest = now + self._timeout
+    def deadline(self, request: GenerationRequest) -> float:
+        """Return when a request that comes now ends at the latest, in time.monotonic() seconds."""
+        latest = time.monotonic() + self._timeout
         return latest if request.deadline is None else min(request.deadline, latest)
 
     def label_ids(self, text: str, *, with_eos: bool) -> tuple[int, ...]:
@@ -160,7 +160,6 @@ class RequestBuilder:
         request: GenerationRequest,
         parameters: GenerationParameters,
         tokenized: Tokenized,
-        now: float,
     ) -> Request:
         virtual = 0 if version is None else version.num_virtual_tokens
         scored = len(tokenized.ids) - 1 if parameters.decoder_input_details else 0
@@ -199,7 +198,7 @@ class RequestBuilder:
             tenant=request.tenant,
             task="" if version is None else version.task_id,
             task_version=0 if version is None else version.version,
-            deadline=self.deadline(request, now),
+            deadline=self.deadline(request),
         )
 
     def _max_new_tokens(

@@ -72,7 +72,7 @@ class Session:
         Raise NotFound, NotServable, InvalidRequest (RequestTooLong), DeadlineExceeded.
         """
         builder = self._resources.builder
-        attempt = self._attempt(request.tenant, builder.deadline(request, time.monotonic()))
+        attempt = self._attempt(request.tenant, builder.deadline(request))
         found: list[TaskVersion | None] = []  # a thread that outlives this call may still add to it
 
         def admit() -> Admitted:

@@ -1,17 +1,25 @@
-"""Where one answer of a request fails, the others end at once, and nothing of any of them stays behind."""
+"""Programs: where one answer fails, the others end at once, and nothing stays behind; others can be added."""
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 
-from app.errors import RequestFailed
-from app.serving.generation_request import ClassificationRequest, GenerationRequest
+from app.errors import DeadlineExceeded, Overloaded, RequestFailed
+from app.serving.admitted import Admitted
+from app.serving.generation_request import ClassificationRequest, GenerationRequest, TextDelta
+from app.serving.programs import Program
+from app.serving.programs.complete import Complete
+from app.serving.session import Session
 from tests import oracle
 from tests.engine.test_isolation import poisoned
-from tests.serving.stack import Stack, run
+from tests.serving.stack import Stack, run, upload_of
 from tests.waiting import eventually, wait_until
 
 LONG = {"max_new_tokens": 150}
@@ -120,3 +128,96 @@ def test_a_label_that_fails_ends_the_choice(stack: Stack) -> None:
         assert len(chosen.classification.probabilities) == 4
 
     asyncio.run(run_twice())
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A program as one could be added: each step's text goes into the next step's inputs."""
+
+    request: GenerationRequest
+    num_steps: int
+    after_step: Callable[[], object] = lambda: None
+
+    async def run(self, session: Session, admitted: Admitted) -> AsyncGenerator[tuple[int, TextDelta], None]:
+        for left in reversed(range(self.num_steps)):
+            async with aclosing(session.generate(admitted)) as deltas:
+                async for delta in deltas:
+                    yield 0, replace(delta, result=None) if left else delta
+            self.after_step()
+            if left and delta.result is not None:
+                so_far = f"{delta.result.prompt_text}{delta.result.text}"[-80:]
+                admitted = await session.admit(replace(self.request, inputs=so_far))
+
+
+@dataclass(frozen=True)
+class Vote:
+    """Samples, read to their ends; the most frequent text wins."""
+
+    num_samples: int
+
+    async def run(self, session: Session, admitted: Admitted) -> AsyncGenerator[tuple[int, TextDelta], None]:
+        session.reserve(self.num_samples - 1)
+        async with aclosing(Complete(self.num_samples).run(session, admitted)) as deltas:
+            results = [delta.result async for _, delta in deltas if delta.result is not None]
+        winner, _ = Counter(result.text for result in results).most_common(1)[0]
+        yield 0, TextDelta(text=winner, result=next(each for each in results if each.text == winner))
+
+
+def pick(monkeypatch: pytest.MonkeyPatch, make: Callable[[GenerationRequest], Program]) -> None:
+    """Let every request run the program that `make` makes of it."""
+    monkeypatch.setattr("app.serving.generation.program_for", lambda request, version: make(request))
+
+
+def test_a_chain_stays_on_its_version_and_each_step_counts(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for template in ("one {x}", "two {x}"):
+        run(stack.publishing.upload("chained", upload_of(task={"template": template})))
+    stack.store.move_alias("chained", "live", 1)
+    pick(
+        monkeypatch,
+        lambda request: Chain(request, 3, lambda: stack.store.move_alias("chained", "live", 2)),
+    )
+    before = len(stack.outcomes)
+    asked = GenerationRequest(inputs="film", task="chained", parameters={"max_new_tokens": 4})
+    result = run(stack.generation.generate(asked))
+    ends = stack.outcomes[before:]
+    assert [(end.task, end.version) for end in ends] == [("chained", 1)] * 3
+    assert all(0 < end.generated_tokens <= 4 for end in ends)
+    assert result.prompt_text.startswith("one one one film")
+    assert stack.generation.limiter.taken == 0
+
+
+def test_a_chain_that_is_left_or_late_ends_in_any_step(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[int] = []
+    pick(monkeypatch, lambda request: Chain(request, 100, lambda: steps.append(1)))
+    text = stack.talkative()
+
+    async def leave() -> None:
+        working = asyncio.ensure_future(stack.generation.generate(GenerationRequest(inputs=text)))
+        await eventually(lambda: len(steps) > 1)
+        working.cancel()
+        await asyncio.wait([working])
+        await eventually(stack.is_idle)
+
+    before = len(stack.outcomes)
+    asyncio.run(leave())
+    assert len(stack.outcomes) - before < 100
+    assert stack.generation.limiter.taken == 0
+    late = GenerationRequest(inputs=text, deadline=time.monotonic() + 0.5)
+    with pytest.raises(DeadlineExceeded):
+        run(stack.generation.generate(late))
+    wait_until(stack.is_idle)
+    assert stack.outcomes[-1].reason == "deadline"
+    assert stack.generation.limiter.taken == 0
+
+
+def test_a_vote_answers_once_and_takes_room_for_all(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    pick(monkeypatch, lambda request: Vote(5))
+    before = len(stack.outcomes)
+    voted = run(stack.generation.generate_all([request((20, 21)), request((30, 31))]))
+    assert len(voted) == 2
+    assert len(stack.outcomes) - before == 10
+    with stack.generation.limiter.hold(stack.generation.limiter.bound - 4), pytest.raises(Overloaded):
+        run(stack.generation.generate(request((20, 21))))
+    assert stack.generation.limiter.taken == 0
