@@ -1,8 +1,8 @@
 """Every setting of the server, from `PROMPTPLEX_*` variables and the flags of `promptplex serve`.
 
-Nothing else reads the environment, but OpenTelemetry, which has variables of its own. Each component
-gets its own small frozen configuration, made here; what is found out at run time (such as how many K/V
-blocks fit) is never written back.
+Nothing else reads the environment except OpenTelemetry, which has variables of its own. Each component
+gets its own small frozen configuration; what is found at run time (such as the number of K/V blocks that
+fit) is never written back.
 """
 
 import difflib
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 ENV_PREFIX = "PROMPTPLEX_"
 
-# What tells the commands where a server is and which key to send; no settings of a server.
+# Variables of the commands: the address of a server, and the key to send.
 _OF_CLIENTS = {ENV_PREFIX + "SERVER", ENV_PREFIX + "KEY"}
 
 # What Kubernetes puts into every container for a Service named `promptplex`.
@@ -43,7 +43,7 @@ _ORIGIN = re.compile(r"https?://[a-z0-9._\-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:]
 
 
 def _without_service_link(value: Any) -> Any:
-    """Kubernetes sets PROMPTPLEX_PORT=tcp://... for a Service of that name; that isn't a choice."""
+    """Ignore PROMPTPLEX_PORT=tcp://..., which Kubernetes sets for a Service of that name."""
     return 8000 if isinstance(value, str) and value.startswith("tcp://") else value
 
 
@@ -52,18 +52,18 @@ def _split(value: Any) -> Any:
 
 
 def _hosts(hosts: tuple[str, ...]) -> tuple[str, ...]:
-    """As they are compared: names in lower case, addresses bare."""
+    """Return hosts as they are compared: names in lower case, addresses bare."""
     for host in hosts:
         if not _HOST.fullmatch(host.lower()):
             raise ValueError(
-                f"{host} is no name of a host; write it without scheme, port and brackets, such as "
+                f"{host} isn't a host name; write it without scheme, port and brackets, such as "
                 "prompts.example, 192.168.0.2 or ::1 (any port is answered)"
             )
     return tuple(host.lower() for host in hosts)
 
 
 def _grantable(served_name: str | None, info: ValidationInfo) -> str | None:
-    """What stands after an @ is a version, also where keys are bound to tasks."""
+    """Refuse an @, which begins a version in references and in keys' patterns."""
     name = served_name or base_name(info.data.get("model", ""))
     if "@" in name:
         raise ValueError(f"the base model can't be called {name}: leave out the @, which begins a version")
@@ -71,15 +71,15 @@ def _grantable(served_name: str | None, info: ValidationInfo) -> str | None:
 
 
 def _origins(origins: tuple[str, ...]) -> tuple[str, ...]:
-    """As browsers send them. A wildcard would let every page on the web use this machine."""
+    """Check origins as browsers send them. A wildcard would let every web page use this machine."""
     for origin in origins:
         if not _ORIGIN.fullmatch(origin):
-            raise ValueError(f"{origin} is no origin; name each one, such as https://app.example:8443")
+            raise ValueError(f"{origin} isn't an origin; name each one, such as https://app.example:8443")
     return origins
 
 
 def _loopback_without_keys(host: str, info: ValidationInfo) -> str:
-    """Without keys, anybody who reaches the port may generate and upload: loopback only."""
+    """Refuse an address other than loopback without keys: any client could generate and upload."""
     if info.data.get("keys_file") is None and not is_loopback(host):
         raise ValueError(
             f"{host} can be reached from other machines, and there are no API keys, so anybody there could "
@@ -90,13 +90,13 @@ def _loopback_without_keys(host: str, info: ValidationInfo) -> str:
 
 
 def _a_redis_url(url: SecretStr) -> SecretStr:
-    """A malformed one is told at once, not when the base model has been loaded."""
+    """Refuse a malformed URL at once, not when the base model has been loaded."""
     parse_redis_url(url.get_secret_value())
     return url
 
 
 class Settings(BaseSettings):
-    """What an operator may choose. Flags win over variables, variables over these defaults."""
+    """The operator's settings. Flags override variables, variables override these defaults."""
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="forbid")
 
@@ -104,7 +104,7 @@ class Settings(BaseSettings):
     served_name: Annotated[str | None, AfterValidator(_grantable)] = Field(
         None,
         validate_default=True,
-        description="Name of the base model for clients; default: the last part of MODEL, resolved",
+        description="Name of the base model for clients; default: the last part of the resolved MODEL",
     )
     store: Path = Field(Path("prompts_store"), description="Directory of the prompt store")
     import_dir: Path | None = Field(
@@ -167,12 +167,12 @@ class Settings(BaseSettings):
     allowed_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_hosts)] = (
         Field(
             ("localhost", "127.0.0.1", "::1"),
-            description="Names that clients may use for this server, with commas between (DNS rebinding)",
+            description="Host names of this server for clients, separated by commas; against DNS rebinding",
         )
     )
     allowed_origins: Annotated[
         tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_origins)
-    ] = Field((), description="Web origins whose pages may call this server, with commas between")
+    ] = Field((), description="Web origins of pages that may call this server, separated by commas")
     request_timeout: float = Field(
         600.0, gt=0, le=86_400, description="Seconds that a request may take; beyond it 504"
     )
@@ -187,15 +187,15 @@ class Settings(BaseSettings):
 
     @property
     def base_name(self) -> str:
-        """What clients call the base model; no task may take this name."""
+        """The base model's name for clients; no task may have it."""
         return self.served_name or base_name(self.model)
 
     @property
     def host_allow_list(self) -> tuple[str, ...] | None:
-        """The names in `Host` that are answered; None: any.
+        """The accepted names in `Host`; None: any.
 
-        A page that rebinds its name to this server has no key to send, so where there are keys and the
-        port is open to others anyway, only a list that the operator gave counts.
+        A page that rebinds its name to this server has no key to send. So with keys and an address that
+        other machines reach, only a list that the operator has set counts.
         """
         is_open = self.keys_file is not None and not is_loopback(self.host)
         return None if is_open and "allowed_hosts" not in self.model_fields_set else self.allowed_hosts
@@ -214,7 +214,7 @@ class Settings(BaseSettings):
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a port bound to `host`."""
+    """Whether only this machine reaches a port bound to `host`."""
     if host == "localhost":
         return True
     try:
@@ -224,9 +224,9 @@ def is_loopback(host: str) -> bool:
 
 
 def load_settings(overrides: Mapping[str, Any]) -> Settings:
-    """Read the environment, then apply what was given on the command line.
+    """Read the environment, then apply the flags of the command line.
 
-    Raises ValueError whose message names each setting at fault and what it accepts.
+    Raises ValueError that names each setting at fault and what it accepts.
     """
     try:
         return Settings(**overrides)
@@ -241,7 +241,7 @@ def _describe(problem: Any) -> str:
 
 
 def unknown_variables(names: Iterable[str]) -> list[str]:
-    """One line for each `PROMPTPLEX_*` variable that is no setting: most likely a typing mistake."""
+    """Return a line for each `PROMPTPLEX_*` variable that isn't a setting: most likely a typo."""
     known = {ENV_PREFIX + field.upper() for field in Settings.model_fields} | _OF_CLIENTS
     strange = sorted(
         name

@@ -1,4 +1,4 @@
-"""The only place where exceptions become HTTP: one envelope, OpenAI's, for every error there is."""
+"""Exceptions as HTTP responses, all in one envelope: that of the OpenAI API."""
 
 import logging
 import math
@@ -100,7 +100,7 @@ def _printable(text: _Text) -> _Text:
 
 
 def error_response(error: BaseException) -> JSONResponse:
-    """The response to any exception; what we did not foresee says nothing of its inside."""
+    """Return the response to an exception; an unexpected one says nothing about its cause."""
     if isinstance(error, errors.PromptplexError):
         return _ours(error)
     return JSONResponse(envelope(_INTERNAL, kind="server_error", code="internal"), 500)
@@ -132,11 +132,11 @@ def install(app: FastAPI) -> None:
 
 
 def _letting_go(handler: _Handler) -> _Handler:
-    """Let go of an exception's frames once it is answered.
+    """Wrap a handler so that it clears the exception's frames in the end.
 
     A task holds its exception, and the exception the frames that hold the task: without this a refused body
-    would stay until the garbage collector finds the circle. Exceptions that the engine gives to several
-    requests at once are left alone: some of their frames may still be at work.
+    would stay until the garbage collector finds the cycle. Exceptions that the engine gives to several
+    requests at once are left as they are, since some of their frames may still run.
     """
 
     async def handle(request: Request, error: Exception) -> JSONResponse:
@@ -167,7 +167,7 @@ async def _on_http(request: Request, error: Exception) -> JSONResponse:
 
 
 def _allowed(request: Request) -> str:
-    """The methods of all routes at the request's path; starlette tells of the first one's."""
+    """Return the methods of all routes at the request's path; starlette knows the first one's only."""
     routes = iter_route_contexts(request.app.routes)
     here = [route.methods or () for route in routes if route.matches(request.scope)[0] is not Match.NONE]
     methods = {method for methods in here for method in methods}
@@ -191,7 +191,7 @@ async def _on_disconnect(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _on_validation(request: Request, error: Exception) -> JSONResponse:
-    """What is wrong by its place; never the values, which may be private."""
+    """Report problems by their paths, never by values, which may be private."""
     assert isinstance(error, RequestValidationError)
     problems = _by_place(error)
     message = (
@@ -204,9 +204,9 @@ async def _on_validation(request: Request, error: Exception) -> JSONResponse:
 
 
 def _by_place(error: RequestValidationError) -> dict[str | None, list[Mapping[str, Any]]]:
-    """The first problems by their paths.
+    """Return the first problems by their paths.
 
-    Of a union's alternatives pydantic tells one by one: those that fit less far into the value are left out.
+    pydantic reports each alternative of a union: those that match less of the value are left out.
     """
     found: dict[str | None, list[Mapping[str, Any]]] = {}
     for problem in error.errors()[:_MOST_PROBLEMS]:
@@ -220,14 +220,14 @@ def _by_place(error: RequestValidationError) -> dict[str | None, list[Mapping[st
 
 
 def _describe(path: str | None, problems: list[Mapping[str, Any]]) -> str:
-    """A sentence without its full stop; several problems at one path are alternatives."""
+    """Return a sentence without its full stop; several problems at one path are alternatives."""
     problem = problems[0]
     kind = problem["type"]
     if kind == "json_invalid":
         why = str(problem.get("ctx", {}).get("error", "malformed")).removesuffix(" at")
         return f"The body is not JSON: {why} at character {problem['loc'][-1]}"
     if kind == "extra_forbidden":
-        return f"There is no field {path}; look at GET /openapi.json for its spelling"
+        return f"There is no field {path}; GET /openapi.json lists the fields"
     if kind in ("model_attributes_type", "missing") and path is None:
         return "The body must be a JSON object, with the header content-type: application/json"
     if kind == "finite_number":
@@ -240,13 +240,13 @@ def _describe(path: str | None, problems: list[Mapping[str, Any]]) -> str:
 
 
 def _of_its_type(problems: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """What is wrong with the alternatives that have the value's type; where none has it, all of them."""
+    """Return the problems of alternatives that have the value's type; where none has it, all."""
     closer = [each for each in problems if not each["type"].endswith(("_type", "literal_error"))]
     return closer or problems
 
 
 def _message(problem: Mapping[str, Any]) -> str:
-    """In words for who knows JSON, and neither Python nor pydantic."""
+    """Return the message in terms of JSON instead of Python."""
     kind = problem["type"]
     if kind in ("model_type", "model_attributes_type", "dict_type"):
         return f"{_EXPECTED}an object"
@@ -263,7 +263,7 @@ def _message(problem: Mapping[str, Any]) -> str:
 
 
 def _path(problem: Mapping[str, Any], body: Any) -> str | None:
-    """`parameters.top_p`: where in the body (or query) the problem is."""
+    """Return where in the body, or query, the problem is, such as `parameters.top_p`."""
     source, *parts = problem["loc"]
     if problem["type"] == "json_invalid":
         return None  # the place is a number of characters
@@ -273,7 +273,7 @@ def _path(problem: Mapping[str, Any], body: Any) -> str | None:
 
 
 def _walk(value: Any, parts: list[Any]) -> Iterator[Any]:
-    """What of a path is there in the body, or is a field that it lacks; pydantic also names alternatives."""
+    """Yield the parts of a path that are in the body, or missing from it; pydantic adds alternatives."""
     for part in parts:
         is_item = isinstance(value, list) and isinstance(part, int)
         if is_item or (isinstance(value, Mapping) and part in value):

@@ -16,7 +16,7 @@ MAX_FILE_BYTES = 16 << 20  # some 50,000 keys
 
 
 def read_keys(path: Path) -> tuple[Key, ...]:
-    """The keys of a file. Raises KeyFileError with the file's name, or OSError."""
+    """Return the keys of a file. Raises KeyFileError with the file's name, or OSError."""
     try:
         return parse_keys(read_bounded(path, MAX_FILE_BYTES))
     except KeyFileError as error:
@@ -24,9 +24,9 @@ def read_keys(path: Path) -> tuple[Key, ...]:
 
 
 def change_keys(path: Path, change: Callable[[tuple[Key, ...]], Sequence[Key]]) -> None:
-    """Replace a file's keys by what `change` makes of them; a file that isn't there has none.
+    """Replace a file's keys by the result of `change`; a missing file has none.
 
-    Whoever reads sees the old file or the new one. Another process that changes the file waits.
+    A reader sees the old file or the new one. Another process that changes the file waits.
     Raises KeyFileError, OSError.
     """
     path = path.resolve()  # a link stays one
@@ -40,7 +40,7 @@ def change_keys(path: Path, change: Callable[[tuple[Key, ...]], Sequence[Key]]) 
 
 @contextlib.contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    """The directory is locked, since the file itself is a new one after each change."""
+    """Lock the directory, since the file itself is a new one after each change."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -70,7 +70,7 @@ def _replace(path: Path, data: bytes, existing: os.stat_result | None) -> None:
 
 
 def _keep_readers(descriptor: int, existing: os.stat_result) -> None:
-    """A server that runs as another user must be able to read the new file as it read the old one."""
+    """Keep owner and mode, so that a server that runs as another user can read the new file too."""
     if (existing.st_uid, existing.st_gid) != (os.geteuid(), os.getegid()):
         os.fchown(descriptor, existing.st_uid, existing.st_gid)
     os.fchmod(descriptor, existing.st_mode & 0o755 & ~0o111)

@@ -18,10 +18,10 @@ _Stamp = tuple[int, ...] | str  # how the file looked, or why it couldn't be loo
 
 
 class Keyring:
-    """Looks at the file once per lookup (one `stat`), so that a removed key's next request fails."""
+    """Check the file at each lookup (one `stat`), so that a removed key's next request fails."""
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
-        """Raises KeyFileError, whose message is for the operator, where the file can't be used."""
+        """Raise KeyFileError with a message for the operator if the file can't be used."""
         self._path = path
         self._quotas = Quotas(clock)
         self._by_hash: dict[str, Key] = {}
@@ -42,7 +42,7 @@ class Keyring:
         return len(self._by_hash)
 
     def find(self, text: str) -> Key | None:
-        """The key with this text, as of now."""
+        """Return the key with this text, as the file is now."""
         self._refresh()
         if not is_key_text(text):
             return None
@@ -55,7 +55,7 @@ class Keyring:
         self._quotas.take(key, needs_tokens=needs_tokens)
 
     def check_tokens(self, key: Key) -> None:
-        """Raises RateLimited where the key is in debt for tokens."""
+        """Raise RateLimited if the key has used more tokens than its quota allows."""
         self._quotas.check_tokens(key)
 
     def charge(self, name: str, num_tokens: int) -> None:
@@ -84,7 +84,7 @@ class Keyring:
             self._complain(self._stamp, "%s; keys stay as they were", error)
 
     def _load(self) -> None:
-        """The stamp comes first: whoever writes after it is noticed the next time."""
+        """Take the stamp first: a write after it is noticed the next time."""
         stamp = _stamp(self._path)
         try:
             keys = read_keys(self._path)

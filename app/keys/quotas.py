@@ -16,13 +16,13 @@ _ROUNDING = 1e-6
 
 @dataclass(slots=True)
 class _Bucket:
-    """What was used of late. It leaks at the quota's rate, and a minute's quota may be used at once."""
+    """A leaky bucket: it leaks at the quota's rate, and a minute's quota may be used at once."""
 
     used: float = 0.0
     at: float = 0.0  # when `used` was right
 
     def wait(self, per_minute: int, now: float) -> float:
-        """Seconds until there is room for one more; 0: there is."""
+        """Return the seconds until there is room for one more; 0: there is."""
         rate = per_minute / _MINUTE
         self.used = max(0.0, self.used - (now - self.at) * rate)
         self.at = now
@@ -37,7 +37,7 @@ class _Use:
 
 
 class Quotas:
-    """How much each configured key has used. For one event loop."""
+    """The use of each configured key. For one event loop."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         """`clock` gives seconds that never go back."""
@@ -45,7 +45,7 @@ class Quotas:
         self._uses: dict[str, _Use] = {}
 
     def keep(self, names: Iterable[str]) -> None:
-        """Forget whoever isn't named; a key that stays keeps what it has used, under its new quota too."""
+        """Forget all keys but these; a key that stays keeps its use, also under a new quota."""
         kept = set(names)
         self._uses = {name: use for name, use in self._uses.items() if name in kept}
 
@@ -59,7 +59,7 @@ class Quotas:
             self._use(key).requests.used += 1
 
     def check_tokens(self, key: Key) -> None:
-        """Raises RateLimited where the key is in debt for tokens."""
+        """Raise RateLimited if the key has used more tokens than its quota allows."""
         self._check(key, requests=False, tokens=True)
 
     def _check(self, key: Key, *, requests: bool, tokens: bool) -> None:
@@ -80,7 +80,7 @@ class Quotas:
         return self._uses.setdefault(key.name, _Use())
 
     def charge(self, key: Key, num_tokens: int) -> None:
-        """Count the tokens of an answer that has ended; this may leave the key in debt."""
+        """Count the tokens of an answer that has ended; this may exceed the quota."""
         if key.tokens_per_minute is None:
             return
         bucket = self._use(key).tokens

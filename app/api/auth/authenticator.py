@@ -1,6 +1,6 @@
-"""The one place that decides who reaches which route, before anything of the body is read.
+"""Decide which request may reach which route, before any of the body is read.
 
-Each route declares what it takes: `@needs(Scope.GENERATE)`, `@any_key` or `@public`, below its
+Each route declares what it needs: `@needs(Scope.GENERATE)`, `@any_key` or `@public`, below its
 `@router` line. A route that declares nothing is closed to every key.
 """
 
@@ -32,39 +32,39 @@ _REASONS: dict[type[PromptplexError], str] = {
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """What a route takes: nothing (public), any key, or a key with one of some scopes."""
+    """What a route needs: nothing (public), any key, or a key with one of some scopes."""
 
     scopes: frozenset[Scope] = frozenset()  # none: any key
     is_public: bool = False
 
     @property
     def is_counted(self) -> bool:
-        """Whether its requests count against a key's quota; looking at the server itself doesn't."""
+        """Whether its requests count against a key's quota; requests about the server don't."""
         return bool(self.scopes - {Scope.METRICS})
 
     @property
     def needs_tokens(self) -> bool:
-        """Whether it must wait while its key is in debt for tokens, as all of this scope must."""
+        """Whether it is refused while its key has used up its tokens."""
         return self.scopes == {Scope.GENERATE}
 
 
 def needs(*scopes: Scope) -> Callable[[_T], _T]:
-    """Declare that a route takes a key with one of these scopes."""
+    """Declare that a route needs a key with one of these scopes."""
     return lambda endpoint: _declare(endpoint, Access(frozenset(scopes)))
 
 
 def any_key(endpoint: _T) -> _T:
-    """Declare that a route takes any valid key."""
+    """Declare that a route needs any valid key."""
     return _declare(endpoint, Access())
 
 
 def public(endpoint: _T) -> _T:
-    """Declare that a route, or a mounted app, takes requests without a key."""
+    """Declare that a route, or a mounted app, needs no key."""
     return _declare(endpoint, Access(is_public=True))
 
 
 def declared_access(route: Any) -> Access | None:
-    """What a route declares, or the app that is mounted there; None: nothing."""
+    """Return what a route, or the app mounted there, declares; None: nothing."""
     endpoint = getattr(route, "endpoint", None) or getattr(route, "app", None)
     found = getattr(endpoint, _DECLARED, None)
     return found if isinstance(found, Access) else None
@@ -76,15 +76,15 @@ def _declare(endpoint: _T, access: Access) -> _T:
 
 
 class Authenticator:
-    """Lets requests in, or says why not."""
+    """Admit requests, or answer why not."""
 
     def __init__(self, keys: Keyring | None, on_refusal: Callable[[str], None]) -> None:
-        """`keys` None: everybody is let in. `on_refusal` hears the reason of every refusal, for metrics."""
+        """`keys` None: no key is needed. `on_refusal` is called with the reason of every refusal."""
         self._keys = keys
         self._on_refusal = on_refusal
 
     def refusal(self, scope: AsgiScope) -> JSONResponse | None:
-        """The answer to a request that may not come in; None: it may, and its caller is in the scope."""
+        """Return the answer to a refused request; None: it is admitted, and its caller is in the scope."""
         if self._keys is None:
             scope["state"]["caller"] = EVERYBODY
             return None
@@ -104,7 +104,7 @@ class Authenticator:
         key = keys.find(_key_in(Headers(scope=scope)))
         if key is None:
             raise Unauthorized(
-                "This server wants a key: send Authorization: Bearer <key> (or x-api-key: <key>)."
+                "This server needs a key: send Authorization: Bearer <key> (or x-api-key: <key>)."
                 " Its operator makes keys with `promptplex keys add`."
             )
         scope["state"]["caller"] = Caller(key, keys)
@@ -118,7 +118,7 @@ class Authenticator:
 
 
 def _matching(routes: Sequence[BaseRoute], scope: AsgiScope) -> Any:
-    """The route that the router will choose, by its own rules: the first that takes path and method."""
+    """Return the route that the router will choose: the first that matches path and method."""
     for route in iter_route_contexts(routes):
         if route.matches(scope)[0] is Match.FULL:
             return route
@@ -134,7 +134,7 @@ def _check_scope(key: Key, access: Access) -> None:
 
 
 def _key_in(headers: Headers) -> str:
-    """The one key of a request, by either header; "" where there is none or more than one."""
+    """Return the one key of a request, in either header; "" where there is none or more than one."""
     bearers, plain = headers.getlist("authorization"), headers.getlist("x-api-key")
     given = {*map(_bearer, bearers), *map(str.strip, plain)}
     return given.pop() if len(given) == 1 and max(len(bearers), len(plain)) == 1 else ""

@@ -1,4 +1,4 @@
-"""What the OpenAPI document says of keys, where there are keys."""
+"""Describe keys in the OpenAPI document of a server that has some."""
 
 from typing import Any
 
@@ -9,9 +9,9 @@ from app.api.auth.authenticator import Access, declared_access
 
 _SCHEME = "bearer"
 _ENVELOPE = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorEnvelope"}}}
-_RETRY_AFTER = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds"}}
-_UNAUTHORIZED = {"description": "No key, or none that is known", "content": _ENVELOPE}
-_FORBIDDEN = {"description": "The key lacks the scope or the task", "content": _ENVELOPE}
+_RETRY_AFTER = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds until the next try"}}
+_UNAUTHORIZED = {"description": "The key is missing or unknown", "content": _ENVELOPE}
+_FORBIDDEN = {"description": "The key lacks the scope, or doesn't reach the task", "content": _ENVELOPE}
 _RATE_LIMITED = {
     "description": "The key has used up its quota",
     "content": _ENVELOPE,
@@ -20,10 +20,14 @@ _RATE_LIMITED = {
 
 
 def describe_keys(app: FastAPI) -> None:
-    """Add the bearer scheme to the app's document, and what each route answers where a key isn't enough."""
+    """Add the bearer scheme to the app's document, and each route's answers to keys that don't suffice."""
     document = app.openapi()
     schemes = document.setdefault("components", {}).setdefault("securitySchemes", {})
-    schemes[_SCHEME] = {"type": "http", "scheme": "bearer", "description": "`promptplex keys add` makes keys"}
+    schemes[_SCHEME] = {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "An API key, made by `promptplex keys add`",
+    }
     for route in iter_route_contexts(app.routes):
         operations = document["paths"].get(route.path_format, {})
         for method in route.methods or ():

@@ -1,4 +1,4 @@
-"""Who calls: the key behind a request, and which tasks it may see and use."""
+"""The principal of a request: its key, and which tasks it may see and use."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -9,19 +9,19 @@ from app.errors import Forbidden
 from app.keys.key import Key, Scope
 from app.keys.keyring import Keyring
 
-NO_NAME = "http"  # who did it, in records of a server without keys
+NO_NAME = "http"  # in records of a server without keys
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Whoever sent a request that may reach its route. Without keys everybody may use every task."""
+    """The principal of a request that was admitted. Without keys every task may be used."""
 
     key: Key | None = None
     keys: Keyring | None = None  # where the key was found
 
     @property
     def tenant(self) -> str:
-        """The party that shares the engine with others; "" is all who have no key."""
+        """The unit of fair share; "" for all requests without a key."""
         return "" if self.key is None else self.key.name
 
     @property
@@ -31,11 +31,11 @@ class Caller:
 
     @property
     def is_bound(self) -> bool:
-        """Whether there are tasks that the caller must not know of."""
+        """Whether there are tasks that the caller must not know about."""
         return self.key is not None and self.key.tasks is not None
 
     def may_use(self, name: str) -> bool:
-        """Whether a task id, or the base model's name, is among the caller's."""
+        """Whether the caller may use a task, or the base model, by its name."""
         return self.key is None or self.key.may_use(name)
 
     def require(self, reference: str) -> None:
@@ -51,7 +51,7 @@ class Caller:
             )
 
     def require_generation(self, what: str) -> None:
-        """Raise Forbidden or RateLimited unless the model may answer the caller now; `what` asks it to."""
+        """Raise Forbidden or RateLimited unless the caller may generate now; `what` begins the message."""
         if self.key is None or self.keys is None:
             return
         if Scope.GENERATE not in self.key.scopes:
@@ -63,7 +63,7 @@ class Caller:
 
 
 async def caller(request: Request) -> Caller:
-    """Whoever was let in to the route."""
+    """Return the principal that was admitted."""
     found = request.state.caller
     assert isinstance(found, Caller)
     return found

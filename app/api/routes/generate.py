@@ -41,7 +41,10 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 Deadline = Annotated[
     int | None,
     Header(
-        alias="X-Request-Deadline-Ms", ge=1, le=MAX_DEADLINE_MS, description="Give up (504) after so long"
+        alias="X-Request-Deadline-Ms",
+        ge=1,
+        le=MAX_DEADLINE_MS,
+        description="Milliseconds until the request is given up with 504",
     ),
 ]
 
@@ -60,7 +63,7 @@ async def generate(
     calling: Calling,
     deadline_ms: Deadline = None,
 ) -> Any:
-    """Generate with a task's prompt, or with the base model where no task is named."""
+    """Generate with a task, or with the base model where no task is given."""
     wanted = _request(body, request, behind, calling, deadline_ms)
     if body.is_stream:
         return await _stream(request, behind, wanted)
@@ -69,7 +72,10 @@ async def generate(
 
 
 @router.post(
-    "/", response_model=list[GenerateResponse], responses=_ANSWERS, summary="/generate, as a list of one"
+    "/",
+    response_model=list[GenerateResponse],
+    responses=_ANSWERS,
+    summary="Generate text (list of one answer)",
 )
 @needs(Scope.GENERATE)
 async def generate_at_root(
@@ -79,7 +85,7 @@ async def generate_at_root(
     calling: Calling,
     deadline_ms: Deadline = None,
 ) -> Any:
-    """The same for clients of TGI's, which read a list here where there is no stream."""
+    """Do the same as /generate for clients of TGI, which expect a list here; a stream stays a stream."""
     wanted = _request(body, request, behind, calling, deadline_ms)
     if body.is_stream:
         return await _stream(request, behind, wanted)
@@ -91,7 +97,7 @@ async def generate_at_root(
     "/generate_stream",
     response_class=Response,
     responses=_ANSWERS,
-    summary="Generate text, a token at a time",
+    summary="Generate text as a stream",
 )
 @needs(Scope.GENERATE)
 async def generate_stream(
@@ -101,7 +107,7 @@ async def generate_stream(
     calling: Calling,
     deadline_ms: Deadline = None,
 ) -> Any:
-    """The same as /generate with "stream": true. What fails before the first token has its own status."""
+    """Do the same as /generate with "stream": true. An error before the first token has its own status."""
     return await _stream(request, behind, _request(body, request, behind, calling, deadline_ms))
 
 

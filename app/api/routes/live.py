@@ -1,7 +1,7 @@
-"""`GET /ops/stream`: the running engine as server-sent events, for the console and whoever likes to watch.
+"""`GET /ops/stream`: the running engine as server-sent events, for the console and other readers.
 
-One snapshot a tick, made while somebody listens, is shared by all readers. The engine's thread puts
-its rows down once a tick and waits for nobody; a slow reader misses snapshots, never delays them.
+All readers share one snapshot a tick, which is made only while there are readers. The engine's thread
+leaves its rows once a tick and never waits; a slow reader misses snapshots, and delays none.
 """
 
 import asyncio
@@ -33,14 +33,14 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
 
 
 class Lanes:
-    """Gives every request a lane for as long as it runs: the lowest one that is free."""
+    """Give every request a lane for as long as it runs: the lowest free one."""
 
     def __init__(self) -> None:
         self._places: dict[str, tuple[int, int]] = {}  # request id -> lane, number of the request
         self._count = 0
 
     def place(self, rows: tuple[LiveRow, ...]) -> list[dict[str, Any]]:
-        """The rows in order of their lanes. Ids that clients chose stay here; numbers stand for them."""
+        """Return the rows in order of their lanes. Numbers replace the ids, which clients choose."""
         now = {row.request_id for row in rows}
         self._places = {name: place for name, place in self._places.items() if name in now}
         taken = {lane for lane, _ in self._places.values()}
@@ -65,7 +65,7 @@ def _lane(row: LiveRow, lane: int, number: int) -> dict[str, Any]:
 
 
 class LiveFeed:
-    """Snapshots for all readers. Belongs to one event loop."""
+    """Make snapshots for all readers. Belongs to one event loop."""
 
     def __init__(self, state: ServerState) -> None:
         self._state = state
@@ -77,19 +77,19 @@ class LiveFeed:
         self._tokens: deque[tuple[float, int]] = deque(maxlen=_RATE_TICKS + 1)  # when, generated so far
 
     def join(self, behind: Services) -> "Reader":
-        """A new reader, who must `close` in the end. Raises Overloaded beyond MAX_READERS."""
+        """Return a new reader, to be closed in the end. Raises Overloaded beyond MAX_READERS."""
         if self._readers >= MAX_READERS:
             raise Overloaded(
                 f"{MAX_READERS} readers watch the live stream already; close one of them, or read /metrics"
             )
-        if not self._readers:  # what is left from the last time is old
+        if not self._readers:  # drop the rows left from the last readers
             behind.engine.take_rows()
             self._tokens.clear()
         self._readers += 1
         return Reader(self, behind)
 
     def leave(self) -> None:
-        """A reader has gone."""
+        """Count a reader less."""
         self._readers -= 1
 
     @property
@@ -98,7 +98,7 @@ class LiveFeed:
         return self._state.phase is not Phase.READY
 
     def event(self, behind: Services) -> bytes:
-        """The snapshot of this tick; who comes first makes it."""
+        """Return the snapshot of this tick, made once."""
         tick = int(time.monotonic() / TICK_SECONDS)
         if tick != self._tick:
             self._latest = data_event(json_bytes(self._snapshot(behind)))
@@ -186,14 +186,14 @@ def _event(event: bytes) -> bytes:
     "/ops/stream",
     response_class=Response,
     responses=_ANSWERS,
-    summary="The running batch, four times a second",
+    summary="Stream the running batch",
 )
 @needs(Scope.METRICS)
 async def stream(
     request: Request,
     behind: Annotated[Services, Depends(services)],
 ) -> Any:
-    """Rows, queue, rates and caches, until the client leaves or the server drains."""
+    """Send rows, queue, rates and caches four times a second, until the client or the server leaves."""
     feed = request.app.state.live
     assert isinstance(feed, LiveFeed)
     return EventStreamResponse(feed.join(behind), _event)

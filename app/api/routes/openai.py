@@ -50,7 +50,7 @@ _FALLBACKS = {"do_sample": True, "temperature": 1.0}
 async def completions(
     body: CompletionRequest, request: Request, behind: Behind, calling: Calling, deadline_ms: Deadline = None
 ) -> Response:
-    """Complete each prompt `n` times; the task's template is put around prompts that are text."""
+    """Complete each prompt `n` times; prompts that are text are rendered by the task's template."""
     begin = time.monotonic()
     calling.require(body.model)
     prompts = body.prompts
@@ -83,7 +83,10 @@ async def completions(
 async def chat_completions(
     body: ChatRequest, request: Request, behind: Behind, calling: Calling, deadline_ms: Deadline = None
 ) -> Response:
-    """A task's template renders the last user message; else the base's chat template renders all."""
+    """Answer a chat.
+
+    A task's template renders the last user message; without one, the base's chat template renders all.
+    """
     begin = time.monotonic()
     calling.require(body.model)
     messages = tuple(message.message() for message in body.messages)
@@ -113,11 +116,11 @@ async def chat_completions(
     "/models",
     response_model=ModelList,
     responses=ERRORS,
-    summary="List models: the base, and every task that can be served",
+    summary="List models",
 )
 @needs(Scope.GENERATE, Scope.UPLOAD, Scope.ADMIN)
 async def list_models(behind: Behind, calling: Calling) -> Response:
-    """Tasks in order of their ids, after the base model."""
+    """Return the base model, then all tasks that can be served, in order of their ids."""
     base = behind.generation.base_name
     tasks = await asyncio.to_thread(
         behind.catalog.servable,
@@ -129,10 +132,10 @@ async def list_models(behind: Behind, calling: Calling) -> Response:
     return Response(b'{"object":"list","data":[%b]}' % body, media_type="application/json")
 
 
-@router.get("/models/{model:path}", response_model=ModelCard, responses=ERRORS, summary="Show a model")
+@router.get("/models/{model:path}", response_model=ModelCard, responses=ERRORS, summary="Get a model")
 @needs(Scope.GENERATE, Scope.UPLOAD, Scope.ADMIN)
 async def show_model(model: str, behind: Behind, calling: Calling) -> JSONResponse:
-    """A task by any reference, or the base model."""
+    """Return the base model or a task: task, task@alias, task@3 or task@sha256:<digest>."""
     calling.require(model)
     if model == behind.generation.base_name:
         return JSONResponse(_card(behind, model, None))

@@ -1,4 +1,4 @@
-"""What goes wrong on the routes of OpenAI's protocol, in the words of their bodies and of its clients."""
+"""Errors of the OpenAI routes, in the terms of their bodies and of OpenAI's clients."""
 
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -11,14 +11,14 @@ from app.api.middleware.load_shedding import GatedRoute
 from app.api.state import Services, services
 from app.errors import ContextLengthExceeded, InvalidRequest, NotFound, RequestTooLong
 
-_NAMES_OF_TASKS = ("task_id", "alias")  # what is said of a malformed reference
+_NAMES_OF_TASKS = ("task_id", "alias")  # params of a malformed reference
 
 
 class OpenAiRoute(GatedRoute):
-    """A route whose bodies name a model where others name a task."""
+    """A route with bodies that name a model instead of a task."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """The handler, with errors restated."""
+        """Return the handler, with errors restated."""
         handle = super().get_route_handler()
 
         async def restating(request: Request) -> Response:
@@ -37,7 +37,7 @@ class OpenAiRoute(GatedRoute):
 
 
 def _no_model(error: NotFound | InvalidRequest) -> JSONResponse:
-    """No model is called so, be it that nothing could be."""
+    """Answer that there is no model with this name, also where the name is malformed."""
     message = error.message.rstrip(".").replace("There is no task", "There is no model")
     body = envelope(
         f"{message}; GET /v1/models lists all models.",
@@ -49,7 +49,7 @@ def _no_model(error: NotFound | InvalidRequest) -> JSONResponse:
 
 
 def _too_long(error: RequestTooLong, request: Request, behind: Services) -> ContextLengthExceeded:
-    """As OpenAI says it; its clients look for these words, and know no `max_new_tokens`."""
+    """Restate it as OpenAI does: clients look for this text, and don't know `max_new_tokens`."""
     words = _inputs_of(request)
     limit = error.limit or behind.engine.geometry.max_positions
     return ContextLengthExceeded(
@@ -64,7 +64,7 @@ def _inputs_of(request: Request) -> str:
 
 
 def _restated(error: InvalidRequest, request: Request) -> InvalidRequest:
-    """The same error, of what the body calls its inputs."""
+    """Restate the error with the name that the body has for inputs."""
     words = _inputs_of(request)
     if error.param == "inputs":
         error.param = words

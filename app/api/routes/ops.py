@@ -1,4 +1,4 @@
-"""What operators and orchestrators ask: health, information, metrics."""
+"""Routes for operators and orchestrators: health, information, metrics."""
 
 import asyncio
 import logging
@@ -26,15 +26,15 @@ router = APIRouter(tags=["operations"])
 State = Annotated[ServerState, Depends(server_state)]
 Behind = Annotated[Services, Depends(services)]
 _NOT_READY: dict[int | str, dict[str, Any]] = {
-    503: {"model": Status, "description": "Loading, draining or dead"}
+    503: {"model": Status, "description": "The server is loading, draining or dead"}
 }
 _ERRORS: dict[int | str, dict[str, Any]] = {503: {"model": ErrorEnvelope}}
 
 
-@router.get("/health", response_model=Health, summary="Summary")
+@router.get("/health", response_model=Health, summary="Get the health of the server")
 @any_key
 async def health(state: State, calling: Calling) -> JSONResponse:
-    """Status, model, device, tasks, queue, store, redis."""
+    """Return status, model, device, tasks, queue, store, Redis and prompt cache."""
     answer: Health = {"status": state.phase.value, "version": __version__}
     behind = state.services
     if behind is None:
@@ -89,29 +89,29 @@ def _cache_health(behind: Services) -> dict[str, Any]:
     }
 
 
-@router.get("/health/live", response_model=Status, summary="Is the process alive?")
+@router.get("/health/live", response_model=Status, summary="Check liveness")
 @public
 async def live() -> JSONResponse:
-    """200 as long as the event loop turns."""
+    """Answer 200 as long as the process responds."""
     return JSONResponse({"status": "alive"})
 
 
-@router.get("/health/ready", response_model=Status, responses=_NOT_READY, summary="May it get requests?")
+@router.get("/health/ready", response_model=Status, responses=_NOT_READY, summary="Check readiness")
 @public
 async def ready(state: State) -> JSONResponse:
-    """503 while loading, draining or dead."""
+    """Answer 200 if the server takes requests, 503 while it is loading, draining or dead."""
     phase = state.phase
     if phase is Phase.READY:
         return JSONResponse({"status": str(phase)})
     return JSONResponse({"status": str(phase)}, 503, {"retry-after": "5"})
 
 
-@router.get("/info", response_model=Info, responses=_ERRORS, summary="What is served")
+@router.get("/info", response_model=Info, responses=_ERRORS, summary="Get the base model and limits")
 @any_key
 async def info(
     behind: Behind, state: State, config: Annotated[ApiConfig, Depends(api_config)]
 ) -> JSONResponse:
-    """The base model, and the bounds of requests."""
+    """Return the base model, and the limits of requests."""
     geometry, defaults = behind.engine.geometry, behind.generation.defaults
     answer: Info = {
         "version": __version__,
@@ -136,16 +136,16 @@ async def info(
     return JSONResponse(answer)
 
 
-@router.get("/version", response_model=Version, summary="Version of the server")
+@router.get("/version", response_model=Version, summary="Get the version")
 @any_key
 async def version() -> JSONResponse:
-    """The version of this package."""
+    """Return the version of the server."""
     return JSONResponse({"version": __version__})
 
 
-@router.get("/metrics", response_class=PlainTextResponse, responses=_ERRORS, summary="Prometheus metrics")
+@router.get("/metrics", response_class=PlainTextResponse, responses=_ERRORS, summary="Get metrics")
 @needs(Scope.METRICS)
 async def metrics(state: State) -> Response:
-    """Exposition format 0.0.4; while draining too."""
+    """Return metrics in the Prometheus text format 0.0.4, also while the server drains."""
     behind = state.services or state.ready_services()
     return Response(await asyncio.to_thread(behind.metrics.render), media_type=CONTENT_TYPE)

@@ -47,7 +47,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorEnvelope} for status in (400, 403, 404, 408, 409, 413, 415, 422, 500, 503, 507)
 }
 _SAME: dict[int | str, dict[str, Any]] = {
-    200: {"model": Published, "description": "The same bytes and settings were a version already"}
+    200: {"model": Published, "description": "The same prompt and settings are a version already"}
 }
 _MULTIPART = {
     "requestBody": {
@@ -58,15 +58,19 @@ _MULTIPART = {
                     "type": "object",
                     "additionalProperties": False,
                     "properties": {
-                        "prompt": {"type": "string", "format": "binary", "description": "safetensors"},
+                        "prompt": {
+                            "type": "string",
+                            "format": "binary",
+                            "description": "Learned prompt: a safetensors file",
+                        },
                         "config": {
                             "type": "string",
                             "format": "binary",
-                            "description": "adapter_config.json",
+                            "description": "adapter_config.json of a PEFT prompt",
                         },
                         "task": {
                             "type": "string",
-                            "description": "JSON: template, defaults, choices, examples, notes, base, ...",
+                            "description": "JSON of template, defaults, choices, examples, notes, ...",
                         },
                     },
                 }
@@ -83,10 +87,12 @@ Behind = Annotated[Services, Depends(services)]
 async def list_tasks(
     behind: Behind,
     calling: Calling,
-    after: Annotated[str | None, Query(max_length=128, description="`next` of the page before")] = None,
-    limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100,
+    after: Annotated[
+        str | None, Query(max_length=128, description="`next` of the page before. Default: the first page")
+    ] = None,
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE, description="Tasks in a page, at most")] = 100,
 ) -> JSONResponse:
-    """Tasks in order of their ids, a page at a time."""
+    """Return a page of tasks, in order of their ids."""
     rows, following = await asyncio.to_thread(behind.catalog.page, calling.may_use, after, limit)
     page: TaskPage = {"tasks": [_summary(row) for row in rows], "next": following}
     return JSONResponse(page)
@@ -107,10 +113,11 @@ async def publish(
     behind: Behind,
     calling: Calling,
     alias: Annotated[
-        str | None, Query(max_length=64, description="Default: live; none: move no alias")
+        str | None,
+        Query(max_length=64, description="Alias to move to the new version, or none. Default: live"),
     ] = None,
 ) -> JSONResponse:
-    """Validate, store, try and release a new version of a task."""
+    """Validate, store and try a new version of a task, then point an alias at it."""
     calling.require(task_id)
     with behind.publishing.place():
         async with upload_form(request) as form, behind.publishing.slot():
@@ -122,16 +129,16 @@ async def publish(
     return JSONResponse(_uploaded(result), 201 if result.created else 200)
 
 
-@router.post("/{task_id:path}/rollback", response_model=Moved, responses=ERRORS, summary="Roll an alias back")
+@router.post("/{task_id:path}/rollback", response_model=Moved, responses=ERRORS, summary="Roll back an alias")
 @needs(Scope.ADMIN)
 async def rollback(
     task_id: str,
     behind: Behind,
     calling: Calling,
     body: RollbackRequest | None = None,
-    alias: Annotated[str | None, Query(max_length=64)] = None,
+    alias: Annotated[str | None, Query(max_length=64, description="As in the body. Default: live")] = None,
 ) -> JSONResponse:
-    """The alias goes back to what it meant before its current meaning; again goes one further back."""
+    """Point an alias at what it pointed at before; another rollback goes one step further back."""
     calling.require(task_id)
     named = (body.alias if body else None) or alias or DEFAULT_ALIAS
     if body and body.alias and alias not in (None, body.alias):
@@ -153,7 +160,7 @@ async def rollback(
 async def move_alias(
     task_id: str, alias: str, behind: Behind, calling: Calling, body: AliasRequest
 ) -> JSONResponse:
-    """Let an alias mean a version, or versions by weight: a compare-and-set with `expected_release`."""
+    """Point an alias at a version, or at several by weight; `expected_release` makes it a compare-and-set."""
     calling.require(task_id)
     release = await behind.publishing.change(
         lambda store: store.move_alias(
@@ -168,13 +175,13 @@ async def move_alias(
     "/{task_id:path}/restore",
     response_model=Retirement,
     responses=ERRORS,
-    summary="Bring a retired task back",
+    summary="Restore a retired task",
 )
 @needs(Scope.ADMIN)
 async def restore(
     task_id: str, behind: Behind, calling: Calling, body: ReasonRequest | None = None
 ) -> JSONResponse:
-    """The task is served again, with its aliases as they were."""
+    """Serve a retired task again, with its aliases as they were."""
     calling.require(task_id)
     why = body.why if body else ""
     release = await behind.publishing.change(lambda store: store.restore(task_id, who=calling.who, why=why))
@@ -185,25 +192,28 @@ async def restore(
 @router.delete("/{task_id:path}", response_model=Retirement, responses=ERRORS, summary="Retire a task")
 @needs(Scope.ADMIN)
 async def retire(
-    task_id: str, behind: Behind, calling: Calling, why: Annotated[str, Query(max_length=1000)] = ""
+    task_id: str,
+    behind: Behind,
+    calling: Calling,
+    why: Annotated[str, Query(max_length=1000, description="Reason, kept in the task's history")] = "",
 ) -> JSONResponse:
-    """Nothing of the task is served from now on; requests in flight finish, and nothing is deleted."""
+    """Take a task out of service. Running requests finish, and nothing is deleted."""
     calling.require(task_id)
     release = await behind.publishing.change(lambda store: store.retire(task_id, who=calling.who, why=why))
     _record(calling, "retired", task_id, release)
     return JSONResponse(retirement_row(release))
 
 
-@router.get("/{task_id:path}", response_model=TaskRecord, responses=ERRORS, summary="Show a task")
+@router.get("/{task_id:path}", response_model=TaskRecord, responses=ERRORS, summary="Get a task")
 @needs(Scope.GENERATE, Scope.UPLOAD, Scope.ADMIN)
 async def show_task(task_id: str, behind: Behind, calling: Calling) -> JSONResponse:
-    """Versions, aliases, releases, templates, defaults, provenance."""
+    """Return a task's aliases, versions and releases."""
     calling.require(task_id)
     return JSONResponse(_detail(await asyncio.to_thread(behind.catalog.detail, task_id)))
 
 
 def _record(calling: Caller, act: str, task_id: str, release: Release | None) -> None:
-    """A line in the log beside the store's own records; why and when stand there."""
+    """Log a change, beside the store's own records, which have the reason and the time."""
     number = "none" if release is None else release.number
     audit.info("%s %s: task %s, release %s", calling.who, act, task_id, number)
 

@@ -1,4 +1,4 @@
-"""`POST /tokenize` and `/detokenize`: what a text becomes for the base model, with a task's template."""
+"""`POST /tokenize` and `/detokenize`: text to token ids, with a task's template, and back."""
 
 from typing import Annotated, Any
 
@@ -20,10 +20,10 @@ router = APIRouter(tags=["tokens"], route_class=GatedRoute)
 Behind = Annotated[Services, Depends(services)]
 
 
-@router.post("/tokenize", response_model=Tokenization, responses=ERRORS, summary="Text to token ids")
+@router.post("/tokenize", response_model=Tokenization, responses=ERRORS, summary="Tokenize text")
 @needs(Scope.GENERATE)
 async def tokenize(body: TokenizeRequest, request: Request, behind: Behind, calling: Calling) -> JSONResponse:
-    """The ids that a request with these inputs would have, BOS included; learned tokens are counted apart."""
+    """Return the token ids of a request with these inputs, BOS included; virtual tokens are counted apart."""
     calling.require(body.task_id or behind.generation.base_name)
     wanted = GenerationRequest(
         inputs=body.inputs,
@@ -46,8 +46,8 @@ async def tokenize(body: TokenizeRequest, request: Request, behind: Behind, call
     )
 
 
-@router.post("/detokenize", response_model=Text, responses=ERRORS, summary="Token ids to text")
+@router.post("/detokenize", response_model=Text, responses=ERRORS, summary="Detokenize token ids")
 @needs(Scope.GENERATE)
 async def detokenize(body: DetokenizeRequest, behind: Behind) -> JSONResponse:
-    """The text of the ids, as many as a request may hold; special tokens have none."""
+    """Return the text of token ids, as many as a request may have; special tokens have no text."""
     return JSONResponse({"text": await behind.generation.detokenize(body.ids)})

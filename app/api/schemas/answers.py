@@ -92,7 +92,7 @@ class Published(PublishedVersion):
     """The version of an upload."""
 
     examples: list[TriedExample]
-    warnings: Annotated[list[str], Field(description="What the upload held and the version doesn't")]
+    warnings: Annotated[list[str], Field(description="Parts of the upload that the version doesn't use")]
 
 
 # -- tokens ---------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
-"""Names that clients send out of habit, and the values at which they change nothing.
+"""Fields that clients send by default though they aren't supported, and the values that change nothing.
 
-They are those of TGI's, LoRAX's, vLLM's and OpenAI's requests that are no fields of a body here. null is
-always neutral. Labels say something about a request and nothing about its answer, so any value is taken.
+They are the fields of requests to TGI, LoRAX, vLLM and the OpenAI API that no body has here. null is always
+neutral. Labels are about the request and not about its answer, so any value is accepted.
 """
 
 from collections.abc import Mapping
@@ -111,7 +111,7 @@ _LABELS = {
     "verbosity",
 }
 
-_INSTEAD = {  # fields that do what a habit would, by preference
+_INSTEAD = {  # supported fields for the same purpose, by preference
     "best_of": ("n",),
     "max_tokens": ("max_new_tokens",),
     "max_completion_tokens": ("max_new_tokens",),
@@ -127,26 +127,26 @@ _INSTEAD = {  # fields that do what a habit would, by preference
     "truncate_prompt_tokens": ("truncate",),
 }
 
-# By route; what is a field of its body is no habit there.
+# By route; fields of its own body come first.
 _ALL = {**_TGI, **_LORAX, **_VLLM, **_OPENAI, **_TOOLS}
 OF_GENERATE: _Values = _ALL | {"add_special_tokens": (True,)}
 OF_COMPLETIONS: _Values = OF_GENERATE
 OF_CHATS: _Values = _ALL | {"add_special_tokens": (False,)}
 
 
-def without_habits(data: Any, habits: _Values, fields: Mapping[str, Any], where: str = "") -> Any:
-    """The body without what changes nothing; `where` is put before the names of what is refused.
+def without_client_defaults(data: Any, defaults: _Values, fields: Mapping[str, Any], where: str = "") -> Any:
+    """Return the body without unsupported fields at neutral values; `where` is a prefix for names.
 
-    Raises InvalidRequest: a habit at another value.
+    Raises InvalidRequest that names an unsupported field at another value.
     """
     if not isinstance(data, dict):
         return data
-    habitual = {name for name in data if name not in fields and (name in habits or name in _LABELS)}
-    for name in habitual - _LABELS:
-        if not is_one_of(data[name], (None, *habits[name])):
+    unsupported = {name for name in data if name not in fields and (name in defaults or name in _LABELS)}
+    for name in unsupported - _LABELS:
+        if not is_one_of(data[name], (None, *defaults[name])):
             instead = next((other for other in _INSTEAD.get(name, ()) if other in fields), None)
             hint = "" if instead is None else f", or send {instead}"
             raise InvalidRequest(
                 f"{where}{name} is not supported; leave it out{hint}.", param=f"{where}{name}"
             )
-    return {name: value for name, value in data.items() if name not in habitual}
+    return {name: value for name, value in data.items() if name not in unsupported}

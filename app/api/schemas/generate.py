@@ -1,7 +1,7 @@
 """Bodies of requests and responses.
 
 Unknown fields are refused, so that a mistyped name never silently changes the answer. Fields that
-clients send out of habit are known, and must have their neutral value.
+clients send by default are known, and must have their neutral value.
 """
 
 from typing import Annotated, Any, Literal, Self
@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
 
 from app.api.schemas.bodies import Body
-from app.api.schemas.client_defaults import OF_GENERATE, without_habits
+from app.api.schemas.client_defaults import OF_GENERATE, without_client_defaults
 from app.api.schemas.parameters import OTHER_NAMES, ParametersBody, with_parameters
 from app.api.schemas.response_format import Grammar, ResponseFormat
 from app.serving.generation_request import ClassificationRequest
@@ -22,6 +22,14 @@ MAX_IDS = 1_000_000
 MAX_SAMPLES = 16
 
 Reference = Annotated[str, Field(min_length=1, max_length=MAX_REFERENCE_CHARS)]
+User = Annotated[
+    str,
+    Field(
+        max_length=256,
+        description="End user; each always gets the same version of a weighted alias",
+    ),
+]
+Why = Annotated[str, Field(max_length=1000, description="Reason, kept in the task's history")]
 
 
 _TEXT, _FIELDS = "<text>", "<fields>"
@@ -33,7 +41,7 @@ def _inputs_tag(value: Any) -> str | None:
     return _FIELDS if isinstance(value, dict) else None
 
 
-# With plain alternatives, an error would be told of each.
+# With plain alternatives, an error would be reported for each.
 Inputs = Annotated[
     Annotated[str, Tag(_TEXT)] | Annotated[dict[str, str], Tag(_FIELDS)],
     Discriminator(
@@ -45,7 +53,7 @@ Inputs = Annotated[
 
 
 class LabelledChoice(Body):
-    """A label whose scored text isn't its name."""
+    """A label with a name and the text to score for it."""
 
     value: str = Field(min_length=1, max_length=MAX_CHOICE_CHARS)
     text: str = Field(min_length=1, max_length=MAX_CHOICE_CHARS)
@@ -56,25 +64,30 @@ Choices = Annotated[list[str | LabelledChoice], Field(max_length=MAX_CHOICES)]
 
 @with_parameters()
 class Parameters(ParametersBody):
-    """How to generate. What is not given, or null, comes from the task, the base, then the defaults."""
+    """How to generate. A field that is absent or null comes from the task, else from the base model."""
 
-    n: int | None = Field(None, ge=1, le=MAX_SAMPLES, description="How many answers, in `samples`")
-    grammar: Grammar | None = Field(None, description="What the answer must be: a JSON schema or a regex")
-    response_format: ResponseFormat | None = Field(None, description="The same as LoRAX and OpenAI say it")
+    n: int | None = Field(
+        None, ge=1, le=MAX_SAMPLES, description="Number of answers; several are in `samples`. Default: 1"
+    )
+    grammar: Grammar | None = Field(None, description="JSON schema or regex that the answer must match")
+    response_format: ResponseFormat | None = Field(
+        None, description="The same in the form of LoRAX and the OpenAI API"
+    )
     choices: Literal[True] | Choices | None = Field(
-        None, description="Classify: labels, or true for the task's own"
+        None,
+        description="Classify instead of generating: the labels to choose from, or true for the task's own",
     )
-    score_eos: bool | None = Field(
-        None, description="Default: true; whether the end of an answer counts in a label's score"
+    score_eos: bool | None = Field(None, description="Include EOS after a label in its score. Default: true")
+    length_normalized: bool | None = Field(
+        None, description="Compare mean instead of total log-probabilities of labels. Default: false"
     )
-    length_normalized: bool | None = Field(None, description="Compare means of log-probabilities, not sums")
-    details: bool | None = Field(None, description="Default: true; report tokens and counts")
-    adapter_id: Reference | None = Field(None, description="Another name of task_id")
+    details: bool | None = Field(None, description="Report tokens and counts. Default: true")
+    adapter_id: Reference | None = Field(None, description="Another name for task_id")
 
     @model_validator(mode="before")
     @classmethod
-    def _without_habits(cls, data: Any) -> Any:
-        return without_habits(data, OF_GENERATE, {**cls.model_fields, **OTHER_NAMES}, "parameters.")
+    def _without_client_defaults(cls, data: Any) -> Any:
+        return without_client_defaults(data, OF_GENERATE, {**cls.model_fields, **OTHER_NAMES}, "parameters.")
 
     def constraint(self) -> Constraint | None:
         """What the answer must be."""
@@ -106,15 +119,17 @@ class Parameters(ParametersBody):
 
 
 class GenerateRequest(Body):
-    """A task, its inputs, how to generate."""
+    """A task, its inputs, and how to generate."""
 
     task_id: Reference | None = Field(
-        None, description="task, task@alias, task@3 or task@sha256:<digest>; absent: the base model itself"
+        None, description="task, task@alias, task@3 or task@sha256:<digest>. Default: the base model alone"
     )
     inputs: Inputs = Field(description="A text, or an object with exactly the fields of the task's template")
-    user: Annotated[str, Field(max_length=256)] | None = None
+    user: User | None = None
     parameters: Parameters | None = None
-    stream: bool | None = Field(None, description="Server-sent events, a token each, as /generate_stream")
+    stream: bool | None = Field(
+        None, description="Answer with server-sent events, one for each token. Default: false"
+    )
 
     @model_validator(mode="after")
     def _one_name(self) -> Self:
@@ -157,9 +172,9 @@ class GenerateRequest(Body):
 
 
 class GenerateStreamRequest(GenerateRequest):
-    """The same, always as a stream."""
+    """A task, its inputs, and how to generate; the answer is a stream."""
 
-    stream: Literal[True] | None = Field(None, description="It is one anyway")
+    stream: Literal[True] | None = Field(None, description="The answer is always a stream")
 
     @property
     def is_stream(self) -> bool:
@@ -168,20 +183,20 @@ class GenerateStreamRequest(GenerateRequest):
 
 
 class TokenizeRequest(Body):
-    """What is to be tokenized, as /generate takes it."""
+    """The inputs to tokenize, as for /generate."""
 
     task_id: Reference | None = None
     inputs: Inputs
 
 
 class DetokenizeRequest(Body):
-    """Ids of the base model's vocabulary."""
+    """Token ids of the base model's vocabulary."""
 
     ids: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=MAX_IDS)]
 
 
 class Token(BaseModel):
-    """One generated token."""
+    """A generated token."""
 
     id: int
     text: str
@@ -190,14 +205,14 @@ class Token(BaseModel):
 
 
 class Probability(BaseModel):
-    """One label's share."""
+    """A label and its probability."""
 
     value: str
     probability: float
 
 
 class ChoiceAnswer(BaseModel):
-    """The most probable label, and all of them."""
+    """The most probable label, and the probabilities of all."""
 
     value: str
     confidence: float
@@ -205,7 +220,7 @@ class ChoiceAnswer(BaseModel):
 
 
 class PromptToken(BaseModel):
-    """One token of the prompt; nothing stands before the first one."""
+    """A token of the prompt."""
 
     id: int
     text: str
@@ -213,7 +228,7 @@ class PromptToken(BaseModel):
 
 
 class Details(BaseModel):
-    """How an answer came about."""
+    """Tokens and counts of an answer."""
 
     finish_reason: Literal["eos_token", "length", "stop_sequence"]
     generated_tokens: int
@@ -233,7 +248,7 @@ class Sample(BaseModel):
 
 
 class GenerateResponse(BaseModel):
-    """A finished generation."""
+    """The answer to a request."""
 
     generated_text: str
     task_id: str | None = Field(description="null: the base model")
@@ -245,16 +260,19 @@ class GenerateResponse(BaseModel):
 
 
 class AliasRequest(Body):
-    """What an alias is to mean: one version, or several by weight."""
+    """Where an alias shall point: at one version, or at several by weight."""
 
     version: Annotated[int, Field(ge=1)] | None = None
     weights: dict[Annotated[str, Field(pattern=r"^[1-9][0-9]{0,8}$")], int] | None = Field(
-        None, description='Such as {"3": 90, "4": 10}; who asks sticks to one of them'
+        None,
+        description='Weights by version, such as {"3": 90, "4": 10}; a user always gets the same version',
     )
     expected_release: int | None = Field(
-        None, ge=0, description="409 where the task's last release (0: none) is another one"
+        None,
+        ge=0,
+        description="Number of the task's last release, 0 for none; 409 if it isn't. Default: not checked",
     )
-    why: Annotated[str, Field(max_length=1000)] = ""
+    why: Why = ""
 
     @model_validator(mode="after")
     def _one_target(self) -> Self:
@@ -271,13 +289,13 @@ class AliasRequest(Body):
 
 
 class ReasonRequest(Body):
-    """Why, for the record."""
+    """A reason for the task's history."""
 
-    why: Annotated[str, Field(max_length=1000)] = ""
+    why: Why = ""
 
 
 class StreamEvent(BaseModel):
-    """The data of one server-sent event; the last one holds the whole text and the details."""
+    """The data of a server-sent event; the last one has the whole text and the details."""
 
     index: int
     token: Token
@@ -287,7 +305,9 @@ class StreamEvent(BaseModel):
 
 
 class RollbackRequest(Body):
-    """Which alias goes back, and why, for the record."""
+    """Which alias to roll back, and why."""
 
-    alias: Annotated[str, Field(min_length=1, max_length=64)] | None = None
-    why: Annotated[str, Field(max_length=1000)] = ""
+    alias: Annotated[str, Field(min_length=1, max_length=64)] | None = Field(
+        None, description="Default: live"
+    )
+    why: Why = ""

@@ -1,4 +1,4 @@
-"""Messages of chats: the fields of all that speak OpenAI's protocol, of which the text counts."""
+"""Messages of chats: all fields of the OpenAI API are accepted, and the text is used."""
 
 from typing import Annotated, Any, Literal
 
@@ -29,11 +29,11 @@ def _only_text(part: Any) -> Any:
 
 
 class TextPart(Body):
-    """A part of a message's content."""
+    """A part of a message's content: text."""
 
     type: Literal["text"]
     text: str
-    cache_control: Any = Field(None, description="Taken, and left alone")
+    cache_control: Any = Field(None, description="Accepted and ignored")
 
 
 def _content_tag(value: Any) -> str | None:
@@ -54,15 +54,17 @@ Content = Annotated[
 
 
 class ChatMessage(Body):
-    """A message of a chat. Any field may be null, and what an answer holds may come back."""
+    """A message of a chat. Messages of earlier answers may be sent back as they came."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Content | None = Field(
-        None, validate_default=True, description="Of the assistant, null or nothing is the empty text"
+        None,
+        validate_default=True,
+        description="Required except for the assistant, where null means the empty text",
     )
     name: Annotated[str, Field(max_length=256)] | None = None
 
-    # What answers of ours and of others hold besides.
+    # Other fields of answers, ours and those of other servers.
     refusal: Annotated[Any, Neutral("")] = None
     annotations: Annotated[Any, Neutral([])] = None
     audio: Annotated[Any, Neutral(instead="leave it out, and send its transcript as content")] = None
@@ -71,7 +73,7 @@ class ChatMessage(Body):
     tool_call_id: str | None = None  # of what a tool said, which its role refuses
     reasoning: Annotated[Any, Neutral("")] = None
     reasoning_content: Annotated[Any, Neutral("")] = None
-    parsed: Any = Field(None, description="The content once more, as OpenAI's client read it: left alone")
+    parsed: Any = Field(None, description="Accepted and ignored")
 
     @field_validator("role", mode="before")
     @classmethod
@@ -90,7 +92,7 @@ class ChatMessage(Body):
         return content
 
     def message(self) -> Message:
-        """The message, its parts joined."""
+        """Return the message, its parts joined."""
         parts = self.content if isinstance(self.content, list) else []
         text = self.content if isinstance(self.content, str) else "".join(part.text for part in parts)
         others = {} if self.name is None else {"name": self.name}

@@ -1,4 +1,4 @@
-"""Bodies of the OpenAI routes. Unknown fields are refused; habits are taken where they change nothing."""
+"""Bodies of the OpenAI API. Unknown fields are refused, unsupported ones accepted at neutral values."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -14,8 +14,8 @@ from pydantic import (
 )
 
 from app.api.schemas.bodies import Body
-from app.api.schemas.client_defaults import OF_CHATS, OF_COMPLETIONS, without_habits
-from app.api.schemas.generate import Reference
+from app.api.schemas.client_defaults import OF_CHATS, OF_COMPLETIONS, without_client_defaults
+from app.api.schemas.generate import Reference, User
 from app.api.schemas.messages import ChatMessage
 from app.api.schemas.neutral import Neutral
 from app.api.schemas.parameters import OTHER_NAMES, ParametersBody, with_parameters
@@ -46,30 +46,37 @@ _INSTEAD_OF_TOOLS = (
 
 
 @with_parameters(
-    lambda each: each.openai, temperature={"ge": 0, "description": "Divides the logits; 0 is greedy decoding"}
+    lambda each: each.openai,
+    temperature={"ge": 0, "description": "Divides the logits before sampling; 0 is greedy decoding"},
 )
 class _OpenAi(ParametersBody):
-    """What completions and chats have in common."""
+    """The fields that completions and chats share."""
 
-    _habits: ClassVar[Mapping[str, tuple[Any, ...]]]
+    _client_defaults: ClassVar[Mapping[str, tuple[Any, ...]]]
 
-    model: Reference
-    max_tokens: int | None = Field(None, ge=1, le=MAX_NEW_TOKENS)
-    n: int | None = Field(None, ge=1, le=MAX_N)
-    stop: Stop | Stops | None = None
+    model: Reference = Field(
+        description="Name of the base model, or a task: task, task@alias, task@3 or task@sha256:<digest>"
+    )
+    max_tokens: int | None = Field(
+        None, ge=1, le=MAX_NEW_TOKENS, description="Tokens to generate, at most. Default: as for /generate"
+    )
+    n: int | None = Field(None, ge=1, le=MAX_N, description="Answers to each prompt. Default: 1")
+    stop: Stop | Stops | None = Field(
+        None, description="Texts that end the answer; they aren't part of it. Default: none"
+    )
     logit_bias: LogitBias | None = Field(
-        None, description="Added to the logits of tokens, by id; -100 rules a token out"
+        None, description="Added to the logits of tokens, by token id; -100 excludes a token"
     )
     response_format: ResponseFormat | None = None
-    user: Annotated[str, Field(max_length=256)] | None = None
-    stream: bool | None = None
+    user: User | None = None
+    stream: bool | None = Field(None, description="Answer with server-sent events. Default: false")
     stream_options: "StreamOptions | None" = None
-    metadata: dict[str, str] | None = Field(None, description="Taken, and left alone")
+    metadata: dict[str, str] | None = Field(None, description="Accepted and ignored")
 
-    # Beyond OpenAI's own, as vLLM and others have them.
+    # Beyond the OpenAI API, as in vLLM and others.
     structured_outputs: StructuredOutputs | None = None
 
-    # Nothing calls tools; those that must not be called anyway are taken.
+    # Tools are not supported; they are accepted where tool_choice says that none may be called.
     tool_choice: Annotated[Any, Neutral("none", "auto", instead=_INSTEAD_OF_TOOLS)] = None
     tools: list[dict[str, Any]] | None = None
     parallel_tool_calls: bool | None = None
@@ -86,8 +93,8 @@ class _OpenAi(ParametersBody):
 
     @model_validator(mode="before")
     @classmethod
-    def _without_habits(cls, data: Any) -> Any:
-        return without_habits(data, cls._habits, {**cls.model_fields, **OTHER_NAMES})
+    def _without_client_defaults(cls, data: Any) -> Any:
+        return without_client_defaults(data, cls._client_defaults, {**cls.model_fields, **OTHER_NAMES})
 
     @model_validator(mode="after")
     def _stream_options_need_a_stream(self) -> Self:
@@ -103,33 +110,33 @@ class _OpenAi(ParametersBody):
         return self
 
     def constraint(self) -> Constraint | None:
-        """What the answer must be."""
+        """Return what the answer must match."""
         if self.structured_outputs is not None:
             return self.structured_outputs.constraint()
         return None if self.response_format is None else self.response_format.constraint("response_format")
 
     def bias(self) -> tuple[tuple[int, float], ...]:
-        """What is added to the logits of which ids."""
+        """Return pairs of a token id and the number to add to its logit."""
         return tuple((int(id_), bias) for id_, bias in (self.logit_bias or {}).items())
 
     @property
     def wants_usage(self) -> bool:
-        """Whether a stream is to end with its usage."""
+        """Whether a stream ends with its usage."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
     @property
     def wants_usage_so_far(self) -> bool:
-        """Whether every chunk of a stream is to have its usage."""
+        """Whether every chunk of a stream has the usage so far."""
         return self.wants_usage and bool(self.stream_options and self.stream_options.continuous_usage_stats)
 
     @property
     @abstractmethod
     def num_top(self) -> int | None:
-        """Most probable tokens to report."""
+        """How many of the most probable tokens to report."""
 
     @property
     def scores_prompt(self) -> bool:
-        """Whether log-probabilities of the prompt are asked for."""
+        """Whether to report log-probabilities of the prompt."""
         return False
 
     def generation(self) -> dict[str, Any]:
@@ -152,24 +159,24 @@ class _OpenAi(ParametersBody):
 
 
 class StreamOptions(Body):
-    """What else a stream tells."""
+    """What a stream reports besides text."""
 
-    include_usage: bool | None = None
+    include_usage: bool | None = Field(None, description="Report the usage in a last chunk")
     continuous_usage_stats: bool | None = Field(
-        None, description="With include_usage: every chunk has the usage so far"
+        None, description="Report the usage so far in every chunk; needs include_usage"
     )
     include_obfuscation: bool | None = None
 
 
 def _prompt_tag(value: Any) -> str | None:
-    """By the first element of a list; the others must be like it."""
+    """Choose by the first element of a list; the others must be like it."""
     first = value[0] if isinstance(value, list) and value else None
     if isinstance(value, str):
         return "<text>"
     return {str: "<texts>", int: "<ids>", list: "<lists>"}.get(type(first))
 
 
-# With plain alternatives, an error would be told of each.
+# With plain alternatives, an error would be reported for each.
 Prompt = Annotated[
     Annotated[str, Tag("<text>")]
     | Annotated[TokenIds, Tag("<ids>")]
@@ -185,17 +192,25 @@ Prompt = Annotated[
 
 
 class CompletionRequest(_OpenAi):
-    """`POST /v1/completions`."""
+    """Prompts to complete, and how."""
 
-    _habits = OF_COMPLETIONS
+    _client_defaults = OF_COMPLETIONS
 
     prompt: Prompt
-    logprobs: int | None = Field(None, ge=0, le=MAX_TOP_TOKENS)
-    echo: bool | None = None
-    max_tokens: int | None = Field(
-        None, ge=0, le=MAX_NEW_TOKENS, description="0: nothing is generated, so that echo only scores"
+    logprobs: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_TOP_TOKENS,
+        description="Report log-probabilities, and this many of the most probable tokens. Default: none",
     )
-    best_of: int | None = Field(None, ge=1, le=MAX_N, description="As many as n")
+    echo: bool | None = Field(None, description="Put the prompt before the completion. Default: false")
+    max_tokens: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_NEW_TOKENS,
+        description="Tokens to generate, at most; 0 only scores the prompt. Default: as for /generate",
+    )
+    best_of: int | None = Field(None, ge=1, le=MAX_N, description="Accepted if it equals n")
 
     @model_validator(mode="after")
     def _best_of_none(self) -> Self:
@@ -207,31 +222,38 @@ class CompletionRequest(_OpenAi):
 
     @property
     def num_top(self) -> int | None:
-        """`logprobs: 0` asks for the generated tokens' only."""
+        """How many of the most probable tokens to report; 0: only the generated ones."""
         return self.logprobs
 
     @property
     def scores_prompt(self) -> bool:
-        """An echoed prompt has its log-probabilities too."""
+        """Whether to report log-probabilities of the prompt: where it is echoed."""
         return bool(self.echo) and self.logprobs is not None
 
     @property
     def prompts(self) -> list[str | tuple[int, ...]]:
-        """Each prompt: text, or token ids."""
+        """The prompts, each text or token ids."""
         given: list[Any] = self.prompt if isinstance(self.prompt, list) else [self.prompt]
         prompts = [given] if isinstance(given[0], int) else given
         return [prompt if isinstance(prompt, str) else tuple(prompt) for prompt in prompts]
 
 
 class ChatRequest(_OpenAi):
-    """`POST /v1/chat/completions`."""
+    """A chat to answer, and how."""
 
-    _habits = OF_CHATS
+    _client_defaults = OF_CHATS
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
-    max_completion_tokens: int | None = Field(None, ge=1, le=MAX_NEW_TOKENS)
-    logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_TOKENS)
+    max_completion_tokens: int | None = Field(
+        None, ge=1, le=MAX_NEW_TOKENS, description="Another name for max_tokens"
+    )
+    logprobs: bool | None = Field(None, description="Report log-probabilities. Default: false")
+    top_logprobs: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_TOP_TOKENS,
+        description="Report this many of the most probable tokens; needs logprobs",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -243,7 +265,7 @@ class ChatRequest(_OpenAi):
 
     @property
     def num_top(self) -> int | None:
-        """As many as `top_logprobs` says."""
+        """How many of the most probable tokens to report."""
         return self.top_logprobs
 
     def _max_tokens(self) -> int | None:

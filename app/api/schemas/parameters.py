@@ -13,7 +13,7 @@ OTHER_NAMES = {each.also: name for name, each in DECLARED.items() if each.also i
 
 
 class ParametersBody(Body):
-    """What is not given, or null, comes from the task, then from the base's generation config."""
+    """A body with generation parameters; absent ones, or null, come from the task, else from the base."""
 
     @model_validator(mode="before")
     @classmethod

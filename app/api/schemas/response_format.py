@@ -1,4 +1,4 @@
-"""What an answer must be, in OpenAI's words (`response_format`), vLLM's and TGI's."""
+"""What an answer must match, in the forms of the OpenAI API (`response_format`), vLLM and TGI."""
 
 from abc import ABC, abstractmethod
 from typing import Annotated, Any, Literal, Self
@@ -9,8 +9,8 @@ from app.api.schemas.bodies import Body
 from app.serving.structured_output.constraints import Constraint, ConstraintKind
 from app.validation import PLAIN
 
-Schema = Annotated[dict[str, Any], Field(description="A JSON schema, within what llguidance knows")]
-# With plain alternatives, an error would be told of each.
+Schema = Annotated[dict[str, Any], Field(description="JSON schema, of the keywords that llguidance supports")]
+# With plain alternatives, an error would be reported for each.
 SchemaOrText = Annotated[
     Annotated[str, Tag("<text>")] | Annotated[Schema, Tag("<object>")],
     Discriminator(
@@ -22,24 +22,24 @@ SchemaOrText = Annotated[
 
 
 class _Format(Body, ABC):
-    """What an answer is to be; `where` is the field that holds it."""
+    """What an answer must match; `where` is the field that holds it."""
 
     @abstractmethod
     def constraint(self, where: str) -> Constraint | None:
-        """What binds the answer."""
+        """Return the constraint; None: there is none."""
 
 
 class TextFormat(_Format):
-    """Free text, as without a format."""
+    """Free text."""
 
     type: Literal["text"]
 
     def constraint(self, where: str) -> None:
-        """None."""
+        """Return None: the text is free."""
 
 
 class JsonObjectFormat(_Format):
-    """Any JSON object, or one that a schema describes: llama.cpp's field, or TGI's."""
+    """Any JSON object, or one that matches a schema: llama.cpp's form (schema), or TGI's (value)."""
 
     type: Literal["json_object"]
     schema_: Schema | None = Field(None, alias="schema")
@@ -52,22 +52,22 @@ class JsonObjectFormat(_Format):
         return self
 
     def constraint(self, where: str) -> Constraint:
-        """An object of any fields, where nothing describes it."""
+        """Return the schema's constraint; without one, that of an object of any fields."""
         given = next((each for each in (self.schema_, self.value) if each is not None), {"type": "object"})
         return Constraint(ConstraintKind.JSON_SCHEMA, given, where)
 
 
 class NamedSchema(Body):
-    """A schema, and what the client calls it."""
+    """A JSON schema with a name."""
 
     name: Annotated[str, Field(max_length=256)] | None = None
     description: Annotated[str, Field(max_length=4096)] | None = None
     schema_: Schema = Field(alias="schema")
-    strict: bool | None = Field(None, description="Taken, and left alone: the schema always holds")
+    strict: bool | None = Field(None, description="Accepted and ignored: the schema is always enforced")
 
 
 class JsonSchemaFormat(_Format):
-    """JSON that a schema describes: in OpenAI's field, or in TGI's."""
+    """JSON that matches a schema: OpenAI's form (json_schema), or TGI's (value)."""
 
     type: Literal["json_schema"]
     json_schema: NamedSchema | None = None
@@ -80,31 +80,31 @@ class JsonSchemaFormat(_Format):
         return self
 
     def constraint(self, where: str) -> Constraint:
-        """What the schema describes."""
+        """Return the schema's constraint."""
         given, field = (self.json_schema, "json_schema") if self.json_schema else (self.value, "value")
         assert given is not None
         return Constraint(ConstraintKind.JSON_SCHEMA, given.schema_, f"{where}.{field}.schema")
 
 
 class JsonFormat(_Format):
-    """A JSON schema, as an object or as text; TGI's."""
+    """JSON that matches a schema, given as an object or as text: TGI's form."""
 
     type: Literal["json"]
     value: SchemaOrText
 
     def constraint(self, where: str) -> Constraint:
-        """What the schema describes."""
+        """Return the schema's constraint."""
         return Constraint(ConstraintKind.JSON_SCHEMA, self.value, where)
 
 
 class RegexFormat(_Format):
-    """A regex that the whole answer matches; TGI's."""
+    """Text that matches a regex as a whole: TGI's form."""
 
     type: Literal["regex"]
     value: str
 
     def constraint(self, where: str) -> Constraint:
-        """What the regex describes."""
+        """Return the regex's constraint."""
         return Constraint(ConstraintKind.REGEX, self.value, where)
 
 
@@ -116,7 +116,7 @@ Grammar = Annotated[JsonFormat | JsonSchemaFormat | RegexFormat, Field(discrimin
 
 
 class StructuredOutputs(Body):
-    """Exactly one of these."""
+    """What the answer must match: exactly one of a choice of texts, a regex and a JSON schema."""
 
     choice: list[str] | None = None
     regex: str | None = None
@@ -129,7 +129,7 @@ class StructuredOutputs(Body):
         return self
 
     def constraint(self) -> Constraint:
-        """The one that is given."""
+        """Return the constraint of the one that is given."""
         if self.choice is not None:
             return Constraint(ConstraintKind.CHOICE, self.choice, "structured_outputs.choice")
         if self.regex is not None:
