@@ -83,18 +83,29 @@ class EventStreamResponse(Response):
 
 
 def described_events(*data: Any) -> dict[str, Any]:
-    """For the OpenAPI document: events whose data is JSON of one of these shapes; of none: any text.
-
-    What the shapes refer to must be among the document's components for some other reason.
-    """
+    """Describe, for the OpenAPI document, events with JSON of one of these shapes; of none: with any text."""
     text: dict[str, Any] = {"type": "string"}
     if data:
-        template = "#/components/schemas/{model}"
-        shapes = [TypeAdapter(each).json_schema(ref_template=template) for each in data]
-        for shape in shapes:
-            shape.pop("$defs", None)
+        shapes = [_whole_schema(each) for each in data]
         text |= {"contentMediaType": "application/json", "contentSchema": {"anyOf": shapes}}
     return {"itemSchema": {"type": "object", "properties": {"data": text}, "required": ["data"]}}
+
+
+def _whole_schema(shape: Any) -> Any:
+    """Return a shape's JSON schema without references, since the document has only its own definitions."""
+    schema = TypeAdapter(shape).json_schema()
+    definitions = schema.pop("$defs", {})
+
+    def whole(part: Any) -> Any:
+        if isinstance(part, list):
+            return [whole(each) for each in part]
+        if not isinstance(part, dict):
+            return part
+        if "$ref" in part:
+            return whole(definitions[part["$ref"].rpartition("/")[2]])
+        return {name: whole(each) for name, each in part.items()}
+
+    return whole(schema)
 
 
 def data_event(payload: bytes) -> bytes:

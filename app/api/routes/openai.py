@@ -23,8 +23,8 @@ from app.api.routes.openai_answers import (
     completion,
 )
 from app.api.routes.openai_errors import OpenAiRoute
-from app.api.schemas.answers import ChatCompletion, Completion, ModelCard, ModelList
 from app.api.schemas.openai import ChatRequest, CompletionRequest
+from app.api.schemas.openai_answers import ChatCompletion, Completion, ModelCard, ModelList
 from app.api.sse import EventStreamResponse, described_events, json_bytes
 from app.api.state import Services, services
 from app.errors import InvalidRequest

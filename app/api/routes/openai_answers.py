@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from app.api.schemas.answers import (
+from app.api.schemas.openai_answers import (
     ChatChoice,
     ChatCompletion,
     ChatLogprobs,

@@ -1,6 +1,6 @@
 """`POST /tokenize` and `/detokenize`: text to token ids, with a task's template, and back."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse
@@ -33,21 +33,19 @@ async def tokenize(body: TokenizeRequest, request: Request, behind: Behind, call
         tenant=calling.tenant,
     )
     admitted, texts = await behind.generation.tokenize(wanted)
-    tokens: list[dict[str, Any]] = [
-        {"id": id_, "text": text} for id_, text in zip(admitted.prompt_ids, texts, strict=True)
-    ]
-    return JSONResponse(
-        {
-            "tokens": tokens,
-            "prompt_tokens": len(tokens),
-            "virtual_tokens": admitted.request.num_virtual_tokens,
-            "text": admitted.prompt_text,
-        }
-    )
+    ids = admitted.prompt_ids
+    answer: Tokenization = {
+        "tokens": [{"id": id_, "text": text} for id_, text in zip(ids, texts, strict=True)],
+        "prompt_tokens": len(ids),
+        "virtual_tokens": admitted.request.num_virtual_tokens,
+        "text": admitted.prompt_text,
+    }
+    return JSONResponse(answer)
 
 
 @router.post("/detokenize", response_model=Text, responses=ERRORS, summary="Detokenize token ids")
 @needs(Scope.GENERATE)
 async def detokenize(body: DetokenizeRequest, behind: Behind) -> JSONResponse:
     """Return the text of token ids, as many as a request may have; special tokens have no text."""
-    return JSONResponse({"text": await behind.generation.detokenize(body.ids)})
+    answer: Text = {"text": await behind.generation.detokenize(body.ids)}
+    return JSONResponse(answer)

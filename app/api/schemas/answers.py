@@ -41,6 +41,113 @@ class ErrorEnvelope(TypedDict):
     ]
 
 
+# -- generate -------------------------------------------------------------------------------
+
+
+@closed
+class Token(TypedDict):
+    """A generated token."""
+
+    id: int
+    text: str
+    logprob: Annotated[float, Field(description="Natural logarithm of the model's own probability")]
+    special: bool
+
+
+@closed
+class PromptToken(TypedDict):
+    """A token of the prompt."""
+
+    id: int
+    text: str
+    logprob: Annotated[float | None, Field(description="null: the first token")]
+
+
+@closed
+class Probability(TypedDict):
+    """A label and its probability."""
+
+    value: str
+    probability: float
+
+
+@closed
+class ChoiceAnswer(TypedDict):
+    """The most probable label, and the probabilities of all."""
+
+    value: str
+    confidence: Annotated[float, Field(description="Probability of `value`")]
+    probabilities: list[Probability]
+
+
+_Finish = Literal["eos_token", "length", "stop_sequence"]
+_PromptTokens = Annotated[int, Field(description="Tokens of the rendered prompt")]
+_VirtualTokens = Annotated[int, Field(description="Positions that the learned prompt takes")]
+
+
+@closed
+class Details(TypedDict):
+    """Tokens and counts of an answer."""
+
+    finish_reason: _Finish
+    generated_tokens: int
+    prompt_tokens: _PromptTokens
+    virtual_tokens: _VirtualTokens
+    seed: int
+    prefill: NotRequired[
+        Annotated[list[PromptToken], Field(description="Tokens of the prompt, with decoder_input_details")]
+    ]
+    tokens: list[Token]
+    top_tokens: NotRequired[
+        Annotated[list[list[Token]] | None, Field(description="Most probable tokens beside each of `tokens`")]
+    ]
+
+
+@closed
+class Sample(TypedDict):
+    """One of `n` answers."""
+
+    generated_text: str
+    details: NotRequired[Details | None]
+
+
+@closed
+class GenerateResponse(TypedDict):
+    """The answer to a request."""
+
+    generated_text: str
+    task_id: Annotated[str | None, Field(description="null: the base model")]
+    task_version: int | None
+    version_digest: str | None
+    details: NotRequired[Details | None]
+    choice: NotRequired[Annotated[ChoiceAnswer | None, Field(description="Result of a classification")]]
+    samples: NotRequired[Annotated[list[Sample] | None, Field(description="All answers, if n is above 1")]]
+
+
+class StreamDetails(TypedDict):
+    """Counts of an answer that was streamed."""
+
+    finish_reason: _Finish
+    generated_tokens: int
+    input_length: int
+    prompt_tokens: int
+    virtual_tokens: int
+    seed: int
+    task_version: int | None
+    version_digest: str | None
+
+
+@closed
+class StreamEvent(TypedDict):
+    """The data of a server-sent event; the last one has the whole text and the details."""
+
+    index: int
+    token: Token
+    top_tokens: NotRequired[list[Token] | None]
+    generated_text: str | None
+    details: StreamDetails | None
+
+
 # -- tasks ----------------------------------------------------------------------------------
 
 
@@ -121,132 +228,6 @@ class Text(TypedDict):
     """The text of token ids."""
 
     text: str
-
-
-# -- OpenAI ---------------------------------------------------------------------------------
-
-
-@closed
-class Usage(TypedDict):
-    """Number of tokens of prompts and answers."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-
-
-@closed
-class CompletionLogprobs(TypedDict):
-    """Log-probabilities as parallel lists, an item for each token."""
-
-    tokens: list[str]
-    token_logprobs: list[float | None]
-    top_logprobs: list[dict[str, float | None] | None]
-    text_offset: Annotated[list[int], Field(description="Characters of the answer before each token")]
-
-
-FinishReason = Literal["stop", "length"]
-
-
-@closed
-class CompletionChoice(TypedDict):
-    """One completion."""
-
-    index: int
-    text: str
-    logprobs: CompletionLogprobs | None
-    finish_reason: FinishReason
-
-
-class OpenAiHead(TypedDict):
-    """What all objects of the OpenAI API begin with."""
-
-    id: str
-    created: Annotated[int, Field(description="Unix time in seconds")]
-    model: str
-    system_fingerprint: Annotated[str, Field(description="Base model and task version that answered")]
-
-
-@closed
-class Completion(OpenAiHead):
-    """The completions of all prompts."""
-
-    object: Literal["text_completion"]
-    choices: list[CompletionChoice]
-    usage: Usage
-
-
-@closed
-class TopLogprob(TypedDict):
-    """A token and its log-probability."""
-
-    token: str
-    logprob: float | None
-    bytes: Annotated[list[int], Field(description="The token's text in UTF-8")]
-
-
-@closed
-class TokenLogprob(TopLogprob):
-    """A generated token, and the most probable ones in its place."""
-
-    top_logprobs: list[TopLogprob]
-
-
-@closed
-class ChatLogprobs(TypedDict):
-    """Log-probabilities of an answer's tokens."""
-
-    content: list[TokenLogprob]
-    refusal: None
-
-
-@closed
-class AnswerMessage(TypedDict):
-    """The message that the model generated."""
-
-    role: Literal["assistant"]
-    content: str
-    refusal: None
-
-
-@closed
-class ChatChoice(TypedDict):
-    """One answer to a chat."""
-
-    index: int
-    message: AnswerMessage
-    logprobs: ChatLogprobs | None
-    finish_reason: FinishReason
-
-
-@closed
-class ChatCompletion(OpenAiHead):
-    """The answers to a chat."""
-
-    object: Literal["chat.completion"]
-    choices: list[ChatChoice]
-    usage: Usage
-
-
-@closed
-class ModelCard(TypedDict):
-    """A task, or the base model."""
-
-    id: str
-    object: Literal["model"]
-    created: Annotated[int, Field(description="Unix time of publication in seconds; 0: the base model")]
-    owned_by: str
-    root: Annotated[str, Field(description="Name of the base model")]
-    parent: Annotated[str | None, Field(description="Name of the base model; null: this is it")]
-    max_model_len: Annotated[int, Field(description="Tokens of prompt and answer, at most")]
-
-
-@closed
-class ModelList(TypedDict):
-    """The base model and all tasks that can be served."""
-
-    object: Literal["list"]
-    data: list[ModelCard]
 
 
 # -- operations -----------------------------------------------------------------------------

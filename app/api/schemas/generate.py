@@ -1,4 +1,4 @@
-"""Bodies of requests and responses.
+"""Bodies of requests.
 
 Unknown fields are refused, so that a mistyped name never silently changes the answer. Fields that
 clients send by default are known, and must have their neutral value.
@@ -6,7 +6,7 @@ clients send by default are known, and must have their neutral value.
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from app.api.schemas.bodies import Body
 from app.api.schemas.client_defaults import OF_GENERATE, without_client_defaults
@@ -195,70 +195,6 @@ class DetokenizeRequest(Body):
     ids: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=MAX_IDS)]
 
 
-class Token(BaseModel):
-    """A generated token."""
-
-    id: int
-    text: str
-    logprob: float
-    special: bool
-
-
-class Probability(BaseModel):
-    """A label and its probability."""
-
-    value: str
-    probability: float
-
-
-class ChoiceAnswer(BaseModel):
-    """The most probable label, and the probabilities of all."""
-
-    value: str
-    confidence: float
-    probabilities: list[Probability]
-
-
-class PromptToken(BaseModel):
-    """A token of the prompt."""
-
-    id: int
-    text: str
-    logprob: float | None
-
-
-class Details(BaseModel):
-    """Tokens and counts of an answer."""
-
-    finish_reason: Literal["eos_token", "length", "stop_sequence"]
-    generated_tokens: int
-    prompt_tokens: int
-    virtual_tokens: int
-    seed: int
-    prefill: list[PromptToken] = []
-    tokens: list[Token]
-    top_tokens: list[list[Token]] | None = None
-
-
-class Sample(BaseModel):
-    """One of `n` answers."""
-
-    generated_text: str
-    details: Details | None = None
-
-
-class GenerateResponse(BaseModel):
-    """The answer to a request."""
-
-    generated_text: str
-    task_id: str | None = Field(description="null: the base model")
-    task_version: int | None
-    version_digest: str | None
-    details: Details | None = None
-    choice: ChoiceAnswer | None = None
-    samples: list[Sample] | None = None
-
-
 class AliasRequest(Body):
     """Where an alias shall point: at one version, or at several by weight."""
 
@@ -292,16 +228,6 @@ class ReasonRequest(Body):
     """A reason for the task's history."""
 
     why: Why = ""
-
-
-class StreamEvent(BaseModel):
-    """The data of a server-sent event; the last one has the whole text and the details."""
-
-    index: int
-    token: Token
-    top_tokens: list[Token] | None = None
-    generated_text: str | None
-    details: dict[str, Any] | None
 
 
 class RollbackRequest(Body):

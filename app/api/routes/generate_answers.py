@@ -1,0 +1,126 @@
+"""Answers of `/generate` in the shapes of TGI and LoRAX: whole ones, and the events of streams."""
+
+import math
+from collections.abc import Sequence
+
+from app.api.schemas.answers import (
+    ChoiceAnswer,
+    Details,
+    GenerateResponse,
+    Sample,
+    StreamDetails,
+    StreamEvent,
+    Token,
+)
+from app.api.sse import data_event, json_bytes
+from app.serving.generation_request import Classification, GenerationResult, OutputToken, TextDelta
+
+
+def generate_answer(results: Sequence[GenerationResult], *, with_details: bool) -> GenerateResponse:
+    """Return the answer to a request; of several results all are in `samples`."""
+    best = results[0]
+    version = best.version
+    answer: GenerateResponse = {
+        "generated_text": best.generated_text,
+        "task_id": None if version is None else version.task_id,
+        "task_version": None if version is None else version.version,
+        "version_digest": None if version is None else f"sha256:{version.digest}",
+    }
+    if with_details:
+        answer["details"] = _details(best)
+    if best.classification is not None:
+        answer["choice"] = _choice(best.text, best.classification)
+    if len(results) > 1:
+        answer["samples"] = [_sample(result, with_details) for result in results]
+    return answer
+
+
+def _sample(result: GenerationResult, with_details: bool) -> Sample:
+    if with_details:
+        return {"generated_text": result.generated_text, "details": _details(result)}
+    return {"generated_text": result.generated_text}
+
+
+def _choice(best: str, classification: Classification) -> ChoiceAnswer:
+    return {
+        "value": best,
+        "confidence": classification.confidence,
+        "probabilities": [
+            {"value": value, "probability": probability}
+            for value, probability in classification.probabilities
+        ],
+    }
+
+
+def _details(result: GenerationResult) -> Details:
+    details: Details = {
+        "finish_reason": result.finish.value,
+        "generated_tokens": len(result.tokens),
+        "prompt_tokens": result.prompt_tokens,
+        "virtual_tokens": result.virtual_tokens,
+        "seed": result.seed,
+        "prefill": [
+            {
+                "id": token.id,
+                "text": token.text,
+                "logprob": None if math.isnan(token.logprob) else _finite(token.logprob),
+            }
+            for token in result.prompt_scores
+        ],
+        "tokens": [_token(token) for token in result.tokens],
+    }
+    if any(token.top for token in result.tokens):
+        details["top_tokens"] = [[_token(other) for other in token.top] for token in result.tokens]
+    return details
+
+
+def _token(token: OutputToken) -> Token:
+    return {
+        "id": token.id,
+        "text": token.text,
+        "logprob": _finite(token.logprob),
+        "special": token.special,
+    }
+
+
+def _finite(logprob: float) -> float:
+    """Replace minus infinity (a probability of 0), which JSON can't express."""
+    return logprob if math.isfinite(logprob) else -1e30
+
+
+class TokenEvents:
+    """Write deltas as TGI does: an event for each token, with the text that may be shown."""
+
+    def __init__(self) -> None:
+        self._index = 0
+
+    def __call__(self, item: tuple[int, TextDelta]) -> bytes:
+        """Return the event of a delta."""
+        _, delta = item
+        token, result = delta.token, delta.result
+        if token is None:
+            return b""
+        self._index += 1
+        event: StreamEvent = {
+            "index": self._index,
+            "token": {**_token(token), "text": delta.text},
+            "generated_text": None if result is None else result.generated_text,
+            "details": None if result is None else _stream_details(result),
+        }
+        if token.top:
+            event["top_tokens"] = [_token(other) for other in token.top]
+        return data_event(json_bytes(event))
+
+
+def _stream_details(result: GenerationResult) -> StreamDetails:
+    version = result.version
+    return {
+        "finish_reason": result.finish.value,
+        "generated_tokens": len(result.tokens),
+        "input_length": result.prompt_tokens,  # TGI's name
+        "prompt_tokens": result.prompt_tokens,  # LoRAX's
+        "virtual_tokens": result.virtual_tokens,
+        "seed": result.seed,
+        "task_version": None if version is None else version.version,
+        "version_digest": None if version is None else f"sha256:{version.digest}",
+    }

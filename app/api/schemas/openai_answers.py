@@ -1,0 +1,131 @@
+"""The shapes of answers of the OpenAI routes; see `answers.py`."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from app.validation import closed
+
+
+@closed
+class Usage(TypedDict):
+    """Number of tokens of prompts and answers."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+@closed
+class CompletionLogprobs(TypedDict):
+    """Log-probabilities as parallel lists, an item for each token."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float | None] | None]
+    text_offset: Annotated[list[int], Field(description="Characters of the answer before each token")]
+
+
+FinishReason = Literal["stop", "length"]
+
+
+@closed
+class CompletionChoice(TypedDict):
+    """One completion."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: FinishReason
+
+
+class OpenAiHead(TypedDict):
+    """What all objects of the OpenAI API begin with."""
+
+    id: str
+    created: Annotated[int, Field(description="Unix time in seconds")]
+    model: str
+    system_fingerprint: Annotated[str, Field(description="Base model and task version that answered")]
+
+
+@closed
+class Completion(OpenAiHead):
+    """The completions of all prompts."""
+
+    object: Literal["text_completion"]
+    choices: list[CompletionChoice]
+    usage: Usage
+
+
+@closed
+class TopLogprob(TypedDict):
+    """A token and its log-probability."""
+
+    token: str
+    logprob: float | None
+    bytes: Annotated[list[int], Field(description="The token's text in UTF-8")]
+
+
+@closed
+class TokenLogprob(TopLogprob):
+    """A generated token, and the most probable ones in its place."""
+
+    top_logprobs: list[TopLogprob]
+
+
+@closed
+class ChatLogprobs(TypedDict):
+    """Log-probabilities of an answer's tokens."""
+
+    content: list[TokenLogprob]
+    refusal: None
+
+
+@closed
+class AnswerMessage(TypedDict):
+    """The message that the model generated."""
+
+    role: Literal["assistant"]
+    content: str
+    refusal: None
+
+
+@closed
+class ChatChoice(TypedDict):
+    """One answer to a chat."""
+
+    index: int
+    message: AnswerMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason
+
+
+@closed
+class ChatCompletion(OpenAiHead):
+    """The answers to a chat."""
+
+    object: Literal["chat.completion"]
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+@closed
+class ModelCard(TypedDict):
+    """A task, or the base model."""
+
+    id: str
+    object: Literal["model"]
+    created: Annotated[int, Field(description="Unix time of publication in seconds; 0: the base model")]
+    owned_by: str
+    root: Annotated[str, Field(description="Name of the base model")]
+    parent: Annotated[str | None, Field(description="Name of the base model; null: this is it")]
+    max_model_len: Annotated[int, Field(description="Tokens of prompt and answer, at most")]
+
+
+@closed
+class ModelList(TypedDict):
+    """The base model and all tasks that can be served."""
+
+    object: Literal["list"]
+    data: list[ModelCard]
