@@ -1,101 +1,78 @@
-"""Whose fault a failed step was: its parts are run again until the failure stands alone.
+"""A failed step: its parts run again, in halves, until each failure stands alone.
 
 Every slot is written before it is read, and choosing a token changes nothing, so a part that runs
-twice comes to the same. What can't be told apart (the device is gone, or the model fails whatever
-it is given) is raised as it was, and ends the engine.
+twice comes to the same. Where no part can be told from the others (the device is gone, or the model
+fails with any input), the error is raised as it was, and ends the engine.
 """
 
 import logging
 import traceback
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from app.engine.plan import Plan, PlanItem, StepResult
 from app.engine.prefixes import Prefix, PrefixKey
-from app.engine.runner import Runner
-from app.engine.sampling.inputs import SampledToken, SamplingInput
+from app.engine.sampling.inputs import SamplingInput
 from app.engine.sequence import Sequence as Row
 from app.errors import PromptplexError, RequestFailed
 from app.models.attention.metadata import PackedItem
-from app.request import SamplingParams, TokenScore
+from app.request import SamplingParams
 
 REFUSAL_SECONDS = 30.0  # a prefix that failed isn't tried again for so long
 
-Owner = Row | Prefix
+Run = Callable[[Plan], StepResult]
 
 _log = logging.getLogger("promptplex.engine")
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What came of a step in parts."""
+def run_apart(run: Run, plan: Plan, error: Exception) -> tuple[StepResult, dict[int, Exception]]:
+    """Run a plan that failed with `error` in parts; return what came of them, and the failures by id.
 
-    plan: Plan  # the items that ran
-    result: StepResult
-    failures: dict[Owner, PromptplexError]  # rows that stand on a failed prefix are not named
-
-
-def run_apart(runner: Runner, plan: Plan, error: Exception) -> Outcome:
-    """Run a plan that failed with `error` in parts, a failing one halved until one owner is left.
-
-    Raises `error` where the model doesn't work for anything else either.
+    Rows that stand on a prefix that failed don't run, and are not named. Raise `error` where the model
+    doesn't work for anything else either.
     """
-    parts = _Parts(runner, plan)
+    parts = _Parts(run, plan)
     _log.error("a step failed; its parts are run one by one to find out why", exc_info=error)
-    owners = dict.fromkeys([*(write.prefix for write in plan.writes), *(item.owner for item in plan.items)])
-    parts.blame(sorted(owners, key=lambda owner: isinstance(owner, Row)), error)  # prefixes first
-    if parts.failures and not _works(runner, plan, next(iter(parts.failures))):
+    parts.blame(parts.ids(), error)
+    if parts.failures and not _works(run, plan.part({next(iter(parts.failures))})):
         raise error
-    for owner, cause in parts.failures.items():
-        _log.error("at fault: %s (%s)", _name(owner), type(cause).__name__)
-    return parts.outcome()
+    return parts.result, parts.failures
 
 
 @dataclass(slots=True)
 class _Parts:
-    """The parts of a plan that ran, and the owners that failed alone."""
+    """The parts of a plan that ran, and the ids that failed alone."""
 
-    runner: Runner
+    run: Run
     plan: Plan
-    tokens: dict[Owner, SampledToken] = field(default_factory=dict)
-    scores: dict[Owner, tuple[TokenScore, ...]] = field(default_factory=dict)
-    done: set[Owner] = field(default_factory=set)
-    failures: dict[Owner, Exception] = field(default_factory=dict)
+    result: StepResult = field(default_factory=StepResult)
+    failures: dict[int, Exception] = field(default_factory=dict)
 
-    def blame(self, owners: Sequence[Owner], error: Exception) -> None:
-        """`owners` failed together: find out which of them did."""
+    def ids(self) -> list[int]:
+        """Return all ids: prefixes come before what stands on them."""
+        items = sorted(self.plan.items, key=lambda item: len(item.stands_on))
+        return list(dict.fromkeys([*(write.id for write in self.plan.writes), *(item.id for item in items)]))
+
+    def blame(self, ids: Sequence[int], error: Exception) -> None:
+        """Find out which of `ids` failed; they did so together."""
         traceback.clear_frames(error.__traceback__)  # the step's tensors: there may be no room beside them
-        if len(owners) == 1:
-            self.failures[owners[0]] = error
+        if len(ids) == 1:
+            self.failures[ids[0]] = error
             return
-        middle = len(owners) // 2
-        self._try(owners[:middle])
-        self._try(owners[middle:])
+        middle = len(ids) // 2
+        self._try(ids[:middle])
+        self._try(ids[middle:])
 
-    def _try(self, owners: Sequence[Owner]) -> None:
-        owners = [owner for owner in owners if not (isinstance(owner, Row) and owner.prefix in self.failures)]
-        part = _part(self.plan, owners)
+    def _try(self, ids: Sequence[int]) -> None:
+        lost = {item.id for item in self.plan.items if not self.failures.keys().isdisjoint(item.stands_on)}
+        ids = [id_ for id_ in ids if id_ not in lost]
         try:
-            result = self.runner.run(part)
+            result = self.run(self.plan.part(set(ids)))
         except Exception as error:
-            self.blame(owners, error)
+            self.blame(ids, error)
         else:
-            self._keep(owners, part, result)
-
-    def _keep(self, owners: Sequence[Owner], part: Plan, result: StepResult) -> None:
-        self.done.update(owners)
-        sampling = (item.owner for item in part.items if item.sampling is not None)
-        self.tokens.update(zip(sampling, result.tokens, strict=True))
-        scoring = (item.owner for item in part.items if item.score_ids)
-        self.scores.update(zip(scoring, result.scores, strict=True))
-
-    def outcome(self) -> Outcome:
-        """As if only what ran had been planned."""
-        ran = _part(self.plan, self.done)
-        tokens = tuple(self.tokens[item.owner] for item in ran.items if item.sampling is not None)
-        scores = tuple(self.scores[item.owner] for item in ran.items if item.score_ids)
-        failures = {owner: _typed(owner, error) for owner, error in self.failures.items()}
-        return Outcome(ran, StepResult(tokens, scores), failures)
+            self.result.tokens.update(result.tokens)
+            self.result.scores.update(result.scores)
 
 
 class Refusals:
@@ -115,31 +92,22 @@ class Refusals:
         return error if now < until else None
 
 
-def _part(plan: Plan, owners: Collection[Owner]) -> Plan:
-    """The plan's part that belongs to `owners`, in its order."""
-    kept = set(owners)
-    return Plan(
-        writes=tuple(write for write in plan.writes if write.prefix in kept),
-        items=tuple(item for item in plan.items if item.owner in kept),
-    )
-
-
-def _works(runner: Runner, plan: Plan, owner: Owner) -> bool:
-    """Whether the model still takes a token, in the place of what failed."""
-    part = _part(plan, [owner])
+def _works(run: Run, part: Plan) -> bool:
+    """Return whether the model still takes a token, in the place of what failed."""
     slots = part.items[0].kv.slots if part.items else part.writes[0].slots
     own_slot = tuple(group[-1:] for group in slots)  # the first ones may be a prefix's that others share
     sampling = SamplingInput(SamplingParams(), 0)
-    item = PlanItem(owner, PackedItem(0, 1, own_slot), position=0, token_ids=(0,), sampling=sampling)
+    item = PlanItem(0, PackedItem(0, 1, own_slot), position=0, token_ids=(0,), sampling=sampling)
     try:
-        return runner.run(Plan(writes=(), items=(item,))).tokens[0].is_finite
+        return run(Plan(writes=(), items=(item,))).tokens[0].is_finite
     except Exception:
         _log.exception("the model does not take a single token any more")
         return False
 
 
-def _typed(owner: Owner, error: Exception) -> PromptplexError:
-    """What the caller may see of an error."""
+def request_error(owner: Row | Prefix, error: Exception) -> PromptplexError:
+    """Return what the callers of a sequence or prefix at fault may see of an error, and log it all."""
+    _log.error("at fault: %s (%s)", _name(owner), type(error).__name__)
     if isinstance(error, PromptplexError):
         return error
     if isinstance(owner, Prefix):
@@ -153,7 +121,7 @@ def _typed(owner: Owner, error: Exception) -> PromptplexError:
     )
 
 
-def _name(owner: Owner) -> str:
+def _name(owner: Row | Prefix) -> str:
     if isinstance(owner, Prefix):
         return f"the resident prefix of prompt {owner.key.prompt_digest or 'none'}"
     return f"request {owner.request.id} of task {owner.request.task or 'none (the base model)'}"

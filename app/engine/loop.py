@@ -13,15 +13,16 @@ from dataclasses import dataclass
 from functools import partial
 
 from app.engine.deadlines import Deadlines
-from app.engine.isolation import Refusals, run_apart
+from app.engine.isolation import Refusals, request_error, run_apart
 from app.engine.plan import Plan, StepResult
 from app.engine.prefixes import Prefix, prefix_key
 from app.engine.router import OutputRouter
 from app.engine.runner import Runner
-from app.engine.sampling.token_masks import AsyncTokenMask, GrammarSource
+from app.engine.sampling.token_masks import AsyncTokenMask, GrammarSource, PackedMask, collect_masks
 from app.engine.scheduler import Scheduler
 from app.engine.sequence import Phase, Sequence
 from app.engine.statistics import StepRecorder
+from app.engine.step import Step
 from app.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -205,8 +206,9 @@ class EngineLoop:
 
     def _step(self) -> None:
         started = time.monotonic()
-        plan = self._scheduler.schedule()
+        step = self._scheduler.schedule()
         self._load_prompts()
+        plan = step.plan()
         if plan.is_empty:
             assert not self._scheduler.running, "a running sequence must make progress"
             assert self._scheduler.loading, "a waiting sequence must fit when nothing runs"
@@ -215,32 +217,42 @@ class EngineLoop:
             return
         for sequence in self._scheduler.running:
             sequence.admitted = sequence.admitted or started
-        plan, result = self._run(plan)
+        result = self._run(step, plan)
         now = time.monotonic()
-        news = self._scheduler.update(plan, result, now)
-        for sequence, _ in news:
+        outputs = self._scheduler.update(step, result, now)
+        for sequence, _ in outputs:
             if sequence.phase is Phase.FINISHED:
                 del self._open[sequence.request.id]
-        self._router.deliver([(sequence.request.id, output) for sequence, output in news])
+        self._router.deliver([(sequence.request.id, output) for sequence, output in outputs])
         served = [
             sequence
-            for sequence, output in news
+            for sequence, output in outputs
             if isinstance(output, TokenDelta) and output.token_id is not None
         ]
-        self._recorder.step(plan, served, now - started)
+        self._recorder.step(step, served, now - started)
 
-    def _run(self, plan: Plan) -> tuple[Plan, StepResult]:
+    def _run(self, step: Step, plan: Plan) -> StepResult:
         """Run a plan. Where it fails, those at fault end with an error, and the others' part has run."""
+        run = partial(self._run_part, step)
         try:
-            return plan, self._runner.run(plan)
+            return run(plan)
         except Exception as error:
-            outcome = run_apart(self._runner, plan, error)
-        for owner, cause in outcome.failures.items():
+            result, failures = run_apart(run, plan, error)
+        for id_, cause in failures.items():
+            owner = step.owners[id_]
             if isinstance(owner, Prefix):
-                self._give_up(owner, cause)
+                self._give_up(owner, request_error(owner, cause))
             else:
-                self._end(owner, cause)
-        return outcome.plan, outcome.result
+                self._end(owner, request_error(owner, cause))
+        return result
+
+    def _run_part(self, step: Step, plan: Plan) -> StepResult:
+        def masks() -> dict[int, PackedMask]:
+            found, errors = collect_masks(step.constraints(plan))
+            step.errors.update(errors)
+            return found
+
+        return self._runner.run(plan, masks)
 
     def _give_up(self, prefix: Prefix, error: PromptplexError) -> None:
         """End all that stand on a prefix, or wait for it, and the prefix with them."""

@@ -1,34 +1,39 @@
-"""The frozen decision of one step, and what came of it."""
+"""The frozen decision of one step, and what came of it: ids, numbers and arrays, so that both pickle.
 
+The scheduler knows which sequence or prefix an id stands for. Arrays of slots are never written again once
+they are in a Plan.
+"""
+
+import itertools
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from app.engine.prefixes import Prefix
 from app.engine.sampling.inputs import SampledToken, SamplingInput
-from app.engine.sequence import Sequence
 from app.models.attention.kv_cache import Slots
 from app.models.attention.metadata import PackedItem
 from app.prompt import Prompt
 from app.request import TokenScore
+
+new_id = itertools.count(1).__next__  # for sequences and prefixes; never used again
 
 
 @dataclass(frozen=True, slots=True)
 class PrefixWrite:
     """Keys and values to put at `slots` (per KV group) as they are, before the forward pass."""
 
-    prefix: Prefix
+    id: int
     prompt: Prompt
     slots: tuple[Slots, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class PlanItem:
-    """Consecutive tokens of one owner, taken through the model in this step.
+    """Consecutive tokens of one sequence, or of a prefix under construction, to run through the model.
 
-    The owner is a sequence, or a prefix under construction. Inputs are token ids, or rows
-    `num_computed .. num_computed + num_tokens` of a soft prompt's embeddings.
+    Inputs are token ids, or rows `num_computed .. num_computed + num_tokens` of a soft prompt's embeddings.
     """
 
-    owner: Sequence | Prefix
+    id: int
     kv: PackedItem  # where its keys and values go and what exists already
     position: int  # of the first token, as the model sees it
     token_ids: tuple[int, ...] = ()
@@ -37,6 +42,12 @@ class PlanItem:
     score_from: int = 0  # its tokens from here on tell how probable `score_ids` are, which follow them
     score_ids: tuple[int, ...] = ()
     num_top: int = 0  # most probable tokens to report beside each of `score_ids`
+    stands_on: tuple[int, ...] = ()  # ids of the prefixes that its tokens attend to
+
+    @property
+    def is_constrained(self) -> bool:
+        """Whether a grammar's mask is needed to choose its token."""
+        return self.sampling is not None and self.sampling.is_constrained
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,32 +59,20 @@ class Plan:
 
     @property
     def is_empty(self) -> bool:
+        """Whether there is nothing to do."""
         return not self.writes and not self.items
 
-
-@dataclass(slots=True)
-class PlanDraft:
-    """A Plan in the making."""
-
-    budget: int
-    writes: list[PrefixWrite] = field(default_factory=list)
-    items: list[PlanItem] = field(default_factory=list)
-
-    def add(self, item: PlanItem) -> None:
-        """Take an item's tokens from the budget."""
-        self.items.append(item)
-        self.budget -= item.kv.num_tokens
-
-    def plan(self) -> Plan:
-        """What it has become."""
-        # Rows of like length stand together, since they share a bucket (attention/step.py).
-        rows_first = sorted(self.items, key=lambda item: (item.kv.num_tokens > 1, item.kv.num_computed))
-        return Plan(writes=tuple(self.writes), items=tuple(rows_first))
+    def part(self, ids: Collection[int]) -> "Plan":
+        """Return the writes and items of some ids, in this order."""
+        return Plan(
+            writes=tuple(write for write in self.writes if write.id in ids),
+            items=tuple(item for item in self.items if item.id in ids),
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """Sampled tokens, in the order of the Plan's sampling items, and scores, in that of its scoring ones."""
+    """The next token of each sampling item, and the scores of each scoring one, by id."""
 
-    tokens: tuple[SampledToken, ...]
-    scores: tuple[tuple[TokenScore, ...], ...] = ()
+    tokens: dict[int, SampledToken] = field(default_factory=dict)
+    scores: dict[int, tuple[TokenScore, ...]] = field(default_factory=dict)

@@ -7,11 +7,12 @@ first. Its key never holds a name (invariant 5).
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from app.engine.blocks import Counts, KVBlocks, SlotTable
+from app.engine.plan import new_id
 from app.models.attention.kv_cache import Slots
 from app.prompt import ModelGeometry, Prompt, PromptKind
 from app.request import Request
@@ -59,6 +60,7 @@ class Prefix:
     virtual_positions: int = 0  # positions that the virtual tokens take
     num_computed: int = 0  # slots whose keys and values exist
     pins: int = 0
+    id: int = field(default_factory=new_id)  # in Plans
 
     @property
     def num_slots(self) -> int:

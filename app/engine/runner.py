@@ -3,8 +3,7 @@
 T tokens of a step, d embedding width.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -14,11 +13,12 @@ from app.engine.plan import Plan, PlanItem, StepResult
 from app.engine.sampling.batch import SamplingBatch
 from app.engine.sampling.inputs import SampledToken
 from app.engine.sampling.sampler import sample, score_tokens
-from app.engine.sampling.token_masks import collect_masks
-from app.engine.sequence import Sequence as Row
+from app.engine.sampling.token_masks import PackedMask
 from app.models.attention.kv_cache import KVCache
 from app.models.backbone import Backbone
 from app.request import TokenScore
+
+Masks = Callable[[], Mapping[int, PackedMask]]  # of constrained rows, by id
 
 
 class Runner:
@@ -29,13 +29,16 @@ class Runner:
         self._cache = cache
 
     @torch.inference_mode()
-    def run(self, plan: Plan) -> StepResult:
-        """Write given prefixes, run all items as one packed row, choose the next tokens."""
+    def run(self, plan: Plan, masks: Masks) -> StepResult:
+        """Write given prefixes, run all items as one packed row, choose the next tokens.
+
+        `masks` is called after the forward pass, where rows are constrained; a row without one is late.
+        """
         for write in plan.writes:
             slots = tuple(self._to_device(group) for group in write.slots)
             self._backbone.write_prefix(write.prompt, self._cache, slots)
         if not plan.items:
-            return StepResult(())
+            return StepResult()
         ends = np.cumsum([item.kv.num_tokens for item in plan.items])
         sampled, scored = _sampled_rows(plan.items, ends), _scored_rows(plan.items, ends)
         # Some architectures take an empty selection for "all rows", so one row is always asked for.
@@ -43,23 +46,9 @@ class Runner:
         metadata = self._backbone.plan(self._cache, [item.kv for item in plan.items], rows)
         embeds, positions = self._embeds(plan.items, ends), self._positions(plan.items)
         logits = self._backbone.forward(embeds, positions, metadata)
-        tokens = self._sample(logits[: len(sampled)], plan.items) if sampled else ()
-        return StepResult(tokens, _scores(logits[len(sampled) :], plan.items) if scored else ())
-
-    def _sample(self, logits: Tensor, items: Sequence[PlanItem]) -> tuple[SampledToken, ...]:
-        rows = [item for item in items if item.sampling is not None]
-        batch = SamplingBatch.of([row.sampling for row in rows if row.sampling], logits.device)
-        owners = [row.owner for row in rows]
-        constraints = {
-            row: owner.constraint
-            for row, owner in enumerate(owners)
-            if isinstance(owner, Row) and owner.constraint is not None
-        }
-        masks, failures = collect_masks(constraints)
-        tokens = list(sample(logits, batch, masks))
-        for row, error in failures.items():
-            tokens[row] = replace(tokens[row], error=error, is_late=False)
-        return tuple(tokens)
+        given = masks() if any(item.is_constrained for item in plan.items) else {}
+        tokens = _sample(logits[: len(sampled)], plan.items, given) if sampled else {}
+        return StepResult(tokens, _scores(logits[len(sampled) :], plan.items) if scored else {})
 
     def _embeds(self, items: Sequence[PlanItem], ends: "_Ends") -> Tensor:
         """Input embeddings `[T, d]`: of token ids, or a soft prompt's own rows."""
@@ -98,11 +87,20 @@ def _scored_rows(items: Sequence[PlanItem], ends: _Ends) -> list[int]:
     ]
 
 
-def _scores(logits: Tensor, items: Sequence[PlanItem]) -> tuple[tuple[TokenScore, ...], ...]:
-    scores, begin = [], 0
+def _sample(
+    logits: Tensor, items: Sequence[PlanItem], masks: Mapping[int, PackedMask]
+) -> dict[int, SampledToken]:
+    inputs = {item.id: item.sampling for item in items if item.sampling is not None}
+    batch = SamplingBatch.of(list(inputs.values()), logits.device)
+    by_row = {row: masks[id_] for row, id_ in enumerate(inputs) if id_ in masks}
+    return dict(zip(inputs, sample(logits, batch, by_row), strict=True))
+
+
+def _scores(logits: Tensor, items: Sequence[PlanItem]) -> dict[int, tuple[TokenScore, ...]]:
+    scores, begin = {}, 0
     for item in items:
         if item.score_ids:
             rows = logits[begin : begin + len(item.score_ids)]
-            scores.append(score_tokens(rows, item.score_ids, item.num_top))
+            scores[item.id] = score_tokens(rows, item.score_ids, item.num_top)
             begin += len(item.score_ids)
-    return tuple(scores)
+    return scores

@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from app.engine.blocks import KVBlocks, SlotTable
 from app.engine.fair_queue import FairQueue
 from app.engine.plan import (
-    Plan,
-    PlanDraft,
     PlanItem,
     PrefixWrite,
     StepResult,
@@ -27,10 +25,11 @@ from app.engine.prefixes import Prefix, PrefixCache, PrefixKey
 from app.engine.router import Output
 from app.engine.sampling.inputs import SampledToken, SamplingInput
 from app.engine.sequence import Phase, Sequence
+from app.engine.step import Step
 from app.errors import NonFiniteLogits, PromptplexError, RequestTooLong
 from app.models.attention.metadata import PackedItem
 from app.prompt import Prompt
-from app.request import FinishReason, Request, TokenDelta, TokenScore
+from app.request import FinishReason, Request, TokenDelta
 
 MAX_SCORED_ROWS = 256  # logits over the whole vocabulary are large: so many at a time
 
@@ -50,18 +49,6 @@ class SchedulerConfig:
             )
 
 
-@dataclass(slots=True)
-class StepCounts:
-    """What one call of `schedule` decided, for statistics."""
-
-    decode_rows: int = 0
-    prefill_tokens: int = 0
-    prefix_tokens: int = 0
-    preempted: int = 0
-    prefix_hits: int = 0
-    prefix_misses: int = 0
-
-
 class Scheduler:
     """Owns every sequence, block and prefix. Called by one thread only."""
 
@@ -72,7 +59,6 @@ class Scheduler:
         self.waiting = FairQueue()
         self.loading: set[Sequence] = set()
         self._to_load: list[Sequence] = []  # parked since `take_loads` was asked last
-        self.counts = StepCounts()
         self._config = config
 
     @property
@@ -133,22 +119,21 @@ class Scheduler:
 
     # -- schedule ---------------------------------------------------------------------------
 
-    def schedule(self) -> Plan:
+    def schedule(self) -> Step:
         """Decide one step."""
-        self.counts = StepCounts()
         self.prefixes.trim()
-        draft = PlanDraft(self._config.token_budget)
+        step = Step(self._config.token_budget)
         for sequence in [sequence for sequence in self.running if sequence.is_decoding]:
-            if sequence.phase is Phase.RUNNING and self._grow(sequence):
-                self._take_tokens(sequence, draft)
-                self.counts.decode_rows += 1
+            if sequence.phase is Phase.RUNNING and self._grow(sequence, step):
+                self._take_tokens(sequence, step)
+                step.counts.decode_rows += 1
         for sequence in [sequence for sequence in self.running if sequence.num_pending]:
-            self._prefill(sequence, draft)
-        if not self.counts.preempted:
-            self._admit(draft)
-        return draft.plan()
+            self._prefill(sequence, step)
+        if not step.counts.preempted:
+            self._admit(step)
+        return step
 
-    def _grow(self, sequence: Sequence) -> bool:
+    def _grow(self, sequence: Sequence, step: Step) -> bool:
         """Room for one more slot, at the cost of idle prefixes, then of the youngest sequence."""
         assert sequence.table is not None
         start, end = sequence.pending_slots
@@ -156,19 +141,19 @@ class Scheduler:
             if self.prefixes.evict_until(sequence.table.missing_blocks(start, end)):
                 continue
             youngest = self.running[-1]
-            self._preempt(youngest)
+            self._preempt(youngest, step)
             if youngest is sequence:
                 return False
         return True
 
-    def _preempt(self, sequence: Sequence) -> None:
+    def _preempt(self, sequence: Sequence, step: Step) -> None:
         """Take everything back; the sequence recomputes its keys and values when it is readmitted."""
         self.running.remove(sequence)
         self._vacate(sequence)
         sequence.num_computed = 0
         sequence.phase = Phase.WAITING
         self.waiting.push(sequence, front=True)
-        self.counts.preempted += 1
+        step.counts.preempted += 1
 
     def _vacate(self, sequence: Sequence) -> None:
         assert sequence.table is not None
@@ -178,27 +163,28 @@ class Scheduler:
             self.prefixes.unpin(sequence.prefix)
             sequence.prefix = None
 
-    def _prefill(self, sequence: Sequence, draft: PlanDraft) -> None:
+    def _prefill(self, sequence: Sequence, step: Step) -> None:
         if sequence.prefix is not None and not sequence.prefix.is_ready:
-            self._build_prefix(sequence.prefix, draft)
-        if draft.budget and (sequence.prefix is None or sequence.prefix.is_ready):
+            self._build_prefix(sequence.prefix, step)
+        if step.budget and (sequence.prefix is None or sequence.prefix.is_ready):
             grown = sequence.table is not None and sequence.table.grow(*sequence.pending_slots)
             assert grown, "blocks for the whole prompt were taken at admission"
-            self.counts.prefill_tokens += self._take_tokens(sequence, draft)
+            step.counts.prefill_tokens += self._take_tokens(sequence, step)
 
-    def _take_tokens(self, sequence: Sequence, draft: PlanDraft) -> int:
+    def _take_tokens(self, sequence: Sequence, step: Step) -> int:
         """Plan as many pending tokens as the budget allows; the last of them samples."""
         assert sequence.table is not None
-        count = min(sequence.num_pending, draft.budget)
+        count = min(sequence.num_pending, step.budget)
         start = sequence.num_computed
         score_from, score_ids = _scoring(sequence, start)
         if score_ids:
             count = min(count, MAX_SCORED_ROWS)
         score_ids = score_ids[: max(start + count - score_from, 0)]
         before, _ = sequence.pending_slots
-        draft.add(
+        step.add(
+            sequence,
             PlanItem(
-                owner=sequence,
+                id=sequence.id,
                 kv=PackedItem(before, count, sequence.table.slots(before + count)),
                 position=sequence.first_position + start,
                 token_ids=tuple(sequence.tokens[start : start + count]),
@@ -206,23 +192,24 @@ class Scheduler:
                 score_from=score_from - start,
                 score_ids=score_ids,
                 num_top=sequence.request.num_top,
-            )
+                stands_on=() if sequence.prefix is None else (sequence.prefix.id,),
+            ),
         )
         sequence.num_computed += count
         return count
 
-    def _build_prefix(self, prefix: Prefix, draft: PlanDraft) -> None:
+    def _build_prefix(self, prefix: Prefix, step: Step) -> None:
         """Plan the next part of a prefix: written as it is, or run through the model."""
         if prefix.needs_write:
             assert prefix.prompt is not None
             slots = self.prefixes.slots(prefix, prefix.num_virtual_tokens)
-            draft.writes.append(PrefixWrite(prefix, prefix.prompt, slots))
+            step.write(prefix, PrefixWrite(prefix.id, prefix.prompt, slots))
             self.prefixes.advance(prefix, prefix.num_virtual_tokens)
-        while draft.budget and not prefix.is_ready:
-            item = self._prefix_item(prefix, draft.budget)
-            draft.add(item)
+        while step.budget and not prefix.is_ready:
+            item = self._prefix_item(prefix, step.budget)
+            step.add(prefix, item)
             self.prefixes.advance(prefix, item.kv.num_tokens)
-            self.counts.prefix_tokens += item.kv.num_tokens
+            step.counts.prefix_tokens += item.kv.num_tokens
 
     def _prefix_item(self, prefix: Prefix, budget: int) -> PlanItem:
         """The next tokens of a prefix: soft prompt rows first, then the resident ids."""
@@ -231,7 +218,7 @@ class Scheduler:
         count = min(end - start, budget)
         is_soft = start < virtual
         return PlanItem(
-            owner=prefix,
+            id=prefix.id,
             kv=PackedItem(start, count, self.prefixes.slots(prefix, start + count)),
             position=prefix.position_of(start),
             token_ids=() if is_soft else prefix.resident_ids[start - virtual : start - virtual + count],
@@ -240,8 +227,8 @@ class Scheduler:
 
     # -- admission --------------------------------------------------------------------------
 
-    def _admit(self, draft: PlanDraft) -> None:
-        while draft.budget and len(self.running) < self._config.max_rows:
+    def _admit(self, step: Step) -> None:
+        while step.budget and len(self.running) < self._config.max_rows:
             sequence = self.waiting.peek()
             if sequence is None:
                 return
@@ -250,8 +237,8 @@ class Scheduler:
                     return
                 self.waiting.remove(sequence)
                 self._park(sequence)
-            elif self._place(sequence):
-                self._prefill(sequence, draft)
+            elif self._place(sequence, step):
+                self._prefill(sequence, step)
             else:
                 return
 
@@ -268,7 +255,7 @@ class Scheduler:
         self.loading.add(sequence)
         self._to_load.append(sequence)
 
-    def _place(self, sequence: Sequence) -> bool:
+    def _place(self, sequence: Sequence, step: Step) -> bool:
         """Give a sequence its prefix and blocks for all its tokens; False when they don't suffice.
 
         While others run, a block for each of them stays free, so that admission doesn't preempt.
@@ -285,10 +272,10 @@ class Scheduler:
                 self.prefixes.unpin(prefix)
             return False
         if prefix is not None:
-            self.counts.prefix_hits += 1
+            step.counts.prefix_hits += 1
         elif key is not None:
             prefix = self.prefixes.create(key, sequence.request, sequence.prompt)
-            self.counts.prefix_misses += 1
+            step.counts.prefix_misses += 1
         self._start(sequence, prefix)
         return True
 
@@ -309,25 +296,29 @@ class Scheduler:
 
     # -- update -----------------------------------------------------------------------------
 
-    def update(self, plan: Plan, result: StepResult, now: float) -> list[tuple[Sequence, Output]]:
-        """Apply sampled tokens; sequences that end free what they hold. Of late rows there is no news."""
-        scoring = (item.owner for item in plan.items if item.score_ids)
-        for sequence, scores in zip(scoring, result.scores, strict=True):
-            assert isinstance(sequence, Sequence)
-            sequence.scores += scores
-        news: list[tuple[Sequence, Output]] = []
-        sampling = (item.owner for item in plan.items if item.sampling is not None)
-        for sequence, token in zip(sampling, result.tokens, strict=True):
-            assert isinstance(sequence, Sequence)
-            if token.is_late:
+    def update(self, step: Step, result: StepResult, now: float) -> list[tuple[Sequence, Output]]:
+        """Apply a step's result; sequences that end free what they hold. A late row has no output."""
+        outputs: list[tuple[Sequence, Output]] = []
+        for sequence in step.sequences():
+            if sequence.phase is not Phase.RUNNING:
+                continue
+            sequence.scores += result.scores.get(sequence.id, ())
+            token = result.tokens.get(sequence.id)
+            if token is None:
+                continue
+            if token.is_late and sequence.id not in step.errors:
                 sequence.num_computed -= 1  # taken again with the next step, to the same slot
             else:
-                news.append((sequence, self._accept(sequence, token, now)))
-        return news
+                error = step.errors.get(sequence.id, token.error)
+                outputs.append((sequence, self._accept(sequence, token, error, now)))
+        return outputs
 
-    def _accept(self, sequence: Sequence, token: SampledToken, now: float) -> Output:
+    def _accept(
+        self, sequence: Sequence, token: SampledToken, error: PromptplexError | None, now: float
+    ) -> Output:
         scores = tuple(sequence.scores) if sequence.num_generated == 0 else ()
-        error = _error_of(token, scores)
+        if not token.is_finite or any(math.isnan(score.logprob) for score in scores):
+            error = _not_finite()
         if error is not None:
             self.finish(sequence)
             return error
@@ -364,10 +355,7 @@ class Scheduler:
         assert all(sequence.phase is Phase.LOADING for sequence in self.loading)
 
 
-def _error_of(token: SampledToken, scores: tuple[TokenScore, ...]) -> PromptplexError | None:
-    """Why a row can't go on, if it can't."""
-    if token.is_finite and not any(math.isnan(score.logprob) for score in scores):
-        return token.error
+def _not_finite() -> NonFiniteLogits:
     return NonFiniteLogits(
         "the model produced NaN or infinite logits for this request; if it names a task, the task's "
         "prompt is the likely cause: check its values, or roll the task back"

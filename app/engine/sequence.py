@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass, field
 
 from app.engine.blocks import SlotTable
+from app.engine.plan import new_id
 from app.engine.prefixes import Prefix, PrefixKey
 from app.engine.sampling.state import SamplingState
 from app.engine.sampling.token_masks import AsyncTokenMask
@@ -29,6 +30,7 @@ class Sequence:
     prefix_key: PrefixKey | None
     tokens: list[int] = field(init=False)
     sampling: SamplingState = field(init=False)
+    id: int = field(default_factory=new_id)  # in Plans
     phase: Phase = Phase.WAITING
     constraint: AsyncTokenMask | None = None  # kept through preemptions, as the tokens are
     prompt: Prompt | None = None  # the loaded bytes, between their arrival and admission

@@ -4,9 +4,9 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from app.engine.client import EngineStats, LiveRow
-from app.engine.plan import Plan
 from app.engine.scheduler import Scheduler
 from app.engine.sequence import Sequence
+from app.engine.step import Step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,26 +63,23 @@ class StepRecorder:
             steps=self._num_steps,
         )
 
-    def step(self, plan: Plan, served: Collection[Sequence], duration: float) -> None:
+    def step(self, step: Step, served: Collection[Sequence], duration: float) -> None:
         """Report a step of `duration` seconds in which each of `served` got a token."""
         self._num_steps += 1
         self.refresh()
         if self._rows_are_asked_for:
             self._rows_are_asked_for = False
-            self._rows = _rows_of(plan, self._scheduler.running)
+            self._rows = _rows_of(step, self._scheduler.running)
         if self._on_step is None:
             return
-        now, counts = self.snapshot, self._scheduler.counts
-        owners = {item.owner for item in plan.items}
+        now, counts = self.snapshot, step.counts
         self._on_step(
             StepStats(
                 duration=duration,
                 num_decode_rows=counts.decode_rows,
                 num_prefill_tokens=counts.prefill_tokens,
                 num_prefix_tokens=counts.prefix_tokens,
-                num_distinct_tasks=len(
-                    {owner.request.task for owner in owners if isinstance(owner, Sequence)}
-                ),
+                num_distinct_tasks=len({sequence.request.task for sequence in step.sequences()}),
                 num_running=now.num_running,
                 num_waiting=now.num_waiting,
                 num_preempted=counts.preempted,
@@ -98,9 +95,8 @@ class StepRecorder:
         )
 
 
-def _rows_of(plan: Plan, running: Collection[Sequence]) -> tuple[LiveRow, ...]:
-    """Who took part in the step, those included who ended with it, and who runs besides."""
-    owners = [item.owner for item in plan.items if isinstance(item.owner, Sequence)]
+def _rows_of(step: Step, running: Collection[Sequence]) -> tuple[LiveRow, ...]:
+    """Return the sequences of a step, those that ended with it included, and all others that run."""
     return tuple(
         LiveRow(
             each.request.id,
@@ -109,5 +105,5 @@ def _rows_of(plan: Plan, running: Collection[Sequence]) -> tuple[LiveRow, ...]:
             each.num_generated < 2,
             each.num_generated,
         )
-        for each in dict.fromkeys([*running, *owners])
+        for each in dict.fromkeys([*running, *step.sequences()])
     )

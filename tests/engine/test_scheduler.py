@@ -14,10 +14,12 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from app.engine.blocks import KVBlocks, table_groups
-from app.engine.plan import Plan, PlanItem, SampledToken, StepResult
+from app.engine.plan import PlanItem, StepResult
 from app.engine.prefixes import Prefix, prefix_key
+from app.engine.sampling.inputs import SampledToken
 from app.engine.scheduler import Scheduler, SchedulerConfig
 from app.engine.sequence import Phase, Sequence
+from app.engine.step import Step
 from app.errors import PromptplexError, RequestTooLong
 from app.models.attention.kv_cache import Slots, group_layers
 from app.prompt import LayerGeometry, ModelGeometry, Prompt, PromptKind
@@ -71,6 +73,12 @@ def new_scheduler() -> Scheduler:
     return Scheduler(blocks, config)
 
 
+def result_of(step: Step, tokens: list[SampledToken]) -> StepResult:
+    """`tokens` for the sampling items, in the Plan's order."""
+    ids = [item.id for item in step.plan().items if item.sampling is not None]
+    return StepResult(dict(zip(ids, tokens, strict=True)))
+
+
 def expected_content(owner: Sequence | Prefix, num_slots: int) -> list[object]:
     """What the first `num_slots` slots of an owner must hold."""
     if isinstance(owner, Prefix):
@@ -88,15 +96,16 @@ class Device:
     def __init__(self, num_groups: int) -> None:
         self.memory: list[dict[int, object]] = [{} for _ in range(num_groups)]
 
-    def run(self, plan: Plan) -> None:
+    def run(self, step: Step) -> None:
+        plan, owners = step.plan(), step.owners
         for write in plan.writes:
-            content = expected_content(write.prefix, write.prompt.num_virtual_tokens)
+            content = expected_content(owners[write.id], write.prompt.num_virtual_tokens)
             self.write(write.slots, content, len(content))
         for item in plan.items:  # all writes of a step come before all reads
-            content = expected_content(item.owner, item.kv.num_computed + item.kv.num_tokens)
+            content = expected_content(owners[item.id], item.kv.num_computed + item.kv.num_tokens)
             self.write(item.kv.slots, content, item.kv.num_tokens)
         for item in plan.items:
-            self.check(item)
+            self.check(item, owners[item.id])
 
     def write(self, groups: tuple[Slots, ...], content: list[object], num_new: int) -> None:
         """Put the last `num_new` of a content where its slots are; a window group may leave some out."""
@@ -106,10 +115,10 @@ class Device:
             assert len(new) == len(set(new))
             memory.update(zip(new, content[-len(new) :], strict=True))
 
-    def check(self, item: PlanItem) -> None:
+    def check(self, item: PlanItem, owner: Sequence | Prefix) -> None:
         """Each group holds what the item's tokens may see, and slots for little more than that."""
         num_slots = item.kv.num_computed + item.kv.num_tokens
-        content = expected_content(item.owner, num_slots)
+        content = expected_content(owner, num_slots)
         for memory, slots, group in zip(self.memory, item.kv.slots, GROUPS, strict=True):
             visible = min(num_slots, item.kv.num_tokens - 1 + (group.window or num_slots))
             found = [memory.get(slot) for slot in slots[-visible:].tolist()]
@@ -179,18 +188,18 @@ class SchedulerMachine(RuleBasedStateMachine):
     )
     def step(self, fate: str, pick: int, late: set[int]) -> None:
         """`late`: rows for which no token can be chosen yet; they take their last one again."""
-        plan = self.scheduler.schedule()
+        step = self.scheduler.schedule()
         self.parked += self.scheduler.take_loads()
-        self.check_plan(plan)
-        self.device.run(plan)
-        sampling = [item for item in plan.items if item.sampling is not None]
+        self.check_plan(step)
+        self.device.run(step)
+        sampling = [step.owners[item.id] for item in step.plan().items if item.sampling is not None]
         tokens = [SampledToken(50 + i, -1.0, True) for i in range(len(sampling))]
         if sampling and fate != "go on":
             tokens[pick % len(tokens)] = SampledToken(STOP_ID, -1.0, fate == "stop")
         tokens = [replace(token, is_late=i in late) for i, token in enumerate(tokens)]
-        waiting = [sampling[i].owner for i in late if i < len(sampling)]
+        waiting = [sampling[i] for i in late if i < len(sampling)]
         before = [list(owner.tokens) for owner in waiting if isinstance(owner, Sequence)]
-        news = self.scheduler.update(plan, StepResult(tuple(tokens)), 0.0)
+        news = self.scheduler.update(step, result_of(step, tokens), 0.0)
         assert len(news) == len(sampling) - len(waiting)
         for owner, its_tokens in zip(waiting, before, strict=True):
             assert isinstance(owner, Sequence)
@@ -200,13 +209,14 @@ class SchedulerMachine(RuleBasedStateMachine):
             if isinstance(output, PromptplexError) or output.is_last:
                 self.end(sequence.request.id, by_caller=False)
 
-    def check_plan(self, plan: Plan) -> None:
+    def check_plan(self, step: Step) -> None:
+        plan = step.plan()
         sizes = [item.kv.num_tokens for item in plan.items]
         assert sum(sizes) <= TOKEN_BUDGET
         assert len(self.scheduler.running) <= MAX_ROWS
         assert sizes == sorted(sizes, key=lambda size: size > 1), "rows of one token come first"
         for item in plan.items:
-            sequence = item.owner
+            sequence = step.owners[item.id]
             if isinstance(sequence, Sequence):
                 prefix = sequence.prefix
                 assert prefix is None or prefix.is_ready, "nobody runs on a prefix that isn't there"
@@ -269,9 +279,9 @@ def test_a_request_that_fills_the_memory_runs_when_idle_prefixes_must_go() -> No
     scheduler.add(sequence)
     scheduler.loaded(scheduler.take_loads()[0], soft)
     while sequence.phase is not Phase.FINISHED:
-        plan = scheduler.schedule()
-        tokens = [SampledToken(5, 0.0, True) for item in plan.items if item.sampling is not None]
-        scheduler.update(plan, StepResult(tuple(tokens)), 0.0)
+        step = scheduler.schedule()
+        tokens = [SampledToken(5, 0.0, True) for item in step.items if item.sampling is not None]
+        scheduler.update(step, result_of(step, tokens), 0.0)
     assert [prefix.is_ready for prefix in scheduler.prefixes] == [True], "it stays for the next request"
     huge = Request(id="2", token_ids=(1,) * (NUM_BLOCKS * BLOCK_SIZE - 1), max_new_tokens=1)
     giant = Sequence(huge, None)
@@ -288,17 +298,17 @@ def test_a_late_row_keeps_its_scores_and_takes_its_last_token_again() -> None:
     sequence = Sequence(request, None)
     scheduler.add(sequence)
     scores = tuple(TokenScore(id_, -1.0) for id_ in (2, 3, 4))
-    plan = scheduler.schedule()
-    assert plan.items[0].score_ids == (2, 3, 4)
+    step = scheduler.schedule()
+    assert step.items[0].score_ids == (2, 3, 4)
     late = SampledToken(7, -1.0, True, is_late=True)
-    assert scheduler.update(plan, StepResult((late,), (scores,)), 0.0) == []
+    assert scheduler.update(step, StepResult({sequence.id: late}, {sequence.id: scores}), 0.0) == []
     for _ in range(2):
-        plan = scheduler.schedule()
-        (item,) = plan.items
+        step = scheduler.schedule()
+        (item,) = step.items
         assert (item.token_ids, item.kv.num_computed, item.position, item.score_ids) == ((4,), 3, 3, ())
-        assert scheduler.update(plan, StepResult((late,)), 0.0) == []
-    plan = scheduler.schedule()
-    ((_, delta),) = scheduler.update(plan, StepResult((SampledToken(7, -1.0, True),)), 0.0)
+        assert scheduler.update(step, result_of(step, [late]), 0.0) == []
+    step = scheduler.schedule()
+    ((_, delta),) = scheduler.update(step, result_of(step, [SampledToken(7, -1.0, True)]), 0.0)
     assert isinstance(delta, TokenDelta)
     assert (delta.token_id, delta.scores) == (7, scores)
     assert scheduler.schedule().items[0].token_ids == (7,)

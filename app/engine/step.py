@@ -1,0 +1,60 @@
+"""One step of the engine: a Plan in the making, and what the engine keeps beside it."""
+
+from dataclasses import dataclass, field
+
+from app.engine.plan import Plan, PlanItem, PrefixWrite
+from app.engine.prefixes import Prefix
+from app.engine.sampling.token_masks import AsyncTokenMask
+from app.engine.sequence import Sequence
+from app.errors import PromptplexError
+
+
+@dataclass(slots=True)
+class StepCounts:
+    """What was decided, for statistics."""
+
+    decode_rows: int = 0
+    prefill_tokens: int = 0
+    prefix_tokens: int = 0
+    preempted: int = 0
+    prefix_hits: int = 0
+    prefix_misses: int = 0
+
+
+@dataclass(slots=True)
+class Step:
+    """Filled by the scheduler; its Plan goes to the executor."""
+
+    budget: int  # tokens that it may still take
+    writes: list[PrefixWrite] = field(default_factory=list)
+    items: list[PlanItem] = field(default_factory=list)
+    owners: dict[int, Sequence | Prefix] = field(default_factory=dict)  # what the Plan's ids stand for
+    counts: StepCounts = field(default_factory=StepCounts)
+    errors: dict[int, PromptplexError] = field(default_factory=dict)  # of rows that can't go on
+
+    def add(self, owner: Sequence | Prefix, item: PlanItem) -> None:
+        """Add an item and take its tokens from the budget."""
+        self.owners[item.id] = owner
+        self.items.append(item)
+        self.budget -= item.kv.num_tokens
+
+    def write(self, prefix: Prefix, write: PrefixWrite) -> None:
+        """Add a write, which costs no tokens."""
+        self.owners[write.id] = prefix
+        self.writes.append(write)
+
+    def plan(self) -> Plan:
+        """Return the Plan. Rows of like length stand together, since they share a bucket."""
+        rows_first = sorted(self.items, key=lambda item: (item.kv.num_tokens > 1, item.kv.num_computed))
+        return Plan(writes=tuple(self.writes), items=tuple(rows_first))
+
+    def sequences(self) -> list[Sequence]:
+        """Return the sequences that take part."""
+        return [owner for owner in self.owners.values() if isinstance(owner, Sequence)]
+
+    def constraints(self, plan: Plan) -> dict[int, AsyncTokenMask]:
+        """Return the constraints of rows of (a part of) its Plan that choose a token."""
+        rows = [self.owners.get(item.id) for item in plan.items if item.is_constrained]
+        return {
+            row.id: row.constraint for row in rows if isinstance(row, Sequence) and row.constraint is not None
+        }

@@ -1,0 +1,130 @@
+"""A Plan is plain data: it runs in another process, on the same weights, with equal tokens."""
+
+import io
+import multiprocessing
+import pickle
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from app.engine.blocks import KVBlocks
+from app.engine.memory import kv_blocks
+from app.engine.plan import Plan, StepResult
+from app.engine.prefixes import prefix_key
+from app.engine.runner import Runner
+from app.engine.scheduler import Scheduler, SchedulerConfig
+from app.engine.sequence import Phase, Sequence
+from app.models.attention.kv_cache import KVCache
+from app.prompt import ModelGeometry, Prompt
+from app.request import Request, SamplingParams, TokenRules
+from tests import oracle
+from tests.tiny_models import packed_backbone, tiny_model
+
+BLOCK_SIZE, MAX_ROWS, TOKEN_BUDGET = 4, 8, 40
+PLAIN = {"app.prompt", "app.request", "app.sites", "app.engine.plan", "app.engine.sampling.inputs"}
+PLAIN |= {"app.models.attention.metadata", "numpy", "builtins"}
+
+
+def runner() -> tuple[Runner, KVBlocks, ModelGeometry]:
+    """Return a runner on weights that are the same in every process, and what a scheduler needs of it."""
+    torch.set_num_threads(1)
+    backbone = packed_backbone(tiny_model("gemma2"))  # one KV group of two has a window
+    blocks = kv_blocks(
+        backbone, block_size=BLOCK_SIZE, kv_cache_bytes=1 << 18, max_rows=MAX_ROWS, token_budget=TOKEN_BUDGET
+    )
+    slots = [(1 + count) * BLOCK_SIZE for count in blocks.capacity.tolist()]
+    cache = KVCache(backbone.kv_groups, slots, dtype=backbone.dtype, device=backbone.device)
+    return Runner(backbone, cache), blocks, backbone.geometry
+
+
+def serve(pipe: Connection) -> None:
+    """The other process: plans in, results out."""
+    other, _, _ = runner()
+    while True:
+        data = pipe.recv_bytes()
+        if not data:
+            return
+        pipe.send(other.run(pickle.loads(data), dict))
+
+
+class Names(pickle.Unpickler):
+    """Notes the modules that a pickled Plan names."""
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(io.BytesIO(pickle.dumps(plan)))
+        self.modules: set[str] = set()
+        self.load()
+
+    def find_class(self, module: str, name: str) -> Any:
+        self.modules.add(module)
+        return super().find_class(module, name)
+
+
+def requests(soft: Prompt, prefix: Prompt) -> list[tuple[Request, Prompt | None]]:
+    """Soft prompts, prefixes and text; greedy, drawn, with penalties, rules and scores; in chunks."""
+    rules = TokenRules(no_repeat_ngram_size=2, min_new_tokens=4, stop_ids=(3,))
+    sampled = SamplingParams(do_sample=True, temperature=1.3, top_k=30, seed=7)
+    looks_back = SamplingParams(do_sample=True, seed=2, repetition_penalty=1.4, rules=rules)
+    kinds: list[tuple[Prompt | None, dict[str, Any]]] = [
+        (None, {"token_ids": tuple(range(1, 60)), "num_top": 3}),
+        (soft, {"sampling": sampled, "resident_ids": (4, 4, 9)}),
+        (soft, {"sampling": looks_back, "resident_ids": (4, 4, 9)}),
+        (prefix, {"token_ids": (7, 8, 9, 10), "num_scored": 3, "num_top": 2}),
+        (prefix, {"sampling": SamplingParams(logit_bias=((5, 3.0), (6, -100.0)))}),
+    ]
+    return [
+        (
+            Request(
+                id=str(number),
+                prompt_digest=prompt.digest if prompt else None,
+                num_virtual_tokens=prompt.num_virtual_tokens if prompt else 0,
+                **{"token_ids": (5, 6, 7), "max_new_tokens": 6} | settings,
+            ),
+            prompt,
+        )
+        for number, (prompt, settings) in enumerate(kinds)
+    ]
+
+
+def same(one: StepResult, other: StepResult) -> bool:
+    return pickle.dumps(one) == pickle.dumps(other)
+
+
+def test_a_plan_runs_in_another_process_with_equal_tokens(tmp_path: Path) -> None:
+    here, blocks, geometry = runner()
+    base = tiny_model("gemma2")
+    soft = oracle.as_prompt(oracle.tuned(base, oracle.soft_config(6), seed=1), tmp_path / "soft")
+    prefix = oracle.as_prompt(oracle.tuned(base, oracle.prefix_config(9), seed=2), tmp_path / "prefix")
+    scheduler = Scheduler(blocks, SchedulerConfig(max_rows=MAX_ROWS, token_budget=TOKEN_BUDGET))
+    sequences = []
+    for request, prompt in requests(soft, prefix):
+        sequence = Sequence(request, prefix_key(request, geometry))
+        scheduler.add(sequence)
+        sequences.append(sequence)
+        for parked in scheduler.take_loads():
+            assert prompt is not None
+            scheduler.loaded(parked, prompt)
+    context = multiprocessing.get_context("spawn")
+    pipe, theirs = context.Pipe()
+    process = context.Process(target=serve, args=(theirs,), daemon=True)
+    process.start()
+    plans: list[Plan] = []
+    while any(sequence.phase is not Phase.FINISHED for sequence in sequences):
+        step = scheduler.schedule()
+        plans.append(step.plan())
+        pipe.send_bytes(pickle.dumps(plans[-1]))
+        result = here.run(plans[-1], dict)
+        assert same(pipe.recv(), result)
+        scheduler.update(step, result, 0.0)
+    pipe.send_bytes(b"")
+    process.join(60)
+    items = [item for plan in plans for item in plan.items]
+    assert any(plan.writes for plan in plans), "a prefix was written"
+    assert any(item.soft_prompt is not None for item in items), "a soft prompt was embedded"
+    assert any(item.kv.num_computed and item.kv.num_tokens > 1 for item in items), "a prompt came in chunks"
+    assert any(item.sampling and item.sampling.edits for item in items)
+    assert {len(sequence.tokens) for sequence in sequences} > {9}
+    named = set().union(*(Names(plan).modules for plan in plans))
+    assert {name for name in named if not name.startswith("numpy.")} <= PLAIN
