@@ -1,4 +1,4 @@
-"""Reading an upload's multipart body: which parts there may be, and how they are read."""
+"""Reading an upload's multipart body: its parts, each a file."""
 
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -24,7 +24,7 @@ _TAIL_BYTES = 512  # more than the longest boundary
 
 @contextlib.asynccontextmanager
 async def upload_form(request: Request) -> AsyncIterator[FormData]:
-    """Stream the body to temporary files, which are gone afterwards. Raises InvalidRequest, StoreFull."""
+    """Stream the body to temporary files, which are gone afterwards. Raise InvalidRequest, StoreFull."""
     content_type = request.headers.get("content-type", "")
     if not content_type.lower().startswith("multipart/form-data"):
         raise HTTPException(
@@ -50,7 +50,7 @@ async def _read_form(request: Request) -> FormData:
 
 
 class _FormReader(MultiPartParser):
-    """Starlette's, which would take the parts before a missing end for all of them.
+    """Starlette's parser, but it refuses a body that stops before its closing boundary.
 
     Every part is a file, so that its bytes stay as they came, whatever charset the body claims.
     """
@@ -60,7 +60,7 @@ class _FormReader(MultiPartParser):
         self._has_end = False
 
     async def _whole(self, stream: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-        """Raises MultiPartException where the body stops before its closing boundary, or goes on after it."""
+        """Raise MultiPartException where the body stops before its closing boundary, or goes on after it."""
         boundary = parse_options_header(self.headers["content-type"])[1].get(b"boundary", b"")
         before = b""
         async for chunk in stream:
@@ -74,7 +74,7 @@ class _FormReader(MultiPartParser):
             raise MultiPartException("it stops before its closing boundary; send all of it")
 
     def on_headers_finished(self) -> None:
-        """What a part is called, by one header and one name."""
+        """Take a part's name from its one Content-Disposition header."""
         part = self._current_part
         names = [value for header, value in part.item_headers if header == b"content-disposition"]
         if len(names) > 1:
@@ -83,7 +83,7 @@ class _FormReader(MultiPartParser):
         super().on_headers_finished()
 
     def on_end(self) -> None:
-        """The closing boundary was there."""
+        """Note the closing boundary."""
         self._has_end = True
 
 

@@ -32,7 +32,7 @@ class ServerTarget:
         self._key = key
 
     def tasks(self) -> list[Row]:
-        """One row for each task, over all pages."""
+        """Return one row for each task, over all pages."""
         rows: list[Row] = []
         cursor: str | None = None
         while True:
@@ -104,18 +104,18 @@ class StoreTarget:
         self._who = f"cli:{getpass.getuser()}"
 
     def tasks(self) -> list[Row]:
-        """One row for each task; without a model nothing is known of servability."""
+        """Return one row for each task; whether a base can serve it isn't known here."""
         if not self._root.is_dir():
             raise CommandFailed(f"there is no store at {self._root}")
         return [self._row(task_id) for task_id in self._store.list_tasks()]
 
     def task(self, task_id: str) -> Row:
-        """Versions, aliases and releases, as the server shows them."""
+        """Return versions, aliases and releases, as the server shows them."""
         history = self._store.history(task_id)
         return {**history_row(history), "versions": [version_row(version) for version in history.versions]}
 
     def push(self, task_id: str, upload: Upload) -> Row:
-        """Import and publish; what only a loaded base can check is left to the server."""
+        """Import and publish, without the checks that need a loaded base."""
         upload = replace(upload, who=self._who)
         version, created = self._store.publish(task_id, draft_version(upload))
         release = None
@@ -124,24 +124,24 @@ class StoreTarget:
         return published_row(version, release)
 
     def rollback(self, task_id: str, alias: str, why: str) -> Row:
-        """One more release, with the alias where it was."""
+        """Point an alias back at its previous target."""
         return moved_row(self._store.rollback(task_id, alias, who=self._who, why=why), alias)
 
     def move_alias(
         self, task_id: str, alias: str, weights: dict[int, int], expected_release: int | None, why: str
     ) -> Row:
-        """One more release."""
+        """Point an alias at versions by weight."""
         release = self._store.move_alias(
             task_id, alias, weights, expected_release=expected_release, who=self._who, why=why
         )
         return moved_row(release, alias)
 
     def retire(self, task_id: str, why: str) -> Row:
-        """One more release."""
+        """Take the task out of service."""
         return retirement_row(self._store.retire(task_id, who=self._who, why=why))
 
     def restore(self, task_id: str, why: str) -> Row:
-        """One more release."""
+        """Bring the task back."""
         return retirement_row(self._store.restore(task_id, who=self._who, why=why))
 
     def _row(self, task_id: str) -> Row:

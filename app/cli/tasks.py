@@ -22,7 +22,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the answer as JS
 
 
 def target_of(server: str, store: Path | None, key: str | None) -> Target:
-    """A store's files where one is named, else a server."""
+    """Return a store's files where one is named, else a server."""
     return ServerTarget(server, key) if store is None else StoreTarget(store)
 
 
@@ -186,7 +186,7 @@ def _print_task(answer: Row) -> None:
 
 
 def target_in_words(target: int | dict[str, int]) -> str:
-    """`3`, or `3 (90), 4 (10)` by weight."""
+    """Return `3`, or `3 (90), 4 (10)` by weight."""
     if isinstance(target, int):
         return str(target)
     return ", ".join(f"{version} ({weight})" for version, weight in target.items())

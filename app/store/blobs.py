@@ -1,4 +1,4 @@
-"""Canonical prompts by the sha256 of their bytes. What no longer hashes to its name is set aside."""
+"""Canonical prompts by the sha256 of their bytes. A file that no longer hashes to its name is quarantined."""
 
 import hashlib
 import logging
@@ -40,7 +40,7 @@ class Blobs:
         if self._is_good(name, digest):
             self._files.sync(name)
         else:
-            self._set_aside(name, digest)
+            self._quarantine(name, digest)
             self._files.put_if_absent(name, data)
             if not self._is_good(name, digest):
                 raise StoreFull(
@@ -48,22 +48,22 @@ class Blobs:
                 )
 
     def read(self, digest: str) -> bytes:
-        """Verified bytes. Raises CorruptData; damaged ones are in the quarantine then."""
+        """Return verified bytes. Raise CorruptData; damaged ones are in the quarantine then."""
         name = blob_name(digest)
         data = self._files.read(name, MAX_BLOB_BYTES)
         if data is None:
             raise CorruptData(f"Prompt {digest} is not in the store; upload it again")
         if _hashes_to(data, digest):
             return data
-        self._set_aside(name, digest)
+        self._quarantine(name, digest)
         if (data := self.read_good(name, digest)) is not None:
-            return data  # somebody healed it meanwhile
+            return data  # another process healed it meanwhile
         raise CorruptData(
             f"Prompt {digest} is damaged: its bytes do not hash to its name; upload the prompt again"
         )
 
     def heal(self, digest: str, data: bytes) -> bool:
-        """Put good bytes back where they are missing or damaged; whether that was needed."""
+        """Put good bytes back where they are missing or damaged. Return whether that was needed."""
         if not _hashes_to(data, digest):
             raise CorruptData(f"These are not the bytes of prompt {digest}")
         name = blob_name(digest)
@@ -74,18 +74,18 @@ class Blobs:
         return True
 
     def exists(self, digest: str) -> bool:
-        """Whether there is such a file, whatever it holds."""
+        """Return whether there is such a file, whatever it holds."""
         return self._files.exists(blob_name(digest))
 
     def digests(self) -> list[str]:
-        """All that lie in the folder, sorted."""
+        """Return the digests of all blobs, sorted."""
         names = (
             name.removesuffix(_SUFFIX) for name in self._files.names((FOLDER,)) if name.endswith(_SUFFIX)
         )
         return sorted(name for name in names if _DIGEST.fullmatch(name))
 
     def read_good(self, name: Name, digest: str) -> bytes | None:
-        """What lies under any name, where it hashes to `digest`; None where it doesn't, or can't be read."""
+        """Return the bytes of any file that hash to `digest`; None where they don't, or can't be read."""
         try:
             data = self._files.read(name, MAX_BLOB_BYTES)
         except CorruptData:  # no plain file, or too large a one
@@ -95,19 +95,19 @@ class Blobs:
     def _is_good(self, name: Name, digest: str) -> bool:
         return self.read_good(name, digest) is not None
 
-    def _set_aside(self, name: Name, digest: str) -> None:
-        """To the quarantine, unless what was moved turns out to be good: then somebody was faster."""
-        with suppress(PromptplexError):  # a read-only store keeps its damage where it is
+    def _quarantine(self, name: Name, digest: str) -> None:
+        """Move it to the quarantine, and back where it is good after all: another process was faster."""
+        with suppress(PromptplexError):  # a read-only store keeps damaged files where they are
             aside = self._files.quarantine(name)
             moved = None if aside is None else self.read_good(aside, digest)
             if moved is not None:
                 self._files.put_if_absent(name, moved)
             elif aside is not None:
-                _log.error("prompt %s is damaged in the store: set aside as %s", digest, "/".join(aside))
+                _log.error("prompt %s is damaged in the store: quarantined as %s", digest, "/".join(aside))
 
 
 def blob_name(digest: str) -> Name:
-    """Where the blob lies. Raises InvalidRequest where that is no digest."""
+    """Return where the blob lies. Raise InvalidRequest where that is no digest."""
     if not _DIGEST.fullmatch(digest):
         raise InvalidRequest("A prompt digest is 64 hex digits", param="digest")
     return (FOLDER, f"{digest}{_SUFFIX}")

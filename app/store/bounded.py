@@ -11,10 +11,10 @@ _OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # a fifo must not block us
 def read_bounded(
     path: str | Path, limit: int, *, directory: int | None = None, follow_links: bool = True
 ) -> bytes:
-    """The whole file, if it is a plain one of at most `limit` bytes.
+    """Return the whole file, if it is a plain one of at most `limit` bytes.
 
-    Raises OSError: EFBIG where it is larger, EINVAL where it is no plain file, and what opening raises.
-    `path` starts at an open `directory`, where one is given.
+    `path` starts at an open `directory`, where one is given. Raise OSError: EFBIG where the file is larger,
+    EINVAL where it is no plain one, or opening's own.
     """
     file = os.open(path, _OPEN | (0 if follow_links else os.O_NOFOLLOW), dir_fd=directory)
     try:
@@ -24,7 +24,7 @@ def read_bounded(
         if found.st_size <= limit:
             with open(file, "rb", closefd=False) as stream:
                 data = stream.read(found.st_size + 1)
-                if len(data) > found.st_size:  # it grows, or its file system tells no sizes
+                if len(data) > found.st_size:  # it grows, or its file system knows no sizes
                     data += stream.read(limit + 1 - len(data))
             if len(data) <= limit:
                 return data

@@ -1,4 +1,4 @@
-"""What a store changes on a file system: one method for each system call that matters.
+"""How a store changes a file system: one method for each system call that matters.
 
 Everything that must survive a power failure goes through here, so that a test can stand in between:
 kill the process before or after any of these calls, or keep a log of them and lose what was not
@@ -14,15 +14,15 @@ class Disk:
     """The calls themselves. `directory` is an open directory's descriptor. All may raise OSError."""
 
     def make_directory(self, name: str, directory: int) -> None:
-        """Not durable before the directory around it is synced."""
+        """Make a directory, which is not durable before the one around it is synced."""
         os.mkdir(name, dir_fd=directory)
 
     def create(self, name: str, directory: int) -> int:
-        """Open a new file for writing; FileExistsError where the name is taken."""
+        """Open a new file for writing. Raise FileExistsError where the name is taken."""
         return os.open(name, _CREATE, 0o644, dir_fd=directory)
 
     def write(self, file: int, data: bytes) -> None:
-        """All of `data`."""
+        """Write all of `data`."""
         view = memoryview(data)
         while view:
             view = view[os.write(file, view) :]
@@ -32,11 +32,11 @@ class Disk:
         os.fsync(descriptor)
 
     def link(self, name: str, new_name: str, directory: int) -> None:
-        """A second name for a file; FileExistsError where it is taken."""
+        """Give a file a second name. Raise FileExistsError where it is taken."""
         os.link(name, new_name, src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=False)
 
     def rename(self, name: str, directory: int, new_name: str, new_directory: int) -> None:
-        """Atomic; what had the new name is gone."""
+        """Rename a file atomically; one that had the new name is gone."""
         os.rename(name, new_name, src_dir_fd=directory, dst_dir_fd=new_directory)
 
     def unlink(self, name: str, directory: int) -> None:

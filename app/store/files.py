@@ -1,7 +1,7 @@
 """Files that appear whole or not at all, and stay when the power fails.
 
 One primitive, `put_if_absent`: a temporary file, fsynced, linked to its name, directory fsynced.
-A good file is never rewritten; what is damaged, or was never of use, can be set aside. Symbolic links
+A good file is never rewritten; a damaged or unused one can be quarantined. Symbolic links
 below the root are not followed.
 """
 
@@ -35,7 +35,7 @@ class Stamp(NamedTuple):
 
     @property
     def is_settled(self) -> bool:
-        """Whether a change from now on would have another stamp, however coarse the file system's clock."""
+        """Return whether any later change will have another stamp, however coarse the file system's clock."""
         return time.time() - self.nanoseconds / 1e9 > TICK_SECONDS
 
 
@@ -56,17 +56,17 @@ _WRITE_ERRORS = {
 
 
 class WriteOnceFiles(Protocol):
-    """What the store stands on. An object store with conditional puts can offer it too.
+    """The storage under a store. An object store with conditional puts can offer it too.
 
     Reading methods may raise CorruptData and Unavailable, writing ones StoreFull as well.
     """
 
     def put_if_absent(self, name: Name, data: bytes) -> bool:
-        """Make `data` durable under `name`; False where the name is taken, durably, already."""
+        """Make `data` durable under `name`. Return False where the name is taken, durably, already."""
         ...
 
     def sync(self, name: Name) -> None:
-        """Return when a name that somebody else put is durable."""
+        """Return when a name that another process put is durable."""
         ...
 
     def mark(self, name: Name) -> None:
@@ -74,23 +74,23 @@ class WriteOnceFiles(Protocol):
         ...
 
     def read(self, name: Name, limit: int) -> bytes | None:
-        """The whole file, or None where there is none; CorruptData where it exceeds `limit` bytes."""
+        """Return the whole file, or None. Raise CorruptData where it exceeds `limit` bytes."""
         ...
 
     def exists(self, name: Name) -> bool:
-        """Exact: what any process has put is seen by all."""
+        """Return whether there is such a file; exact, whichever process has put it."""
         ...
 
     def names(self, name: Name) -> list[str]:
-        """What lies in a directory; nothing where there is no such directory."""
+        """Return the names in a directory, without unfinished files; none where there is no directory."""
         ...
 
     def stamp(self, name: Name) -> Stamp | None:
-        """How a directory looks now; None where there is none, or that can't be told."""
+        """Return the stamp of a directory now; None where there is none, or it can't be looked at."""
         ...
 
     def quarantine(self, name: Name) -> Name | None:
-        """Move a file to the quarantine and return where it lies now; None where there is no such file."""
+        """Move a file to the quarantine. Return its name there; None where there is no such file."""
         ...
 
     def replace(self, name: Name, data: bytes) -> None:
@@ -98,7 +98,7 @@ class WriteOnceFiles(Protocol):
         ...
 
     def touch(self, name: Name) -> None:
-        """Make the file young again; nothing happens where it can't be done."""
+        """Set a file's age to 0, so that it isn't collected as garbage; nothing happens where that fails."""
         ...
 
     def touch_directory(self, name: Name) -> None:
@@ -106,15 +106,15 @@ class WriteOnceFiles(Protocol):
         ...
 
     def age(self, name: Name) -> float | None:
-        """Seconds since the file was put or touched; None where there is no such file."""
+        """Return the seconds since the file was put or touched; None where there is no such file."""
         ...
 
     def remove(self, name: Name) -> None:
-        """Take a file away. Only for what was set aside."""
+        """Remove a file of the quarantine; one that is gone already is fine."""
         ...
 
     def remove_leftovers(self, name: Name, older_than: float) -> int:
-        """Remove unfinished files of a directory that are older, in seconds; how many it were."""
+        """Remove unfinished files of a directory that are older, in seconds. Return how many."""
         ...
 
 
@@ -128,12 +128,6 @@ class DurableFiles:
         self._lock = threading.Lock()
 
     def put_if_absent(self, name: Name, data: bytes) -> bool:
-        """Make `data` durable under `name`; False where the name is taken already.
-
-        Either way the name is on disk when this returns. Raises StoreFull where the disk can't
-        promise that.
-        """
-
         def put() -> bool:
             self._make_directories(name[:-1])
             with self._directory(name[:-1]) as directory:
@@ -144,8 +138,7 @@ class DurableFiles:
         return self._write(put)
 
     def sync(self, name: Name) -> None:
-        """Return when a name that somebody else linked is on disk. A read-only store has it."""
-        try:
+        try:  # a read-only store has it on disk
             self._make_directories(name[:-1])
             with self._directory(name[:-1]) as directory:
                 self._disk.sync(directory)
@@ -154,8 +147,6 @@ class DurableFiles:
                 raise write_error(error) from error
 
     def mark(self, name: Name) -> None:
-        """Make an empty file durable under `name`; one that is there already is fine."""
-
         def make() -> None:
             self._make_directories(name[:-1])
             with self._directory(name[:-1]) as directory:
@@ -166,7 +157,6 @@ class DurableFiles:
         self._write(make)
 
     def read(self, name: Name, limit: int) -> bytes | None:
-        """The whole file, or None where there is none. Raises CorruptData, Unavailable."""
         try:
             with self._directory(name[:-1]) as directory:
                 return read_bounded(name[-1], limit, directory=directory, follow_links=False)
@@ -176,8 +166,7 @@ class DurableFiles:
             raise _read_error(error, name) from error
 
     def exists(self, name: Name) -> bool:
-        """One `lstat`: exact across processes on a local file system."""
-        try:
+        try:  # one `lstat`: exact across processes on a local file system
             os.lstat(self._path(name))
         except OSError as error:
             if error.errno in _NOT_THERE:
@@ -186,7 +175,6 @@ class DurableFiles:
         return True
 
     def names(self, name: Name) -> list[str]:
-        """Names in a directory, without temporary files; none where there is no such directory."""
         try:
             with self._directory(name) as directory:
                 return [entry for entry in os.listdir(directory) if not entry.startswith(TEMPORARY_PREFIX)]
@@ -196,7 +184,6 @@ class DurableFiles:
             raise _read_error(error, name) from error
 
     def stamp(self, name: Name) -> Stamp | None:
-        """One `stat`: how a directory looks now; None where there is none, or it can't be looked at."""
         try:
             found = os.stat(self._path(name))
         except OSError:
@@ -204,13 +191,12 @@ class DurableFiles:
         return Stamp(found.st_ino, found.st_mtime_ns)
 
     def quarantine(self, name: Name) -> Name | None:
-        """Move a file to the quarantine, under a name that says where it was; None: no such file."""
-        aside = (QUARANTINE, f"{'-'.join(name)}.{secrets.token_hex(4)}")
+        aside = (QUARANTINE, f"{'-'.join(name)}.{secrets.token_hex(4)}")  # says where it was
 
         def move() -> None:
             self._make_directories((QUARANTINE,))
             with self._directory(name[:-1]) as directory, self._directory((QUARANTINE,)) as quarantine:
-                with suppress(FileNotFoundError):  # somebody else was faster
+                with suppress(FileNotFoundError):  # another process was faster
                     self._disk.rename(name[-1], directory, aside[-1], quarantine)
                 self._disk.sync(quarantine)
                 self._disk.sync(directory)
@@ -221,8 +207,6 @@ class DurableFiles:
         return aside if self.exists(aside) else None
 
     def replace(self, name: Name, data: bytes) -> None:
-        """Put good bytes in the place of damaged ones, atomically."""
-
         def swap() -> None:
             self._make_directories(name[:-1])
             with self._directory(name[:-1]) as directory:
@@ -233,12 +217,10 @@ class DurableFiles:
         self._write(swap)
 
     def touch(self, name: Name) -> None:
-        """Make the file young again, so that nobody takes it for debris; a read-only store has none."""
         with suppress(OSError), self._directory(name[:-1]) as directory:
             os.utime(name[-1], dir_fd=directory, follow_symlinks=False)
 
     def touch_directory(self, name: Name) -> None:
-        """Give a directory, made where it isn't there, another stamp; nothing happens where that fails."""
         with suppress(OSError):
             try:
                 os.utime(self._path(name))
@@ -246,7 +228,6 @@ class DurableFiles:
                 os.makedirs(self._path(name), exist_ok=True)
 
     def age(self, name: Name) -> float | None:
-        """Seconds since the file was put or touched; None where there is no such file."""
         try:
             return time.time() - os.lstat(self._path(name)).st_mtime
         except OSError as error:
@@ -255,7 +236,6 @@ class DurableFiles:
             raise _read_error(error, name) from error
 
     def remove(self, name: Name) -> None:
-        """Take a file away; one that is gone already is fine."""
         try:
             with suppress(FileNotFoundError), self._directory(name[:-1]) as directory:
                 self._disk.unlink(name[-1], directory)
@@ -263,7 +243,6 @@ class DurableFiles:
             raise write_error(error) from error
 
     def remove_leftovers(self, name: Name, older_than: float) -> int:
-        """Remove temporary files that a crash left behind and that are older, in seconds."""
         try:
             with self._directory(name) as directory:
                 unfinished = [entry for entry in os.listdir(directory) if entry.startswith(TEMPORARY_PREFIX)]
@@ -320,7 +299,7 @@ class DurableFiles:
             self._durable.add(name)
 
     def _make_root(self) -> None:
-        """Make the root, and make sure of it: whoever else made it may have died before that."""
+        """Make the root, and sync it: another process may have made it and died before it could."""
         self._root.mkdir(parents=True, exist_ok=True)
         for parent in self._root.resolve().parents:
             with suppress(OSError):
@@ -346,7 +325,7 @@ class DurableFiles:
                 self._disk.unlink(temporary, directory)
 
     def _write_temporary(self, directory: int, data: bytes) -> str:
-        """A synced file under a name that nobody looks at; gone again where that fails."""
+        """Write a synced file under a name that no reader looks at; it is gone again where that fails."""
         temporary = f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(8)}"
         file = self._disk.create(temporary, directory)
         try:
@@ -362,7 +341,7 @@ class DurableFiles:
 
 
 def write_error(error: OSError) -> PromptplexError:
-    """What a failed write of an upload's bytes means for whoever uploads."""
+    """Return the error of an upload, or of a change, that could not be written."""
     if error.errno in _BUSY:
         return Unavailable("The store can't be written to just now: the server is short of files or memory")
     if error.errno in (errno.ELOOP, errno.ENOTDIR):

@@ -1,12 +1,12 @@
-"""Marks beside a task's records, by which a record that is gone is missed.
+"""Marks beside a task's records, which show when a record is lost.
 
     tasks/<task>/heads/release-7-<sha256>     release 7 was there, with these bytes
     tasks/<task>/heads/version-4-<sha256>
 
-Nothing names the last release, nor a version that no release names, so nobody who reads the task afresh would
-miss them. A mark is an empty file, made when its record is durable and before the record is acknowledged. A
-crash between the two leaves a record without a mark, which means nothing; a mark without its record
-means that the record was lost. Tasks of before have no marks until a server opens them.
+No record names the last release, nor a version without a release, so a process that reads the task afresh
+would not notice their loss. A mark is an empty file, made when its record is durable and before the record
+is acknowledged. A crash between the two leaves a record without a mark, which is harmless; a mark without
+its record shows that the record was lost. Tasks of older stores have no marks until a server opens them.
 """
 
 import logging
@@ -25,10 +25,10 @@ _Record = Release | TaskVersion
 
 
 def mark(files: WriteOnceFiles, record: _Record) -> None:
-    """Let a durable record be missed if it ever goes.
+    """Mark a durable record, so that its loss will be noticed.
 
     The record counts all the same where that fails: it is visible already, and the next server that opens
-    the store makes up for it.
+    the store marks it.
     """
     try:
         if not files.exists(_mark_name(record)):
@@ -38,14 +38,14 @@ def mark(files: WriteOnceFiles, record: _Record) -> None:
 
 
 def mark_newest(files: WriteOnceFiles, history: TaskHistory) -> None:
-    """Make up for marks of a task's newest records; older ones are missed by the gap that they leave."""
+    """Make missing marks of a task's newest records; the loss of older ones shows by the gap they leave."""
     newest: tuple[_Record, ...] = (*history.versions[-1:], *history.releases[-1:])
     for record in newest:
         mark(files, record)
 
 
 def read_marks(files: WriteOnceFiles, task_id: str) -> _Marks:
-    """All marks of a task. Read before its records, so that what is added meanwhile isn't missed."""
+    """Return all marks of a task. Call it before its records are read: newer ones have no mark here."""
     matches = (_MARK.fullmatch(name) for name in files.names(marks_name(task_id)))
     return {(match[1], int(match[2]), match[3]) for match in matches if match is not None}
 
@@ -82,5 +82,5 @@ def _mark_name(record: _Record) -> Name:
 
 
 def marks_name(task_id: str) -> Name:
-    """The folder of a task's marks."""
+    """Return the folder of a task's marks."""
     return ("tasks", task_id, FOLDER)

@@ -1,6 +1,6 @@
 """Reading tasks' histories: verified, cached, and exact across processes.
 
-Histories only grow, so a cached one stays true; one `lstat` of release n + 1 tells whether another
+Histories only grow, so a cached one stays true; one `lstat` of release n + 1 shows whether another
 process has moved on. That is linearizable on a local file system. (NFS caches attributes: there a
 replica may serve the old release for as long as `acdirmax`, 60 s by default, unless it is mounted with
 `noac` or `lookupcache=none`.)
@@ -48,31 +48,31 @@ class _Known:
 
 
 class HistoryReader:
-    """What is known of every task. Thread-safe.
+    """Histories of all tasks. Thread-safe.
 
-    Whole histories are kept within a bound, the least recently used ones go; what the aliases mean now is
-    kept of every task that was read.
+    Whole histories are kept within a bound, the least recently used ones go; aliases and the versions they
+    point at are kept of every task that was read.
     """
 
     def __init__(self, files: WriteOnceFiles, max_records: int = MAX_RECORDS) -> None:
         self._files = files
         self._known: LruCache[str, _Known] = LruCache(max_records, lambda known: known.num_records)
         self._present: dict[str, Present] = {}
-        self._lock = threading.Lock()  # guards what is above; never held across I/O
+        self._lock = threading.Lock()  # guards the fields above; never held across I/O
         self._tasks = TaskList(files, self._has_records)
         self.num_changes = 0  # another number as soon as this process wrote or read something new
 
     def task_ids(self) -> tuple[str, ...]:
-        """Ids of all tasks, sorted. Damage is found by reading, per task, and hides nothing here."""
+        """Return the ids of all tasks, sorted; damaged ones too."""
         return self._tasks.ids()
 
     def cached_ids(self) -> list[str]:
-        """Ids of the tasks whose history is in memory, whatever has become of their files."""
+        """Return the ids of the tasks with a history in memory, even if their files are gone."""
         with self._lock:
             return list(self._known)
 
     def note_change(self) -> None:
-        """This process has written a record, which nobody has read yet."""
+        """Count a record that this process has written and not read yet."""
         with self._lock:
             self.num_changes += 1
 
@@ -87,11 +87,11 @@ class HistoryReader:
         try:
             signs = (version_name(task_id, 1), release_name(task_id, 1), marks_name(task_id))
             return any(self._files.exists(sign) for sign in signs)
-        except CorruptData:  # it can't be looked into; whoever asks for it is told why
+        except CorruptData:  # it can't be looked into; reading it says why
             return True
 
     def cached(self, task_id: str) -> TaskHistory | None:
-        """What was read last, however old."""
+        """Return the history that was read last, however old, or None."""
         known = self._find(task_id)
         return None if known is None else known.history
 
@@ -100,7 +100,7 @@ class HistoryReader:
             return self._known.get(task_id)
 
     def current(self, task_id: str) -> Present:
-        """As of now: one `lstat`, unless a release came."""
+        """Return a task's aliases and their versions as of now: one `lstat`, unless a release came."""
         with self._lock:
             present = self._present.get(task_id)
         if present is None or self._files.exists(release_name(task_id, present.num_releases + 1)):
@@ -108,7 +108,7 @@ class HistoryReader:
         return present
 
     def with_settings(self, history: TaskHistory, settings: bytes) -> TaskVersion | None:
-        """The first version that has these settings, as canonical JSON."""
+        """Return the first version with these settings, as canonical JSON, or None."""
         known = self._find(history.task_id) or _Known(history)
         for version in history.versions[known.num_indexed :]:
             known.by_settings.setdefault(_digest_of(settings_of(version)), version.version)
@@ -117,15 +117,15 @@ class HistoryReader:
         return None if number is None else history.version(number)
 
     def refresh(self, task_id: str) -> TaskHistory:
-        """Read what was added since the cached history; an unknown task has an empty one."""
+        """Read the records added since the cached history; an unknown task has an empty one."""
         cached = self.cached(task_id)
         if cached is None:
             return self._remember(self.read_afresh(task_id))
         return self._remember(self._read_on(cached))
 
     def read_afresh(self, task_id: str) -> TaskHistory:
-        """All of it from the files, whatever is cached. Raises CorruptData."""
-        # Listed first: what is added meanwhile must not look like a gap.
+        """Read all of a task from its files. Raise CorruptData."""
+        # Listed first: a record that is added meanwhile must not look like a gap.
         marks = read_marks(self._files, task_id)
         last_release, last_version = self._last_numbers(task_id)
         history = self._read_on(TaskHistory(task_id))
@@ -135,7 +135,7 @@ class HistoryReader:
         return history
 
     def _read_on(self, known: TaskHistory) -> TaskHistory:
-        # Releases first: whatever a release names was there before it.
+        # Releases first: the versions that a release names were there before it.
         releases = self._read_releases(known)
         versions = self._read_versions(known)
         verify_manifests(releases[len(known.releases) :], versions)
@@ -188,12 +188,12 @@ def _digest_of(settings: bytes) -> bytes:
 
 
 def version_name(task_id: str, number: int) -> Name:
-    """Where the manifest of a version lies."""
+    """Return the name of a version's manifest."""
     return ("tasks", task_id, "versions", f"{number}.json")
 
 
 def release_name(task_id: str, number: int) -> Name:
-    """Where the record of a release lies."""
+    """Return the name of a release's record."""
     return ("tasks", task_id, "releases", f"{number}.json")
 
 

@@ -7,7 +7,7 @@ DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # safetensors
 
 
 def as_float32(data: memoryview, dtype: str) -> NDArray[np.float32]:
-    """Exact: float32 holds every float16 and bfloat16."""
+    """Return numbers of a safetensors dtype exactly: float32 holds every float16 and bfloat16."""
     if dtype == "BF16":
         return (np.frombuffer(data, dtype="<u2").astype(np.uint32) << 16).view(np.float32)
     if dtype == "F32":
@@ -17,7 +17,7 @@ def as_float32(data: memoryview, dtype: str) -> NDArray[np.float32]:
 
 
 def as_bytes(values: NDArray[np.float32], dtype: str) -> bytes:
-    """Finite numbers rounded to `dtype` (to nearest, ties to even), little-endian."""
+    """Return finite numbers rounded to `dtype` (to nearest, ties to even), little-endian."""
     if dtype == "F32":
         return values.astype("<f4").tobytes()
     if dtype == "F16":

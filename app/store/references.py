@@ -30,7 +30,7 @@ class Reference:
 
 
 def parse_reference(text: str) -> Reference:
-    """Parse `task`, `task@alias`, `task@3` or `task@sha256:...`. Raises InvalidRequest."""
+    """Parse `task`, `task@alias`, `task@3` or `task@sha256:...`. Raise InvalidRequest."""
     task_id, at, rest = text.partition("@")
     check_task_id(task_id)
     if not at:
@@ -54,7 +54,7 @@ def check_task_id(task_id: str) -> str:
 
 
 def is_task_id(text: str) -> bool:
-    """Whether `text` is a well-formed task id."""
+    """Return whether `text` is a well-formed task id."""
     return len(text) <= MAX_TASK_ID and _NAME.fullmatch(text) is not None
 
 

@@ -1,8 +1,8 @@
-"""What a PEFT file holds beside its prompt: the base's own embeddings, told by digests of their rows.
+"""Tensors in a PEFT file beside its prompt: the base's own embeddings, compared by digests of their rows.
 
 PEFT saves them where tokens were added (`save_embedding_layers`), and of a large base they are far
 larger than any prompt. Nothing of them is kept: they only have to be the base's. So a client may leave
-them out and say in the file's metadata what they were (`without_others`).
+them out and describe them in the file's metadata (`without_others`).
 """
 
 import hashlib
@@ -35,7 +35,7 @@ class SavedTensor:
     digest: Callable[[int, str], str | None]  # of so many rows in a safetensors dtype; None: not known
 
     def compared_in(self, base_dtype: str) -> str:
-        """The safetensors dtype in which its rows and the base's are compared: what the model would see."""
+        """Return the safetensors dtype in which its rows and the base's are compared: the model's own."""
         return self.dtype if base_dtype == "float32" else DTYPES[base_dtype]
 
 

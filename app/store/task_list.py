@@ -1,6 +1,6 @@
-"""Which tasks there are: known by one look at a directory, however many they are.
+"""The ids of all tasks, known by one look at a directory, however many they are.
 
-The directory's time of change tells whether any process has added or removed a task since it was
+The directory's time of change shows whether any process has added or removed a task since it was
 listed. File systems count time in ticks, so a listing counts only when the last change lay well before it.
 """
 
@@ -17,7 +17,7 @@ class TaskList:
     """The ids of all tasks, sorted. Thread-safe."""
 
     def __init__(self, files: WriteOnceFiles, has_records: Callable[[str], bool]) -> None:
-        """`has_records` tells a task from a folder that never became one."""
+        """`has_records` returns whether a folder has become a task."""
         self._files = files
         self._has_records = has_records
         self._lock = threading.Lock()  # guards the fields, never held across I/O
@@ -26,7 +26,7 @@ class TaskList:
         self._empty: frozenset[str] = frozenset()  # folders without records; they may get some any time
 
     def ids(self) -> tuple[str, ...]:
-        """As of now: one `stat`, and one more for each folder without records."""
+        """Return the ids as of now: one `stat`, and one more for each folder without records."""
         stamp = self._files.stamp(_FOLDER)
         with self._lock:
             known, empty, listed = self._ids, self._empty, self._stamp

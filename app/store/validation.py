@@ -1,4 +1,4 @@
-"""Does a prompt fit the loaded base? Decided before anything is stored, on numbers alone.
+"""Whether a prompt fits the loaded base: decided before anything is stored, on numbers alone.
 
 A prompt is cast to the base's dtype where it is used, so every value must be finite before and
 after that cast: 3.4e38 is finite as float32 and infinite as bfloat16.
@@ -19,7 +19,7 @@ _BF16_OVERFLOW = 0x7F7F8000  # the smallest float32 that rounds, to nearest even
 
 
 def validate_prompt(prompt: Prompt, geometry: ModelGeometry) -> None:
-    """Raise PromptRejected that names the tensor, what was expected and what came."""
+    """Raise PromptRejected, with the tensor, what was expected and what was found, unless it fits."""
     _check_room(prompt, geometry)
     if prompt.kind is PromptKind.SOFT:
         _check_width(prompt, geometry)
@@ -103,7 +103,7 @@ def _non_finite(values: NDArray[np.float32], dtype: str) -> Iterator[tuple[str, 
 
 
 def _overflows(values: NDArray[np.float32], dtype: str) -> NDArray[np.bool_]:
-    """Which finite values round to infinity in `dtype`."""
+    """The finite values that round to infinity in `dtype`."""
     if dtype == "float16":
         with np.errstate(over="ignore"):
             return np.isinf(values.astype(np.float16))

@@ -1,4 +1,4 @@
-"""What `push` and `validate` find on the user's disk: a prompt, its configuration, a task file."""
+"""Uploads from a disk, for `push`, `validate` and the import folder: a prompt, its config, a task file."""
 
 import errno
 import re

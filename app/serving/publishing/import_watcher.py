@@ -1,9 +1,9 @@
 """A folder that is watched: a PEFT directory dropped into it becomes a version of the task of its name.
 
-A directory is taken when two looks in a row find it unchanged, so that a copy under way isn't. What
-was imported already is the same version again, so a restart publishes nothing twice, and several
-replicas may watch one folder. What was refused is said once, and tried again when it has changed.
-However much lies there, looking takes at most a twentieth of the time, and what is read is bounded.
+A directory is taken when two looks in a row find it unchanged, so that a copy under way isn't. A directory
+that was imported before is the same version again, so a restart publishes nothing twice, and several
+replicas may watch one folder. A refusal is logged once, and tried again when the directory has changed.
+Looking takes at most a twentieth of the time, and reads are bounded, however much lies there.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ _Look = tuple[tuple[str, int, int], ...]  # name, size and time of change of eac
 
 
 class ImportWatcher:
-    """Publishes what appears in a folder."""
+    """Publishes directories that appear in a folder."""
 
     def __init__(self, folder: Path, publishing: PublishingService) -> None:
         self._folder = folder
@@ -36,17 +36,17 @@ class ImportWatcher:
         self._seen: dict[str, _Look] = {}
         self._done: dict[str, _Look] = {}  # imported or refused, as it looked then
         self._look_seconds = 0.0  # that the last look took
-        self._said: dict[str, str] = {}  # complaints about what may pass, by directory; "": the folder
+        self._said: dict[str, str] = {}  # temporary failures that were logged, by directory; "": the folder
 
     async def watch(self) -> None:
-        """Until it is cancelled."""
+        """Look again and again, until cancelled."""
         _log.info("watching %s for prompts to import", self._folder)
         while True:
             await self.look()
             await asyncio.sleep(max(_SECONDS, _PAUSE * self._look_seconds))
 
     def _say(self, about: str, what: str) -> None:
-        """Once, as long as it stays the same."""
+        """Log it once, as long as it stays the same."""
         if self._said.get(about) != what:
             self._said[about] = what
             _log.warning("%s", what)
@@ -99,7 +99,7 @@ class ImportWatcher:
 
 
 def _read_still(directory: Path, look: _Look) -> Bundle:
-    """What lies there. Raises ValueError where it can't be read, Unavailable where it has changed since."""
+    """Read it. Raise ValueError where it can't be read, Unavailable where it has changed since."""
     if len(look) > MAX_FILES:
         raise ValueError(f"it holds more than {MAX_FILES} files; leave in it what is to be imported")
     bundle = read_bundle(directory)
@@ -121,7 +121,7 @@ def _look_into(folder: Path) -> dict[str, _Look]:
 
 
 def _look_at(directory: Path) -> _Look:
-    """Of at most MAX_FILES + 1 files."""
+    """The look of a directory, by at most MAX_FILES + 1 files."""
     try:
         with os.scandir(directory) as entries:
             plain = (entry for entry in entries if entry.is_file())

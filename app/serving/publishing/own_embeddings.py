@@ -1,4 +1,4 @@
-"""An adapter's file may hold the base's embeddings too: they must be the base's, row by row."""
+"""An adapter's file may hold embeddings of the base too: they must be the base's own, row by row."""
 
 from app.engine.client import EngineClient
 from app.errors import PromptRejected
@@ -9,7 +9,7 @@ from app.strict_json import excerpt
 
 
 class OwnEmbeddings:
-    """Compares the tensors beside the prompt of one file; what passes is dropped."""
+    """Compares the tensors beside the prompt of one file; those that pass are dropped."""
 
     def __init__(self, base: EngineClient | Backbone) -> None:
         self._base = base

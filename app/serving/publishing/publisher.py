@@ -1,7 +1,7 @@
 """Publishing: import -> validate -> store -> trial run -> release.
 
-What is refused on the way to the store leaves nothing behind. A version that fails its trial run
-is stored (it had to be, to run), but no alias ever means it unless it passes later.
+An upload that is refused on the way to the store leaves nothing behind. A version that fails its trial run
+is stored (it had to be, to run), but no alias points at it unless it passes later.
 """
 
 import asyncio
@@ -39,17 +39,17 @@ _MAX_WAITING = 8  # uploads that wait for them, each with its bytes on disk
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UploadResult:
-    """What an upload came to."""
+    """The outcome of an upload."""
 
     version: TaskVersion
     created: bool  # False: the same bytes and settings were a version already
     release: Release | None  # None: no alias was moved
     examples: tuple[ExampleReport, ...]
-    warnings: tuple[str, ...] = ()  # what was left out of the upload
+    warnings: tuple[str, ...] = ()  # tensors that were left out of the upload
 
 
 class PublishingService:
-    """Makes uploads versions and lets aliases mean them."""
+    """Makes versions of uploads, and points aliases at them."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class PublishingService:
 
     @contextlib.contextmanager
     def place(self) -> Iterator[None]:
-        """Hold this from before an upload's bytes are taken to its end. Raises Overloaded."""
+        """Hold this from before an upload's bytes are received to its end. Raise Overloaded."""
         if self._num_places >= _THREADS + _MAX_WAITING:
             raise Overloaded("Too many uploads at once; try again shortly.", retry_after=5.0)
         self._num_places += 1
@@ -117,7 +117,7 @@ class PublishingService:
         return release
 
     def close(self) -> None:
-        """End the threads; what waits for one is cancelled, and was not acknowledged."""
+        """End the threads; uploads that wait for one are cancelled, and were not acknowledged."""
         self._threads.shutdown(cancel_futures=True)
         self._movers.shutdown(cancel_futures=True)
 

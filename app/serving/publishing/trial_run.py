@@ -23,7 +23,7 @@ _SECONDS = 120.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExampleReport:
-    """What a version said to one example of its manifest."""
+    """The answer of a version to one example of its manifest."""
 
     inputs: str | Mapping[str, str]
     expected: str
@@ -32,7 +32,7 @@ class ExampleReport:
 
 
 def fixed_inputs(version: TaskVersion, text: str) -> str | Mapping[str, str]:
-    """Inputs for any template."""
+    """Return inputs for any template."""
     template = PLAIN if version.template is None else parse_template(version.template)
     return text if len(template.fields) == 1 else dict.fromkeys(template.fields, text)
 
@@ -45,7 +45,7 @@ def trial_request(inputs: str | Mapping[str, str], tenant: str = "") -> Generati
 
 
 class TrialRun:
-    """Runs a version before its release. Raises where it can't generate or its prompt does nothing."""
+    """Runs a version before its release. Raises where it can't generate or its prompt has no effect."""
 
     def __init__(self, service: GenerationService) -> None:
         self._service = service
@@ -54,9 +54,10 @@ class TrialRun:
         self._noise = 1e-4 if self._engine.geometry.dtype == "float32" else 1e-2
 
     async def run(self, version: TaskVersion, tenant: str = "") -> tuple[ExampleReport, ...]:
-        """A short generation, the comparison with the bare base, the manifest's examples.
+        """Generate a little, compare with the bare base, and run the manifest's examples.
 
-        Only the examples' answers are told to anybody, so only they are counted, as `tenant`'s requests.
+        Only the examples' answers are reported, so only they are counted, as `tenant`'s requests. Raise
+        PromptplexError.
         """
         await self._check_effect(version, tenant)
         examples = version.examples[:_MAX_EXAMPLES_RUN]
@@ -64,7 +65,7 @@ class TrialRun:
         return tuple(await asyncio.gather(*running))
 
     async def _check_effect(self, version: TaskVersion, tenant: str) -> None:
-        """Some input must be answered otherwise than without the prompt, if only in its log-probabilities."""
+        """Raise PromptRejected unless the prompt changes some answer, if only its log-probabilities."""
         for text in (FIXED_TEXT, *_OTHER_TEXTS):
             request = await asyncio.to_thread(self._request, version, text, tenant)
             with_prompt = await self._tokens(request)
@@ -73,7 +74,7 @@ class TrialRun:
         raise PromptRejected("The prompt has no effect: the base model answers the same without it")
 
     def _request(self, version: TaskVersion, text: str, tenant: str) -> Request:
-        """As much of the text as fits beside the prompt and the template."""
+        """A request with as much of the text as fits beside the prompt and the template."""
         try:
             request = trial_request(fixed_inputs(version, text), tenant)
             admitted = self._service.request_builder.build(request, version)
@@ -122,7 +123,7 @@ class TrialRun:
 
 
 def _bare(request: Request) -> Request:
-    """The same ids without the learned prompt."""
+    """The same token ids without the learned prompt."""
     return replace(
         request,
         id=f"{request.id}-bare",

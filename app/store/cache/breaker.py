@@ -2,9 +2,9 @@
 
     closed --three failures in a row--> open --a probe passes--> closed
 
-While the breaker is open nobody waits for the server: only a background task probes it, ever more
-rarely. While it is closed the same task probes now and then, so that a server that nobody asks is
-known to be down, and one that never answers is found out although nobody waits for its answers.
+While the breaker is open no request waits for the server: only a background task probes it, ever more
+rarely. While it is closed the same task probes now and then, so that an idle server is
+known to be down, and one that never answers is found although no request waits so long.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ class Breaker:
     """
 
     def __init__(self, name: str, probe: Callable[[], Awaitable[object]]) -> None:
-        """`probe` asks the server for a sign of life, within bounded time, and raises when it fails."""
+        """`probe` pings the server, within bounded time, and raises when it fails."""
         self._name = name
         self._probe = probe
         self._is_open = True
@@ -38,7 +38,7 @@ class Breaker:
 
     @property
     def is_open(self) -> bool:
-        """Whether the server must not be asked now."""
+        """Return whether requests must not reach the server now."""
         return self._is_open
 
     async def wait_closed(self) -> None:
@@ -46,22 +46,22 @@ class Breaker:
         await self._closed.wait()
 
     def succeeded(self) -> None:
-        """The server has answered."""
+        """Note an answer of the server."""
         self._num_failures = 0
 
     def failed(self) -> None:
-        """The server hasn't answered, or with nonsense."""
+        """Note that the server gave no answer, or a malformed one."""
         self._num_failures += 1
         if self._num_failures >= MAX_FAILURES and not self._is_open:
             _log.warning("%s fails: going on without it", self._name)
             self._open()
 
     def suspect(self) -> None:
-        """Somebody has stopped waiting for an answer: probe now, for it may never have come."""
+        """Probe now: a request has stopped waiting for an answer that may never come."""
         self._wake.set()
 
     async def run(self) -> None:
-        """Probe forever; the owner's background task."""
+        """Probe forever, as the owner's background task."""
         try:
             while True:
                 await self._reconnect()

@@ -3,7 +3,7 @@
     load(digest): host memory --miss--> (the loader's event loop) PromptTiers: remote cache, store
 
 Loads are tasks of one event loop, on a thread of its own; what blocks or takes long runs on
-further threads. Each digest is loaded once at a time, for all who ask.
+further threads. Each digest is loaded once at a time, for all callers.
 """
 
 import asyncio
@@ -54,10 +54,10 @@ class SourceStats:
 
 @dataclass(slots=True)
 class _Loading:
-    """A load that runs; shared by all who want the prompt, so nobody can cancel it."""
+    """A load that runs; callers share it, so none can cancel it."""
 
     future: "Future[Prompt]"
-    is_wanted: bool = False  # by somebody who waits; otherwise it is only prefetched
+    is_wanted: bool = False  # by a caller that waits; otherwise it is only prefetched
     started: float = field(default_factory=time.monotonic)
 
 
@@ -97,13 +97,13 @@ class PromptCache:
             return loading.future
 
     def prefetch(self, digest: str) -> None:
-        """Load the prompt into host memory: somebody will soon want it. Errors concern nobody yet."""
+        """Load the prompt into host memory, as it will soon be needed. Errors stay unreported until then."""
         with self._lock:
             if not self._closed and digest not in self._loading and self._host.get(digest) is None:
                 self._begin(digest)
 
     def prefetch_released(self, history: TaskHistory) -> None:
-        """What the newest release names will be asked for next; another replica may have made it."""
+        """Prefetch the prompts that the newest release names; another replica may have made it."""
         for number in history.releases[-1].manifest_digests if history.releases else ():
             version = history.version(number)
             if version is not None and version.prompt_digest is not None:
@@ -117,7 +117,7 @@ class PromptCache:
                 self._loop.call_soon_threadsafe(self._tiers.tell_remote, prompt)
 
     def stats(self) -> SourceStats:
-        """A consistent snapshot."""
+        """Return a consistent snapshot."""
         tiers = self._tiers.counters
         with self._lock, tiers.lock:
             return SourceStats(
@@ -219,7 +219,7 @@ def _stopped() -> EngineStopped:
 
 def _running() -> "Future[Prompt]":
     future: Future[Prompt] = Future()
-    future.set_running_or_notify_cancel()  # nobody can cancel it for the others
+    future.set_running_or_notify_cancel()  # no caller can cancel it for the others
     return future
 
 

@@ -27,8 +27,8 @@ KEY_PREFIX = "promptplex:blob:"
 CHUNK_BYTES = 8_000_000
 MAX_BLOB_BYTES = 256 << 20
 TTL_SECONDS = 7 * 24 * 3600
-READ_SECONDS = 0.150  # for one chunk, connecting included: somebody waits
-WRITE_SECONDS = 1.0  # for one chunk: nobody waits
+READ_SECONDS = 0.150  # for one chunk, connecting included: a request waits
+WRITE_SECONDS = 1.0  # for one chunk: no request waits
 PROBE_SECONDS = 0.5  # time for some sentinels of which the first doesn't answer
 _RELISTEN_SECONDS = 0.5
 _HEADER_BYTES = 8
@@ -44,7 +44,7 @@ class RedisTier:
     """
 
     def __init__(self, url: str, *, on_hint: Callable[[str], None] = ignore_hint) -> None:
-        """`on_hint` gets task ids, on a thread of its own. Raises ValueError where the URL is malformed."""
+        """`on_hint` gets task ids, on a thread of its own. Raise ValueError where the URL is malformed."""
         self._connections = RedisConnections(parse_redis_url(url))
         self._breaker = Breaker("Redis", self._ping)
         self._inbox = HintInbox(on_hint)
@@ -56,16 +56,16 @@ class RedisTier:
 
     @property
     def is_up(self) -> bool:
-        """Whether it is worth asking."""
+        """Return whether a read may be worth its time."""
         return not self._breaker.is_open
 
     @property
     def breaker_open(self) -> bool:
-        """Whether Redis is left alone because it failed, or has never answered yet."""
+        """Return whether Redis is left alone because it failed, or has never answered yet."""
         return self._breaker.is_open
 
     def state(self) -> Literal["up", "down"]:
-        """For the health route."""
+        """Return the state for the health route."""
         return "up" if self.is_up else "down"
 
     async def start(self) -> None:
@@ -86,13 +86,13 @@ class RedisTier:
         await self._connections.close()
 
     async def get(self, digest: str) -> bytes | None:
-        """What Redis holds under this digest, perhaps wrong bytes, or None. It may be cancelled."""
+        """Return what bytes Redis holds of this digest, perhaps wrong ones, or None. It may be cancelled."""
         if not self.is_up:
             return None
         try:
             return await self._try(self._read(digest))
         except asyncio.CancelledError:
-            self._breaker.suspect()  # who is slow may be dead, and nobody would wait to see it
+            self._breaker.suspect()  # a slow server may be dead
             raise
 
     async def put(self, digest: str, data: bytes) -> None:
@@ -134,7 +134,7 @@ class RedisTier:
         await self._connections.ask("PING", parse=_parse_pong, seconds=PROBE_SECONDS)
 
     async def _try(self, work: Awaitable[_T]) -> _T | None:
-        """The result, or None where Redis failed; the breaker is told which of both."""
+        """The result, or None where Redis failed; the breaker learns either."""
         try:
             result = await work
         except ResponseError as error:

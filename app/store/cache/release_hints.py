@@ -1,4 +1,4 @@
-"""Hints that a task may have a newer release. Never trusted: they say where to look, not what is true.
+"""Hints that a task may have a newer release. Never trusted: they say where to look, no more.
 
 A hint that is lost, late, forged or repeated costs time only. Here they are checked, made fewer,
 and handed on.
@@ -24,12 +24,12 @@ def ignore_hint(_: str) -> None:
 
 
 def encode_hint(task_id: str) -> bytes:
-    """What is published on the channel."""
+    """Return the message to publish on the channel."""
     return canonical_json({"task": task_id})
 
 
 def decode_hint(payload: bytes) -> str | None:
-    """The task id, or None where the payload is no hint."""
+    """Return the task id, or None where the payload is no hint."""
     if len(payload) > _MAX_HINT_BYTES:
         return None
     try:
@@ -49,14 +49,14 @@ class HintInbox:
         self._arrived = asyncio.Event()
 
     def receive(self, payload: bytes) -> None:
-        """Take what came over the channel; nonsense is ignored."""
+        """Take a message of the channel; malformed ones are ignored."""
         task_id = decode_hint(payload)
         if task_id is not None and len(self._waiting) < MAX_WAITING:
             self._waiting[task_id] = None
             self._arrived.set()
 
     async def deliver(self) -> None:
-        """Hand hints on forever; those of one task that come together become one."""
+        """Deliver hints forever; those of one task that arrive together become one."""
         while True:
             await self._arrived.wait()
             self._arrived.clear()

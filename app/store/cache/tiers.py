@@ -29,14 +29,14 @@ _LARGE_BYTES = 1 << 20  # hashing that much takes longer than other loads should
 
 
 class BlobStore(Protocol):
-    """The last tier: what is not here is nowhere. Called from threads."""
+    """The last tier, which has every prompt. Called from threads."""
 
     def read_blob(self, digest: str) -> bytes:
-        """Verified bytes. Raises PromptplexError; CorruptData where they are missing or damaged."""
+        """Return verified bytes. Raise PromptplexError; CorruptData where they are missing or damaged."""
         ...
 
     def heal_blob(self, digest: str, data: bytes) -> bool:
-        """Put good bytes back where the store has lost them; whether it had. Raises PromptplexError."""
+        """Put good bytes back where the store has lost them. Return whether it had. Raise PromptplexError."""
         ...
 
 
@@ -45,7 +45,7 @@ class RemoteTier(Protocol):
 
     @property
     def is_up(self) -> bool:
-        """Whether it is worth asking."""
+        """Return whether a read may be worth its time."""
         ...
 
     async def start(self) -> None:
@@ -53,7 +53,7 @@ class RemoteTier(Protocol):
         ...
 
     async def get(self, digest: str) -> bytes | None:
-        """The bytes, perhaps wrong ones, or None. Any exception is a miss. It may be cancelled."""
+        """Return the bytes, perhaps wrong ones, or None. Any exception is a miss. It may be cancelled."""
         ...
 
     async def put(self, digest: str, data: bytes) -> None:
@@ -79,7 +79,7 @@ class TierCounters:
         self.lock = threading.Lock()  # for a snapshot that is of one moment
 
     def answered(self, tier: str, started: float, *, num_bytes: int | None) -> None:
-        """A tier has found so many bytes, or nothing (None)."""
+        """Count an answer of a tier: so many bytes, or nothing (None)."""
         with self.lock:
             (self.misses if num_bytes is None else self.hits)[tier] += 1
             self.num_bytes[tier] += num_bytes or 0
@@ -97,7 +97,7 @@ class PromptTiers:
     """Fetches prompts, and keeps the remote cache and the store supplied in the background."""
 
     def __init__(self, store: BlobStore, remote: RemoteTier | None, threads: Executor) -> None:
-        """`threads` run what the store does."""
+        """`threads` run the store's reads and writes."""
         self._store = store
         self._remote = remote
         self._threads = threads
@@ -120,7 +120,7 @@ class PromptTiers:
             await self._remote.close()
 
     async def fetch(self, digest: str) -> Prompt:
-        """The prompt, from whichever tier has it first. Raises what the store raises."""
+        """Return the prompt, from the first tier that answers. Raise the store's errors."""
         if self._remote is None or not self._remote.is_up:
             return await self._ask_store(digest)
         remote_read = asyncio.create_task(self._ask_remote(self._remote, digest))
@@ -172,7 +172,7 @@ class PromptTiers:
         return prompt
 
     def _read_store(self, digest: str) -> Prompt:
-        """On a thread. Damage is remembered also where nobody waits for the answer any more."""
+        """On a thread. Damage is remembered also where no caller waits for the answer any more."""
         try:
             prompt = _read_from(self._store, digest)
         except CorruptData:
@@ -226,7 +226,7 @@ class PromptTiers:
         self._let_end(asyncio.get_running_loop().create_task(work))
 
     def _let_go(self, task: "asyncio.Task[Any]") -> None:
-        """Nobody wants its result any more."""
+        """Its result isn't needed any more."""
         task.cancel()
         self._let_end(task)
 
@@ -237,7 +237,7 @@ class PromptTiers:
     def _ended(self, task: "asyncio.Task[Any]") -> None:
         self._background.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            _log.debug("A read that nobody waited for failed: %s", error)
+            _log.debug("A read in the background failed: %s", error)
 
 
 def _read_from(store: BlobStore, digest: str) -> Prompt:

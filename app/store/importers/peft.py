@@ -22,7 +22,7 @@ from app.errors import PromptRejected
 from app.prompt import PromptKind
 from app.sites import SIDES, Embedding, Site
 from app.store.prompt_file import make_prompt
-from app.store.safetensors_file import MAX_TENSORS, RawTensor, SafetensorsFile
+from app.store.safetensors_file import ITEM_BYTES, MAX_TENSORS, RawTensor, SafetensorsFile
 from app.store.saved_tensors import SavedTensor, saved_tensors
 from app.store.source_files import CONFIG, PROMPT, Imported, SourceFile, SourceFiles
 from app.strict_json import JsonError, excerpt
@@ -41,14 +41,13 @@ _REASONS = {
     "MULTITASK_PROMPT_TUNING": _LATER,
     "ADAPTION_PROMPT": "adds gated attention to the model, which no prompt can express",
 }
-# What a state dict calls it; of p-tuning that may also be what its encoder makes the prompt from.
+# Names in a state dict; of p-tuning it may also be the input from which its encoder makes the prompt.
 _UNBAKED = re.compile(r"(base_model\.)?prompt_encoder\.([^.]+\.)?embedding\.weight")
-_WORDS = {"F32": "<u4", "F16": "<u2", "BF16": "<u2"}  # integers of the same size: bits are moved as they are
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterConfig:
-    """What matters of adapter_config.json, checked."""
+    """The fields of adapter_config.json that matter, checked."""
 
     peft_type: str
     num_virtual_tokens: int | None  # None: as many as the tensor has
@@ -252,7 +251,7 @@ def _split_layers(config: AdapterConfig, raw: RawTensor) -> dict[str, RawTensor]
     """[p, 2L * Hk * D] -> per layer k and v [Hk, p, D]."""
     p, num_heads = raw.shape[0], config.num_kv_heads
     head_dim = raw.shape[1] // (2 * config.num_layers * num_heads)
-    whole = np.frombuffer(raw.data, dtype=_WORDS[raw.dtype])
+    whole = np.frombuffer(raw.data, dtype=f"<u{ITEM_BYTES[raw.dtype]}")  # bits are moved as they are
     rows = whole.reshape(p, 2 * config.num_layers, num_heads, head_dim).transpose(1, 2, 0, 3)
     return {
         Site.DECODER_SELF.tensor(row // 2, SIDES[row % 2]): RawTensor(
