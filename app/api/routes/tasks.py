@@ -120,7 +120,7 @@ async def publish(
     """Validate, store and try a new version of a task, then point an alias at it."""
     calling.require(task_id)
     with behind.publishing.place():
-        async with upload_form(request) as form, behind.publishing.slot():
+        async with upload_form(request) as form, behind.publishing.slot:
             upload = await read_upload(form, alias=alias, who=calling.who)
             if upload.task is not None and upload.task.get("examples"):
                 calling.require_generation("The examples of an upload are answered by the model")

@@ -94,7 +94,7 @@ class ImportWatcher:
 
     async def _publish(self, name: str, bundle: Bundle) -> UploadResult:
         check_task_id(name)
-        async with self._publishing.slot():
+        async with self._publishing.slot:
             return await self._publishing.upload(name, replace(bundle, who="import-dir"))
 
 

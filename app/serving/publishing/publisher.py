@@ -7,7 +7,7 @@ is stored (it had to be, to run), but no alias points at it unless it passes lat
 import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -65,10 +65,10 @@ class PublishingService:
         self._on_release = on_release
         self._generation = generation
         self._builder = generation.request_builder
-        self._smoke = TrialRun(generation)
+        self._trial = TrialRun(generation)
         self._threads = Workers(_THREADS, "publishing")
         self._movers = Workers(1, "releasing")  # an alias moves at once, however long uploads take
-        self._slots = asyncio.Semaphore(_THREADS)
+        self.slot = asyncio.Semaphore(_THREADS)  # to be held while an upload's bytes are in memory
         self._num_places = 0
 
     @contextlib.contextmanager
@@ -81,12 +81,6 @@ class PublishingService:
             yield
         finally:
             self._num_places -= 1
-
-    @contextlib.asynccontextmanager
-    async def slot(self) -> AsyncIterator[None]:
-        """Hold this while an upload's bytes are in memory."""
-        async with self._slots:
-            yield
 
     async def upload(self, task_id: str, upload: Upload, *, tenant: str = "") -> UploadResult:
         """Publish a version, try it as `tenant`, and point the upload's alias at it.
@@ -153,7 +147,7 @@ class PublishingService:
 
     async def _try(self, version: TaskVersion, tenant: str) -> tuple[ExampleReport, ...]:
         try:
-            return await self._smoke.run(version, tenant)
+            return await self._trial.run(version, tenant)
         except PromptplexError as error:
             note = (
                 f"Version {version.version} of {version.task_id} is stored but not released, since its trial "
