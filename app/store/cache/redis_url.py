@@ -1,4 +1,4 @@
-"""Where Redis is, and as whom to log in, from one URL.
+"""Parse a Redis URL: an address, and the user to log in as.
 
     redis://[user:password@]host[:port][/db]        rediss:// is the same over TLS
     unix://[user:password@]/path/to/redis.sock[?db=0]
@@ -29,7 +29,7 @@ class RedisLocation:
     sentinels: tuple[Address, ...] = ()
     master: str | None = None
     tls: bool = False
-    username: str | None = None  # of Redis itself; sentinels are asked without
+    username: str | None = None  # of Redis itself; sentinels get none
     password: str | None = field(default=None, repr=False)
     db: int = 0
 
@@ -43,7 +43,7 @@ def parse_redis_url(url: str) -> RedisLocation:
     if parts.scheme not in _SCHEMES:
         _refuse(f"must begin with one of {', '.join(f'{scheme}://' for scheme in _SCHEMES)}")
     if parts.fragment or (parts.query and parts.scheme != "unix"):
-        _refuse("has a '?' or '#' where none can stand; in a password write them as %3F and %23")
+        _refuse("has a '?' or '#' where none is allowed; in a password write them as %3F and %23")
     credentials, _, hosts = parts.netloc.rpartition("@")
     username, _, password = (unquote(text) for text in credentials.partition(":"))
     return replace(_place(parts, hosts), username=username or None, password=password or None)
@@ -61,7 +61,7 @@ def _place(parts: SplitResult, hosts: str) -> RedisLocation:
 def _unix(parts: SplitResult, hosts: str) -> RedisLocation:
     query = parse_qs(parts.query, keep_blank_values=True)
     if hosts or len(parts.path) < 2:
-        _refuse("must name a socket by its whole path")
+        _refuse("must name a socket by its absolute path")
     if not query.keys() <= {"db"} or len(query.get("db", [""])) > 1:
         _refuse("can only have '?db=' after the path of a socket")
     return RedisLocation(socket_path=unquote(parts.path), db=_db(query.get("db", [""])[0]))
@@ -80,7 +80,7 @@ def _address(text: str, default_port: int) -> Address:
         parts = urlsplit(f"//{text}")
         host, port = parts.hostname, parts.port
     except ValueError:
-        _refuse("has a host or a port that can't be; in a password write ':' as %3A and '/' as %2F")
+        _refuse("has an invalid host or port; in a password write ':' as %3A and '/' as %2F")
     if not host or parts.path or "@" in parts.netloc or "," in parts.netloc:
         _refuse("must name a host; in a password write '/' as %2F and '@' as %40")
     return unquote(host), default_port if port is None else port
