@@ -22,6 +22,15 @@ def test_mixed_windows_make_two_kv_groups() -> None:
     assert [(group.geometry.window, group.layers) for group in groups] == [(WINDOW, (0, 2)), (None, (1,))]
 
 
+def test_sites_have_groups_of_their_own_where_their_layers_are_equal() -> None:
+    layers = (LayerGeometry(2, 16, 16),) * 2
+    groups = group_layers({Site.DECODER_SELF: layers, Site.DECODER_CROSS: layers})
+    assert [(group.site, group.layers) for group in groups] == [
+        (Site.DECODER_SELF, (0, 1)),
+        (Site.DECODER_CROSS, (0, 1)),
+    ]
+
+
 def test_opt_takes_prompts_as_wide_as_its_embeddings() -> None:
     model = tiny_model("opt", word_embed_proj_dim=32)
     assert packed_backbone(model).geometry.hidden_size == 32
