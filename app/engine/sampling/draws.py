@@ -1,39 +1,35 @@
-"""Draws: one uniform number of a row, put through the inverse CDF of what its parameters leave.
+"""Draws: a row's uniform number, put through the inverse CDF of what its parameters leave.
 
-Shapes: n rows, V vocabulary, C candidates, parameters `[n, 1]`.
+Each takes `logits [n, V]`, which it overwrites, and gives token ids `[n]`. Shapes: n rows, V vocabulary, C
+candidates, parameters `[n, 1]`.
 """
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from app.engine.sampling.batch import Draw, Parameters
 from app.engine.sampling.filters import filtered, shaped, suffices
+from app.engine.sampling.parameters import Parameters
 
 # Candidates that a partial selection looks at; where they don't suffice, the row is sorted whole.
 _NUM_CANDIDATES = 1024
 _CDF_BLOCK = 512  # tokens that a plain draw cumulates at once
 
 
-def draw(way: Draw, logits: Tensor, parameters: Parameters) -> Tensor:
-    """Return one token id `[n]` for each row of `logits [n, V]`, which are overwritten."""
-    scores = logits.sub_(logits.amax(dim=-1, keepdim=True)).div_(parameters.temperature.to(logits))
-    return _DRAWS[way](scores, parameters).squeeze(1)
-
-
-def _draw_plain(scores: Tensor, parameters: Parameters) -> Tensor:
-    """In two levels: first a block of tokens, then one within it."""
-    probabilities = scores.softmax(dim=-1)
+def draw_plain(logits: Tensor, parameters: Parameters) -> Tensor:
+    """Draw from the whole vocabulary, in two levels: first a block of tokens, then one within it."""
+    probabilities = _scores(logits, parameters).softmax(dim=-1)
     padded = functional.pad(probabilities, (0, -probabilities.shape[1] % _CDF_BLOCK))
     blocks = padded.view(padded.shape[0], -1, _CDF_BLOCK)  # [n, V / block, block]
     block, rest = _inverse_cdf(blocks.sum(dim=-1, dtype=torch.float64), parameters.uniform)
     within = blocks.gather(1, block[:, :, None].expand(-1, -1, _CDF_BLOCK)).squeeze(1).double()
     token, _ = _inverse_cdf(within, rest)
-    return block * _CDF_BLOCK + token
+    return (block * _CDF_BLOCK + token).squeeze(1)
 
 
-def _draw_filtered(scores: Tensor, parameters: Parameters) -> Tensor:
-    """From what top-h, top-k, top-p and min-p leave, and of that, what the other filters leave."""
+def draw_filtered(logits: Tensor, parameters: Parameters) -> Tensor:
+    """Draw from what top-h, top-k, top-p and min-p leave, and of that, what the other filters leave."""
+    scores = _scores(logits, parameters)
     total = scores.logsumexp(dim=-1, keepdim=True)
     values, order = scores.topk(min(_NUM_CANDIDATES, scores.shape[1]), dim=-1)
     tokens = _draw_sorted(values, order, total, parameters)
@@ -46,19 +42,22 @@ def _draw_filtered(scores: Tensor, parameters: Parameters) -> Tensor:
 
 
 def _draw_sorted(values: Tensor, order: Tensor, total: Tensor, parameters: Parameters) -> Tensor:
-    """From sorted scores `values [n, C]` of the tokens `order [n, C]`."""
+    """Draw from sorted scores `values [n, C]` of the tokens `order [n, C]`."""
     weights = shaped(filtered(values, total, parameters), parameters)
     picked, _ = _inverse_cdf(weights, parameters.uniform)
-    return order.gather(1, picked)
+    return order.gather(1, picked).squeeze(1)
 
 
-def _draw_shaped(scores: Tensor, parameters: Parameters) -> Tensor:
-    """In the vocabulary's order."""
-    weights = shaped(scores.double().softmax(dim=-1), parameters)
-    return _inverse_cdf(weights, parameters.uniform)[0]
+def draw_shaped(logits: Tensor, parameters: Parameters) -> Tensor:
+    """Draw from what the filters that look at a whole row leave, in the vocabulary's order."""
+    weights = shaped(_scores(logits, parameters).double().softmax(dim=-1), parameters)
+    picked, _ = _inverse_cdf(weights, parameters.uniform)
+    return picked.squeeze(1)
 
 
-_DRAWS = {Draw.PLAIN: _draw_plain, Draw.FILTERED: _draw_filtered, Draw.SHAPED: _draw_shaped}
+def _scores(logits: Tensor, parameters: Parameters) -> Tensor:
+    """Overwrite the logits, for their memory."""
+    return logits.sub_(logits.amax(dim=-1, keepdim=True)).div_(parameters.temperature.to(logits))
 
 
 def _inverse_cdf(weights: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ al. 2025), typical-p (Meister et al. 2022), epsilon and eta cutoffs (Hewitt et a
 import torch
 from torch import Tensor
 
-from app.engine.sampling.batch import Parameters
+from app.engine.sampling.parameters import Parameters
 
 _TOP_H_TOKENS = 100  # as many as transformers looks at
 _NEAREST = 1024

@@ -1,9 +1,10 @@
 """Logits processors: bias, penalties, rules and masks of grammars, applied to all rows at once.
 
-The order is that of `transformers`. Shapes: R rows that ask for changes; V vocabulary; E single logits.
+The order is that of `transformers`. Shapes: N rows, V vocabulary, E single logits.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -22,22 +23,37 @@ _NEVER = float("-inf")
 _NO_EDITS = LogitsEdits()
 
 
-def process(logits: Tensor, inputs: Sequence[SamplingInput], masks: Mapping[int, PackedMask]) -> None:
-    """Change `logits [R, V]` in place as the rows' inputs ask, and by the masks of some rows."""
+@contextmanager
+def processed(
+    logits: Tensor, inputs: Sequence[SamplingInput], masks: Mapping[int, PackedMask]
+) -> Iterator[None]:
+    """Have `logits [N, V]` changed in place as the rows' inputs ask, and by the masks of some rows."""
+    changed = [row for row, given in enumerate(inputs) if given.edits is not None or row in masks]
+    if not changed:
+        yield
+        return
+    rows = torch.tensor(changed, device=logits.device)
+    own = logits[rows]
+    _edit(logits, inputs)
+    if masks:
+        _mask(logits, masks)
+    yield
+    logits[rows] = own
+
+
+def _edit(logits: Tensor, inputs: Sequence[SamplingInput]) -> None:
     edits = [given.edits or _NO_EDITS for given in inputs]
     for kind, processor in _PROCESSORS:
         ids = [getattr(each, kind) for each in edits]
         if any(map(len, ids)):
             processor(_Entries.of(logits, ids), inputs, edits)
-    if masks:
-        _mask(logits, masks)
 
 
 @dataclass(frozen=True, slots=True)
 class _Entries:
     """Single logits, which the processors change in place."""
 
-    logits: Tensor  # [R, V]
+    logits: Tensor  # [N, V]
     rows: NDArray[np.int64]  # [E]
     places: Tensor  # [E]; in the flat logits
     has_logit: NDArray[np.bool_]  # of all ids that were asked for: a base's own lists may hold others
@@ -61,8 +77,7 @@ class _Entries:
         """Return `values`, one for each row, as `[E]`."""
         return np.array(values)[self.rows]
 
-    @property
-    def scores(self) -> Tensor:
+    def get(self) -> Tensor:
         """Return a copy of the logits `[E]`."""
         return self.logits.view(-1)[self.places]
 
@@ -107,7 +122,7 @@ def _penalise(at: _Entries, inputs: _Inputs, edits: _Edits) -> None:
 
 def _scale(at: _Entries, penalties: NDArray[np.float64]) -> None:
     """CTRL's penalty (Keskar et al. 2019)."""
-    scores, penalty = at.scores, at.tensor(penalties)
+    scores, penalty = at.get(), at.tensor(penalties)
     at.put(torch.where(scores < 0, scores * penalty, scores / penalty))
 
 
@@ -121,7 +136,7 @@ def _force(at: _Entries, inputs: _Inputs, edits: _Edits) -> None:
 
 
 def _hasten_end(at: _Entries, inputs: _Inputs, edits: _Edits) -> None:
-    scores = at.scores
+    scores = at.get()
     gain = scores.abs() * at.tensor(at.per_row([each.end_gain for each in edits]))
     at.put(scores + gain.masked_fill(~scores.isfinite(), 0.0))
 

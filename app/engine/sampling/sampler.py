@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from app.engine.sampling.batch import SamplingBatch
-from app.engine.sampling.draws import draw
 from app.engine.sampling.inputs import SampledToken
-from app.engine.sampling.logits_processors import process
+from app.engine.sampling.logits_processors import processed
 from app.engine.sampling.token_masks import PackedMask
 from app.errors import ConstraintFailed
 from app.request import TokenScore
@@ -17,24 +16,19 @@ _Top = tuple[tuple[int, float], ...]
 
 
 def sample(logits: Tensor, batch: SamplingBatch, masks: Mapping[int, PackedMask]) -> tuple[SampledToken, ...]:
-    """Choose the next token of every row of `logits [N, V]` (float32), which stay as they are.
+    """Choose the next token of every row of `logits [N, V]` (float32), which are the same afterwards.
 
     `masks` are those of constrained rows, by row; one that lacks its mask is reported as late. Reported
     log-probabilities are the model's own, before any change. A row with NaN or positive infinity is reported
     as not finite, and one in which no token may come has an error; others are unaffected.
     """
     normaliser = logits.logsumexp(dim=-1)  # [N]
-    finite = normaliser.isfinite()
-    processed = _Processed(logits, batch, masks)
-    chosen, is_stuck = processed.greedy()
-    for group in batch.drawn:
-        # A hopeless row has no distribution to draw from; zeros keep the call alive.
-        hopeless = (is_stuck | ~finite)[group.rows, None]
-        choices = processed.choices(group.rows).masked_fill_(hopeless, 0.0)
-        chosen[group.rows] = draw(group.draw, choices, group.parameters)
-    logprobs = logits.gather(1, chosen[:, None]).squeeze(1) - normaliser
-    columns = torch.stack([chosen, logprobs.double(), finite, is_stuck]).tolist()  # one transfer
     top = _top(logits, normaliser, [given.num_top for given in batch.inputs])
+    finite = normaliser.isfinite()
+    with processed(logits, batch.inputs, masks):
+        chosen, is_stuck = _choose(logits, batch, finite)
+    logprobs = logits.gather(1, chosen[:, None]).squeeze(1) - normaliser
+    columns = torch.stack([chosen, logprobs.double(), finite, is_stuck])
     return tuple(
         SampledToken(
             int(token_id),
@@ -44,8 +38,20 @@ def sample(logits: Tensor, batch: SamplingBatch, masks: Mapping[int, PackedMask]
             _nothing_left() if stuck else None,
             batch.inputs[row].is_constrained and row not in masks,
         )
-        for row, (token_id, logprob, is_finite, stuck) in enumerate(zip(*columns, strict=True))
+        for row, (token_id, logprob, is_finite, stuck) in enumerate(columns.T.tolist())  # one transfer
     )
+
+
+def _choose(logits: Tensor, batch: SamplingBatch, finite: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the token of each row, and whether none may come, both `[N]`."""
+    chosen = logits.argmax(dim=-1)
+    is_stuck = logits.gather(1, chosen[:, None]).squeeze(1) == float("-inf")
+    hopeless = is_stuck | ~finite
+    for draw, rows, parameters in batch.drawn:
+        # A hopeless row has no distribution to draw from; zeros keep the call alive.
+        choices = logits[rows].masked_fill_(hopeless[rows, None], 0.0)
+        chosen[rows] = draw(choices, parameters)
+    return chosen, is_stuck
 
 
 def score_tokens(logits: Tensor, token_ids: Sequence[int], num_top: int) -> tuple[TokenScore, ...]:
@@ -57,37 +63,6 @@ def score_tokens(logits: Tensor, token_ids: Sequence[int], num_top: int) -> tupl
     ids = torch.tensor(token_ids, device=logits.device)
     own = logprobs.gather(1, ids[:, None]).squeeze(1).tolist()
     return tuple(map(TokenScore, token_ids, own, _most_probable(logprobs, num_top)))
-
-
-class _Processed:
-    """What rows choose from: their own logits, or a copy that was changed where they ask for changes."""
-
-    def __init__(self, logits: Tensor, batch: SamplingBatch, masks: Mapping[int, PackedMask]) -> None:
-        rows = [row for row, given in enumerate(batch.inputs) if given.edits is not None or row in masks]
-        self._logits = logits
-        self._places = {row: place for place, row in enumerate(rows)}
-        self._processed = logits[rows]
-        by_place = {self._places[row]: mask for row, mask in masks.items()}
-        if rows:
-            process(self._processed, [batch.inputs[row] for row in rows], by_place)
-
-    def greedy(self) -> tuple[Tensor, Tensor]:
-        """Return the most probable token of each row, and whether no token may come, both `[N]`."""
-        best = self._logits.argmax(dim=-1)
-        is_stuck = torch.zeros_like(best, dtype=torch.bool)
-        if self._places:
-            rows, processed = list(self._places), self._processed
-            best[rows] = processed.argmax(dim=-1)
-            is_stuck[rows] = processed.gather(1, best[rows, None]).squeeze(1) == float("-inf")
-        return best, is_stuck
-
-    def choices(self, rows: Sequence[int]) -> Tensor:
-        """Return a copy of what `rows` (n) choose from, `[n, V]`."""
-        taken = self._logits[rows]
-        changed = [place for place, row in enumerate(rows) if row in self._places]
-        if changed:
-            taken[changed] = self._processed[[self._places[rows[place]] for place in changed]]
-        return taken
 
 
 def _top(logits: Tensor, normaliser: Tensor, counts: Sequence[int]) -> list[_Top]:

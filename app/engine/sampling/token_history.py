@@ -16,12 +16,12 @@ class TokenHistory:
     def __init__(self, prompt: Sequence[int], max_new_tokens: int) -> None:
         self._ids = np.empty(len(prompt) + max_new_tokens, dtype=np.int64)
         self._ids[: len(prompt)] = prompt
-        self._num_prompt = self._length = len(prompt)
-        unique = np.unique(self.prompt)
-        self._num_prompt_ids = len(unique)
-        self._places = {id_: place for place, id_ in enumerate(unique.tolist())}
-        self._seen = np.concatenate([unique, np.empty(max_new_tokens, dtype=np.int64)])
+        self._length = len(prompt)
+        self.prompt = self._ids[: len(prompt)]  # in order
+        self.prompt_ids = np.unique(self.prompt)  # each once
+        self._seen = np.concatenate([self.prompt_ids, np.empty(max_new_tokens, dtype=np.int64)])
         self._counts = np.zeros(len(self._seen), dtype=np.int64)
+        self._places = {id_: place for place, id_ in enumerate(self.prompt_ids.tolist())}
 
     def append(self, token_id: int) -> None:
         """Take a generated token."""
@@ -37,19 +37,9 @@ class TokenHistory:
         return self._ids[: self._length]
 
     @property
-    def prompt(self) -> IdArray:
-        """Return the prompt's ids in order."""
-        return self._ids[: self._num_prompt]
-
-    @property
     def generated(self) -> IdArray:
         """Return the generated ids in order."""
-        return self._ids[self._num_prompt : self._length]
-
-    @property
-    def prompt_ids(self) -> IdArray:
-        """Return the prompt's ids, each once."""
-        return self._seen[: self._num_prompt_ids]
+        return self._ids[len(self.prompt) : self._length]
 
     @property
     def seen_ids(self) -> IdArray:

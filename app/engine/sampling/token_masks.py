@@ -1,9 +1,9 @@
-"""Grammars that bind a row's tokens, kept a step ahead of the row and off the engine's thread.
+"""Token masks of grammars, worked out a step ahead of their rows and off the engine's thread.
 
-What a grammar is, the engine doesn't know. When a constrained row gets a token, a worker consumes
-it and works out which tokens may follow, while the engine goes on to the next forward pass; the
-engine waits for the answer only when it chooses the row's next token, and not for long: a row whose
-answer is late is tried again with the next step. V is the vocabulary.
+The engine knows nothing of grammars. When a constrained row gets a token, a worker consumes it and works out
+which tokens may follow, while the engine goes on to the next forward pass. The engine waits for the mask only
+when it chooses the row's next token, and not for long: a row with a late mask is tried again with the next
+step. V is the vocabulary.
 """
 
 import logging
@@ -32,7 +32,7 @@ class TokenConstraint(Protocol):
     """One row's way through its grammar. Used by one thread at a time."""
 
     def mask(self) -> PackedMask:
-        """Tokens that may come next; only ids that end the row once the grammar is complete."""
+        """Return the tokens that may come next: only ids that end the row, once the grammar is complete."""
         ...
 
     def accept(self, token_id: int) -> None:
@@ -41,10 +41,10 @@ class TokenConstraint(Protocol):
 
 
 class GrammarSource(Protocol):
-    """Where constraints come from; wired in `app/main.py`. Called from several threads."""
+    """A source of constraints; wired in `app/main.py`. Called from several threads."""
 
     def start(self, grammar: str) -> TokenConstraint:
-        """At the grammar's beginning."""
+        """Return a constraint at the grammar's beginning."""
         ...
 
 
@@ -64,14 +64,14 @@ class AsyncTokenMask:
             self._submit(self._start)
 
     def accept(self, token_id: int) -> None:
-        """Go on with the row's new token. The last mask must have been taken."""
+        """Go on with the row's new token, after the last mask was taken."""
         self._submit(lambda: self._advance(token_id))
 
     def mask(self, seconds: float) -> PackedMask | None:
-        """What may come next, waited for so long; None: it is late.
+        """Wait up to `seconds` for the mask of the next token, and return it; None: it is late.
 
-        Raises ConstraintFailed: this row can't go on. Whatever goes wrong in a grammar, a panic of
-        native code included, is one row's matter alone.
+        Raise ConstraintFailed where the row can't go on. An error in a grammar, a panic of native code
+        included, ends its own row alone.
         """
         assert self._next is not None, "a row begins before it gets a token"
         try:
@@ -82,14 +82,14 @@ class AsyncTokenMask:
             return self._next.result()
         if isinstance(error, ConstraintFailed):
             raise error
-        _log.error("a grammar failed in a way that nobody foresaw", exc_info=error)
+        _log.error("a grammar failed unexpectedly", exc_info=error)
         raise ConstraintFailed(
             "the grammar of this request can't be followed any further; simplify the schema or regex, or "
             "give it tighter bounds"
         )
 
     def drop(self) -> None:
-        """The row has ended: what isn't begun yet needn't be done."""
+        """Give up work that has not begun; the row has ended."""
         if self._next is not None:
             self._next.cancel()
 

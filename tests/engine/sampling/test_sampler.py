@@ -21,7 +21,7 @@ from transformers import (
 )
 from transformers.generation.logits_process import TopHLogitsWarper
 
-from app.engine.sampling.batch import uniforms
+from app.engine.sampling.parameters import uniforms
 from app.errors import ConstraintFailed
 from app.prompt import Prompt
 from app.request import SamplingParams
@@ -177,19 +177,15 @@ def test_large_vocabularies_are_filtered_exactly(params: SamplingParams, num_wid
     assert statistic < chi_square_limit(max(1, int(kept.sum()) - 1))
 
 
-def numbers(*values: int) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
-    return np.array(values, dtype=np.uint64)
-
-
 def test_different_seeds_and_sample_indices_differ() -> None:
-    each = [numbers(*column) for column in zip(*itertools.product(range(5), repeat=3), strict=True)]
-    values = uniforms(*each)
+    seeds, indices, positions = zip(*itertools.product(range(5), repeat=3), strict=True)
+    values = uniforms(seeds, indices, positions)
     assert len(set(values.tolist())) == 125
-    assert np.array_equal(uniforms(*each), values)
+    assert np.array_equal(uniforms(seeds, indices, positions), values)
 
 
 def test_the_uniforms_are_uniform() -> None:
-    values = uniforms(numbers(1), numbers(0), np.arange(50_000, dtype=np.uint64))
+    values = uniforms([1] * 50_000, [0] * 50_000, range(50_000))
     observed = np.histogram(values, bins=40, range=(0, 1))[0]
     assert float(((observed - 1250) ** 2 / 1250).sum()) < chi_square_limit(39)
 
