@@ -34,19 +34,19 @@ _SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
 
 
 class RedisHealth(Protocol):
-    """What the Redis tier says of itself, to any thread."""
+    """State of the Redis tier, which any thread may read."""
 
     @property
     def breaker_open(self) -> bool:
-        """Whether Redis is left alone because it failed, or has never answered yet."""
+        """Return whether Redis is left alone because it failed, or has not answered yet."""
 
     def state(self) -> str:
-        """Either "up" or "down"."""
+        """Return "up" or "down"."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveCounts:
-    """What a live view shows of the steps so far."""
+    """Counts of the steps so far, for a live view."""
 
     generated_tokens: int
     device_hits: int
@@ -57,7 +57,7 @@ class LiveCounts:
 
 @dataclass(frozen=True, slots=True)
 class _Sources:
-    """What is read at a scrape."""
+    """Read at each scrape."""
 
     engine: Callable[[], EngineStats]
     prompts: Callable[[], SourceStats]

@@ -3,6 +3,7 @@
 import enum
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from app.engine.blocks import SlotTable
 from app.engine.plan import new_id
@@ -29,7 +30,6 @@ class Sequence:
     request: Request
     prefix_key: PrefixKey | None
     tokens: list[int] = field(init=False)
-    sampling: SamplingState = field(init=False)
     id: int = field(default_factory=new_id)  # in Plans
     phase: Phase = Phase.WAITING
     constraint: AsyncTokenMask | None = None  # kept through preemptions, as the tokens are
@@ -45,10 +45,14 @@ class Sequence:
     latency: float = 0.0  # seconds that the last token took since the one before, or since arrival
 
     def __post_init__(self) -> None:
+        self.tokens = list(self.request.token_ids)
+
+    @cached_property
+    def sampling(self) -> SamplingState:
+        """Made for the first token, so that a sequence in the queue holds no arrays."""
         request = self.request
-        self.tokens = list(request.token_ids)
         prompt = request.resident_ids + request.token_ids
-        self.sampling = SamplingState(request.sampling, prompt, request.max_new_tokens, request.num_top)
+        return SamplingState(request.sampling, prompt, request.max_new_tokens, request.num_top)
 
     @property
     def num_generated(self) -> int:
