@@ -88,13 +88,19 @@ class TableGroup:
 def table_groups(
     groups: Sequence[KVGroup], dtype: torch.dtype, *, block_size: int, max_chunk: int
 ) -> tuple[TableGroup, ...]:
-    """Return how tables cover the groups of a backbone, each from a pool of its own."""
-    return tuple(
-        TableGroup(
-            pool, block_size, block_size * group.bytes_per_slot(dtype), group.geometry.window, max_chunk
-        )
-        for pool, group in enumerate(groups)
-    )
+    """Return how tables cover the groups of a backbone.
+
+    Groups with as many layers of the same shapes draw from one pool: no split of memory is to be guessed.
+    """
+    pools: dict[tuple[int, ...], int] = {}
+    found = []
+    for group in groups:
+        layer = group.geometry
+        shape = (layer.num_kv_heads, layer.key_dim, layer.value_dim, len(group.layers))
+        pool = pools.setdefault(shape, len(pools))
+        block_bytes = block_size * group.bytes_per_slot(dtype)
+        found.append(TableGroup(pool, block_size, block_bytes, layer.window, max_chunk))
+    return tuple(found)
 
 
 class KVBlocks:

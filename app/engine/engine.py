@@ -66,6 +66,7 @@ class Engine:
             [(1 + count) * config.block_size for count in blocks.capacity.tolist()],
             dtype=backbone.dtype,
             device=backbone.device,
+            pools=[group.pool for group in blocks.groups],
         )
         self._config = config
         self._grammars = grammars

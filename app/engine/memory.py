@@ -71,7 +71,7 @@ def kv_blocks(
             f"{kv_cache_bytes} bytes of K/V memory don't hold one block of {block_size} tokens, which takes "
             f"{sum(group.block_bytes for group in groups)}; give the server more (PROMPTPLEX_KV_CACHE_BYTES)"
         )
-    num_blocks = [1] * len(groups)
+    num_blocks = [1] * len({group.pool for group in groups})
     for group, share, most in zip(groups, shares, needs(longest), strict=True):
         num_blocks[group.pool] += min(share, most)
     return KVBlocks(groups, num_blocks)

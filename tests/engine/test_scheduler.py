@@ -31,13 +31,19 @@ GEOMETRY = ModelGeometry(
     hidden_size=4,
     vocab_size=100,
     max_positions=1000,
-    layers={Site.DECODER_SELF: (LayerGeometry(1, 4, 4), LayerGeometry(1, 4, 4, window=8))},
+    layers={
+        Site.DECODER_SELF: (
+            LayerGeometry(1, 4, 4),
+            LayerGeometry(1, 4, 4, window=8),
+            LayerGeometry(2, 4, 4, window=5),
+        )
+    },
     dtype="float32",
     fingerprint="test",
 )
 BLOCK_SIZE = 4
-NUM_BLOCKS = 24
-NUM_WINDOW_BLOCKS = 16  # a row of any length and a prefix take 7 each at most
+NUM_BLOCKS = 24  # for the full group of a row that is alone
+NUM_WINDOW_BLOCKS = 7  # in the window group that shares the pool, however long it is
 MAX_ROWS = 6
 TOKEN_BUDGET = 13
 STOP_ID = 99
@@ -68,7 +74,7 @@ PROMPTS = [
 
 
 def new_scheduler() -> Scheduler:
-    blocks = KVBlocks(GROUPS, (NUM_BLOCKS + 1, NUM_WINDOW_BLOCKS + 1))
+    blocks = KVBlocks(GROUPS, (NUM_BLOCKS + NUM_WINDOW_BLOCKS + 1, 16 + 1))
     config = SchedulerConfig(max_rows=MAX_ROWS, token_budget=TOKEN_BUDGET)
     return Scheduler(blocks, config)
 
@@ -91,10 +97,10 @@ def expected_content(owner: Sequence | Prefix, num_slots: int) -> list[object]:
 
 
 class Device:
-    """Remembers what was written to each slot of each KV group."""
+    """Remembers what was written to each slot of each pool, and for which KV group."""
 
-    def __init__(self, num_groups: int) -> None:
-        self.memory: list[dict[int, object]] = [{} for _ in range(num_groups)]
+    def __init__(self) -> None:
+        self.memory: dict[tuple[int, int], object] = {}  # (pool, slot) -> (group, content)
 
     def run(self, step: Step) -> None:
         plan, owners = step.plan(), step.owners
@@ -109,20 +115,21 @@ class Device:
 
     def write(self, groups: tuple[Slots, ...], content: list[object], num_new: int) -> None:
         """Put the last `num_new` of a content where its slots are; a window group may leave some out."""
-        for memory, slots in zip(self.memory, groups, strict=True):
+        for number, (slots, group) in enumerate(zip(groups, GROUPS, strict=True)):
             assert 0 not in slots, "the padding block is nobody's"
             new = slots[-num_new:].tolist()
             assert len(new) == len(set(new))
-            memory.update(zip(new, content[-len(new) :], strict=True))
+            for slot, each in zip(new, content[-len(new) :], strict=True):
+                self.memory[group.pool, slot] = number, each
 
     def check(self, item: PlanItem, owner: Sequence | Prefix) -> None:
         """Each group holds what the item's tokens may see, and slots for little more than that."""
         num_slots = item.kv.num_computed + item.kv.num_tokens
         content = expected_content(owner, num_slots)
-        for memory, slots, group in zip(self.memory, item.kv.slots, GROUPS, strict=True):
+        for number, (slots, group) in enumerate(zip(item.kv.slots, GROUPS, strict=True)):
             visible = min(num_slots, item.kv.num_tokens - 1 + (group.window or num_slots))
-            found = [memory.get(slot) for slot in slots[-visible:].tolist()]
-            assert found == content[-visible:]
+            found = [self.memory.get((group.pool, slot)) for slot in slots[-visible:].tolist()]
+            assert found == [(number, each) for each in content[-visible:]]
             assert len(slots) <= (group.window or num_slots) + BLOCK_SIZE * group.max_blocks
 
 
@@ -131,7 +138,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         super().__init__()
         self.parked: list[Sequence] = []
         self.scheduler = new_scheduler()
-        self.device = Device(2)
+        self.device = Device()
         self.sequences: dict[str, Sequence] = {}
         self.ended: set[str] = set()
         self.number = 0
@@ -263,11 +270,11 @@ TestScheduler.settings = settings(
 
 def test_what_can_never_fit_is_refused_and_what_just_fits_is_not() -> None:
     scheduler = new_scheduler()
-    capacity = NUM_BLOCKS * BLOCK_SIZE
+    capacity, limit = (count * BLOCK_SIZE for count in (NUM_BLOCKS, NUM_BLOCKS + NUM_WINDOW_BLOCKS))
     just_fits = Request(id="a", token_ids=(1,) * (capacity - 10), max_new_tokens=10)
     scheduler.check_fits(just_fits)
     too_long = Request(id="b", token_ids=(1,) * (capacity - 10), max_new_tokens=11)
-    with pytest.raises(RequestTooLong, match=f"the server has {capacity}"):
+    with pytest.raises(RequestTooLong, match=f"the server has {limit}"):
         scheduler.check_fits(too_long)
 
 

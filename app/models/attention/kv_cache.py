@@ -49,23 +49,28 @@ class KVCache:
     def __init__(
         self,
         groups: Sequence[KVGroup],
-        num_slots: Sequence[int],  # per group
+        num_slots: Sequence[int],  # per pool
         *,
         dtype: torch.dtype,
         device: torch.device,
+        pools: Sequence[int] | None = None,  # per group, the number of its pool; None: each has its own
     ) -> None:
+        """Groups of one pool have layers of the same shapes, as many each, and share slot numbers."""
         self.groups = tuple(groups)
         self.device = device
         self.group_of_layer: dict[Layer, int] = {}
         self._pools: dict[Layer, tuple[Tensor, Tensor]] = {}  # keys [S, Hk * Dk], values [S, Hk * Dv]
-        for number, (group, slots) in enumerate(zip(self.groups, num_slots, strict=True)):
-            geometry = group.geometry
-            for layer in group.layers:
+        pools = pools or range(len(self.groups))
+        memory: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}  # of a pool, for a layer of each group
+        for number, (group, pool) in enumerate(zip(self.groups, pools, strict=True)):
+            heads, geometry = group.geometry.num_kv_heads, group.geometry
+            for place, layer in enumerate(group.layers):
+                if (pool, place) not in memory:
+                    widths = (heads * geometry.key_dim, heads * geometry.value_dim)
+                    keys, values = (_pool(num_slots[pool], width, dtype, device) for width in widths)
+                    memory[pool, place] = keys, values
                 self.group_of_layer[group.site, layer] = number
-                self._pools[group.site, layer] = (
-                    _pool(slots, geometry.num_kv_heads * geometry.key_dim, dtype, device),
-                    _pool(slots, geometry.num_kv_heads * geometry.value_dim, dtype, device),
-                )
+                self._pools[group.site, layer] = memory[pool, place]
 
     def write(self, layer: Layer, slots: Tensor, keys: Tensor, values: Tensor) -> None:
         """Store `keys [n, Hk, Dk]` and `values [n, Hk, Dv]` at `slots [n]`."""
