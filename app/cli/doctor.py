@@ -12,6 +12,7 @@ import typer
 
 from app import __version__
 from app.cli.limits import matmul_throughput, read_bandwidth
+from app.host_memory import host_memory
 from app.sites import Site
 
 _LIBRARIES = ("torch", "transformers", "fastapi", "pydantic", "safetensors")
@@ -48,13 +49,14 @@ def _software() -> dict[str, str]:
 def _machine() -> dict[str, Any]:
     import torch
 
+    total, free = host_memory()
     return {
         "system": platform.platform(),
         "cpu": _cpu_name(),
         "cores_usable": _usable_cores(),
         "torch_threads": torch.get_num_threads(),
-        "memory_gib": _gib(_physical_memory()),
-        "memory_free_gib": _gib(_free_memory()),
+        "memory_gib": _gib(total),
+        "memory_free_gib": _gib(free),
         "torch_cpu_kernels": torch.backends.cpu.get_cpu_capability(),
         "cuda": [
             f"{torch.cuda.get_device_name(i)}, {_gib(torch.cuda.get_device_properties(i).total_memory)} GiB"
@@ -130,19 +132,6 @@ def _cpu_name() -> str:
 def _usable_cores() -> int:
     """Cores that this process may use, which containers often restrict."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _physical_memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _free_memory() -> int:
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return _physical_memory()
 
 
 def _gib(size: int) -> float:

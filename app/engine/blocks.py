@@ -75,7 +75,7 @@ class TableGroup:
     @property
     def kept_blocks(self) -> int:
         """Blocks that a table holds at most while it grows by single tokens."""
-        return sys.maxsize if self.window is None else -(-self.window // self.block_size) + 2
+        return sys.maxsize if self.window is None else -(-self.window // self.block_size) + 1
 
     def first_block(self, start: int) -> int:
         """Return the number of the first block that tokens from slot index `start` on may see.
@@ -103,6 +103,12 @@ def table_groups(
     return tuple(found)
 
 
+def block_bytes(groups: Sequence[TableGroup]) -> Counts:
+    """Return the bytes of a block of each pool."""
+    sizes = {group.pool: group.block_bytes for group in groups}
+    return np.array([sizes[pool] for pool in range(len(sizes))])
+
+
 class KVBlocks:
     """All pools, and how tables draw from them; a table gets all that it asks for or nothing."""
 
@@ -112,8 +118,7 @@ class KVBlocks:
         self.block_size = groups[0].block_size
         self.pools = tuple(map(BlockPool, num_blocks))
         self.capacity: Counts = np.array([pool.num_blocks for pool in self.pools])
-        sizes = {group.pool: group.block_bytes for group in groups}
-        self.block_bytes: Counts = np.array([sizes[pool] for pool in range(len(sizes))])
+        self.block_bytes = block_bytes(groups)
 
     @property
     def num_free(self) -> Counts:
@@ -156,6 +161,14 @@ class _Part:
     def end(self) -> int:
         """The slot index at which its blocks end."""
         return self._begin + (self.first + len(self.blocks)) * self.group.block_size
+
+    @property
+    def trim_at(self) -> int:
+        """The slot index from which on no token sees its first block."""
+        group = self.group
+        if group.window is None:
+            return sys.maxsize
+        return self._begin + (self.first + 1) * group.block_size + group.window
 
     def span(self, start: int, end: int) -> tuple[int, int]:
         """Return where its blocks are to begin and to end for tokens at slot indices `start .. end`."""
@@ -205,6 +218,7 @@ class SlotTable:
         self._is_joined = head is None
         self.parts = tuple(_Part(group, head_slots) for group in kv.groups)
         self.end = head_slots  # the slot index up to which every group has room
+        self._trim_at = head_slots  # tokens from this slot index on leave a block of a window group behind
 
     @property
     def num_blocks(self) -> Counts:
@@ -228,7 +242,7 @@ class SlotTable:
         A window group gets room for a chunk from `start` on, and gives back what no token from there
         on can see. Return False, with nothing changed, when blocks run out.
         """
-        if end <= self.end:
+        if end <= self.end and start < self._trim_at:
             return True
         if (self.missing_blocks(start, end) > self._kv.num_free).any():
             return False
@@ -265,3 +279,4 @@ class SlotTable:
         for part, (_, last) in zip(self.parts, spans, strict=True):
             part.extend(last, self._kv.pools[part.group.pool])
         self.end = min((part.end for part in self.parts), default=self.end)
+        self._trim_at = min((part.trim_at for part in self.parts), default=self._trim_at)

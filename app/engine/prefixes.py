@@ -13,7 +13,6 @@ import numpy as np
 
 from app.engine.blocks import Counts, KVBlocks, SlotTable
 from app.engine.plan import new_id
-from app.models.attention.kv_cache import Slots
 from app.prompt import ModelGeometry, Prompt, PromptKind
 from app.request import Request
 
@@ -117,13 +116,16 @@ class PrefixCache:
             pins=1,
         )
         self._prefixes[key] = prefix
-        self._grow(prefix)
+        self.grow(prefix)
         return prefix
 
-    def slots(self, prefix: Prefix, num_slots: int) -> tuple[Slots, ...]:
-        """Return the device slots of the last slot indices before `num_slots`, which come next."""
-        self._grow(prefix)
-        return prefix.table.slots(num_slots)
+    def grow(self, prefix: Prefix) -> None:
+        """Make room for what one step builds. What is written as it is needs none before its last slots."""
+        start = prefix.num_virtual_tokens if prefix.needs_write else prefix.num_computed
+        before = prefix.table.num_blocks
+        grown = prefix.table.grow(start, prefix.num_slots)
+        assert grown, "callers make room before they create"
+        self._count(prefix, prefix.table.num_blocks - before)
 
     def advance(self, prefix: Prefix, num_slots: int) -> None:
         """Note that `num_slots` more exist; the prompt's bytes are dropped with the last."""
@@ -186,14 +188,6 @@ class PrefixCache:
         prefix.table.release()
         del self._prefixes[prefix.key]
         self._resident_digests = None
-
-    def _grow(self, prefix: Prefix) -> None:
-        """Room for the next part of a prefix. What is written as it is needs none before its last slots."""
-        start = prefix.num_virtual_tokens if prefix.needs_write else prefix.num_computed
-        before = prefix.table.num_blocks
-        grown = prefix.table.grow(start, prefix.num_slots)
-        assert grown, "callers make room before they create"
-        self._count(prefix, prefix.table.num_blocks - before)
 
     def _count(self, prefix: Prefix, added: Counts) -> None:
         self.num_blocks += added

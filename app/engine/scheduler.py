@@ -200,30 +200,17 @@ class Scheduler:
 
     def _build_prefix(self, prefix: Prefix, step: Step) -> None:
         """Plan the next part of a prefix: written as it is, or run through the model."""
+        self.prefixes.grow(prefix)
         if prefix.needs_write:
             assert prefix.prompt is not None
-            slots = self.prefixes.slots(prefix, prefix.num_virtual_tokens)
+            slots = prefix.table.slots(prefix.num_virtual_tokens)
             step.write(prefix, PrefixWrite(prefix.id, prefix.prompt, slots))
             self.prefixes.advance(prefix, prefix.num_virtual_tokens)
         while step.budget and not prefix.is_ready:
-            item = self._prefix_item(prefix, step.budget)
+            item = _prefix_item(prefix, step.budget)
             step.add(prefix, item)
             self.prefixes.advance(prefix, item.kv.num_tokens)
             step.counts.prefix_tokens += item.kv.num_tokens
-
-    def _prefix_item(self, prefix: Prefix, budget: int) -> PlanItem:
-        """The next tokens of a prefix: soft prompt rows first, then the resident ids."""
-        start, virtual = prefix.num_computed, prefix.num_virtual_tokens
-        end = virtual if start < virtual else prefix.num_slots
-        count = min(end - start, budget)
-        is_soft = start < virtual
-        return PlanItem(
-            id=prefix.id,
-            kv=PackedItem(start, count, self.prefixes.slots(prefix, start + count)),
-            position=prefix.position_of(start),
-            token_ids=() if is_soft else prefix.resident_ids[start - virtual : start - virtual + count],
-            soft_prompt=prefix.prompt if is_soft else None,
-        )
 
     # -- admission --------------------------------------------------------------------------
 
@@ -375,3 +362,18 @@ def _scoring(sequence: Sequence, start: int) -> tuple[int, tuple[int, ...]]:
 def _sampling_input(sequence: Sequence) -> SamplingInput:
     is_constrained = sequence.constraint is not None
     return sequence.sampling.input(sequence.num_generated, is_constrained=is_constrained)
+
+
+def _prefix_item(prefix: Prefix, budget: int) -> PlanItem:
+    """The next tokens of a prefix: soft prompt rows first, then the resident ids."""
+    start, virtual = prefix.num_computed, prefix.num_virtual_tokens
+    end = virtual if start < virtual else prefix.num_slots
+    count = min(end - start, budget)
+    is_soft = start < virtual
+    return PlanItem(
+        id=prefix.id,
+        kv=PackedItem(start, count, prefix.table.slots(start + count)),
+        position=prefix.position_of(start),
+        token_ids=() if is_soft else prefix.resident_ids[start - virtual : start - virtual + count],
+        soft_prompt=prefix.prompt if is_soft else None,
+    )
