@@ -7,7 +7,7 @@ offers is a ModelGeometry; whether a prompt fits it is decided in `app/store/val
 
 from collections.abc import Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
 
@@ -121,13 +121,13 @@ class TaskVersion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VersionDraft:
-    """What an upload asks to become a TaskVersion."""
+    """A TaskVersion to be, without task and number."""
 
     prompt: Prompt | None
     template: str | None = None
-    defaults: Mapping[str, Any] | None = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
     choices: tuple[Any, ...] = ()
     examples: tuple[Mapping[str, Any], ...] = ()
     notes: str = ""
-    base: Mapping[str, Any] | None = None
-    provenance: Mapping[str, Any] | None = None
+    base: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)

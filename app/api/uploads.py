@@ -32,14 +32,12 @@ async def upload_form(request: Request) -> AsyncIterator[FormData]:
             "Send multipart/form-data with the parts prompt (safetensors), config (adapter_config.json) and "
             "task (JSON): curl -F prompt=@adapter_model.safetensors -F config=@adapter_config.json",
         )
-    async with _parsed_form(request) as form:
-        names = [name for name, _ in form.multi_items()]
-        unknown = sorted({name[:64] for name in names if name not in PARTS})
-        if unknown:
-            raise InvalidRequest(f"There is no part {', '.join(unknown)}; the parts are {', '.join(PARTS)}.")
-        if len(set(names)) < len(names):
-            raise InvalidRequest("A part was sent twice; send each once.")
+    form = await _read_form(request)
+    try:
+        _check_names([name for name, _ in form.multi_items()])
         yield form
+    finally:
+        await form.close()
 
 
 async def _read_form(request: Request) -> FormData:
@@ -47,6 +45,18 @@ async def _read_form(request: Request) -> FormData:
         return await _FormReader(request).parse()
     except MultiPartException as error:
         raise HTTPException(400, f"The multipart body can't be read: {error.message.rstrip('.')}.") from None
+    except OSError as error:
+        if error.errno is None:  # no system call's: the connection's
+            raise
+        raise write_error(error) from error  # of a temporary file
+
+
+def _check_names(names: list[str]) -> None:
+    unknown = sorted({name[:64] for name in names if name not in PARTS})
+    if unknown:
+        raise InvalidRequest(f"There is no part {', '.join(unknown)}; the parts are {', '.join(PARTS)}.")
+    if len(set(names)) < len(names):
+        raise InvalidRequest("A part was sent twice; send each once.")
 
 
 class _FormReader(MultiPartParser):
@@ -85,20 +95,6 @@ class _FormReader(MultiPartParser):
     def on_end(self) -> None:
         """Note the closing boundary."""
         self._has_end = True
-
-
-@contextlib.asynccontextmanager
-async def _parsed_form(request: Request) -> AsyncIterator[FormData]:
-    try:
-        form = await _read_form(request)
-    except OSError as error:
-        if error.errno is None:  # no system call's: the connection's
-            raise
-        raise write_error(error) from error  # of a temporary file
-    try:
-        yield form
-    finally:
-        await form.close()
 
 
 async def read_upload(form: FormData, *, alias: str | None, who: str) -> Upload:

@@ -19,7 +19,8 @@ MAX_MANIFEST_BYTES = 1 << 20
 FORMAT = "promptplex.version/2"
 
 # What makes two uploads the same version. Provenance (who, when, from what file) does not count.
-_SETTINGS = ("prompt_digest", "template", "defaults", "choices", "examples", "notes", "base")
+_DRAFTED = ("template", "defaults", "choices", "examples", "notes", "base")
+_SETTINGS = ("prompt_digest", *_DRAFTED)
 _LEARNED = ("kind", "num_virtual_tokens", "position_offset", "geometry")  # follows from the prompt
 _CHECKSUM = "checksum"
 _FIELDS = frozenset({"format", "task_id", "version", *_SETTINGS, *_LEARNED, "provenance"})
@@ -31,15 +32,7 @@ def version_of(task_id: str, number: int, draft: VersionDraft) -> TaskVersion:
     Raise InvalidRequest where settings or provenance aren't JSON.
     """
     prompt = draft.prompt
-    settings = {
-        "template": draft.template,
-        "defaults": draft.defaults or {},
-        "choices": draft.choices,
-        "examples": draft.examples,
-        "notes": draft.notes,
-        "base": draft.base or {},
-    }
-    fields = _plain(settings, "task") | {
+    fields = _plain({name: getattr(draft, name) for name in _DRAFTED}, "task") | {
         "task_id": task_id,
         "version": number,
         "prompt_digest": None if prompt is None else prompt.digest,
@@ -47,7 +40,7 @@ def version_of(task_id: str, number: int, draft: VersionDraft) -> TaskVersion:
         "num_virtual_tokens": 0 if prompt is None else prompt.num_virtual_tokens,
         "position_offset": 0 if prompt is None else prompt.position_offset,
         "geometry": None if prompt is None else prompt_geometry(prompt),
-        "provenance": _plain(draft.provenance or {}, "provenance") | {"published_at": now()},
+        "provenance": _plain(draft.provenance, "provenance") | {"published_at": now()},
     }
     return _version(fields, digest="")
 

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import pytest
 
 from app.serving.publishing.task_settings import parse_task
+from app.text.template import parse_template
 from tests.cli.conftest import Server
 
 ROOT = Path(__file__).parents[2]
@@ -93,5 +94,6 @@ def test_the_task_file_of_the_peft_guide_is_taken() -> None:
     guide = (ROOT / "docs" / "peft.md").read_text()
     (written,) = (text for language, text in BLOCK.findall(guide) if language == "json")
     task = parse_task(json.loads(written))
-    assert task.parsed.fields == ("text",)
+    assert task.template is not None
+    assert parse_template(task.template).fields == ("text",)
     assert task.choices == ("positive", "negative")

@@ -131,7 +131,7 @@ class PublishingService:
             self._builder.compatibility.validate(draft.prompt)
         self._check_room(draft)
         vouched = vouched_base(self._generation.engine.geometry)
-        return replace(draft, provenance={**(draft.provenance or {}), **vouched})
+        return replace(draft, provenance={**draft.provenance, **vouched})
 
     def _check_room(self, draft: VersionDraft) -> None:
         """The template with some text, and every example, must fit the base beside the prompt."""

@@ -1,10 +1,10 @@
 """The `task` part of an upload: what an uploader may say of a version, checked field by field."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from app.errors import InvalidRequest
+from app.prompt import VersionDraft
 from app.serving.parameters import parse_parameters
 from app.text.template import PLAIN, Template, bind_inputs, parse_template
 
@@ -18,25 +18,14 @@ MAX_METRICS = 64
 MAX_METRIC_NAME_CHARS = 128
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TaskSettings:
-    """A checked `task` part."""
-
-    template: str | None = None
-    defaults: Mapping[str, Any]
-    choices: tuple[Any, ...] = ()
-    examples: tuple[Mapping[str, Any], ...] = ()
-    notes: str = ""
-    base: Mapping[str, Any]
-    metrics: Mapping[str, float]  # what the trainer measured: provenance, no part of the version's identity
-    parsed: Template = PLAIN
-
-
 _KNOWN = ("template", "defaults", "choices", "examples", "notes", "base", "metrics")
 
 
-def parse_task(task: Mapping[str, Any] | None) -> TaskSettings:
-    """Check names, types and bounds; InvalidRequest names the first field at fault."""
+def parse_task(task: Mapping[str, Any] | None) -> VersionDraft:
+    """Return a draft without a prompt. Raise InvalidRequest, which names the first field at fault.
+
+    `metrics`, measured by the trainer, are provenance and no part of the version's identity.
+    """
     given = {name: value for name, value in (task or {}).items() if value is not None}
     unknown = sorted(set(given) - set(_KNOWN))
     if unknown:
@@ -47,15 +36,15 @@ def parse_task(task: Mapping[str, Any] | None) -> TaskSettings:
         )
     template = given.get("template")
     parsed = PLAIN if template is None else _template(template)
-    return TaskSettings(
+    return VersionDraft(
+        prompt=None,
         template=template,
         defaults=_defaults(given.get("defaults", {})),
         choices=parse_choices(given.get("choices", []), "task.choices"),
         examples=_examples(given.get("examples", []), parsed),
         notes=_string(given.get("notes", ""), "task.notes", MAX_NOTES_CHARS),
         base=_base(given.get("base", {})),
-        metrics=_metrics(given.get("metrics", {})),
-        parsed=parsed,
+        provenance={"metrics": _metrics(given.get("metrics", {}))},
     )
 
 

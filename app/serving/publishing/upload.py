@@ -1,21 +1,22 @@
 """What an uploader sends, and what becomes of it: all of publishing that needs no model."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from app.errors import InvalidRequest, PromptRejected
-from app.prompt import TaskVersion, VersionDraft
-from app.serving.publishing.task_settings import TaskSettings, parse_task
+from app.prompt import Prompt, TaskVersion, VersionDraft
+from app.serving.publishing.task_settings import parse_task
 from app.store.importers import import_prompt
 from app.store.prompt_store import PromptStore, Release
 from app.store.references import DEFAULT_ALIAS, check_alias
 from app.store.saved_tensors import ADVICE, SavedTensor
-from app.store.source_files import PROMPT, Imported
+from app.store.source_files import PROMPT
 from app.strict_json import excerpt
 
 TASK = "task"  # the part of an upload that isn't a file of its prompt
 NO_ALIAS = "none"
+CheckSaved = Callable[[SavedTensor], None]  # raises PromptRejected for a tensor that isn't the base's own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,48 +44,47 @@ def refuse_saved(saved: SavedTensor) -> None:
     )
 
 
-def draft_version(upload: Upload, check_saved: Callable[[SavedTensor], None] = refuse_saved) -> VersionDraft:
+def draft_version(upload: Upload, check_saved: CheckSaved = refuse_saved) -> VersionDraft:
     """Check an upload and import its prompt; whether it fits a base is left to the caller.
 
-    `check_saved` raises PromptRejected for a tensor beside the prompt that isn't the base's own.
-    Raise InvalidRequest, PromptRejected (UnsafeFile).
+    `check_saved` is called for every tensor beside the prompt. Raise InvalidRequest, PromptRejected
+    (UnsafeFile).
     """
     if upload.target_alias is not None:
         check_alias(upload.target_alias)
-    settings = parse_task(upload.task)
-    imported = _import(upload, settings)
-    for saved in imported.beside if imported else ():
-        check_saved(saved)
-    return VersionDraft(
-        prompt=imported.prompt if imported else None,
-        template=settings.template,
-        defaults=settings.defaults,
-        choices=settings.choices,
-        examples=settings.examples,
-        notes=settings.notes,
-        base=settings.base,
+    draft = parse_task(upload.task)
+    prompt, provenance = _import(upload, draft, check_saved)
+    return replace(
+        draft,
+        prompt=prompt,
         provenance={
-            **(imported.provenance if imported else {"source_format": "template"}),
+            **provenance,
+            **draft.provenance,
             "uploader": upload.who,
             "meant_for": upload.target_alias,  # None: uploaded so that no alias would point at it
-            "metrics": dict(settings.metrics),
         },
     )
 
 
-def _import(upload: Upload, settings: TaskSettings) -> Imported | None:
+def _import(
+    upload: Upload, draft: VersionDraft, check_saved: CheckSaved
+) -> tuple[Prompt | None, Mapping[str, Any]]:
+    """The prompt and its provenance."""
     if PROMPT in upload.files:
-        return import_prompt(upload.files)
+        imported = import_prompt(upload.files)
+        for saved in imported.beside:
+            check_saved(saved)
+        return imported.prompt, imported.provenance
     if upload.files:
         raise InvalidRequest(
             "There is a config without a prompt: send adapter_model.safetensors as part 'prompt'.",
             param="prompt",
         )
-    if settings.template is None:
+    if draft.template is None:
         raise InvalidRequest(
             "There is nothing to publish: send a prompt, or a task with a template, or both.", param="prompt"
         )
-    return None
+    return None, {"source_format": "template"}
 
 
 def needs_release(store: PromptStore, upload: Upload, version: TaskVersion, *, created: bool) -> bool:
