@@ -100,90 +100,104 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="forbid")
 
-    model: str = Field("demo/demo-causal", description="Base model: a local directory or a hub id")
+    model: str = Field(
+        "demo/demo-causal", description="Base model: a local directory or a Hugging Face hub id"
+    )
     served_name: Annotated[str | None, AfterValidator(_grantable)] = Field(
         None,
         validate_default=True,
-        description="Name of the base model for clients; default: the last part of the resolved MODEL",
+        description="Name of the base model in the API; default: the last part of the resolved --model",
     )
     store: Path = Field(Path("prompts_store"), description="Directory of the prompt store")
     import_dir: Path | None = Field(
-        None, description="A folder to watch: each PEFT directory that appears in it becomes a version"
+        None,
+        description="Directory to watch; each PEFT directory that appears in it becomes a version",
     )
     redis_url: Annotated[SecretStr, AfterValidator(_a_redis_url)] | None = Field(
         None,
-        description="Redis in front of the store, such as redis://localhost:6379/0, rediss://user:pass@host, "
-        "or redis+sentinel://host:26379/master; default: none",
+        description="Redis cache in front of the store, such as redis://localhost:6379/0, "
+        "rediss://user:pass@host or redis+sentinel://host:26379/master; default: none",
     )
     keys_file: Path | None = Field(
-        None, description="File of API keys, which `promptplex keys add` writes; default: no keys"
+        None, description="File of API keys, written by `promptplex keys add`; default: no keys"
     )
     host: Annotated[str, AfterValidator(_loopback_without_keys)] = Field(
-        "127.0.0.1", description="Address to listen on; without --keys-file it must be loopback"
+        "127.0.0.1", description="Address to listen on; without --keys-file only loopback is allowed"
     )
     port: Annotated[int, BeforeValidator(_without_service_link)] = Field(
-        8000, ge=0, le=65535, description="Port to listen on; 0 takes any free one"
+        8000, ge=0, le=65535, description="Port to listen on; 0: any free port"
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Weights and K/V: auto is bfloat16 where the device has it natively, else float32"
+        "auto",
+        description="Weights and K/V cache: float32, bfloat16, float16, or auto (bfloat16 where native)",
     )
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N; auto takes CUDA where there is one")
+    device: str = Field(
+        "auto", description="Device: auto, cpu, cuda or cuda:N; auto uses CUDA where it is available"
+    )
     threads: int | None = Field(
-        None, ge=1, le=1024, description="CPU threads of the engine; default: torch's own choice"
+        None, ge=1, le=1024, description="CPU threads of the engine; default: torch's choice"
     )
-    max_rows: int = Field(64, ge=1, le=4096, description="Sequences that run in one step, at most")
+    max_rows: int = Field(64, ge=1, le=4096, description="Maximum number of sequences in a step")
     token_budget: int = Field(
         2048,
         ge=16,
         le=1_048_576,
-        description="Tokens computed in one step, at most; prefill is chunked to it",
+        description="Maximum number of tokens in a step; longer prefills are split into chunks",
     )
-    block_size: int = Field(16, ge=1, le=512, description="Tokens in one K/V block")
+    block_size: int = Field(16, ge=1, le=512, description="Tokens in a K/V block")
     kv_cache_bytes: ByteSize | None = Field(
-        None, description="Memory for keys and values, such as 2GiB; default: a share of what is free"
+        None, description="Memory for the K/V cache, such as 2GiB; default: a share of the free memory"
     )
     max_context: int | None = Field(
         None,
         ge=2,
-        description="Virtual, prompt and new tokens of one request; default: the model's own limit",
+        description="Maximum virtual, prompt and new tokens of a request; default: the model's limit",
     )
     generation_config: Literal["auto", "none"] = Field(
         "auto",
-        description="auto takes defaults (penalties, lengths, filters ...) from the base's generation "
-        "config, none its EOS ids only",
+        description="auto: use the defaults in the base's generation config (penalties, lengths, "
+        "filters ...); none: only its EOS ids",
     )
-    max_queue: int = Field(1024, ge=1, le=1_000_000, description="Requests that may wait; beyond it 503")
+    max_queue: int = Field(
+        1024, ge=1, le=1_000_000, description="Maximum number of waiting requests; beyond it 503"
+    )
     host_cache_bytes: ByteSize = Field(
-        ByteSize(1 << 30), description="Memory for prompts that aren't on the device, such as 1GiB"
+        ByteSize(1 << 30), description="Host memory for prompts that aren't on the device, such as 1GiB"
     )
     max_body_bytes: ByteSize = Field(
-        ByteSize(4 << 20), description="Largest request body except uploads, such as 4MiB; beyond it 413"
+        ByteSize(4 << 20),
+        description="Maximum size of a request body but an upload's, such as 4MiB; beyond it 413",
     )
     max_upload_bytes: ByteSize | None = Field(
         None,
-        description="Largest upload, all parts together, such as 64MiB; beyond it 413; default: room for a "
-        "prefix of 256 tokens of the base in float32, at least 64MiB",
+        description="Maximum size of an upload, all parts together, such as 64MiB; beyond it 413; "
+        "default: room for a float32 prefix of 256 tokens, at least 64MiB",
     )
     allowed_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_hosts)] = (
         Field(
             ("localhost", "127.0.0.1", "::1"),
-            description="Host names of this server for clients, separated by commas; against DNS rebinding",
+            description="Accepted names in the Host header, separated by commas; prevents DNS rebinding",
         )
     )
     allowed_origins: Annotated[
         tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_origins)
-    ] = Field((), description="Web origins of pages that may call this server, separated by commas")
+    ] = Field(
+        (),
+        description="Origins of web pages that may call this server, separated by commas; default: its own",
+    )
     request_timeout: float = Field(
-        600.0, gt=0, le=86_400, description="Seconds that a request may take; beyond it 504"
+        600.0, gt=0, le=86_400, description="Maximum seconds for a request; beyond it 504"
     )
     drain_timeout: float = Field(
-        30.0, ge=0, le=86_400, description="Seconds that running requests get to finish at Ctrl-C or SIGTERM"
+        30.0, ge=0, le=86_400, description="Seconds for running requests to finish after Ctrl-C or SIGTERM"
     )
     console: bool = Field(True, description="Serve the web console at /")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="debug, info, warning or error"
+        "info", description="Least severe level to log: debug, info, warning or error"
     )
-    log_format: LogFormat = Field("text", description="text for people, or json: one object a line")
+    log_format: LogFormat = Field(
+        "text", description="Format of log lines: text, or json with an object on each line"
+    )
 
     @property
     def base_name(self) -> str:

@@ -37,7 +37,7 @@ def _print_version(wanted: bool) -> None:
 @cli.callback()
 def _options(
     version: bool = typer.Option(
-        False, "--version", callback=_print_version, is_eager=True, help="Print the version and leave."
+        False, "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
     ),
 ) -> None:
     """One frozen language model, thousands of tasks, each a small trained prompt."""

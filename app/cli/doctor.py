@@ -19,12 +19,14 @@ _LIBRARIES = ("torch", "transformers", "fastapi", "pydantic", "safetensors")
 
 
 def doctor(
-    model: str | None = typer.Option(None, help="Also load and probe this base: a directory or hub id"),
-    dtype: str = typer.Option("auto", help="The dtype to load it in: auto, float32, bfloat16 or float16"),
-    device: str = typer.Option("auto", help="auto, cpu, cuda or cuda:N"),
-    as_json: bool = typer.Option(False, "--json", help="Print one JSON object"),
+    model: str | None = typer.Option(
+        None, help="Base to load and probe: a directory or hub id; default: none"
+    ),
+    dtype: str = typer.Option("auto", help="Dtype to load it in: auto, float32, bfloat16 or float16"),
+    device: str = typer.Option("auto", help="Device: auto, cpu, cuda or cuda:N"),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON"),
 ) -> None:
-    """Show what this machine can do: libraries, instructions, memory, measured speed, model probe."""
+    """Show this machine's software, hardware and measured speed, and with --model the probe of a base."""
     report: dict[str, Any] = {"software": _software(), "machine": _machine(), "choices": _choices(device)}
     typer.echo("measuring (a few seconds)", err=True)
     report["measured"] = _measure(report["choices"]["device"])

@@ -27,23 +27,23 @@ class Asked:
 
 
 def evaluate(
-    data: Annotated[Path, typer.Option(help="JSON lines: inputs, expected; optional: answer, slots")],
-    task: Annotated[
-        str | None, typer.Option(help="Task, or task@version; without it the base model answers")
-    ] = None,
+    data: Annotated[
+        Path, typer.Option(help="File of JSON lines with inputs and expected, optionally answer and slots")
+    ],
+    task: Annotated[str | None, typer.Option(help="Task, or task@version; default: the base model")] = None,
     template: Annotated[
-        str | None, typer.Option(help="Put inputs into these words first, such as 'Review: {text}'")
+        str | None, typer.Option(help="Template for the inputs, such as 'Review: {text}'")
     ] = None,
     max_new_tokens: Annotated[
-        int | None, typer.Option(help="Bound of each answer; default: the task's own", min=1)
+        int | None, typer.Option(help="Maximum number of new tokens in an answer; default: the task's", min=1)
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first N lines", min=1)] = None,
-    concurrency: Annotated[int, typer.Option(help="Requests under way at once", min=1, max=256)] = 16,
-    out: Annotated[Path | None, typer.Option(help="Also write scores and every output here, as JSON")] = None,
+    limit: Annotated[int | None, typer.Option(help="Number of lines to use; default: all", min=1)] = None,
+    concurrency: Annotated[int, typer.Option(help="Number of concurrent requests", min=1, max=256)] = 16,
+    out: Annotated[Path | None, typer.Option(help="File to write scores and outputs to, as JSON")] = None,
     server: ServerOption = DEFAULT_SERVER,
     key: KeyOption = None,
 ) -> None:
-    """Run a held-out file through a running server: exact match, accuracy, slot coverage."""
+    """Evaluate a task on a held-out file: exact match, accuracy, slot coverage."""
     items = read_items(data)[:limit]
     if template is not None and "{text}" not in template:
         raise ValueError("--template must hold {text}, where the input goes")

@@ -10,35 +10,42 @@ from app.keys.entries import check_key
 from app.keys.key import MAX_PER_MINUTE, Key, Scope, hash_of, new_key_text
 from app.keys.key_file import change_keys, read_keys
 
-keys_commands = typer.Typer(help="API keys: make, list and remove them.", no_args_is_help=True)
+keys_commands = typer.Typer(help="Add, list and remove API keys.", no_args_is_help=True)
 FileOption = Annotated[
-    Path, typer.Option("--keys-file", envvar="PROMPTPLEX_KEYS_FILE", help="The file of the keys' hashes")
+    Path, typer.Option("--keys-file", envvar="PROMPTPLEX_KEYS_FILE", help="File with the hashes of the keys")
 ]
 DEFAULT_FILE = Path("keys.json")
 
 
 @keys_commands.command("add")
 def add(
-    name: Annotated[str, typer.Argument(help="Who gets the key: the name in logs, releases and fair share")],
-    scope: Annotated[list[Scope], typer.Option(help="What it may do; give it once for each scope")],
+    name: Annotated[
+        str, typer.Argument(help="Name of the key's holder, for logs, releases and fair sharing")
+    ],
+    scope: Annotated[
+        list[Scope], typer.Option(help="What the key may do; repeat the option for several scopes")
+    ],
     task: Annotated[
         list[str] | None,
         typer.Option(
-            help="Task ids that it reaches, such as 'team-a-*', or the base model's name; default: all"
+            help="Task ids that the key may use, such as 'team-a-*', or the base model's name; default: all"
         ),
     ] = None,
     requests_per_minute: Annotated[
-        int | None, typer.Option(min=1, max=MAX_PER_MINUTE, help="Requests a minute; default: any number")
+        int | None,
+        typer.Option(min=1, max=MAX_PER_MINUTE, help="Maximum requests per minute; default: no limit"),
     ] = None,
     tokens_per_minute: Annotated[
         int | None,
         typer.Option(
-            min=1, max=MAX_PER_MINUTE, help="Prompt and generated tokens a minute; default: any number"
+            min=1,
+            max=MAX_PER_MINUTE,
+            help="Maximum prompt and generated tokens per minute; default: no limit",
         ),
     ] = None,
     keys_file: FileOption = DEFAULT_FILE,
 ) -> None:
-    """Make a key and print it, this once: the file keeps only its hash."""
+    """Add a key and print it. It can't be shown again: the file holds only its hash."""
     text = new_key_text()
     entry = {
         "name": name,
@@ -70,7 +77,7 @@ def add(
 
 @keys_commands.command("list")
 def list_keys(keys_file: FileOption = DEFAULT_FILE) -> None:
-    """List the keys: names, scopes, tasks, quotas. The keys themselves are known to nobody here."""
+    """List the keys' names, scopes, tasks and quotas. The keys themselves aren't stored."""
     heads = ("name", "scopes", "tasks", "requests/min", "tokens/min", "created")
     table = [heads, *(_row(key) for key in read_keys(keys_file))]
     widths = [max(len(row[column]) for row in table) for column in range(len(heads))]
@@ -80,10 +87,10 @@ def list_keys(keys_file: FileOption = DEFAULT_FILE) -> None:
 
 @keys_commands.command("remove")
 def remove(
-    name: Annotated[str, typer.Argument(help="The name that it was added by")],
+    name: Annotated[str, typer.Argument(help="Name of the key's holder")],
     keys_file: FileOption = DEFAULT_FILE,
 ) -> None:
-    """Remove a key: a running server refuses its next request."""
+    """Remove a key; a running server refuses it from the next request on."""
 
     def without_it(keys: tuple[Key, ...]) -> list[Key]:
         kept = [key for key in keys if key.name != name]

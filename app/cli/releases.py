@@ -8,24 +8,25 @@ from app.cli.server import DEFAULT_SERVER, KeyOption, Row, ServerOption
 from app.cli.tasks import StoreOption, target_in_words, target_of
 
 TaskArgument = Annotated[str, typer.Argument(help="Task id")]
-WhyOption = Annotated[str, typer.Option("--why", help="The reason, for the record")]
+WhyOption = Annotated[str, typer.Option("--why", help="Reason to record in the release")]
 
 
 def alias(
     task: TaskArgument,
-    name: Annotated[str, typer.Argument(help="The alias, such as live or canary")],
+    name: Annotated[str, typer.Argument(help="Alias, such as live or canary")],
     versions: Annotated[
-        list[str], typer.Argument(help="A version, such as 3, or versions with weights, such as 3=90 4=10")
+        list[str], typer.Argument(help="Version, such as 3, or versions with weights, such as 3=90 4=10")
     ],
     expected_release: Annotated[
-        int | None, typer.Option(help="Fail where the task's last release (0: none) is another one")
+        int | None,
+        typer.Option(help="Fail unless this is the number of the task's last release (0: there is none)"),
     ] = None,
     why: WhyOption = "",
     server: ServerOption = DEFAULT_SERVER,
     store: StoreOption = None,
     key: KeyOption = None,
 ) -> None:
-    """Point an alias at a version, or at several by weight: each user sticks to one of them."""
+    """Point an alias at a version, or at several by weight: each user stays on one of them."""
     weights = _parse_weights(versions)
     answer = target_of(server, store, key).move_alias(task, name, weights, expected_release, why)
     _print_moved(answer)
@@ -33,13 +34,13 @@ def alias(
 
 def rollback(
     task: TaskArgument,
-    alias: Annotated[str, typer.Option("--alias", help="The alias that is moved")] = "live",
+    alias: Annotated[str, typer.Option("--alias", help="Alias to move")] = "live",
     why: WhyOption = "",
     server: ServerOption = DEFAULT_SERVER,
     store: StoreOption = None,
     key: KeyOption = None,
 ) -> None:
-    """Point an alias back at its previous version, or versions; again goes one further."""
+    """Point an alias at its previous version or versions; repeat to go back further."""
     answer = target_of(server, store, key).rollback(task, alias, why)
     _print_moved(answer)
 
@@ -51,7 +52,7 @@ def retire(
     store: StoreOption = None,
     key: KeyOption = None,
 ) -> None:
-    """Take a task out of service; what runs finishes, and `restore` brings it back."""
+    """Take a task out of service after its running requests; `restore` brings it back."""
     answer = target_of(server, store, key).retire(task, why)
     typer.echo(f"{task} is retired since release {answer['release']}")
 
@@ -63,7 +64,7 @@ def restore(
     store: StoreOption = None,
     key: KeyOption = None,
 ) -> None:
-    """Bring a retired task back, with its aliases as they were."""
+    """Bring a retired task back into service, with its aliases as they were."""
     answer = target_of(server, store, key).restore(task, why)
     typer.echo(f"{task} is served again since release {answer['release']}")
 

@@ -16,9 +16,9 @@ log = logging.getLogger("promptplex")
 
 
 def serve(**flags: str | None) -> None:
-    """Serve a base model and its tasks until Ctrl-C; running requests finish first.
+    """Serve a base model and its tasks until Ctrl-C or SIGTERM; let running requests finish first.
 
-    Every flag is also an environment variable: --max-rows is PROMPTPLEX_MAX_ROWS.
+    Each option can also be set by an environment variable: --max-rows by PROMPTPLEX_MAX_ROWS.
     """
     settings = load_settings({name: value for name, value in flags.items() if value is not None})
     configure_logging(settings.log_format, settings.log_level)

@@ -11,14 +11,12 @@ from app.errors import PromptplexError
 from app.settings import is_loopback
 
 DEFAULT_SERVER = "http://127.0.0.1:8000"
-ServerOption = Annotated[
-    str, typer.Option("--server", envvar="PROMPTPLEX_SERVER", help="URL of the running server")
-]
+ServerOption = Annotated[str, typer.Option("--server", envvar="PROMPTPLEX_SERVER", help="URL of the server")]
 
 KeyOption = Annotated[
     str | None,
     typer.Option(
-        "--key", envvar="PROMPTPLEX_KEY", help="Key for the server; the variable shows it in no process list"
+        "--key", envvar="PROMPTPLEX_KEY", help="API key; the variable keeps it out of process lists"
     ),
 ]
 

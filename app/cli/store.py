@@ -9,14 +9,14 @@ from app.store.gc import GRACE_SECONDS, collect_garbage
 from app.store.prompt_store import PromptStore, open_store
 from app.store.scrub import scrub
 
-store_commands = typer.Typer(help="Look after a store's files.", no_args_is_help=True)
-PathArgument = Annotated[Path, typer.Argument(help="The store's directory")]
+store_commands = typer.Typer(help="Check and clean up a store's files.", no_args_is_help=True)
+PathArgument = Annotated[Path, typer.Argument(help="Directory of the store")]
 _DAY = 86_400.0
 
 
 @store_commands.command("check")
 def check(path: PathArgument = Path("prompts_store")) -> None:
-    """Read and verify every record and every prompt; exit status 1 where something is damaged."""
+    """Verify every record and prompt; exit with status 1 if any is damaged."""
     store = _existing(path)
     findings = list(scrub(store))
     for finding in findings:
@@ -32,7 +32,7 @@ def sweep(
     path: PathArgument = Path("prompts_store"),
     days: Annotated[
         float,
-        typer.Option(min=0, help="Leave alone what is younger: an upload may be under way"),
+        typer.Option(min=0, help="Keep files that are younger than this: an upload may be in progress"),
     ] = GRACE_SECONDS / _DAY,
 ) -> None:
     """Remove unfinished files, and prompts that no version refers to."""

@@ -16,9 +16,9 @@ from app.store.saved_tensors import SavedTensor
 from app.store.validation import validate_prompt
 
 StoreOption = Annotated[
-    Path | None, typer.Option("--store", help="Work on this store's files instead, without a server")
+    Path | None, typer.Option("--store", help="Use this store directory directly instead of a server")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the answer as JSON")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON")]
 
 
 def target_of(server: str, store: Path | None, key: str | None) -> Target:
@@ -30,24 +30,26 @@ def push(
     path: Annotated[
         Path | None,
         typer.Argument(
-            help="What PEFT's save_pretrained wrote, another .safetensors file, or a task.json's folder"
+            help="PEFT's save_pretrained directory, a .safetensors file, or a directory with a task.json"
         ),
     ] = None,
     task: Annotated[str | None, typer.Option(help="Task id; default: the directory's name")] = None,
     template: Annotated[
         str | None,
-        typer.Option(help="Template of the input, such as 'Review: {text}'; alone, a text-only task"),
+        typer.Option(help="Input template, such as 'Review: {text}'; without PATH: publish a text-only task"),
     ] = None,
     alias: Annotated[
         str | None,
-        typer.Option(help="Alias to point at the version; default: live, if new; none: don't"),
+        typer.Option(
+            help="Alias to point at the new version, or none; default: live, where the version is new"
+        ),
     ] = None,
     server: ServerOption = DEFAULT_SERVER,
     store: StoreOption = None,
     key: KeyOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Publish a trained prompt or a text-only task as a new version of a task."""
+    """Push a trained prompt or a text-only task as a new version of a task."""
     bundle = replace(_bundle(path, template), alias=alias)
     answer = target_of(server, store, key).push(task or _named(bundle), bundle)
     if as_json:
@@ -100,7 +102,7 @@ def list_tasks(
     key: KeyOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the tasks: live version, kind, virtual tokens, and whether the server can serve them."""
+    """List tasks with their live version, kind, virtual tokens, and whether the server can serve them."""
     rows = target_of(server, store, key).tasks()
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
@@ -115,7 +117,7 @@ def show(
     key: KeyOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show one task: aliases, versions, releases, template and defaults."""
+    """Show a task's aliases, versions, templates and releases."""
     answer = target_of(server, store, key).task(task)
     if as_json:
         typer.echo(json.dumps(answer, indent=2))
@@ -124,13 +126,13 @@ def show(
 
 
 def validate(
-    path: Annotated[Path, typer.Argument(help="What `push` would send")],
+    path: Annotated[Path, typer.Argument(help="Prompt to check: as for `push`")],
     model: Annotated[
         str | None,
-        typer.Option(help="Also check it against this base: a directory or hub id, which is loaded"),
+        typer.Option(help="Load this base (a directory or hub id) and check that the prompt fits it"),
     ] = None,
 ) -> None:
-    """Check a prompt without publishing it: the file itself, and with --model whether it fits."""
+    """Validate a prompt without publishing it: its file, and with --model that it fits the base."""
     bundle = read_bundle(path)
     beside: list[SavedTensor] = []
     prompt = draft_version(bundle, beside.append).prompt
