@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 from app.engine.client import EngineStats
 from app.engine.statistics import StepStats
 from app.request import FinishReason, Outcome
-from app.store.cache.prompt_cache import SourceStats
+from app.store.cache.prompt_cache import PromptCacheStats
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 MAX_TASK_LABELS = 200
@@ -60,7 +60,7 @@ class _Sources:
     """Read at each scrape."""
 
     engine: Callable[[], EngineStats]
-    prompts: Callable[[], SourceStats]
+    prompts: Callable[[], PromptCacheStats]
     redis: RedisHealth | None
 
 
@@ -111,7 +111,7 @@ class Metrics(Collector):
     def watch(
         self,
         engine: Callable[[], EngineStats],
-        prompts: Callable[[], SourceStats],
+        prompts: Callable[[], PromptCacheStats],
         redis: RedisHealth | None = None,
     ) -> None:
         """Read `engine.stats`, `source.stats` and, where there is one, the Redis tier at every scrape."""
@@ -188,7 +188,7 @@ class Metrics(Collector):
             return label
         return (OTHER, "")
 
-    def _caches(self, prompts: SourceStats) -> Iterator[Metric]:
+    def _caches(self, prompts: PromptCacheStats) -> Iterator[Metric]:
         hits = {"device": _total(self._device_hits), **prompts.hits}
         misses = {"device": _total(self._device_misses), **prompts.misses}
         yield _by_tier("prompt_cache_hits", "Prompts found, by tier", hits)
@@ -206,7 +206,7 @@ def _percentile(ordered: list[float], share: float) -> float | None:
     return ordered[min(int(share * len(ordered)), len(ordered) - 1)] if ordered else None
 
 
-def _loads(prompts: SourceStats) -> Iterator[Metric]:
+def _loads(prompts: PromptCacheStats) -> Iterator[Metric]:
     yield _counter("redis_failures", "Wrong bytes from Redis, reads that broke", prompts.remote_failures)
     yield _counter("prompt_load_failures", "Prompt loads that failed", prompts.load_failures)
     yield _counter("prompt_load_seconds", "Time spent on loading prompts", prompts.load_seconds)

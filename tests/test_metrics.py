@@ -8,7 +8,7 @@ from app.engine.client import EngineStats
 from app.engine.statistics import StepStats
 from app.metrics import FAILURES, MAX_TASK_LABELS, Metrics
 from app.request import FinishReason, Outcome, RequestTimings
-from app.store.cache.prompt_cache import SourceStats
+from app.store.cache.prompt_cache import PromptCacheStats
 
 
 def step(**changes: Any) -> StepStats:
@@ -90,8 +90,8 @@ class DownRedis:
         return "down"
 
 
-def source_stats() -> SourceStats:
-    return SourceStats(
+def source_stats() -> PromptCacheStats:
+    return PromptCacheStats(
         hits={"host": 2, "redis": 1},
         misses={"host": 3},
         tier_seconds={"redis": 0.25},

@@ -22,7 +22,7 @@ from app.prompt import Prompt
 from app.store.cache.tiers import BlobStore, PromptTiers, RemoteTier
 from app.store.releases import TaskHistory
 
-__all__ = ["BlobStore", "PromptCache", "RemoteTier", "SourceStats"]
+__all__ = ["BlobStore", "PromptCache", "PromptCacheStats", "RemoteTier"]
 
 _log = logging.getLogger(__name__)
 _HOST = "host"
@@ -31,7 +31,7 @@ _NUM_CHECKERS = 2  # threads that verify what the remote cache gave, look names 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SourceStats:
+class PromptCacheStats:
     """Counters since the start. Tiers are "host", "redis" and "store"; the last two have times and bytes.
 
     A read that is let go, because another tier was faster, is neither a hit nor a miss.
@@ -114,13 +114,13 @@ class PromptCache:
         with self._lock:
             if not self._closed:
                 self._keep(prompt)
-                self._loop.call_soon_threadsafe(self._tiers.tell_remote, prompt)
+                self._loop.call_soon_threadsafe(self._tiers.offer_remote, prompt)
 
-    def stats(self) -> SourceStats:
+    def stats(self) -> PromptCacheStats:
         """Return a consistent snapshot."""
         tiers = self._tiers.counters
         with self._lock, tiers.lock:
-            return SourceStats(
+            return PromptCacheStats(
                 hits=_with_host(self._host_hits, tiers.hits),
                 misses=_with_host(self._host_misses, tiers.misses),
                 tier_seconds=dict(tiers.seconds),

@@ -3,8 +3,8 @@
     promptplex:blob:<digest>        total length (8 bytes, little-endian), then the first 8 MB
     promptplex:blob:<digest>:<i>    the i-th 8 MB after them, written before the key above
 
-Whatever goes wrong here is a miss. A breaker keeps everybody away from a server that fails, from
-the start until it has first answered.
+Every failure here is a miss. A breaker keeps requests away from a server that fails, and from
+one that has not answered yet.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ _T = TypeVar("_T")
 
 
 class RedisTier:
-    """A RemoteTier of `app/store/sources.py`, and the hints. Starts with Redis down, too.
+    """A RemoteTier, and the channel of release hints. Starts with Redis down, too.
 
     Lives on the event loop that `start` is called on; `publish_hint`, `state` and `breaker_open`
     are for any thread.
@@ -69,7 +69,7 @@ class RedisTier:
         return "up" if self.is_up else "down"
 
     async def start(self) -> None:
-        """Begin to connect and to listen, in the background."""
+        """Start to connect and to listen, in the background."""
         self._loop = asyncio.get_running_loop()
         for work in (self._breaker.run(), self._listen(), self._inbox.deliver()):
             task = self._loop.create_task(work)
@@ -77,7 +77,7 @@ class RedisTier:
             task.add_done_callback(_report_crash)
 
     async def close(self) -> None:
-        """Stop all that `start` began, and close the connections."""
+        """Stop the background tasks, and close the connections."""
         self._loop = None
         tasks = [*self._tasks, *self._publishing]
         for task in tasks:
@@ -104,7 +104,7 @@ class RedisTier:
                 await self._try(self._write(digest, data))
 
     def publish_hint(self, task_id: str) -> None:
-        """Tell other replicas that the task has a new release. Returns at once; may be lost."""
+        """Publish that the task has a new release. Return at once; the hint may be lost."""
         loop = self._loop
         if loop is not None and self.is_up:
             with contextlib.suppress(RuntimeError):  # the loop has closed meanwhile
@@ -149,7 +149,7 @@ class RedisTier:
         return result
 
     def _complain(self, complaint: str) -> None:
-        """Say once what Redis says again and again."""
+        """Log a complaint of Redis once."""
         if complaint != self._complaint:
             _log.warning("Redis refuses a command: %s", complaint)
             self._complaint = complaint
@@ -169,7 +169,7 @@ class RedisTier:
         return data if len(chunks) == 1 else b"".join(chunks)
 
     async def _read_part(self, key: str, limit: int, parse: Callable[[Any], _T]) -> _T:
-        """GETRANGE, not GET: whatever lies under the key, no more than a byte over `limit` is sent."""
+        """GETRANGE, not GET: however large the value, no more than a byte over `limit` is sent."""
         return await self._connections.ask("GETRANGE", key, 0, limit, parse=parse, seconds=READ_SECONDS)
 
     async def _write(self, digest: str, data: bytes) -> None:

@@ -3,7 +3,7 @@
     fetch(digest): remote --miss, or silent for 10 ms--> store
 
 A tier can change latency, never an answer: bytes of the remote cache are hashed before use, and
-wrong ones count as a miss. What the store has lost and the remote cache still has is put back.
+wrong ones count as a miss. Prompts that the store has lost and the remote cache still has are put back.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ class BlobStore(Protocol):
 
 
 class RemoteTier(Protocol):
-    """A cache between host memory and the store. All runs on the loop of its source. Never trusted."""
+    """A cache between host memory and the store. Runs on its owner's event loop. Never trusted."""
 
     @property
     def is_up(self) -> bool:
@@ -61,12 +61,12 @@ class RemoteTier(Protocol):
         ...
 
     async def close(self) -> None:
-        """Let go of everything."""
+        """Close all connections."""
         ...
 
 
 class TierCounters:
-    """What the tiers did since the start. Written by one event loop, read from any thread."""
+    """Counts since the start. Written by one event loop, read from any thread."""
 
     def __init__(self) -> None:
         self.hits: Counter[str] = Counter()
@@ -112,7 +112,7 @@ class PromptTiers:
             self._in_background(self._remote.start())
 
     async def close(self) -> None:
-        """Give up what runs in the background, and close the remote cache."""
+        """Cancel background work, and close the remote cache."""
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
@@ -133,7 +133,7 @@ class PromptTiers:
         finally:
             self._let_go(remote_read)
 
-    def tell_remote(self, prompt: Prompt) -> None:
+    def offer_remote(self, prompt: Prompt) -> None:
         """Let the remote cache keep the prompt, in the background; not where it is down or too busy."""
         size = len(prompt.data)
         if self._remote is None or not self._remote.is_up:
@@ -143,7 +143,7 @@ class PromptTiers:
             self._in_background(self._put(self._remote, prompt))
 
     async def _race(self, digest: str, remote_read: "asyncio.Task[Prompt | None]") -> Prompt:
-        """The first good answer; where the store has none, the remote cache's, late as it may be."""
+        """The first good answer; where the store has none, the remote cache's, however late."""
         self.counters.count(hedged=1)
         store_read = asyncio.create_task(self._ask_store(digest))
         try:
@@ -168,7 +168,7 @@ class PromptTiers:
             self.counters.answered(STORE, started, num_bytes=None)
             raise
         self.counters.answered(STORE, started, num_bytes=len(prompt.data))
-        self.tell_remote(prompt)
+        self.offer_remote(prompt)
         return prompt
 
     def _read_store(self, digest: str) -> Prompt:
@@ -255,7 +255,7 @@ async def _verified(data: bytes, digest: str) -> Prompt:
 
 
 def _verify(data: bytes, digest: str) -> Prompt:
-    """Hash first: the parser sees nothing that is not the very prompt."""
+    """Hash first: the parser sees no other bytes than the prompt's."""
     if hashlib.sha256(data).hexdigest() != digest:
         _log.warning("The remote cache holds wrong bytes for prompt %s", digest)
         raise CorruptData("The remote cache holds wrong bytes")
