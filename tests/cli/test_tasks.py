@@ -142,6 +142,29 @@ def test_the_same_on_a_stores_files(promptplex: Run, save_peft: Callable[..., Pa
     assert [release["aliases"]["live"] for release in shown["releases"]] == [1, 2, 1]
 
 
+def test_a_store_answers_in_the_rows_of_a_server(promptplex: Run, server_url: str, tmp_path: Path) -> None:
+    shown = []
+    for target in (("--server", server_url), ("--store", str(tmp_path / "store"))):
+        promptplex("push", "--task", "rows", "--template", "rows {x}", *target)
+        listed = json.loads(promptplex("list", "--json", *target)[1])
+        row = next(row for row in listed if row["id"] == "rows")
+        shown.append((row, json.loads(promptplex("show", "rows", "--json", *target)[1])))
+    (row, task), (stored_row, stored) = shown
+    unknown = {"servable", "not_servable_because", "resident", "requests_served"}  # without a base
+    assert row.keys() - unknown == stored_row.keys()
+    assert task.keys() - unknown == stored.keys()
+    assert task["versions"][0].keys() - unknown == stored["versions"][0].keys()
+    assert task["releases"][0].keys() == stored["releases"][0].keys()
+    assert (task["releases"][0]["why"], stored["releases"][0]["why"]) == ("upload", "upload")
+
+
+def test_a_store_checks_the_alias_before_anything_is_stored(promptplex: Run, tmp_path: Path) -> None:
+    store = ("--store", str(tmp_path / "store"))
+    status, _, err = promptplex("push", "--task", "a", "--template", "a {x}", "--alias", "7", *store)
+    assert (status, "An alias is" in err) == (1, True)
+    assert not (tmp_path / "store").exists()
+
+
 def test_validate_alone_and_against_a_base(
     promptplex: Run, save_peft: Callable[..., Path], base: Path, tmp_path: Path
 ) -> None:
