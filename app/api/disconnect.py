@@ -1,4 +1,4 @@
-"""Clients that go away: nobody works for them any longer."""
+"""Clients that disconnect: their work is cancelled."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -13,12 +13,12 @@ _T = TypeVar("_T")
 
 
 async def unless_client_leaves(request: Request, work: Coroutine[Any, Any, _T]) -> _T:
-    """Await `work`, but cancel it as soon as the client is gone. Raises Cancelled then."""
+    """Await `work`, but cancel it as soon as the client is gone. Raise Cancelled then."""
     return await while_connected(request.receive, work)
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, _T]) -> _T:
-    """The same over ASGI's own `receive`; what still comes of the body is thrown away."""
+    """Await `work` likewise, over ASGI's own `receive`; what still comes of the body is thrown away."""
     working = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(_client_leaves(receive))
     try:

@@ -31,7 +31,7 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {  # beside None
     "encoder_repetition_penalty": (1.0,),
     "encoder_no_repeat_ngram_size": (0,),
 }
-# What can't be honoured, and the values at which nothing is asked for.
+# What can't be honoured, and the values that change nothing.
 _NOT_HONOURED: Mapping[str, tuple[Any, ...]] = {
     "num_beams": (1,),
     "num_beam_groups": (1,),
@@ -75,37 +75,37 @@ class BaseDefaults:
 
 
 def base_defaults(values: Mapping[str, Any]) -> BaseDefaults:
-    """Read the fields of a generation config; what is neutral or unset asks for nothing."""
-    asked = {
+    """Read the fields of a generation config, apart from those that are neutral or unset."""
+    given = {
         name: value
         for name, value in values.items()
         if value is not None and not is_one_of(value, _NEUTRAL.get(name, ()))
     }
     ignored = [
-        f"{name} = {_short(asked[name])} is not supported"
+        f"{name} = {_short(given[name])} is not supported"
         for name, neutral in _NOT_HONOURED.items()
-        if name in asked and not is_one_of(asked[name], neutral)
+        if name in given and not is_one_of(given[name], neutral)
     ]
     parameters: dict[str, Any] = {}
     rules: dict[str, Any] = {}
-    for name in [name for name in asked if name in _AS_IN_REQUESTS or name in _RULES]:
+    for name in [name for name in given if name in _AS_IN_REQUESTS or name in _RULES]:
         try:
             if name in _RULES:
-                rules[name] = _RULES[name](asked[name])
+                rules[name] = _RULES[name](given[name])
             else:
-                parameters |= _parameter(name, asked[name])
+                parameters |= _parameter(name, given[name])
         except (InvalidRequest, TypeError, ValueError) as error:
-            ignored.append(f"{name} = {_short(asked.pop(name))} can't be used: {error}")
+            ignored.append(f"{name} = {_short(given.pop(name))} can't be used: {error}")
     return BaseDefaults(
         parameters=parameters,
         rules=BaseRules(**rules),
-        shown={name: _as_json(value) for name, value in asked.items() if name in {*_AS_IN_REQUESTS, *_RULES}},
+        shown={name: _as_json(value) for name, value in given.items() if name in {*_AS_IN_REQUESTS, *_RULES}},
         not_honoured=tuple(ignored),
     )
 
 
 def reported_defaults(values: Mapping[str, Any]) -> BaseDefaults:
-    """The same, and lines in the log: what is used, and what can't be had."""
+    """Read them, and log what is used and what is not supported."""
     defaults = base_defaults(values)
     if defaults.shown:
         names = ", ".join(f"{name} {value}" for name, value in defaults.shown.items())
@@ -116,7 +116,7 @@ def reported_defaults(values: Mapping[str, Any]) -> BaseDefaults:
 
 
 def _parameter(name: str, value: Any) -> dict[str, Any]:
-    """A value that requests may have too, under the name that it has there."""
+    """Return a value that requests may set too, by the name that it has there."""
     if name == "stop_strings":
         name, value = "stop", [value] if isinstance(value, str) else value
     return parse_parameters({name: value}, where="generation_config")
@@ -128,7 +128,7 @@ def _short(value: Any) -> str:
 
 
 def _as_json(value: Any) -> Any:
-    """JSON has no infinity, and keys of objects are strings."""
+    """Return the value as JSON, which has no infinity and only strings as keys."""
     if isinstance(value, Mapping):
         return [[list(ids), _as_json(bias)] for ids, bias in value.items()]
     if isinstance(value, list | tuple):

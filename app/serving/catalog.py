@@ -63,11 +63,11 @@ class Catalog:
         self._whole = _Whole((), -1, None, 0.0, ())
 
     def count(self, is_shown: Shown) -> int:
-        """How many tasks there are."""
+        """Return how many tasks there are."""
         return _count(self._ids(), is_shown)
 
     def page(self, is_shown: Shown, after: str | None, limit: int) -> tuple[list[TaskSummary], str | None]:
-        """Tasks in order of their ids, and after which id the next page begins (None: it doesn't)."""
+        """Return tasks in order of their ids, and the id after which the next page begins, if there is one."""
         ids = self._ids()
         begin = 0 if after is None else bisect_right(ids, after)
         chosen = list(islice(filter(is_shown, islice(ids, begin, None)), limit + 1))
@@ -76,7 +76,7 @@ class Catalog:
         return [self._summary(task_id, resident) for task_id in chosen[:limit]], following
 
     def servable(self, is_shown: Shown, encode: Callable[[TaskVersion], bytes]) -> list[bytes]:
-        """The live version of every task that can be served, by task id, as `encode` writes it.
+        """Return the live version of every task that can be served, by task id, as `encode` writes it.
 
         `encode` is the same function every time: what it made of a version is remembered.
         """
@@ -90,7 +90,7 @@ class Catalog:
         return [card for task_id, card in whole.rows if is_shown(task_id)]
 
     def detail(self, task_id: str) -> TaskDetail:
-        """Raises NotFound, InvalidRequest, CorruptData."""
+        """Return a task in full. Raise NotFound, InvalidRequest, CorruptData."""
         history = self._store.history(task_id)
         resident = self._generation.engine.stats().resident_digests
         return TaskDetail(

@@ -1,4 +1,4 @@
-"""Does a stored version fit the loaded base? Found out once for each prompt, then remembered."""
+"""Whether a stored version fits the loaded base: checked once per prompt, then remembered."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ _MAX_REMEMBERED = 65_536
 
 
 def vouched_base(geometry: ModelGeometry) -> dict[str, Any]:
-    """What the provenance of an upload says of the base that it was validated against."""
+    """Return what the provenance of an upload records of the base that it was validated against."""
     return {"base_fingerprint": geometry.fingerprint, "base_dtype": geometry.dtype}
 
 
@@ -26,7 +26,7 @@ class Compatibility:
         self._reasons: SingleFlightCache[str, str | None] = SingleFlightCache(_MAX_REMEMBERED)
 
     def why_not(self, version: TaskVersion) -> str | None:
-        """None where the version can be served; else why it can't. May read the prompt's bytes."""
+        """Return why the version can't be served; None: it can. May read the prompt's bytes."""
         digest = version.prompt_digest
         if digest is None or self._was_validated(version):
             return None

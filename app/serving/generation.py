@@ -211,7 +211,7 @@ class AnswerStream:
 
 
 async def _in_time(deadline: float, work: Awaitable[_T]) -> _T:
-    """The engine ends what is late; this is for what never reaches it, or finds it stuck."""
+    """Await work. The engine ends late sequences; this ends work that never reaches it, or finds it stuck."""
     try:
         async with asyncio.timeout(deadline - time.monotonic() + _GRACE_SECONDS) as limit:
             return await work

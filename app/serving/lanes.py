@@ -1,4 +1,4 @@
-"""Threads for work at texts: short ones never wait for long ones, of which the shortest goes first, alone."""
+"""Threads for work on texts: short ones never wait for long ones, which run one at a time, shortest first."""
 
 import asyncio
 import contextlib
@@ -31,7 +31,7 @@ class Lanes:
             pool.shutdown(cancel_futures=True)
 
     async def run(self, work: Callable[[], _T], size: int = 0) -> _T:
-        """The result of `work` at a text of `size`. If it is cancelled while it waits, it never begins."""
+        """Run `work` on a text of `size`; return its result. Cancelled while it waits, it never begins."""
         loop = asyncio.get_running_loop()
         if size <= LONG:
             return await loop.run_in_executor(self._short, work)

@@ -18,7 +18,7 @@ class OutputProcessor:
         self._prompt_ids = prompt_ids
         self._detokenizer = tables.new(prompt_ids)
         self._style = style
-        self._watch = StopStringMatcher(style.stops, is_shown=style.shows_stop)
+        self._stop_strings = StopStringMatcher(style.stops, is_shown=style.shows_stop)
         self._shown: list[str] = []
         self.tokens: list[OutputToken] = []
         self.prompt_scores: tuple[OutputToken, ...] = ()
@@ -26,7 +26,7 @@ class OutputProcessor:
     @property
     def is_stopped(self) -> bool:
         """Return whether a stop string was found; nothing more may be taken."""
-        return self._watch.stopped is not None
+        return self._stop_strings.stopped is not None
 
     @property
     def text(self) -> str:
@@ -43,9 +43,9 @@ class OutputProcessor:
             text = self._text_of(delta.token_id, delta.finish)
             token = self._token(delta.token_id, text, delta)
             self.tokens.append(token)
-        shown = self._watch.push(text, may_stop=len(self.tokens) > self._style.min_tokens)
+        shown = self._stop_strings.push(text, may_stop=len(self.tokens) > self._style.min_tokens)
         if delta.is_last:
-            shown += self._watch.flush()
+            shown += self._stop_strings.flush()
         self._shown.append(shown)
         return TextDelta(text=shown, token=token, prompt_scores=self.prompt_scores if is_first else ())
 

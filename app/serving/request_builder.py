@@ -46,7 +46,7 @@ class PreparedVersion:
 
 
 class RequestBuilder:
-    """Decides what may reach the engine. Used from many threads."""
+    """Builds requests for the engine, and refuses what it could not run. Used from many threads."""
 
     def __init__(
         self,
@@ -138,7 +138,7 @@ class RequestBuilder:
         return (*ids, min(self.eos_ids)) if with_eos and self.eos_ids else ids
 
     def _parameters(self, prepared: PreparedVersion, request: GenerationRequest) -> GenerationParameters:
-        """The request's own come before the task's, then the route's, then the base's."""
+        """Resolve parameters: the request's own come before the task's, then the route's, then the base's."""
         layers = (self._defaults.parameters, request.fallbacks, prepared.defaults, request.parameters)
         return GenerationParameters.of(*layers)
 
@@ -204,7 +204,7 @@ class RequestBuilder:
     def _max_new_tokens(
         self, given: int | None, parameters: GenerationParameters, virtual: int, prompt: int
     ) -> int:
-        """What was asked for or, where nothing was, as much of the default as fits."""
+        """Return what is given or, where nothing is, as much of the default as fits."""
         limit = self._engine.geometry.max_positions
         left = limit - virtual - prompt
         wanted = 1 if given is None else given
@@ -219,7 +219,7 @@ class RequestBuilder:
         return wanted if given is not None else min(self._usual(parameters, prompt), left)
 
     def _usual(self, parameters: GenerationParameters, prompt: int) -> int:
-        """New tokens where nothing was asked for; a base's `max_length` counts the prompt's too."""
+        """Return the default number of new tokens; a base's `max_length` counts the prompt's too."""
         longest = self._defaults.rules.max_length
         if parameters.max_new_tokens is None and longest is not None and longest > prompt:
             return longest - prompt
@@ -235,12 +235,12 @@ class RequestBuilder:
         return request.logit_bias
 
     def _grammar(self, request: GenerationRequest, parameters: GenerationParameters) -> str | None:
-        """Compiled here, so that what can't be followed is refused before the engine hears of it."""
+        """Compile the constraint, so that one that can't be followed is refused before the engine gets it."""
         if request.constraint is None:
             return None
         if parameters.ignore_eos:
             raise InvalidRequest(
-                "ignore_eos doesn't go with a grammar, after whose end nothing may come; leave one of them.",
+                "ignore_eos doesn't go with a grammar, which lets nothing follow its end; leave one of them.",
                 param="ignore_eos",
             )
         if self._grammars is None:
@@ -255,7 +255,7 @@ class RequestBuilder:
         return self._grammars.compile(request.constraint)
 
     def _stop_ids(self, parameters: GenerationParameters) -> frozenset[int]:
-        """A stop string that is a special token has no text to be found in; its id stops instead."""
+        """Return ids that end the answer: a stop string that is a special token has no text, so its id stops."""
         spelled = (self.prompts.tokenizer.special_id(stop) for stop in parameters.stop)
         ids = {id_ for id_ in spelled if id_ is not None} | {*parameters.stop_token_ids}
         return frozenset(ids) if parameters.ignore_eos else self.eos_ids | ids
@@ -288,5 +288,5 @@ def _style(parameters: GenerationParameters) -> TextStyle:
 
 
 def _resident(ids: tuple[int, ...], leading: tuple[int, ...]) -> int:
-    """How many of the ids the task's resident prefix holds already; at least one stays the request's own."""
+    """Return how many ids the task's resident prefix holds; at least one stays the request's own."""
     return len(leading) if len(ids) > len(leading) and ids[: len(leading)] == leading else 0

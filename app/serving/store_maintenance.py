@@ -29,7 +29,7 @@ class StoreMaintenance:
     ) -> None:
         """`fetch` gets a prompt's bytes from the other tiers, or raises PromptplexError.
 
-        `why_not` tells why the loaded base can't serve a version (None: it can).
+        `why_not` returns why the loaded base can't serve a version (None: it can).
         """
         self._store = store
         self._fetch = fetch
@@ -42,7 +42,7 @@ class StoreMaintenance:
         threading.Thread(target=self._run, name="upkeep", daemon=True).start()
 
     def stop(self) -> None:
-        """No round begins any more."""
+        """Let no further round begin."""
         self._stopping.set()
 
     def round(self) -> None:
@@ -67,7 +67,7 @@ class StoreMaintenance:
             mark_newest(self._store.files, self._store.history(task_id))
 
     def _report(self) -> None:
-        """Say which tasks can't be served and why; the server runs all the same."""
+        """Log which tasks can't be served and why; the server runs all the same."""
         reasons = {task_id: self._reason(task_id) for task_id in self._store.list_tasks()}
         unservable = {task_id: reason for task_id, reason in reasons.items() if reason is not None}
         for task_id, reason in islice(unservable.items(), _MAX_TOLD):
@@ -92,7 +92,7 @@ class StoreMaintenance:
 
 @contextmanager
 def _logged(what: str, level: int) -> Iterator[None]:
-    """Failures are lines in the log, and end nothing else: the next round may do better."""
+    """Log failures and go on: the next round may do better."""
     try:
         yield
     except PromptplexError as error:  # a store that can't be read, or only be read

@@ -1,4 +1,4 @@
-"""From parameters in words to the engine's rules about tokens, in ids of this base's vocabulary."""
+"""From parameters in text to the engine's rules about tokens, in ids of this base's vocabulary."""
 
 import math
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ def token_rules(
     num_prompt: int,
     max_new_tokens: int,
 ) -> TokenRules | None:
-    """The rules of one request; None: it has none. `num_prompt` counts the ids of the prompt's text."""
+    """Return the rules of one request, if it has any. `num_prompt` counts the ids of the prompt's text."""
     least = parameters.min_new_tokens
     rules = TokenRules(
         sequence_bias=base.sequence_bias + tuple(_bans(base, eos_ids)),
@@ -41,14 +41,14 @@ def token_rules(
 
 
 def _bans(base: BaseRules, eos_ids: frozenset[int]) -> Iterator[tuple[tuple[int, ...], float]]:
-    """Bad words that a base names by ids; EOS alone can't be one."""
+    """Yield bad words that a base names by ids; EOS alone can't be one."""
     for ids in base.bad_words_ids:
         if len(ids) > 1 or ids[0] not in eos_ids:
             yield ids, -math.inf
 
 
 def _spellings(word: str, tokenizer: PromptTokenizer) -> Iterator[tuple[int, ...]]:
-    """A word at the beginning of a text and after a space, as in vLLM."""
+    """Yield the ids of a word at the beginning of a text and after a space, as in vLLM."""
     plain = tokenizer.plain_ids(word.lstrip())
     spaced = tokenizer.plain_ids(" " + word.lstrip())
     if plain:

@@ -1,4 +1,4 @@
-"""Chats: the base's own chat template around messages, whose text never becomes special tokens."""
+"""Chats: the base's own chat template around messages. A message's text never becomes special tokens."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -37,14 +37,14 @@ class ChatTemplate:
 
     @property
     def exists(self) -> bool:
-        """Whether the base has any."""
+        """Return whether the base has one."""
         return self._tokenizer.chat_template is not None
 
     def render(self, messages: Sequence[Message], *, prompts: bool = True) -> tuple[Piece, ...]:
-        """The rendered chat: the template's own text, and stretches of the field `messages`.
+        """Return the rendered chat: the template's own text, and stretches of the field `messages`.
 
         With `prompts` the beginning of the next answer comes last.
-        Raises InvalidRequest where there is no template, or it doesn't take these messages; says why.
+        Raise InvalidRequest where there is no template, or it doesn't take these messages; says why.
         """
         if not self.exists:
             raise InvalidRequest(
@@ -79,7 +79,7 @@ class ChatTemplate:
         return ChatRenderer(self._tokenizer.get_chat_template())
 
     def control_tokens(self) -> frozenset[str]:
-        """Added tokens that mark turns though they aren't flagged as special, as in some tokenizers."""
+        """Return added tokens that mark turns though some tokenizers don't flag them as special."""
         added = self._tokenizer.added_tokens_decoder.values()
         ordinary = {token.content for token in added if not token.special and not token.content.isspace()}
         if not self.exists or not ordinary:
@@ -91,7 +91,7 @@ class ChatTemplate:
         return frozenset(content for content in ordinary if content in turns)
 
     def _turns(self, roles: Sequence[str]) -> str:
-        """What the template itself writes around finished messages."""
+        """Return what the template itself writes around finished messages."""
         try:
             pieces = self.render([Message(role, "a") for role in roles], prompts=False)
         except InvalidRequest:
@@ -100,7 +100,7 @@ class ChatTemplate:
 
 
 def _data(message: Message) -> dict[str, Any]:
-    """As transformers shows it to a template: nothing that is null, reasoning under all its names."""
+    """Return it as transformers shows it to a template: without null, with reasoning under all its names."""
     role = own_text(message.role) if _ROLE.fullmatch(message.role) else TrackedText(message.role)
     shown = {"role": role, "content": foreign(message.content)}
     shown |= {name: foreign(value) for name, value in message.others.items() if value is not None}
@@ -109,7 +109,7 @@ def _data(message: Message) -> dict[str, Any]:
 
 
 def last_of_user(messages: Sequence[Message]) -> str:
-    """What the user said last. Raises InvalidRequest where there is nothing."""
+    """Return the user's last message. Raise InvalidRequest where there is none."""
     for message in reversed(messages):
         if message.role == "user":
             return message.content

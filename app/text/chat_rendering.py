@@ -1,7 +1,7 @@
 """Chat templates, run as transformers runs them, on text that remembers where it comes from.
 
 The environment is transformers' own in all that a template can see. What the template's source writes out
-is the template's own text; everything else that comes out is somebody's words.
+is the template's own text; everything else that comes out is a message's.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -30,7 +30,7 @@ class ChatRenderer:
     """One compiled chat template. Used from many threads."""
 
     def __init__(self, source: str) -> None:
-        """Raises jinja2's TemplateError where the source is no template."""
+        """Raise jinja2's TemplateError where the source is no template."""
         origin = _compile_jinja_template(source).environment
         environment = _Environment(
             trim_blocks=origin.trim_blocks,
@@ -45,9 +45,9 @@ class ChatRenderer:
     def render(
         self, messages: Sequence[Mapping[str, Any]], tokens: Mapping[str, Any], *, prompts: bool = True
     ) -> TrackedText:
-        """The text of a chat; `tokens` are names of special tokens, whose text is the template's own.
+        """Return the text of a chat; `tokens` are names of special tokens, which are the template's own text.
 
-        With `prompts` the beginning of the next answer is part of it. Raises whatever the template raises.
+        With `prompts` the beginning of the next answer is part of it. Raise what the template raises.
         """
         token = _steps.set(0)
         try:
@@ -61,7 +61,7 @@ class ChatRenderer:
 
 
 def foreign(value: Any) -> Any:
-    """Data of a message, whose texts are all somebody's words."""
+    """Return the data of a message, with all its texts marked as foreign."""
     if isinstance(value, str):
         return TrackedText(value)
     if isinstance(value, Mapping):

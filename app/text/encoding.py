@@ -34,18 +34,18 @@ class Tokens:
         return len(self.ids)
 
     def moved(self, offset: int) -> "Tokens":
-        """The same tokens of a text that begins at `offset` of another one."""
+        """Return the same tokens of a text that begins at `offset` of another one."""
         return Tokens(self.ids, self.begins + offset, self.ends + offset)
 
 
 def row(ids: Sequence[int], spans: Sequence[tuple[int, int]] | None = None) -> Tokens:
-    """Tokens of ids; without spans they stand for nothing of the text."""
+    """Return the tokens of ids; without spans they stand for nothing of the text."""
     pairs = np.array(spans if spans else [(0, 0)] * len(ids), dtype=np.int32).reshape(-1, 2)
     return Tokens(np.array(ids, dtype=np.int32), pairs[:, 0], pairs[:, 1])
 
 
 def chained(rows: Sequence[Tokens]) -> Tokens:
-    """All rows as one."""
+    """Return all rows as one."""
     if len(rows) == 1:
         return rows[0]
     return Tokens(
@@ -68,7 +68,7 @@ class Encoder:
         self._stretch = stretch
 
     def tokens(self, text: str, *, is_continued: bool = False, limit: int | None = None) -> Tokens:
-        """All tokens of a text. Raises RequestTooLong where they are surely more than `limit`."""
+        """Return all tokens of a text. Raise RequestTooLong where they are surely more than `limit`."""
         rows, total = [], 0
         for begin, end in self._stretches(text):
             if limit is not None and total > limit:
@@ -83,7 +83,7 @@ class Encoder:
         return chained(rows)
 
     def ending(self, text: str, count: int) -> tuple[int, int]:
-        """Where a part at the end begins that has at least `count` tokens or is all; and its tokens."""
+        """Return where a part at the end begins that has at least `count` tokens or is all, and how many."""
         begin, total = len(text), 0
         while begin and total < count:
             end, begin = begin, self._border_before(text, begin)
@@ -126,7 +126,7 @@ class Encoder:
             )
 
     def _border(self, text: str, begin: int, end: int) -> int | None:
-        """A place from `begin` to `end` where the text can be cut, if a few tries find one."""
+        """Return a place from `begin` to `end` where the text can be cut, if a few tries find one."""
         for tried, match in enumerate(_BORDER.finditer(text, max(begin, 1), end)):
             if self._is_border(text, match.start()):
                 return match.start()
@@ -149,5 +149,5 @@ def _encode(backend: Tokenizer, text: str) -> Tokens:
 
 
 def _encoding(backend: Tokenizer, text: str) -> Encoding:
-    """Of the ways to encode, only a batch lets other threads run meanwhile."""
+    """Encode as a batch, the only way that lets other threads run meanwhile."""
     return backend.encode_batch([text], add_special_tokens=False)[0]

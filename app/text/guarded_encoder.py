@@ -56,7 +56,7 @@ class GuardedEncoder:
         return tokens
 
     def _is_forged(self, tokens: Tokens, text: str, pieces: tuple[Piece, ...]) -> bool:
-        """Whether any special token comes from a value's text, in whole or in part."""
+        """Return whether any special token comes from a value's text, in whole or in part."""
         special = self._where_special(tokens)
         if not len(special):
             return False
@@ -65,7 +65,7 @@ class GuardedEncoder:
         return any(self._is_stolen(int(tokens.ids[i]), *_span(tokens, i), text, values) for i in touching)
 
     def _is_stolen(self, id_: int, begin: int, end: int, text: str, values: "Values") -> bool:
-        """Whether more than white space of a special token's text is a value's."""
+        """Return whether more than white space of a special token's text is a value's."""
         written = text[begin:end]
         if written.strip() not in self._spellings:
             return id_ != self._unknown_id  # that one stands for what can't be spelled
@@ -88,7 +88,7 @@ class GuardedEncoder:
         return chained([*rows, self._plain_text(text[begin:], begin, limit)])
 
     def _own_specials(self, pieces: tuple[Piece, ...], text: str) -> Iterator[tuple[int, int, int]]:
-        """Where the template's literals write special tokens: begin, end, id."""
+        """Yield where the template's literals write special tokens: begin, end, id."""
         position = end = 0
         for piece in pieces:
             if piece.field is None:
@@ -111,10 +111,10 @@ class GuardedEncoder:
         return max(first, floor), max(last, floor)
 
     def _plain_text(self, text: str, offset: int, limit: int | None) -> Tokens:
-        """Tokenize text in which nothing is special, not even what the model itself calls so.
+        """Tokenize text in which nothing is special, not even what the model itself calls special.
 
         Some models have their special tokens among the ordinary pieces, and find them in the text
-        without being asked. There the text is split inside the word.
+        by themselves. There the text is split inside the word.
         """
         tokens = self.literal.tokens(text, is_continued=offset > 0, limit=limit)
         middles = [
@@ -128,11 +128,11 @@ class GuardedEncoder:
         return chained([self._plain_text(text[first:last], offset + first, limit) for first, last in borders])
 
     def _is_spelled(self, id_: int, begin: int, end: int, text: str) -> bool:
-        """Whether it is more than the unknown token, for what can't be spelled."""
+        """Return whether it is more than the unknown token, which stands for what can't be spelled."""
         return id_ != self._unknown_id or text[begin:end].strip() in self._spellings
 
     def _middle(self, begin: int, end: int, text: str) -> int:
-        """Where to split the text so that this special token can't be found in it."""
+        """Return where to split the text so that this special token can't be found in it."""
         if end - begin < 2:
             raise InvalidRequest(
                 f"inputs holds {text[begin:end]!r}, which this tokenizer can only write as a special token; "
@@ -154,12 +154,12 @@ class Values:
         self._empty = np.array([first for first, last in spans if first == last], dtype=np.int32)
 
     def touch(self, begins: NDArray[Any], ends: NDArray[Any]) -> NDArray[np.bool_]:
-        """Which spans hold a character of a value, or have an empty one inside; all arrays are [T]."""
+        """Return which spans hold a character of a value, or have an empty one inside; all arrays are [T]."""
         inside = np.searchsorted(self._empty, ends, "left") > np.searchsorted(self._empty, begins, "right")
         return inside | self.fill(begins, ends)
 
     def fill(self, begins: NDArray[Any], ends: NDArray[Any]) -> NDArray[np.bool_]:
-        """Which spans hold a character of a value; all arrays are [T]."""
+        """Return which spans hold a character of a value; all arrays are [T]."""
         return np.asarray(self._counts[ends] > self._counts[begins])
 
 
@@ -179,7 +179,7 @@ def _span(tokens: Tokens, index: Any) -> tuple[int, int]:
 
 
 def _backend(source: str, *, is_literal: bool = False) -> Tokenizer:
-    """A tokenizer whose spans are all of the text: a post-processor would trim some of them."""
+    """Return a tokenizer with spans of all the text: a post-processor would trim some of them."""
     backend = Tokenizer.from_str(source)
     backend.no_truncation()
     backend.no_padding()
@@ -189,7 +189,7 @@ def _backend(source: str, *, is_literal: bool = False) -> Tokenizer:
 
 
 def _flagged(source: str, control: frozenset[str]) -> str:
-    """The tokenizer with these tokens flagged as special."""
+    """Return the tokenizer with these tokens flagged as special."""
     description = json.loads(source)
     for token in description["added_tokens"]:
         token["special"] = token["special"] or token["content"] in control
@@ -197,7 +197,7 @@ def _flagged(source: str, control: frozenset[str]) -> str:
 
 
 def _without_first_prefix(source: str) -> str:
-    """The tokenizer for text that continues other text: no space is put before its first word."""
+    """Return the tokenizer for text that continues other text: no space is put before its first word."""
     description = json.loads(source)
 
     def visit(part: Any) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 
 class _Matcher:
-    """Knuth-Morris-Pratt over one stop string: how much of it the text so far ends with."""
+    """Knuth-Morris-Pratt over one stop string: how many of its characters the text so far ends with."""
 
     def __init__(self, word: str) -> None:
         self.word = word
@@ -20,12 +20,12 @@ class _Matcher:
         return self.matched == len(self.word)
 
     def go_on(self) -> None:
-        """The complete word doesn't count; what it ends with may begin another one."""
+        """Let the complete word not count; its end may begin another one."""
         self.matched = self._fallback[-1]
 
 
 def _borders(word: str) -> list[int]:
-    """For each prefix of the word: the length of its longest proper prefix that is also its suffix."""
+    """Return for each prefix of the word the length of its longest proper prefix that is also its suffix."""
     borders = [0] * len(word)
     length = 0
     for index in range(1, len(word)):
@@ -76,6 +76,6 @@ class StopStringMatcher:
         return text[: len(text) - held]
 
     def flush(self) -> str:
-        """The text has ended without a stop string; return what was held back."""
+        """End the text without a stop string; return what was held back."""
         held, self._held = self._held, ""
         return held

@@ -38,11 +38,11 @@ class Template:
 
     @property
     def leading(self) -> str:
-        """The constant text before the first field."""
+        """Return the constant text before the first field."""
         return self.pieces[0].text if self.pieces[0].field is None else ""
 
     def num_chars(self, values: Mapping[str, str]) -> int:
-        """Length of the rendered text, without rendering it."""
+        """Return the length of the rendered text, without rendering it."""
         return sum(
             len(piece.text) if piece.field is None else len(values[piece.field]) for piece in self.pieces
         )
@@ -54,12 +54,12 @@ class Template:
         )
 
 
-# What stands in for a template where a task has none, and for the base model itself.
+# The template of the base model, and of a task that has none.
 PLAIN = Template((Piece("", "inputs"),), ("inputs",))
 
 
 def parse_template(source: str) -> Template:
-    """Parse `source`; InvalidRequest says what is wrong and where."""
+    """Parse `source`. Raise InvalidRequest, which says what is wrong and where."""
     if len(source) > MAX_TEMPLATE_CHARS:
         raise _bad(f"it has {len(source)} characters, more than {MAX_TEMPLATE_CHARS}")
     pieces = tuple(_merge(_scan(source)))
@@ -115,12 +115,12 @@ def _bad(reason: str) -> InvalidRequest:
 
 
 def joined(pieces: tuple[Piece, ...]) -> str:
-    """The whole text of rendered pieces."""
+    """Return the whole text of rendered pieces."""
     return "".join(piece.text for piece in pieces)
 
 
 def bind_inputs(template: Template, inputs: str | Mapping[str, str]) -> dict[str, str]:
-    """Match a request's `inputs` to the template's fields; InvalidRequest names those that differ."""
+    """Match `inputs` to the template's fields. Raise InvalidRequest, which names those that differ."""
     if isinstance(inputs, str):
         if len(template.fields) > 1:
             raise InvalidRequest(

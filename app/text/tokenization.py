@@ -131,7 +131,7 @@ class PromptTokenizer:
 
 
 def _added_around(backend: Tokenizer) -> tuple[Tokens, Tokens]:
-    """What the post-processor puts before and after any text (BOS, EOS)."""
+    """Return what the post-processor puts before and after any text (BOS, EOS)."""
     probe = backend.encode("a")
     own = [index for index, mask in enumerate(probe.special_tokens_mask) if not mask]
     first, last = (own[0], own[-1] + 1) if own else (len(probe.ids), len(probe.ids))

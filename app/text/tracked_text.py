@@ -140,7 +140,7 @@ class TrackedText(str):
         )
 
     def stretches(self) -> list[tuple[str, bool]]:
-        """Neighbouring characters of the same origin, and whether they are the template's own."""
+        """Return neighbouring characters of the same origin, and whether they are the template's own."""
         whole = str.__str__(self)
         return [(whole[run.start() : run.end()], run[0][0] == _OWN) for run in _RUNS.finditer(self._own)]
 
@@ -148,7 +148,7 @@ class TrackedText(str):
         return self[:begin], self[begin : begin + size], self[begin + size :]
 
     def _found(self, parts: list[str], sep: str | None) -> list[str]:
-        """Parts of a split, where they lie. Between those of a split at white space is nothing else."""
+        """Return the parts of a split, with their marks. Only white space is between those of a bare split."""
         found, begin = [], 0
         for part in parts:
             begin = self.find(part, begin) if sep is None else begin
@@ -157,7 +157,7 @@ class TrackedText(str):
         return found
 
     def _mapped(self, change: Callable[[str], str], *, is_by_character: bool = False) -> str:
-        """A character may become several, but never none: texts of the same length correspond.
+        """Change characters: one may become several, but never none, so texts of the same length correspond.
 
         `is_by_character`: how many it becomes never depends on its neighbours.
         """
@@ -171,18 +171,18 @@ class TrackedText(str):
 
 
 def own_text(text: str) -> TrackedText:
-    """Text of the template's own."""
+    """Return text of the template's own."""
     return TrackedText(text, bytes([_OWN]) * len(text))
 
 
 def concatenated(parts: Iterable[str]) -> TrackedText:
-    """All parts in a row; each character keeps its mark."""
+    """Return all parts in a row; each character keeps its mark."""
     pieces = list(parts)
     return TrackedText("".join(pieces), b"".join(map(_marks, pieces)))
 
 
 def formatted(template: str, values: Sequence[Any], named: Mapping[str, Any], text: str) -> str:
-    """`text`, which `template.format` made of the values; followed where every place is plain, as in {a}."""
+    """Return `text`, made by `template.format`; with marks where every place is plain, as in {a}."""
     if "{{" in template or "}}" in template:
         return text
     pairs, number = [], 0
@@ -195,7 +195,7 @@ def formatted(template: str, values: Sequence[Any], named: Mapping[str, Any], te
 
 
 def _filled(template: TrackedText, pairs: Sequence[tuple[re.Match[str], str]], text: str) -> str:
-    """The values in their places, if that is the text."""
+    """Return the values in their places, if that is the text."""
     pieces, begin = [], 0
     for place, value in pairs:
         pieces += [template[begin : place.start()], value]

@@ -50,25 +50,25 @@ def _shortened(encoder: GuardedEncoder, pieces: tuple[Piece, ...], keep: int) ->
 
 
 def _of_values(tokens: Tokens, pieces: tuple[Piece, ...]) -> NDArray[np.intp]:
-    """Which tokens stand for some of the values' text, in whole or in part."""
+    """Return which tokens stand for some of the values' text, in whole or in part."""
     # Some tokenizers leave white space out of a span; it belongs to the token after it.
     covered = np.concatenate([[0], np.maximum.accumulate(tokens.ends)])[:-1]
     return np.flatnonzero(Values(pieces).fill(np.minimum(tokens.begins, covered), tokens.ends))
 
 
 def _cut(ends: NDArray[np.int32], pieces: tuple[Piece, ...], keep: int) -> int:
-    """Up to which character of the rendered text the values must go, so that `keep` tokens are left.
+    """Return up to which character of the rendered text the values must go to leave `keep` tokens.
 
     `ends`: of the values' tokens, int32 [T].
     """
     first = next(begin for begin, end in value_spans(pieces) if begin < end)
-    # The end of the last dropped token rather than the start of the first kept one, whose span may
+    # The end of the last dropped token rather than the start of the first kept one, which may
     # leave out the space before it. At least one character goes, so that this ends.
     return max(int(ends[len(ends) - keep - 1]), first + 1)
 
 
 def _without(pieces: tuple[Piece, ...], cut: int) -> tuple[Piece, ...]:
-    """The pieces with the values' text before character `cut` taken out."""
+    """Return the pieces without the values' text before character `cut`."""
     kept = []
     position = 0
     for piece in pieces:

@@ -33,7 +33,7 @@ class Program(Protocol):
 
 
 def program_for(request: GenerationRequest, version: TaskVersion | None) -> Program:
-    """Return the request's program: the one place that decides by what it asks for and what its task is."""
+    """Return the request's program: the one place that picks it, by the request and its task's version."""
     if request.classification is not None:
         return Classify(request.classification)
     return Complete(request.num_samples)

@@ -86,7 +86,7 @@ class Classify:
 
 
 def _request(admitted: Admitted, number: int, label: tuple[int, ...]) -> Request:
-    """Return the label after the prompt, whose last token says how probable the label's first one is."""
+    """Return the label after the prompt; the prompt's last token gives the score of the label's first one."""
     prompt = admitted.prompt_ids
     resident = prompt[:-1]
     return replace(
