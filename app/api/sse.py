@@ -57,7 +57,7 @@ class EventStreamResponse(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send everything, unless the client leaves; then the request is cancelled."""
         try:
-            with contextlib.suppress(Cancelled):  # there is nobody to tell
+            with contextlib.suppress(Cancelled):  # no client is left to answer
                 await while_connected(receive, self._send_all(send))
         finally:
             await self._stream.close()
@@ -109,11 +109,11 @@ def _whole_schema(shape: Any) -> Any:
 
 
 def data_event(payload: bytes) -> bytes:
-    """One event with this payload, which holds no line break."""
+    """Return one event with this payload, which holds no line break."""
     return b"data: " + payload + b"\n\n"
 
 
 def json_bytes(value: object) -> bytes:
-    """Compact JSON in UTF-8; halves of surrogate pairs, which UTF-8 can't carry, are replaced."""
+    """Return compact JSON in UTF-8; halves of surrogate pairs, which UTF-8 can't carry, are replaced."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text.encode("utf-8", "replace")

@@ -67,7 +67,7 @@ class Catalog:
         return _count(self._ids(), is_shown)
 
     def page(self, is_shown: Shown, after: str | None, limit: int) -> tuple[list[TaskSummary], str | None]:
-        """Return tasks in order of their ids, and the id after which the next page begins, if there is one."""
+        """Return tasks in order of their ids, and the id after which the next page begins, if any."""
         ids = self._ids()
         begin = 0 if after is None else bisect_right(ids, after)
         chosen = list(islice(filter(is_shown, islice(ids, begin, None)), limit + 1))

@@ -255,7 +255,7 @@ class RequestBuilder:
         return self._grammars.compile(request.constraint)
 
     def _stop_ids(self, parameters: GenerationParameters) -> frozenset[int]:
-        """Return ids that end the answer: a stop string that is a special token has no text, so its id stops."""
+        """Return ids that end the answer. A stop string that is a special token has no text; its id stops."""
         spelled = (self.prompts.tokenizer.special_id(stop) for stop in parameters.stop)
         ids = {id_ for id_ in spelled if id_ is not None} | {*parameters.stop_token_ids}
         return frozenset(ids) if parameters.ignore_eos else self.eos_ids | ids

@@ -148,7 +148,7 @@ class TrackedText(str):
         return self[:begin], self[begin : begin + size], self[begin + size :]
 
     def _found(self, parts: list[str], sep: str | None) -> list[str]:
-        """Return the parts of a split, with their marks. Only white space is between those of a bare split."""
+        """Return the parts of a split, marked. Only white space is between those of a bare split."""
         found, begin = [], 0
         for part in parts:
             begin = self.find(part, begin) if sep is None else begin
