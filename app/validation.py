@@ -1,19 +1,42 @@
 """What all checks by pydantic share: strict types, whole sentences, bounded work for bad values."""
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, with_config
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, model_validator, with_config
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 _Shape = TypeVar("_Shape")
+_MOST_UNKNOWN = 8  # unknown fields that are reported
 
+EXPECTED = "Input should be "  # begins most of pydantic's messages
+_JSON = {"True": "true", "False": "false", "None": "null"}
+_PYTHON = re.compile(r"\b(?:True|False|None)\b")
 PLAIN = "plain"  # the type of errors whose message follows the field's name, with nothing of pydantic's
 
 
 def wrong(message: str) -> PydanticCustomError:
     """Return an error of a validator; the message goes on after the field's name: `must be ...`."""
     return PydanticCustomError(PLAIN, "{message}", {"message": message})
+
+
+def message_of(problem: Mapping[str, Any]) -> str:
+    """Return the message in terms of JSON instead of Python."""
+    kind = problem["type"]
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        return f"{EXPECTED}an object"
+    if kind == "union_tag_invalid":
+        tags = problem["ctx"]["expected_tags"].replace(", ", " or ")
+        return f"{problem['ctx']['discriminator']} should be {tags}"
+    if kind == "string_pattern_mismatch":
+        return f"{EXPECTED}a whole number in decimal digits"
+    if kind == "union_tag_not_found":
+        return f"the field {problem['ctx']['discriminator']} is required"
+    message = str(problem.get("msg", "is not valid")).removeprefix("Value error, ").rstrip(".")
+    message = message.replace(" after validation", "")
+    return _PYTHON.sub(lambda name: _JSON[name[0]], message) if kind == "literal_error" else message
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +72,16 @@ class StrictModel(BaseModel):
         schema = handler(source)
         _fail_fast(handler.resolve_ref_schema(schema))
         return schema
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_unknown(cls, data: Any) -> Any:
+        """Of many unknown fields some are enough to refuse them."""
+        if not isinstance(data, dict) or len(data) <= len(cls.model_fields) + _MOST_UNKNOWN:
+            return data
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        unknown = [name for name in data if name not in known]
+        return {name: data[name] for name in (*(known & data.keys()), *unknown[:_MOST_UNKNOWN])}
 
 
 def closed(shape: type[_Shape]) -> type[_Shape]:

@@ -17,7 +17,7 @@ from starlette.routing import Match
 
 from app import errors
 from app.api.schemas.answers import ErrorEnvelope, TgiErrorType
-from app.validation import PLAIN
+from app.validation import EXPECTED, PLAIN, message_of
 
 _Text = TypeVar("_Text", str, str | None)
 
@@ -75,10 +75,7 @@ _TGI_TYPES: Mapping[str, TgiErrorType] = {
 _OPENAI_PATHS = ("/chat/completions", "/completions", "/models")
 _VERSIONS = re.compile(r"^(?:/v1)+")
 _MOST_PROBLEMS = 8
-_EXPECTED = "Input should be "
-_JSON = {"True": "true", "False": "false", "None": "null"}
 _FIELD = re.compile(r"(?!(?:str|int|float|bool|dict|list)$)[a-z_]+")
-_PYTHON = re.compile(r"\b(?:True|False|None)\b")
 _INTERNAL = "Something went wrong inside the server; its log has the details under this X-Request-Id."
 
 
@@ -232,8 +229,8 @@ def _describe(path: str | None, problems: list[Mapping[str, Any]]) -> str:
         return "The body must be a JSON object, with the header content-type: application/json"
     if kind == "finite_number":
         return f"{path} must be a finite number"
-    first, *others = dict.fromkeys(map(_message, _of_its_type(problems)))
-    message = " or ".join([first, *(other.removeprefix(_EXPECTED) for other in others)])
+    first, *others = dict.fromkeys(map(message_of, _of_its_type(problems)))
+    message = " or ".join([first, *(other.removeprefix(EXPECTED) for other in others)])
     if path is None:
         return message
     return f"{path} {message}" if kind == PLAIN else f"{path}: {message}"
@@ -243,23 +240,6 @@ def _of_its_type(problems: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Return the problems of alternatives that have the value's type; where none has it, all."""
     closer = [each for each in problems if not each["type"].endswith(("_type", "literal_error"))]
     return closer or problems
-
-
-def _message(problem: Mapping[str, Any]) -> str:
-    """Return the message in terms of JSON instead of Python."""
-    kind = problem["type"]
-    if kind in ("model_type", "model_attributes_type", "dict_type"):
-        return f"{_EXPECTED}an object"
-    if kind == "union_tag_invalid":
-        tags = problem["ctx"]["expected_tags"].replace(", ", " or ")
-        return f"{problem['ctx']['discriminator']} should be {tags}"
-    if kind == "string_pattern_mismatch":
-        return f"{_EXPECTED}a whole number in decimal digits"
-    if kind == "union_tag_not_found":
-        return f"the field {problem['ctx']['discriminator']} is required"
-    message = str(problem.get("msg", "is not valid")).removeprefix("Value error, ").rstrip(".")
-    message = message.replace(" after validation", "")
-    return _PYTHON.sub(lambda name: _JSON[name[0]], message) if kind == "literal_error" else message
 
 
 def _path(problem: Mapping[str, Any], body: Any) -> str | None:

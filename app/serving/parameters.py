@@ -8,14 +8,14 @@ checked values by name. null means "not set".
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Annotated, Any, Self, get_type_hints
+from typing import Annotated, Any, Self, TypeVar, get_type_hints
 
 from pydantic import Field, GetPydanticSchema, ValidationError, create_model
 from pydantic_core import core_schema
 
 from app.errors import InvalidRequest
 from app.request import SamplingChoices, SamplingParams, parameter
-from app.validation import PLAIN, Must, StrictModel
+from app.validation import PLAIN, Must, StrictModel, message_of
 
 DEFAULT_MAX_NEW_TOKENS = 128
 MAX_NEW_TOKENS = 1_000_000
@@ -25,6 +25,7 @@ MAX_TOP_TOKENS = 20
 SEED_BITS = 53  # a drawn seed survives JSON readers that have doubles only
 _MAX_IDS = 1024
 
+_Model = TypeVar("_Model", bound=StrictModel)
 Layer = Mapping[str, Any]
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
 Stops = Annotated[list[Stop], Field(max_length=MAX_STOPS, strict=False)]  # tuples too
@@ -164,17 +165,28 @@ def parse_parameters(values: Layer, *, where: str = "parameters") -> dict[str, A
 
     Raises InvalidRequest that names the first field at fault, under `where`.
     """
-    unknown = sorted(str(name)[:64] for name in values if name not in DECLARED)
+    return {name: value for name, value in check(_LAYER, values, where) if value is not None}
+
+
+def check(model: type[_Model], values: Mapping[str, Any], where: str) -> _Model:
+    """Check an object's fields; null is the same as none.
+
+    Raises InvalidRequest that names the first field at fault, such as `task.choices[0]`.
+    """
+    unknown = sorted(str(name)[:64] for name in values if name not in model.model_fields)
     if unknown:
         raise InvalidRequest(
-            f"{where} has no field {', '.join(unknown[:16])}; it knows {', '.join(DECLARED)}.",
+            f"{where} has no field {', '.join(unknown[:16])}; it knows {', '.join(model.model_fields)}.",
             param=f"{where}.{unknown[0]}",
         )
     try:
-        checked = _LAYER.model_validate(dict(values))
+        return model.model_validate({name: value for name, value in values.items() if value is not None})
     except ValidationError as error:
         problem = error.errors(include_url=False, include_input=False)[0]
-        path = ".".join((where, *map(str, problem["loc"])))
-        message = f"{path} {problem['msg']}." if problem["type"] == PLAIN else f"{path}: {problem['msg']}."
-        raise InvalidRequest(message, param=f"{where}.{problem['loc'][0]}") from None
-    return {name: value for name, value in checked if value is not None}
+    kind, place, message = problem["type"], [*problem["loc"]], message_of(problem)
+    if kind in ("missing", "extra_forbidden"):
+        name = place.pop()
+        message = f"must have the field {name}" if kind == "missing" else f"has no field {str(name)[:64]}"
+    param = where + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
+    link = " " if kind in (PLAIN, "missing", "extra_forbidden") else ": "
+    raise InvalidRequest(f"{param}{link}{message}.", param=param)

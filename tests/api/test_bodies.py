@@ -12,7 +12,8 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 
 from app.api.routes import generate, openai, tasks, tokens
-from app.api.schemas.bodies import MAX_ITEMS, Body
+from app.api.schemas.bodies import MAX_ITEMS
+from app.validation import StrictModel
 from tests.api.test_generate import error_of
 from tests.serving.stack import BASE_NAME, Stack
 
@@ -109,7 +110,7 @@ FIELDS = [
 def test_all_bodies_fail_fast() -> None:
     assert len(MODELS) >= 20
     assert len(FIELDS) >= 14, "such as messages, prompt, stop, logit_bias, choices, metadata, weights, ids"
-    assert all(issubclass(model, Body) for model in MODELS), "a body's models are `Body`s"
+    assert all(issubclass(model, StrictModel) for model in MODELS), "a body's models are strict"
 
 
 class Odd:
@@ -210,7 +211,7 @@ def test_answers_to_bad_bodies_are_short_and_plain(
         (
             "/generate",
             ASK | {"parameters": {"choices": [5]}},
-            "parameters.choices.0: Input should be a valid string or an object.",
+            "parameters.choices.0 must be a string of 1 to 1024 characters, or an object with value and text.",
         ),
         (
             "/v1/completions",

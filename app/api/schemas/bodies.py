@@ -9,16 +9,13 @@ from typing import Any, NoReturn
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
-from pydantic import model_validator
 from starlette.exceptions import HTTPException
 
 from app.api.state import server_state
 from app.errors import PromptplexError
-from app.validation import StrictModel
 
 MAX_ITEMS = 1 << 19  # commas and brackets of a body; a text of as many is longer than any base's context
 MAX_NAMES = 1 << 17  # colons
-_MOST_UNKNOWN = 8  # fields that an answer tells of
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # UTF-8 has none, so that it takes an escape
 _ITEM_BYTES, _NAME_BYTES = 64, 128  # an object of Python's, its place in a list; a key and its place
 _SMALL_BYTES = 32 << 10  # what takes less than a millisecond to read
@@ -138,17 +135,3 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse(why: str) -> NoReturn:
     raise HTTPException(400, f"The body can't be read: {why}.")
-
-
-class Body(StrictModel):
-    """A JSON object of a request's body."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _few_unknown(cls, data: Any) -> Any:
-        """Of many unknown fields some are enough to refuse them."""
-        if not isinstance(data, dict) or len(data) <= len(cls.model_fields) + _MOST_UNKNOWN:
-            return data
-        known = {field.alias or name for name, field in cls.model_fields.items()}
-        unknown = [name for name in data if name not in known]
-        return {name: data[name] for name in (*(known & data.keys()), *unknown[:_MOST_UNKNOWN])}

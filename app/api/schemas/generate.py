@@ -8,14 +8,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from app.api.schemas.bodies import Body
 from app.api.schemas.client_defaults import OF_GENERATE, without_client_defaults
 from app.api.schemas.parameters import OTHER_NAMES, ParametersBody, with_parameters
 from app.api.schemas.response_format import Grammar, ResponseFormat
 from app.serving.generation_request import ClassificationRequest
-from app.serving.publishing.task_settings import MAX_CHOICE_CHARS, MAX_CHOICES
+from app.serving.publishing.task_settings import Choices
 from app.serving.structured_output.constraints import Constraint
-from app.validation import PLAIN
+from app.validation import PLAIN, StrictModel
 
 MAX_REFERENCE_CHARS = 512
 MAX_IDS = 1_000_000
@@ -50,16 +49,6 @@ Inputs = Annotated[
         custom_error_message="must be a string, or an object with the template's fields",
     ),
 ]
-
-
-class LabelledChoice(Body):
-    """A label with a name and the text to score for it."""
-
-    value: str = Field(min_length=1, max_length=MAX_CHOICE_CHARS)
-    text: str = Field(min_length=1, max_length=MAX_CHOICE_CHARS)
-
-
-Choices = Annotated[list[str | LabelledChoice], Field(max_length=MAX_CHOICES)]
 
 
 @with_parameters()
@@ -118,7 +107,7 @@ class Parameters(ParametersBody):
         )
 
 
-class GenerateRequest(Body):
+class GenerateRequest(StrictModel):
     """A task, its inputs, and how to generate."""
 
     task_id: Reference | None = Field(
@@ -182,20 +171,20 @@ class GenerateStreamRequest(GenerateRequest):
         return True
 
 
-class TokenizeRequest(Body):
+class TokenizeRequest(StrictModel):
     """The inputs to tokenize, as for /generate."""
 
     task_id: Reference | None = None
     inputs: Inputs
 
 
-class DetokenizeRequest(Body):
+class DetokenizeRequest(StrictModel):
     """Token ids of the base model's vocabulary."""
 
     ids: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=MAX_IDS)]
 
 
-class AliasRequest(Body):
+class AliasRequest(StrictModel):
     """Where an alias shall point: at one version, or at several by weight."""
 
     version: Annotated[int, Field(ge=1)] | None = None
@@ -224,13 +213,13 @@ class AliasRequest(Body):
         return {int(version): weight for version, weight in (self.weights or {}).items()}
 
 
-class ReasonRequest(Body):
+class ReasonRequest(StrictModel):
     """A reason for the task's history."""
 
     why: Why = ""
 
 
-class RollbackRequest(Body):
+class RollbackRequest(StrictModel):
     """Which alias to roll back, and why."""
 
     alias: Annotated[str, Field(min_length=1, max_length=64)] | None = Field(

@@ -11,10 +11,9 @@ from pydantic import (
     field_validator,
 )
 
-from app.api.schemas.bodies import Body
 from app.api.schemas.neutral import Neutral
 from app.text.chat import Message
-from app.validation import PLAIN, wrong
+from app.validation import PLAIN, StrictModel, wrong
 
 _TEXT, _PARTS = "<text>", "<parts>"
 _NO_TOOLS = "this server calls no tools; leave it out, and say what matters of it in the content"
@@ -28,7 +27,7 @@ def _only_text(part: Any) -> Any:
     return part
 
 
-class TextPart(Body):
+class TextPart(StrictModel):
     """A part of a message's content: text."""
 
     type: Literal["text"]
@@ -53,7 +52,7 @@ Content = Annotated[
 ]
 
 
-class ChatMessage(Body):
+class ChatMessage(StrictModel):
     """A message of a chat. Messages of earlier answers may be sent back as they came."""
 
     role: Literal["system", "developer", "user", "assistant"]

@@ -13,7 +13,6 @@ from pydantic import (
     model_validator,
 )
 
-from app.api.schemas.bodies import Body
 from app.api.schemas.client_defaults import OF_CHATS, OF_COMPLETIONS, without_client_defaults
 from app.api.schemas.generate import Reference, User
 from app.api.schemas.messages import ChatMessage
@@ -24,7 +23,7 @@ from app.errors import InvalidRequest
 from app.request import MIN_TEMPERATURE
 from app.serving.parameters import MAX_NEW_TOKENS, MAX_TOP_TOKENS, Stop, Stops
 from app.serving.structured_output.constraints import Constraint
-from app.validation import PLAIN, wrong
+from app.validation import PLAIN, StrictModel, wrong
 
 MAX_N = 16
 MAX_PROMPTS = 64
@@ -158,7 +157,7 @@ class _OpenAi(ParametersBody):
         return self.max_tokens
 
 
-class StreamOptions(Body):
+class StreamOptions(StrictModel):
     """What a stream reports besides text."""
 
     include_usage: bool | None = Field(None, description="Report the usage in a last chunk")

@@ -5,14 +5,14 @@ from typing import Any, TypeVar
 
 from pydantic import create_model, model_validator
 
-from app.api.schemas.bodies import Body
 from app.serving.parameters import DECLARED, Declaration
+from app.validation import StrictModel
 
 _Model = TypeVar("_Model", bound="ParametersBody")
 OTHER_NAMES = {each.also: name for name, each in DECLARED.items() if each.also is not None}
 
 
-class ParametersBody(Body):
+class ParametersBody(StrictModel):
     """A body with generation parameters; absent ones, or null, come from the task, else from the base."""
 
     @model_validator(mode="before")

@@ -5,9 +5,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from app.api.schemas.bodies import Body
 from app.serving.structured_output.constraints import Constraint, ConstraintKind
-from app.validation import PLAIN
+from app.validation import PLAIN, StrictModel
 
 Schema = Annotated[dict[str, Any], Field(description="JSON schema, of the keywords that llguidance supports")]
 # With plain alternatives, an error would be reported for each.
@@ -21,7 +20,7 @@ SchemaOrText = Annotated[
 ]
 
 
-class _Format(Body, ABC):
+class _Format(StrictModel, ABC):
     """What an answer must match; `where` is the field that holds it."""
 
     @abstractmethod
@@ -57,7 +56,7 @@ class JsonObjectFormat(_Format):
         return Constraint(ConstraintKind.JSON_SCHEMA, given, where)
 
 
-class NamedSchema(Body):
+class NamedSchema(StrictModel):
     """A JSON schema with a name."""
 
     name: Annotated[str, Field(max_length=256)] | None = None
@@ -115,7 +114,7 @@ ResponseFormat = Annotated[
 Grammar = Annotated[JsonFormat | JsonSchemaFormat | RegexFormat, Field(discriminator="type", title="Grammar")]
 
 
-class StructuredOutputs(Body):
+class StructuredOutputs(StrictModel):
     """What the answer must match: exactly one of a choice of texts, a regex and a JSON schema."""
 
     choice: list[str] | None = None

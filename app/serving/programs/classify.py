@@ -62,8 +62,8 @@ class Classify:
                     "The task has no choices of its own; send them.", param="parameters.choices"
                 )
         choices = [
-            _Choice(each, each) if isinstance(each, str) else _Choice(each["value"], each["text"])
-            for each in parse_choices(list(given), "parameters.choices")
+            _Choice(each, each) if isinstance(each, str) else _Choice(each.value, each.text)
+            for each in parse_choices(given)
         ]
         if len({choice.value for choice in choices}) < len(choices):
             raise InvalidRequest("Two choices have the same value.", param="parameters.choices")
