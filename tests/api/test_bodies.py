@@ -211,7 +211,7 @@ def test_answers_to_bad_bodies_are_short_and_plain(
         (
             "/generate",
             ASK | {"parameters": {"choices": [5]}},
-            "parameters.choices.0 must be a string of 1 to 1024 characters, or an object with value and text.",
+            "parameters.choices.0 must be a string of 1 to 1024 characters, or an object of value and text.",
         ),
         (
             "/v1/completions",

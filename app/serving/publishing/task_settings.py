@@ -33,7 +33,7 @@ class LabelledChoice(StrictModel):
 
 Choice = Annotated[
     Label | LabelledChoice,
-    Must(f"must be a string of 1 to {MAX_CHOICE_CHARS} characters, or an object with value and text"),
+    Must(f"must be a string of 1 to {MAX_CHOICE_CHARS} characters, or an object of value and text"),
 ]
 Choices = Annotated[list[Choice], Field(max_length=MAX_CHOICES, strict=False)]  # tuples too
 
