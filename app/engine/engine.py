@@ -12,6 +12,7 @@ from torch import Tensor
 
 from app.concurrency import Workers
 from app.engine.client import EngineStats, LiveRow
+from app.engine.executor import Executor
 from app.engine.loop import Cancel, EngineLoop, Message, Stop, Submit
 from app.engine.memory import kv_blocks
 from app.engine.router import OutputRouter, Port
@@ -79,11 +80,12 @@ class Engine:
             SchedulerConfig(max_rows=config.max_rows, token_budget=config.token_budget),
         )
         self._recorder = StepRecorder(self._scheduler, on_step)
+        self._executor = Executor(Runner(backbone, cache))
         self._loop = EngineLoop(
             geometry=backbone.geometry,
             source=source,
             scheduler=self._scheduler,
-            runner=Runner(backbone, cache),
+            executor=self._executor,
             router=self._router,
             recorder=self._recorder,
             inbox=self._inbox,
@@ -99,7 +101,8 @@ class Engine:
     # -- life -------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start the thread that owns all state."""
+        """Start the thread that owns all state, and the device's."""
+        self._executor.start()
         self._thread.start()
         self._accepting = True
 
@@ -109,11 +112,12 @@ class Engine:
         return self._router.wait_until_empty(timeout)
 
     def stop(self) -> None:
-        """End the thread; requests that still run end with EngineStopped."""
+        """End the threads; requests that still run end with EngineStopped."""
         self._accepting = False
         self._inbox.put(Stop())
         if self._thread.is_alive():
             self._thread.join()
+        self._executor.stop()
         self._workers.shutdown(cancel_futures=True)
 
     @property

@@ -1,27 +1,29 @@
-"""The one thread that owns all engine state: inbox in, step, router out.
+"""The one thread that owns all engine state: inbox in, steps to the executor, outputs to the router.
 
-It blocks on its inbox when there is nothing to do and never polls. No lock is held while the
-device works.
+While a step runs on the device, the loop takes messages, delivers the last step's outputs and plans ahead.
+Then it waits for the step, applies its result, schedules and launches the next one. It blocks on its
+inbox when there is nothing to do and never polls. No lock is held while the device works.
 """
 
 import logging
 import queue
 import time
-from collections.abc import Iterable
-from concurrent.futures import Executor, Future
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Executor as Workers
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 
 from app.engine.deadlines import Deadlines
+from app.engine.executor import Executor
 from app.engine.isolation import Refusals, request_error, run_apart
 from app.engine.plan import Plan, StepResult
 from app.engine.prefixes import Prefix, prefix_key
 from app.engine.router import OutputRouter
-from app.engine.runner import Runner
 from app.engine.sampling.token_masks import AsyncTokenMask, GrammarSource, PackedMask, collect_masks
 from app.engine.scheduler import Scheduler
 from app.engine.sequence import Phase, Sequence
-from app.engine.statistics import StepRecorder
+from app.engine.statistics import Finished, StepRecorder
 from app.engine.step import Step
 from app.errors import (
     Cancelled,
@@ -32,7 +34,7 @@ from app.errors import (
     RequestFailed,
 )
 from app.prompt import ModelGeometry, Prompt, PromptSource
-from app.request import Request, TokenDelta
+from app.request import Request
 
 _log = logging.getLogger("promptplex.engine")
 
@@ -68,6 +70,16 @@ class Stop:
 Message = Submit | Cancel | Loaded | Stop
 
 
+@dataclass(frozen=True, slots=True)
+class UnderWay:
+    """The step that the executor has."""
+
+    step: Step
+    plan: Plan
+    began: float  # time.monotonic()
+    follows: bool  # it was begun as soon as the one before had ended
+
+
 class EngineLoop:
     """Turns messages into steps until it is stopped."""
 
@@ -77,18 +89,18 @@ class EngineLoop:
         geometry: ModelGeometry,
         source: PromptSource,
         scheduler: Scheduler,
-        runner: Runner,
+        executor: Executor,
         router: OutputRouter,
         recorder: StepRecorder,
         inbox: "queue.SimpleQueue[Message]",
         grammars: GrammarSource | None,
-        workers: Executor,
+        workers: Workers,
     ) -> None:
         """`workers` keep constrained rows' masks a step ahead."""
         self._geometry = geometry
         self._source = source
         self._scheduler = scheduler
-        self._runner = runner
+        self._executor = executor
         self._router = router
         self._recorder = recorder
         self._inbox = inbox
@@ -99,17 +111,20 @@ class EngineLoop:
         self._refusals = Refusals()
         self._stopping = False
         self._idle = False  # no step is possible until a message or a deadline comes
+        self._under_way: UnderWay | None = None
 
     def run(self) -> None:
-        """Until Stop. An exception means that the engine is dead; the caller tells everybody."""
+        """Run until Stop. An exception means that the engine is dead; the caller ends all open requests."""
         while True:
             self._take_messages()
             if self._stopping:
                 break
             self._expire()
-            if self._open:
-                self._step()
-            else:
+            finished = self._settle()
+            self._launch(follows=finished is not None)
+            if finished is not None:
+                self._report(finished)
+            if self._under_way is None:
                 self._rest()
         for sequence in list(self._open.values()):
             self._end(
@@ -161,14 +176,14 @@ class EngineLoop:
         self._load_prompts()
 
     def _load_prompts(self) -> None:
-        """Start fetching the prompts of parked sequences; it never blocks."""
+        """Start fetching the prompts of parked sequences; it never blocks. What comes is a message."""
         for sequence in self._scheduler.take_loads():
             assert sequence.request.prompt_digest is not None
             try:
                 future = self._source.load(sequence.request.prompt_digest)
             except Exception as error:
-                self._end(sequence, _lost(error))
-                continue
+                future = Future()
+                future.set_exception(error)
             future.add_done_callback(partial(self._hand_in, sequence))
 
     def _hand_in(self, sequence: Sequence, result: "Future[Prompt]") -> None:
@@ -204,59 +219,67 @@ class EngineLoop:
 
     # -- steps ------------------------------------------------------------------------------
 
-    def _step(self) -> None:
-        started = time.monotonic()
+    def _launch(self, *, follows: bool) -> None:
+        """Begin the next step, if there is one."""
+        began = time.monotonic()
         step = self._scheduler.schedule()
-        self._load_prompts()
         plan = step.plan()
-        if plan.is_empty:
-            assert not self._scheduler.running, "a running sequence must make progress"
-            assert self._scheduler.loading, "a waiting sequence must fit when nothing runs"
-            self._idle = True  # only prompts under way; their arrival is a message
-            self._recorder.refresh()
-            return
-        for sequence in self._scheduler.running:
-            sequence.admitted = sequence.admitted or started
-        result = self._run(step, plan)
+        if not plan.is_empty:
+            self._executor.launch(plan)
+            self._under_way = UnderWay(step, plan, began, follows)
+        self._load_prompts()
+
+    def _settle(self) -> Finished | None:
+        """Wait for the step under way and apply what came of it."""
+        under_way, self._under_way = self._under_way, None
+        if under_way is None:
+            return None
+        step = under_way.step
+        self._scheduler.plan_ahead(step)
+        result = self._collect(step, under_way.plan)
         now = time.monotonic()
         outputs = self._scheduler.update(step, result, now)
         for sequence, _ in outputs:
             if sequence.phase is Phase.FINISHED:
                 del self._open[sequence.request.id]
-        self._router.deliver([(sequence.request.id, output) for sequence, output in outputs])
-        served = [
-            sequence
-            for sequence, output in outputs
-            if isinstance(output, TokenDelta) and output.token_id is not None
-        ]
-        self._recorder.step(step, served, now - started)
+        waited = self._executor.waited if under_way.follows else 0.0
+        return Finished(step, outputs, now - under_way.began, waited)
 
-    def _run(self, step: Step, plan: Plan) -> StepResult:
-        """Run a plan. Where it fails, those at fault end with an error, and the others' part has run."""
-        run = partial(self._run_part, step)
+    def _report(self, finished: Finished) -> None:
+        """Deliver a step's outputs and count it."""
+        self._router.deliver([(sequence.request.id, output) for sequence, output in finished.outputs])
+        self._recorder.step(finished)
+
+    def _collect(self, step: Step, plan: Plan) -> StepResult:
+        """Return a step's result. Where it fails, those at fault end with an error, and the others run."""
         try:
-            return run(plan)
+            return self._executor.collect(partial(self._masks, step, plan))
         except Exception as error:
-            result, failures = run_apart(run, plan, error)
+            result, failures = run_apart(partial(self._run_part, step), plan, error)
         for id_, cause in failures.items():
-            owner = step.owners[id_]
-            if isinstance(owner, Prefix):
-                self._give_up(owner, request_error(owner, cause))
-            else:
-                self._end(owner, request_error(owner, cause))
+            self._end_at_fault(step.owners[id_], cause)
         return result
 
-    def _run_part(self, step: Step, plan: Plan) -> StepResult:
-        def masks() -> dict[int, PackedMask]:
-            found, errors = collect_masks(step.constraints(plan))
-            step.errors.update(errors)
-            return found
+    def _run_part(self, step: Step, part: Plan) -> StepResult:
+        return self._executor.run(part, partial(self._masks, step, part))
 
-        return self._runner.run(plan, masks)
+    @staticmethod
+    def _masks(step: Step, plan: Plan) -> Mapping[int, PackedMask]:
+        """Wait for masks of constrained rows, not for long; those that can't go on are noted."""
+        masks, errors = collect_masks(step.constraints(plan))
+        step.errors.update(errors)
+        return masks
+
+    def _end_at_fault(self, owner: Sequence | Prefix, cause: Exception) -> None:
+        error = request_error(owner, cause)
+        if isinstance(owner, Prefix):
+            self._give_up(owner, error)
+        elif owner.phase is not Phase.FINISHED:  # as one is that was cancelled meanwhile
+            self._end(owner, error)
 
     def _give_up(self, prefix: Prefix, error: PromptplexError) -> None:
         """End all that stand on a prefix, or wait for it, and the prefix with them."""
-        prefix.is_kept = False
+        self._scheduler.prefixes.discard(prefix)
         self._refusals.add(prefix.key, error, time.monotonic())
         for sequence in [each for each in self._open.values() if each.prefix_key == prefix.key]:
             self._end(sequence, error)
@@ -268,10 +291,14 @@ class EngineLoop:
         self._router.deliver([(sequence.request.id, error)])
 
     def _rest(self) -> None:
-        """Nothing is open: prove that nothing was lost, and wait for a message."""
-        self._scheduler.check_integrity()
-        self._scheduler.waiting.reset()
-        self._deadlines.clean(0)
+        """Wait for a message. Where nothing is open, prove first that nothing was lost."""
+        if self._open:
+            assert not self._scheduler.running, "a running sequence must make progress"
+            assert self._scheduler.loading, "a waiting sequence must fit when nothing runs"
+        else:
+            self._scheduler.check_integrity()
+            self._scheduler.waiting.reset()
+            self._deadlines.clean(0)
         self._recorder.refresh()
         self._idle = True
 

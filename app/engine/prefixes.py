@@ -162,6 +162,12 @@ class PrefixCache:
         else:
             self._remove(prefix)
 
+    def discard(self, prefix: Prefix) -> None:
+        """Keep a prefix no longer than it is pinned: what it holds is not what it should."""
+        prefix.is_kept = False
+        if self._idle.get(prefix.key) is prefix:
+            self._evict(prefix)
+
     def evict_until(self, num_free: Counts) -> bool:
         """Evict unpinned prefixes, oldest first, until `num_free` blocks of each pool are free.
 
@@ -170,10 +176,13 @@ class PrefixCache:
         if (self._blocks.num_free + self._num_idle_blocks < num_free).any():
             return False
         while (self._blocks.num_free < num_free).any():
-            prefix = self._idle.pop(next(iter(self._idle)))
-            self._num_idle_blocks -= prefix.table.num_blocks
-            self._remove(prefix)
+            self._evict(next(iter(self._idle.values())))
         return True
+
+    def _evict(self, prefix: Prefix) -> None:
+        del self._idle[prefix.key]
+        self._num_idle_blocks -= prefix.table.num_blocks
+        self._remove(prefix)
 
     def resident_digests(self) -> frozenset[str]:
         """Digests of the prompts that are ready on the device."""

@@ -12,26 +12,22 @@ can always have everything else's (docs/architecture.md, "Preempted rows hold no
 """
 
 import math
+import time
 from dataclasses import dataclass
 
 from app.engine.blocks import KVBlocks, SlotTable
 from app.engine.fair_queue import FairQueue
-from app.engine.plan import (
-    PlanItem,
-    PrefixWrite,
-    StepResult,
-)
+from app.engine.items import decode_item, prefill_item, prefix_item
+from app.engine.plan import PrefixWrite, StepResult
 from app.engine.prefixes import Prefix, PrefixCache, PrefixKey
 from app.engine.router import Output
-from app.engine.sampling.inputs import SampledToken, SamplingInput
+from app.engine.sampling.inputs import SampledToken
 from app.engine.sequence import Phase, Sequence
 from app.engine.step import Step
 from app.errors import NonFiniteLogits, PromptplexError, RequestTooLong
 from app.models.attention.metadata import PackedItem
 from app.prompt import Prompt
 from app.request import FinishReason, Request, TokenDelta
-
-MAX_SCORED_ROWS = 256  # logits over the whole vocabulary are large: so many at a time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +54,7 @@ class Scheduler:
         self.running: list[Sequence] = []  # in order of admission
         self.waiting = FairQueue()
         self.loading: set[Sequence] = set()
+        self._ahead: dict[int, PackedItem] = {}  # of rows that decode in the next step, by id
         self._to_load: list[Sequence] = []  # parked since `take_loads` was asked last
         self._config = config
 
@@ -124,14 +121,42 @@ class Scheduler:
         self.prefixes.trim()
         step = Step(self._config.token_budget)
         for sequence in [sequence for sequence in self.running if sequence.is_decoding]:
-            if sequence.phase is Phase.RUNNING and self._grow(sequence, step):
-                self._take_tokens(sequence, step)
+            if sequence.phase is Phase.RUNNING and self._decode(sequence, step):
                 step.counts.decode_rows += 1
+        self._ahead.clear()
         for sequence in [sequence for sequence in self.running if sequence.num_pending]:
             self._prefill(sequence, step)
         if not step.counts.preempted:
             self._admit(step)
         return step
+
+    def plan_ahead(self, step: Step) -> None:
+        """While a step runs, make room for the tokens that its rows take through the model next.
+
+        Only free blocks are taken: evicting, preempting and admitting wait until the step's tokens are
+        known, so that every decision is the same as if nothing had been planned ahead.
+        """
+        for sequence in step.sequences():
+            if sequence.phase is not Phase.RUNNING or sequence.num_pending or sequence.is_last_token_next:
+                continue
+            assert sequence.table is not None
+            slot, _ = sequence.pending_slots
+            if not sequence.table.grow(slot, slot + 1):
+                return
+            self._ahead[sequence.id] = PackedItem(slot, 1, sequence.table.slots(slot + 1))
+
+    def _decode(self, sequence: Sequence, step: Step) -> bool:
+        """Plan the one pending token of a row; False where the row itself had to be preempted."""
+        slot, _ = sequence.pending_slots
+        kv = self._ahead.get(sequence.id)
+        if kv is None or kv.num_computed != slot:  # a late row takes its last token again
+            if not self._grow(sequence, step):
+                return False
+            assert sequence.table is not None
+            kv = PackedItem(slot, 1, sequence.table.slots(slot + 1))
+        step.add(sequence, decode_item(sequence, kv))
+        sequence.num_computed += 1
+        return True
 
     def _grow(self, sequence: Sequence, step: Step) -> bool:
         """Room for one more slot, at the cost of idle prefixes, then of the youngest sequence."""
@@ -169,34 +194,10 @@ class Scheduler:
         if step.budget and (sequence.prefix is None or sequence.prefix.is_ready):
             grown = sequence.table is not None and sequence.table.grow(*sequence.pending_slots)
             assert grown, "blocks for the whole prompt were taken at admission"
-            step.counts.prefill_tokens += self._take_tokens(sequence, step)
-
-    def _take_tokens(self, sequence: Sequence, step: Step) -> int:
-        """Plan as many pending tokens as the budget allows; the last of them samples."""
-        assert sequence.table is not None
-        count = min(sequence.num_pending, step.budget)
-        start = sequence.num_computed
-        score_from, score_ids = _scoring(sequence, start)
-        if score_ids:
-            count = min(count, MAX_SCORED_ROWS)
-        score_ids = score_ids[: max(start + count - score_from, 0)]
-        before, _ = sequence.pending_slots
-        step.add(
-            sequence,
-            PlanItem(
-                id=sequence.id,
-                kv=PackedItem(before, count, sequence.table.slots(before + count)),
-                position=sequence.first_position + start,
-                token_ids=tuple(sequence.tokens[start : start + count]),
-                sampling=_sampling_input(sequence) if count == sequence.num_pending else None,
-                score_from=score_from - start,
-                score_ids=score_ids,
-                num_top=sequence.request.num_top,
-                stands_on=() if sequence.prefix is None else (sequence.prefix.id,),
-            ),
-        )
-        sequence.num_computed += count
-        return count
+            item = prefill_item(sequence, step.budget)
+            step.add(sequence, item)
+            sequence.num_computed += item.kv.num_tokens
+            step.counts.prefill_tokens += item.kv.num_tokens
 
     def _build_prefix(self, prefix: Prefix, step: Step) -> None:
         """Plan the next part of a prefix: written as it is, or run through the model."""
@@ -207,7 +208,7 @@ class Scheduler:
             step.write(prefix, PrefixWrite(prefix.id, prefix.prompt, slots))
             self.prefixes.advance(prefix, prefix.num_virtual_tokens)
         while step.budget and not prefix.is_ready:
-            item = _prefix_item(prefix, step.budget)
+            item = prefix_item(prefix, step.budget)
             step.add(prefix, item)
             self.prefixes.advance(prefix, item.kv.num_tokens)
             step.counts.prefix_tokens += item.kv.num_tokens
@@ -280,6 +281,7 @@ class Scheduler:
             sequence.constraint.begin()
         if sequence.admitted is None:  # recomputing after a preemption is not charged
             self.waiting.charge(sequence, len(sequence.tokens))
+            sequence.admitted = time.monotonic()
 
     # -- update -----------------------------------------------------------------------------
 
@@ -346,34 +348,4 @@ def _not_finite() -> NonFiniteLogits:
     return NonFiniteLogits(
         "the model produced NaN or infinite logits for this request; if it names a task, the task's "
         "prompt is the likely cause: check its values, or roll the task back"
-    )
-
-
-def _scoring(sequence: Sequence, start: int) -> tuple[int, tuple[int, ...]]:
-    """Which prompt tokens are still to be scored: the first one's predecessor, and their ids.
-
-    Both as far as they can be had from own token `start` on.
-    """
-    ids = sequence.request.token_ids
-    first = max(len(ids) - sequence.request.num_scored + len(sequence.scores), start + 1)
-    return first - 1, ids[first:] if sequence.request.num_scored else ()
-
-
-def _sampling_input(sequence: Sequence) -> SamplingInput:
-    is_constrained = sequence.constraint is not None
-    return sequence.sampling.input(sequence.num_generated, is_constrained=is_constrained)
-
-
-def _prefix_item(prefix: Prefix, budget: int) -> PlanItem:
-    """The next tokens of a prefix: soft prompt rows first, then the resident ids."""
-    start, virtual = prefix.num_computed, prefix.num_virtual_tokens
-    end = virtual if start < virtual else prefix.num_slots
-    count = min(end - start, budget)
-    is_soft = start < virtual
-    return PlanItem(
-        id=prefix.id,
-        kv=PackedItem(start, count, prefix.table.slots(start + count)),
-        position=prefix.position_of(start),
-        token_ids=() if is_soft else prefix.resident_ids[start - virtual : start - virtual + count],
-        soft_prompt=prefix.prompt if is_soft else None,
     )

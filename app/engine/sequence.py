@@ -75,6 +75,11 @@ class Sequence:
         return self.num_generated > 0 and self.num_pending == 1
 
     @property
+    def is_last_token_next(self) -> bool:
+        """Whether the next token ends it by its length."""
+        return self.num_generated + 1 >= self.request.max_new_tokens
+
+    @property
     def first_position(self) -> int:
         """The position that the model sees for the first own token."""
         return self.prefix.position_of(self.prefix.num_slots) if self.prefix is not None else 0

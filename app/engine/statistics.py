@@ -4,9 +4,11 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from app.engine.client import EngineStats, LiveRow
+from app.engine.router import Output
 from app.engine.scheduler import Scheduler
 from app.engine.sequence import Sequence
 from app.engine.step import Step
+from app.request import TokenDelta
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,6 +16,7 @@ class StepStats:
     """What one step did; handed to the engine's `on_step` on the engine thread."""
 
     duration: float
+    device_wait: float  # seconds that the device waited for the step since it ended the one before
     num_decode_rows: int
     num_prefill_tokens: int
     num_prefix_tokens: int
@@ -29,6 +32,16 @@ class StepStats:
     new_tokens: int
     first_token_latencies: tuple[float, ...]
     inter_token_latencies: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A step whose result was applied."""
+
+    step: Step
+    outputs: list[tuple[Sequence, Output]]
+    seconds: float  # since the step before was applied, or since it was scheduled
+    device_wait: float
 
 
 class StepRecorder:
@@ -63,8 +76,14 @@ class StepRecorder:
             steps=self._num_steps,
         )
 
-    def step(self, step: Step, served: Collection[Sequence], duration: float) -> None:
-        """Report a step of `duration` seconds in which each of `served` got a token."""
+    def step(self, finished: Finished) -> None:
+        """Report a step."""
+        step = finished.step
+        served = [
+            sequence
+            for sequence, output in finished.outputs
+            if isinstance(output, TokenDelta) and output.token_id is not None
+        ]
         self._num_steps += 1
         self.refresh()
         if self._rows_are_asked_for:
@@ -75,7 +94,8 @@ class StepRecorder:
         now, counts = self.snapshot, step.counts
         self._on_step(
             StepStats(
-                duration=duration,
+                duration=finished.seconds,
+                device_wait=finished.device_wait,
                 num_decode_rows=counts.decode_rows,
                 num_prefill_tokens=counts.prefill_tokens,
                 num_prefix_tokens=counts.prefix_tokens,

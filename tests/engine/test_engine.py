@@ -1,6 +1,7 @@
 """The running engine: how requests end, what they leave behind, and what happens when things break."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from app.engine.engine import Engine, EngineConfig
 from app.engine.statistics import StepStats
@@ -27,7 +29,7 @@ from app.errors import (
 )
 from app.models.attention.metadata import StepMetadata
 from app.models.decoder_only import DecoderOnly
-from app.prompt import Prompt, VersionDraft
+from app.prompt import ModelGeometry, Prompt, VersionDraft
 from app.request import FinishReason, Request, TokenDelta
 from benchmarks.completions import submit, submit_all
 from tests import oracle
@@ -352,15 +354,17 @@ def test_stopping_answers_what_runs(bench: Bench) -> None:
     assert not bench.engine.is_alive
 
 
-WORKS = -(10**9)  # calls: it won't break before a test says so
-
-
 class FailingBackbone(DecoderOnly):
-    """A device that breaks with its fifth forward pass, and stays broken."""
+    """A device that breaks with its fifth forward pass, and stays broken. It waits at its gate."""
 
     calls = 0
 
+    def __init__(self, model: PreTrainedModel, geometry: ModelGeometry) -> None:
+        super().__init__(model, geometry)
+        self.gate = threading.Event()
+
     def forward(self, embeds: Tensor, positions: Tensor, metadata: StepMetadata) -> Tensor:
+        assert self.gate.wait(60)
         self.calls += 1
         if self.calls >= 5:
             raise RuntimeError("the device fell off the bus")
@@ -369,14 +373,13 @@ class FailingBackbone(DecoderOnly):
 
 def test_a_dead_engine_answers_everybody_and_says_so(bench: Bench, llama_backbone: DecoderOnly) -> None:
     failing = FailingBackbone(llama_backbone.model, llama_backbone.geometry)
-    failing.calls = WORKS
     told: list[BaseException] = []
     engine = Engine(
         failing, bench.source, EngineConfig(max_rows=2, kv_cache_bytes=1 << 20), on_failure=told.append
     )
     engine.start()
-    futures = submit_all(engine, [bench.request(f"r{i}", max_new_tokens=300) for i in range(5)])
-    failing.calls = 0
+    futures = submit_all(engine, [bench.request(f"r{i}", max_new_tokens=50) for i in range(5)])
+    failing.gate.set()
     for future in futures:
         with pytest.raises(EngineStopped, match="the engine failed"):
             future.result(60)

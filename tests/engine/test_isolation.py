@@ -21,7 +21,7 @@ from app.request import Request, SamplingParams
 from benchmarks.completions import submit, submit_all
 from tests import oracle
 from tests.engine.conftest import Bench
-from tests.engine.test_engine import WORKS, FailingBackbone, SlowSource, wait_until
+from tests.engine.test_engine import FailingBackbone, SlowSource, wait_until
 from tests.tiny_models import tiny_model
 
 POISON = 140  # none of the answers below says it
@@ -251,11 +251,11 @@ def test_what_cannot_be_told_apart_ends_the_engine(
     """As an asynchronous error of a device does: it comes with every call from then on."""
     ends: list[BaseException] = []
     backbone = device(llama_backbone.model, llama_backbone.geometry)
-    backbone.calls = WORKS
+    backbone.calls = 4
     engine = Engine(backbone, bench.source, EngineConfig(kv_cache_bytes=1 << 20), on_failure=ends.append)
     engine.start()
-    futures = submit_all(engine, [bench.request(f"r{i}", max_new_tokens=300) for i in range(num_rows)])
-    backbone.calls = 4
+    futures = submit_all(engine, [bench.request(f"r{i}", max_new_tokens=50) for i in range(num_rows)])
+    backbone.gate.set()
     for future in futures:
         with pytest.raises(EngineStopped, match="the engine failed"):
             future.result(60)

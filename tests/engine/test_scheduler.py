@@ -192,26 +192,33 @@ class SchedulerMachine(RuleBasedStateMachine):
         fate=st.sampled_from(["go on", "go on", "go on", "stop", "nan"]),
         pick=st.integers(0, 5),
         late=st.sets(st.integers(0, 5), max_size=3),
+        leaving=st.sets(st.integers(0, 5), max_size=2),
+        plans_ahead=st.booleans(),
     )
-    def step(self, fate: str, pick: int, late: set[int]) -> None:
-        """`late`: rows for which no token can be chosen yet; they take their last one again."""
+    def step(self, fate: str, pick: int, late: set[int], leaving: set[int], plans_ahead: bool) -> None:
+        """One step. Rows that are `leaving` end while it runs; no token can be chosen for `late` ones yet."""
         step = self.scheduler.schedule()
         self.parked += self.scheduler.take_loads()
         self.check_plan(step)
         self.device.run(step)
-        sampling = [step.owners[item.id] for item in step.plan().items if item.sampling is not None]
+        order = [step.owners[item.id] for item in step.plan().items if item.sampling is not None]
+        sampling = [owner for owner in order if isinstance(owner, Sequence)]
+        for sequence in [sampling[i] for i in leaving if i < len(sampling)]:
+            self.end(sequence.request.id, by_caller=True)
+        if plans_ahead:
+            self.scheduler.plan_ahead(step)
+            self.scheduler.check_integrity()
         tokens = [SampledToken(50 + i, -1.0, True) for i in range(len(sampling))]
         if sampling and fate != "go on":
             tokens[pick % len(tokens)] = SampledToken(STOP_ID, -1.0, fate == "stop")
         tokens = [replace(token, is_late=i in late) for i, token in enumerate(tokens)]
-        waiting = [sampling[i] for i in late if i < len(sampling)]
-        before = [list(owner.tokens) for owner in waiting if isinstance(owner, Sequence)]
+        staying = [sequence for sequence in sampling if sequence.phase is Phase.RUNNING]
+        waiting = [sampling[i] for i in late if i < len(sampling) and sampling[i] in staying]
+        before = [list(sequence.tokens) for sequence in waiting]
         news = self.scheduler.update(step, result_of(step, tokens), 0.0)
-        assert len(news) == len(sampling) - len(waiting)
-        for owner, its_tokens in zip(waiting, before, strict=True):
-            assert isinstance(owner, Sequence)
-            assert owner not in [sequence for sequence, _ in news]
-            assert (owner.tokens, owner.num_pending) == (its_tokens, 1)
+        assert {id(sequence) for sequence, _ in news} == {id(each) for each in staying if each not in waiting}
+        for sequence, its_tokens in zip(waiting, before, strict=True):
+            assert (sequence.tokens, sequence.num_pending) == (its_tokens, 1)
         for sequence, output in news:
             if isinstance(output, PromptplexError) or output.is_last:
                 self.end(sequence.request.id, by_caller=False)
@@ -257,7 +264,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 if sequence.phase is Phase.LOADING:
                     digest = sequence.request.prompt_digest
                     self.scheduler.loaded(sequence, next(each for each in PROMPTS if each.digest == digest))
-            self.step("go on", 0, set())
+            self.step("go on", 0, set(), set(), plans_ahead=True)
             self.scheduler.check_integrity()
         assert not self.sequences, "every accepted request ends"
 

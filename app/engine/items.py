@@ -1,0 +1,77 @@
+"""What a sequence or a prefix contributes to a step: its next tokens as an item of the Plan."""
+
+from app.engine.plan import PlanItem
+from app.engine.prefixes import Prefix
+from app.engine.sampling.inputs import SamplingInput
+from app.engine.sequence import Sequence
+from app.models.attention.metadata import PackedItem
+
+MAX_SCORED_ROWS = 256  # logits over the whole vocabulary are large: so many at a time
+
+
+def decode_item(sequence: Sequence, kv: PackedItem) -> PlanItem:
+    """Return the one pending token, which samples."""
+    return PlanItem(
+        id=sequence.id,
+        kv=kv,
+        position=sequence.first_position + sequence.num_computed,
+        token_ids=(sequence.tokens[-1],),
+        sampling=_sampling_input(sequence),
+        stands_on=_prefix_ids(sequence),
+    )
+
+
+def prefill_item(sequence: Sequence, budget: int) -> PlanItem:
+    """Return as many pending tokens as the budget allows; the last of them samples."""
+    assert sequence.table is not None
+    count = min(sequence.num_pending, budget)
+    start = sequence.num_computed
+    score_from, score_ids = _scoring(sequence, start)
+    if score_ids:
+        count = min(count, MAX_SCORED_ROWS)
+    before, _ = sequence.pending_slots
+    return PlanItem(
+        id=sequence.id,
+        kv=PackedItem(before, count, sequence.table.slots(before + count)),
+        position=sequence.first_position + start,
+        token_ids=tuple(sequence.tokens[start : start + count]),
+        sampling=_sampling_input(sequence) if count == sequence.num_pending else None,
+        score_from=score_from - start,
+        score_ids=score_ids[: max(start + count - score_from, 0)],
+        num_top=sequence.request.num_top,
+        stands_on=_prefix_ids(sequence),
+    )
+
+
+def prefix_item(prefix: Prefix, budget: int) -> PlanItem:
+    """Return the next tokens of a prefix: soft prompt rows first, then the resident ids."""
+    start, virtual = prefix.num_computed, prefix.num_virtual_tokens
+    end = virtual if start < virtual else prefix.num_slots
+    count = min(end - start, budget)
+    is_soft = start < virtual
+    return PlanItem(
+        id=prefix.id,
+        kv=PackedItem(start, count, prefix.table.slots(start + count)),
+        position=prefix.position_of(start),
+        token_ids=() if is_soft else prefix.resident_ids[start - virtual : start - virtual + count],
+        soft_prompt=prefix.prompt if is_soft else None,
+    )
+
+
+def _scoring(sequence: Sequence, start: int) -> tuple[int, tuple[int, ...]]:
+    """Return which prompt tokens are still to be scored: the first one's predecessor, and their ids.
+
+    Both as far as they can be had from own token `start` on.
+    """
+    ids = sequence.request.token_ids
+    first = max(len(ids) - sequence.request.num_scored + len(sequence.scores), start + 1)
+    return first - 1, ids[first:] if sequence.request.num_scored else ()
+
+
+def _sampling_input(sequence: Sequence) -> SamplingInput:
+    is_constrained = sequence.constraint is not None
+    return sequence.sampling.input(sequence.num_generated, is_constrained=is_constrained)
+
+
+def _prefix_ids(sequence: Sequence) -> tuple[int, ...]:
+    return () if sequence.prefix is None else (sequence.prefix.id,)
