@@ -34,9 +34,9 @@ def create_app(
     lifespan: Lifespan | None = None,
     tracer: "Tracer | None" = None,
 ) -> FastAPI:
-    """The app over `state`, whose services may come later, when the base model is loaded.
+    """Return the app over `state`, which gets its services when the base model is loaded.
 
-    With `keys`, only what is declared public answers without one; None: everybody may do everything.
+    With `keys`, only routes declared public answer without one; None: every client may do everything.
     With a `tracer`, every request but probes is a span.
     """
     config = config or ApiConfig()
@@ -60,7 +60,9 @@ def create_app(
     app.include_router(tasks.router, dependencies=strict)
     app.include_router(ops.router)  # probes and scrapers may add queries of their own
     app.include_router(live.router, dependencies=strict)
-    app.add_middleware(RequestGuard, config=config, state=state, door=Authenticator(keys, state.on_refusal))
+    app.add_middleware(
+        RequestGuard, config=config, state=state, authenticator=Authenticator(keys, state.on_refusal)
+    )
     for route in app.routes:
         if getattr(route, "path", None) == app.openapi_url:
             any_key(getattr(route, "endpoint", None))
@@ -71,7 +73,7 @@ def create_app(
 
 
 def _add_outer_layers(app: FastAPI, config: ApiConfig, tracer: "Tracer | None") -> None:
-    """From the inside out; without allowed origins no answer has a CORS header."""
+    """Add layers from the inside out; without allowed origins no answer has a CORS header."""
     if config.allowed_origins:
         app.add_middleware(
             CORSMiddleware,

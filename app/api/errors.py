@@ -103,6 +103,12 @@ def error_response(error: BaseException) -> JSONResponse:
     return JSONResponse(envelope(_INTERNAL, kind="server_error", code="internal"), 500)
 
 
+def refusal(status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """Return the response to a request that reaches no route."""
+    kind = "server_error" if status >= 500 else "invalid_request_error"
+    return JSONResponse(envelope(message, kind=kind, code=code), status, headers)
+
+
 def _ours(error: errors.PromptplexError) -> JSONResponse:
     known = next((kind for kind in type(error).__mro__ if kind in _MAPPING), None)
     status, kind, code = (500, "server_error", "internal") if known is None else _MAPPING[known]

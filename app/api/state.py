@@ -1,4 +1,4 @@
-"""What the routes stand on, and what the server is doing: loading, ready, draining or dead."""
+"""The services behind the routes, and the server's phase: loading, ready, draining or dead."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -63,7 +63,7 @@ class Services:
         object.__setattr__(self, "catalog", Catalog(self.store, self.generation))
 
     def close(self) -> None:
-        """End all threads that were started for them; what still runs ends with EngineStopped."""
+        """End all threads of the services; requests that still run end with EngineStopped."""
         self.maintenance.stop()
         self.engine.stop()
         self.generation.close()
@@ -72,7 +72,7 @@ class Services:
 
 
 class Phase(StrEnum):
-    """Where the server is in its life."""
+    """The phase of the server's life."""
 
     LOADING = "loading"
     READY = "ready"
@@ -93,12 +93,12 @@ class ServerState:
 
     services: Services | None = None  # None while the base model loads
     draining: bool = False
-    progress: str = "starting"  # what loading is at, for /health
+    progress: str = "starting"  # the stage of loading, for /health
     requests: InflightRequests = field(default_factory=InflightRequests)
 
     @property
     def phase(self) -> Phase:
-        """The phase as of now."""
+        """Return the present phase."""
         if self.draining:
             return Phase.DRAINING
         if self.services is None:
@@ -106,12 +106,12 @@ class ServerState:
         return Phase.READY if self.services.engine.is_alive else Phase.DEAD
 
     def on_refusal(self, reason: str) -> None:
-        """A request was refused at the door; counted as soon as there are metrics."""
+        """Count a request that authentication refused, as soon as there are metrics."""
         if self.services is not None:
             self.services.metrics.on_refusal(reason)
 
     def max_upload_bytes(self, configured: int | None) -> int:
-        """What is configured, else room for a prefix of `PREFIX_TOKENS` of the base in float32."""
+        """Return what is configured, else room for a float32 prefix of `PREFIX_TOKENS` tokens of the base."""
         if configured is not None:
             return configured
         if self.services is None:
@@ -122,11 +122,11 @@ class ServerState:
 
     @property
     def is_leaving(self) -> bool:
-        """Whether the process is about to end."""
+        """Return whether the process is about to end."""
         return self.phase in (Phase.DRAINING, Phase.DEAD)
 
     def ready_services(self) -> Services:
-        """The services; EngineStopped (503) while they can't be used."""
+        """Return the services. Raise EngineStopped (503) while they can't be used."""
         phase = self.phase
         if phase is Phase.READY and self.services is not None:
             return self.services
@@ -137,19 +137,19 @@ class ServerState:
 
 
 async def server_state(request: Request) -> ServerState:
-    """The state that `create_app` was given."""
+    """Return the state that `create_app` was given."""
     state = request.app.state.server
     assert isinstance(state, ServerState)
     return state
 
 
 async def services(request: Request) -> Services:
-    """The services behind a route; EngineStopped (503) while there are none."""
+    """Return the services behind a route. Raise EngineStopped (503) while there are none."""
     return (await server_state(request)).ready_services()
 
 
 async def api_config(request: Request) -> ApiConfig:
-    """The configuration that `create_app` was given."""
+    """Return the configuration that `create_app` was given."""
     config = request.app.state.config
     assert isinstance(config, ApiConfig)
     return config

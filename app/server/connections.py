@@ -1,10 +1,9 @@
-"""Connections: httptools through uvicorn, within bounds of number, size and time.
+"""Connections: httptools through uvicorn, with bounds of number, size and time that uvicorn lacks.
 
 A client must send a request's head within `head_seconds` of the connection, or of the first byte of a
-later request. A client must take what it is sent: where nothing moves for `stall_seconds`, the
-connection is reset, its row freed. Requests that come before the last answer wait in memory, so they are
-few and small; reading goes on meanwhile, for else nobody would notice that the client leaves. Bodies are
-the business of `app/api/edge.py`.
+later request. A client must read its answer: where nothing moves for `stall_seconds`, the connection is
+reset and its row freed. Pipelined requests wait in memory, so they must be few and small; reading goes on
+meanwhile, since a disconnect wouldn't be noticed otherwise. Bodies are bounded by the request guard.
 """
 
 import asyncio
@@ -20,7 +19,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from app.api.errors import envelope
+from app.api.errors import refusal
 from app.api.middleware.headers import complete_headers, request_id
 from app.api.state import ApiConfig
 from app.server.crowd import MOST_REFUSED, Crowd
@@ -35,7 +34,7 @@ _MOST_WAITING_BYTES = 64 << 10  # of their heads and bodies, until none waits an
 
 
 def server_config(app: ASGIApp, limits: ApiConfig, **options: Any) -> uvicorn.Config:
-    """How uvicorn serves the app: on these connections, without WebSockets and its own log lines."""
+    """Return a configuration of uvicorn with these connections, without WebSockets and its own log lines."""
     protocol: Any = functools.partial(BoundedConnection, limits=limits, crowd=Crowd())
     return uvicorn.Config(
         app,
@@ -50,7 +49,7 @@ def server_config(app: ASGIApp, limits: ApiConfig, **options: Any) -> uvicorn.Co
 
 
 def raise_open_files() -> int:
-    """Raise this process's bound of open files as far as it may; how many there may be now."""
+    """Raise this process's limit of open files as far as it may, and return it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -92,7 +91,7 @@ class BoundedConnection(HttpToolsProtocol):
             self._refuse(_TOO_MANY)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the clocks, and tell the request that is answered, whatever waits behind it."""
+        """Stop the clocks, and disconnect the request that is being answered, whatever waits behind it."""
         super().connection_lost(exc)
         self._crowd.works(self.transport)
         self._stop_head_clock()
@@ -100,7 +99,7 @@ class BoundedConnection(HttpToolsProtocol):
         self._disconnect_running()
 
     def data_received(self, data: bytes) -> None:
-        """As uvicorn's, with bounds for heads, and with our envelope for what is no HTTP."""
+        """Do as uvicorn does, with bounds for heads, and with our envelope for bytes that aren't HTTP."""
         if self._refusal is not None:
             return
         self._unset_keepalive_if_required()
@@ -117,9 +116,9 @@ class BoundedConnection(HttpToolsProtocol):
             self._refuse_head(True)
 
     def _parse(self, data: bytes) -> None:
-        """Feed the parser. It takes an upgrade for the end of HTTP; ours is to ignore it (RFC 9110, 7.8).
+        """Feed the parser, and ignore upgrades (RFC 9110, 7.8), which end HTTP for it.
 
-        So a new parser gets the head once more, without what asks for the upgrade, then what follows it.
+        A new parser gets the head once more, without the request for an upgrade, then the rest of the data.
         """
         try:
             self.parser.feed_data(data)
@@ -140,12 +139,12 @@ class BoundedConnection(HttpToolsProtocol):
         self._start_head_clock()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Trailers are dropped: what decides on a request must not come after its body (RFC 9110, 6.5.1)."""
+        """Keep headers and drop trailers, which must not change a request (RFC 9110, 6.5.1)."""
         if self._expects_head:
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """The head is there; it may still be too large, for it may have come at once."""
+        """Check the head's size, since all of it may have come at once, and begin or queue the request."""
         if self.parser.get_method() == b"CONNECT":
             self._end(_NO_TUNNEL)
         if self.parser.should_upgrade():
@@ -167,14 +166,14 @@ class BoundedConnection(HttpToolsProtocol):
         self.flow.resume_reading()  # uvicorn would not read while this one waits
 
     def on_body(self, body: bytes) -> None:
-        """Some of the body is there."""
+        """Take a part of the body, within the bounds of what may wait."""
         self._bytes_beside = 0
         if self.pipeline:
             self._let_wait(len(body))
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """The body is there; what comes next is a head."""
+        """End the body; a head is next."""
         if self.parser.should_upgrade():
             return
         super().on_message_complete()
@@ -182,9 +181,9 @@ class BoundedConnection(HttpToolsProtocol):
         self._bytes_beside = 0
 
     def on_response_complete(self) -> None:
-        """Go on with what waits: the next request, or a refusal.
+        """Go on with the next request or a refusal.
 
-        A client that hasn't sent its body to the end yet has as much time for the rest as for a head.
+        A client whose body hasn't ended yet gets as much time for the rest as for a head.
         """
         super().on_response_complete()
         if not self.pipeline:
@@ -196,12 +195,12 @@ class BoundedConnection(HttpToolsProtocol):
             self._start_head_clock()
 
     def pause_writing(self) -> None:
-        """The client doesn't read as fast as it is written to."""
+        """Start the clock of a client that reads more slowly than the answer is written."""
         super().pause_writing()
         self._start_stall_clock()
 
     def resume_writing(self) -> None:
-        """It has taken everything."""
+        """Stop that clock: everything is sent."""
         super().resume_writing()
         self._stop_stall_clock()
 
@@ -220,14 +219,14 @@ class BoundedConnection(HttpToolsProtocol):
             self._running.message_event.set()
 
     def _let_wait(self, size: int) -> None:
-        """Count what comes before its turn; end the parsing where it is too much."""
+        """Count bytes of pipelined requests; end the parsing where they are too many."""
         self._waiting_bytes += size
         is_one_more = self._expects_head and len(self.pipeline) >= _MOST_WAITING
         if is_one_more or self._waiting_bytes > _MOST_WAITING_BYTES:
             self._end(_TOO_EARLY)
 
     def _check_codings(self) -> None:
-        """A body in a coding that we don't undo must not be taken for the body itself (RFC 9112, 6.1)."""
+        """Refuse a body in a transfer coding other than chunked (RFC 9112, 6.1)."""
         given = [value for name, value in self.headers if name == b"transfer-encoding"]
         codings = [coding.strip().lower() for coding in b",".join(given).split(b",")] if given else []
         if set(codings) - {b"chunked", b""}:
@@ -308,7 +307,7 @@ class BoundedConnection(HttpToolsProtocol):
         if self._refusal is None or self._is_answering or self.transport.is_closing():
             return
         identity = request_id()
-        if self._refusal is not _TOO_MANY:  # of which the crowd tells, seldom
+        if self._refusal is not _TOO_MANY:  # for which there is a line a minute
             log.info("refused", extra={"fields": {"status": self._refusal.status, "request_id": identity}})
         self.transport.write(self._written(self._refusal.response(), identity))
         if self.transport.can_write_eof():
@@ -326,7 +325,7 @@ def _is_http_1_0(cycle: RequestResponseCycle) -> bool:
 
 
 def _as_http_1_0(app: Any, cycle: RequestResponseCycle) -> Any:
-    """The app for a client that knows no chunks: what has no length ends with the connection."""
+    """Wrap the app for clients without chunked coding: answers without a length end with the connection."""
 
     async def answered(scope: Scope, receive: Receive, send: Send) -> None:
         async def sending(message: Message) -> None:
@@ -348,16 +347,15 @@ def _as_http_1_0(app: Any, cycle: RequestResponseCycle) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class _Refusal:
-    """What is answered to what never becomes a request."""
+    """An answer to bytes that never become a request."""
 
     status: int
     code: str
     message: str
 
     def response(self) -> JSONResponse:
-        kind = "server_error" if self.status >= 500 else "invalid_request_error"
         headers = {"retry-after": "1"} if self.status == 503 else None
-        return JSONResponse(envelope(self.message, kind=kind, code=self.code), self.status, headers)
+        return refusal(self.status, self.code, self.message, headers)
 
 
 _TOO_MANY = _Refusal(503, "overloaded", "There are too many connections; try again shortly.")

@@ -1,4 +1,4 @@
-"""What keeps a server within its open files: how many connections it may have, and which of them give way."""
+"""The number of connections that open files allow, and the idle ones that are closed for new ones."""
 
 import asyncio
 import errno
@@ -29,30 +29,30 @@ class Room:
 
 
 def room_for_connections(files: int, most: int) -> Room:
-    """At most `most` of `files`; beside them are those just accepted, refused, closing, and other files."""
+    """Return bounds of at most `most` connections, with files to spare for those that come and go."""
     at_once = max(1, min(_MOST_AT_ONCE, files // 16))
     left = files - min(_OTHER_FILES, files // 2) - 3 * at_once
     return Room(max(1, min(most, max(left - MOST_REFUSED, left // 2))), at_once)
 
 
 class Crowd:
-    """The connections of one server that wait for a request, the oldest first. Belongs to its event loop."""
+    """The idle connections of a server, the longest idle first. Belongs to its event loop."""
 
     def __init__(self) -> None:
         self._since: dict[asyncio.Transport, float] = {}
         self._line = Seldom()
 
     def waits(self, connection: asyncio.Transport) -> None:
-        """It may give way from now on."""
+        """Note that a connection is idle: it may be closed for a new one."""
         self._since.pop(connection, None)
         self._since[connection] = time.monotonic()
 
     def works(self, connection: asyncio.Transport) -> None:
-        """It has a request, or is gone."""
+        """Note that a connection has a request, or is lost."""
         self._since.pop(connection, None)
 
     def make_room(self) -> bool:
-        """Close the connection that has waited longest; False: none has waited for long."""
+        """Close the longest idle connection and return True; False where none has been idle for long."""
         self._line.say("there are too many connections: those that wait longest give way, others get a 503")
         oldest = next(iter(self._since.items()), None)
         if oldest is None or time.monotonic() - oldest[1] < _IDLE_SECONDS:
@@ -63,13 +63,13 @@ class Crowd:
 
 
 class Seldom:
-    """A line in the log, once a minute however often there is reason for it."""
+    """A warning that is logged at most once a minute."""
 
     def __init__(self) -> None:
         self._next = 0.0
 
     def say(self, line: str) -> None:
-        """Log a warning, unless there was one within the last minute."""
+        """Log the warning, unless one was logged within the last minute."""
         now = time.monotonic()
         if now >= self._next:
             self._next = now + _SECONDS_A_LINE
@@ -77,10 +77,10 @@ class Seldom:
 
 
 class QuietServer(uvicorn.Server):
-    """uvicorn's server where there are few files: asyncio logs each connection that it has no file for."""
+    """uvicorn's server, without asyncio's traceback for each connection that no file is left for."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen. More connections wait in the kernel than asyncio accepts at once."""
+        """Listen, with a longer queue in the kernel than asyncio accepts at once."""
         asyncio.get_running_loop().set_exception_handler(functools.partial(_on_error, Seldom()))
         await super().startup(sockets)
         for listening in (each for server in self.servers for each in server.sockets):

@@ -314,13 +314,11 @@ def test_pages_of_named_origins_may_call(stack: Stack) -> None:
             assert "access-control-allow-origin" not in answer.headers
 
 
-def test_what_nobody_foresaw_says_nothing_of_the_inside(
-    stack: Stack, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unexpected_error_says_nothing_of_its_cause(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     async def broken(*_: object) -> None:
         raise RuntimeError("secret /etc/passwd")
 
-    monkeypatch.setattr(stack.generation, "generate", broken)
+    monkeypatch.setattr(stack.generation, "generate_all", broken)
     with serving(ServerState(services=services_of(stack))) as url, client_of(url) as client:
         response = client.post("/generate", json={"inputs": "a"}, headers={"x-request-id": "find-me"})
         assert error_of(response, 500)["code"] == "internal"

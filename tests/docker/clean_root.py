@@ -1,11 +1,5 @@
 """Carry out the Dockerfile's instructions without an engine, in clean roots made by debootstrap.
 
-    python tests/docker/clean_root.py base DIRECTORY    a Debian with Python, in place of the base image
-    python tests/docker/clean_root.py build DIRECTORY   the Dockerfile's stages, on copies of it
-    python tests/docker/clean_root.py run DIRECTORY [ARGUMENT...]
-                                                        the entrypoint, as its user, the root read-only
-    python tests/docker/clean_root.py remove DIRECTORY  all of it
-
 Needs root, debootstrap, unshare and chroot; mounts live in mount namespaces of their own and go with them.
 What stands in for Docker here: base root for base image, copies for layers, directories below
 DIRECTORY/volumes for volumes. pip's configuration of this machine is shown to RUN, as is its network.
@@ -106,11 +100,11 @@ def _instructions(text: str) -> Iterator[Instruction]:
             yield Instruction(name, re.sub(r"\s+", " ", rest.strip()))
 
 
-def settled(name: str, arguments: dict[str, str] | None = None) -> Stage:
+def settled(name: str) -> Stage:
     """A stage with all its settings in place."""
     stage = parse((REPOSITORY / "Dockerfile").read_text())[name]
     for instruction in stage.instructions:
-        stage.set_up(instruction, arguments or {})
+        stage.set_up(instruction, {})
     return stage
 
 
@@ -127,23 +121,17 @@ def build(directory: Path, arguments: dict[str, str]) -> None:
     for name, stage in parse((REPOSITORY / "Dockerfile").read_text()).items():
         root = directory / name
         subprocess.run(["cp", "--archive", str(directory / "base"), str(root)], check=True)
-        print(f"== {name}: from a base of {_size(root)}", flush=True)
         for instruction in stage.instructions:
             _carry_out(instruction, stage, directory, arguments)
-        print(f"== {name}: {_size(root)}", flush=True)
 
 
 def _carry_out(instruction: Instruction, stage: Stage, directory: Path, arguments: dict[str, str]) -> None:
     stage.set_up(instruction, arguments)
     root = directory / stage.name
-    if instruction.name in ("RUN", "COPY"):
-        print(f"{instruction.name} {instruction.text}", flush=True)
     if instruction.name == "WORKDIR":
         (root / stage.directory.lstrip("/")).mkdir(parents=True, exist_ok=True)
     elif instruction.name == "RUN":
-        before = _size(root)
         _run(root, stage, instruction.text)
-        print(f"   {before} -> {_size(root)}", flush=True)
     elif instruction.name == "COPY":
         _copy(instruction, stage, directory)
 
@@ -249,36 +237,3 @@ def entrypoint(*arguments: str) -> list[str]:
     """What a container runs when it is given these arguments."""
     stage = settled("serve")
     return [*stage.entrypoint, *(arguments or stage.command)]
-
-
-def remove(directory: Path) -> None:
-    """All roots and volumes; nothing is mounted in them, for the namespaces are gone."""
-    for name in ("base", *parse((REPOSITORY / "Dockerfile").read_text()), "volumes"):
-        shutil.rmtree(directory / name, ignore_errors=True)
-
-
-def _size(root: Path) -> str:
-    counted = subprocess.run(
-        ["du", "--summarize", "--si", str(root)], capture_output=True, text=True, check=True
-    )
-    return counted.stdout.split()[0] + "B"
-
-
-def main() -> None:
-    verb, directory, *rest = sys.argv[1:]
-    where = Path(directory).resolve()
-    if verb == "base":
-        make_base(where)
-    elif verb == "build":
-        build(where, dict(argument.split("=", 1) for argument in rest))
-    elif verb == "run":
-        command = run_command(where, entrypoint(*rest))
-        os.execvp(command[0], command)
-    elif verb == "remove":
-        remove(where)
-    else:
-        sys.exit(__doc__)
-
-
-if __name__ == "__main__":
-    main()

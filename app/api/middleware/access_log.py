@@ -1,6 +1,6 @@
-"""The outermost layer: each request has an id, each answer its headers, each one a line in the log.
+"""The outermost layer: an id for each request, headers for each answer, a line in the log for each.
 
-A line holds nothing of what was asked or answered.
+A line holds nothing of prompts or outputs.
 """
 
 import logging
@@ -24,7 +24,7 @@ _MAX_PATH = 256
 
 @dataclass(slots=True)
 class RequestRecord:
-    """What is known of a request under way; generations add to it as they end."""
+    """The facts of a request in flight; generations add to it as they end."""
 
     request_id: str
     begin: float = field(default_factory=time.monotonic)
@@ -42,14 +42,14 @@ _current: ContextVar[RequestRecord | None] = ContextVar("request", default=None)
 
 
 def current_record() -> RequestRecord | None:
-    """The record of the request that this code works for."""
+    """Return the record of the request that the calling code works for."""
     return _current.get()
 
 
 def note_outcome(outcome: Outcome) -> None:
-    """The generation service's callback: add to the record of the request that it worked for.
+    """Add a generation to the record of its request: the callback of the generation service.
 
-    Of several answers to one request each prompt counts again, as the model was asked again.
+    Each of several answers to a request counts its prompt again, since the model ran on it again.
     """
     record = _current.get()
     if record is None:
@@ -72,7 +72,7 @@ def is_probe(scope: Scope) -> bool:
 
 
 class AccessLog:
-    """Pure ASGI: nothing is buffered, and a client's leaving reaches the route."""
+    """Pure ASGI: nothing is buffered, and a disconnect reaches the route."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -144,6 +144,6 @@ def _key_name(scope: Scope) -> str | None:
 
 
 def _printable_path(scope: Scope) -> str:
-    """As it came, still percent-encoded: no line break can be in it."""
+    """Return the path as received, still percent-encoded: it can't hold a line break."""
     raw: bytes = scope.get("raw_path") or quote(scope["path"]).encode()  # not every host gives the first
     return raw[:_MAX_PATH].decode("ascii", "backslashreplace")

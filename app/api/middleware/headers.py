@@ -1,4 +1,4 @@
-"""Headers that every answer carries, also those that no route made."""
+"""Headers of every answer, of those to requests without a route too."""
 
 import re
 import uuid
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
 
-# A page of this server (the console) sends a policy of its own; to everything else no page belongs.
+# The console's pages send a policy of their own; no other answer is a page.
 _DEFAULTS = (
     (b"x-content-type-options", b"nosniff"),
     (b"cache-control", b"no-store"),
@@ -17,7 +17,7 @@ _DEFAULTS = (
 
 
 def complete_headers(headers: Iterable[tuple[bytes, bytes]], request_id: str) -> list[tuple[bytes, bytes]]:
-    """The headers (names in lower case), the request's id, and each default that isn't set."""
+    """Return the headers (names in lower case), the request's id, and each default that isn't set."""
     kept = [header for header in headers if header[0] != b"x-request-id"]
     names = {name for name, _ in kept}
     missing = [header for header in _DEFAULTS if header[0] not in names]
@@ -25,5 +25,5 @@ def complete_headers(headers: Iterable[tuple[bytes, bytes]], request_id: str) ->
 
 
 def request_id(given: str = "") -> str:
-    """The client's own id where it is harmless in a header and a log, else a new one."""
+    """Return the client's id where it is harmless in a header and a log, else a new one."""
     return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex

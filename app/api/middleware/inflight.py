@@ -1,4 +1,4 @@
-"""Requests that are being served: how many, how much their bodies hold, and an end to those still sent."""
+"""Requests in flight: their number, the memory of their bodies, and an end to bodies that still come."""
 
 import asyncio
 import contextlib
@@ -33,23 +33,23 @@ class InflightRequests:
                     self._changed.notify_all()
 
     def wait_until_none(self, timeout: float) -> bool:
-        """Whether all that are counted ended within `timeout` seconds."""
+        """Return whether all counted requests ended within `timeout` seconds."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._count, timeout)
 
     def take_bytes(self, count: int, bound: int) -> None:
-        """Account for bytes of a body, which stay until its request ends. Raises Overloaded."""
+        """Account for bytes of a body, which stay until its request ends. Raise Overloaded."""
         if self._held_bytes + count > bound:
             raise Overloaded("The bodies of requests under way fill their memory; try again shortly.")
         self._held_bytes += count
 
     def give_bytes(self, count: int) -> None:
-        """The request that held them has ended."""
+        """Free the bytes of a request that has ended."""
         self._held_bytes -= count
 
     @contextlib.asynccontextmanager
     async def waiting_for_body(self, seconds: float) -> AsyncIterator[None]:
-        """Wait for a client within this. Raises TimeoutError, or EngineStopped when the server closes."""
+        """Bound a wait for the client. Raise TimeoutError, or EngineStopped when the server closes."""
         async with self._telling_why(), asyncio.timeout(0 if self.is_closed else seconds) as limit:
             self._bodies.add(limit)
             try:
@@ -71,7 +71,7 @@ class InflightRequests:
             raise
 
     def close(self) -> None:
-        """Nobody waits for a body any longer: whoever does gets an answer."""
+        """End all waits for bodies, now and from now on."""
         self.is_closed = True
         now = asyncio.get_running_loop().time()
         for limit in self._bodies:

@@ -1,4 +1,4 @@
-"""What can't be served now is refused before its body is read, let alone tokenized."""
+"""Refuse requests that can't be served now before their bodies are read and tokenized."""
 
 from collections.abc import Callable, Coroutine
 from typing import Any

@@ -1,6 +1,6 @@
-"""What every request passes: who may ask from where, its key, how large and how slow a body may be.
+"""What each request must pass before its route: host and origin, key, size and speed of its body.
 
-Pure ASGI, so that nothing is buffered and a client's leaving reaches the route.
+Pure ASGI, so that nothing is buffered and a disconnect reaches the route.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.auth.authenticator import Authenticator
-from app.api.errors import envelope, error_response
+from app.api.errors import error_response, refusal
 from app.api.middleware.access_log import route_path
 from app.api.middleware.inflight import InflightRequests
 from app.api.state import PREFIX_TOKENS, ApiConfig, ServerState
@@ -39,13 +39,15 @@ _LEAST_BYTES_A_SECOND = 32 << 10  # of a body, on average; 64 MiB over 1 Mbit/s 
 
 
 class RequestGuard:
-    """It also answers what nobody foresaw."""
+    """Refuse a request, or serve it; answer exceptions that no handler expects."""
 
-    def __init__(self, app: ASGIApp, config: ApiConfig, state: ServerState, door: Authenticator) -> None:
+    def __init__(
+        self, app: ASGIApp, config: ApiConfig, state: ServerState, authenticator: Authenticator
+    ) -> None:
         self._app = app
         self._config = config
         self._state = state
-        self._door = door
+        self._authenticator = authenticator
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection's request."""
@@ -58,9 +60,9 @@ class RequestGuard:
         exchange = _Exchange(scope, receive, send, self._state, self._body_limit(scope))
         scope["state"]["hold"] = exchange.hold
         scope, headers = exchange.scope, Headers(scope=scope)
-        refusal = self._refusal(scope, headers) or self._door.refusal(scope) or _coded(scope, headers)
-        if refusal is not None:
-            await refusal(scope, receive, exchange.send)
+        denied = self._refusal(scope, headers) or self._authenticator.refusal(scope) or _coded(scope, headers)
+        if denied is not None:
+            await denied(scope, receive, exchange.send)
         elif exchange.declares_too_much():
             await exchange.refuse(error_response(exchange.too_large()))
             await exchange.end_refusal()
@@ -95,13 +97,11 @@ class RequestGuard:
         return _BodyLimit(size, "--max-body-bytes", config.body_seconds, in_memory=most)
 
     def _refusal(self, scope: Scope, headers: Headers) -> JSONResponse | None:
-        """A page of another site must not reach a server that trusts everybody on this machine."""
+        """Refuse pages of other sites: without keys, this server trusts every program on the machine."""
         hosts = headers.getlist("host")
         if any(_UNPRINTABLE.search(host) for host in hosts):  # which `urlsplit` would leave out
             message = "The Host header holds a tab, a space or another character that no host has."
-            return JSONResponse(
-                envelope(message, kind="invalid_request_error", code="malformed_request"), 400
-            )
+            return refusal(400, "malformed_request", message)
         if self._config.allowed_hosts is not None and (
             len(hosts) != 1 or _host_name(hosts[0]) not in self._config.allowed_hosts
         ):
@@ -163,7 +163,7 @@ class _Exchange:
         self._lingers = False  # a refusal whose end is still to be sent
 
     def declares_too_much(self) -> bool:
-        """Whether Content-Length alone says that the body is too large."""
+        """Return whether Content-Length alone says that the body is too large."""
         declared = Headers(scope=self.scope).get("content-length", "0")
         return (
             declared.isascii()
@@ -185,7 +185,7 @@ class _Exchange:
         return {"type": "http.disconnect"}
 
     async def _receive_body(self) -> Message:
-        """Raises TimeoutError while the body comes; what comes after it is the client's leaving."""
+        """Return the next message of the body. Raise TimeoutError, PayloadTooLarge, Overloaded."""
         begin = time.monotonic()
         allowed = self._limit.seconds + self._received / _LEAST_BYTES_A_SECOND - self._waited
         async with self._requests.waiting_for_body(allowed):
@@ -200,13 +200,13 @@ class _Exchange:
         return message
 
     def hold(self, size: int) -> None:
-        """Account for memory that the body takes until its request ends. Raises Overloaded."""
+        """Account for memory that the body takes until its request ends. Raise Overloaded."""
         if self._limit.in_memory is not None:
             self._requests.take_bytes(size, self._limit.in_memory)
             self._held += size
 
     def forget_body(self) -> None:
-        """The request has its answer; what it held is free."""
+        """Free the memory that was accounted for: the request has its answer."""
         self._requests.give_bytes(self._held)
         self._held = 0
 
@@ -218,14 +218,16 @@ class _Exchange:
         if is_start:
             self.is_answered = True
             if self._state.is_leaving:
-                MutableHeaders(scope=message)["connection"] = "close"  # the next one had better go elsewhere
+                MutableHeaders(scope=message)["connection"] = (
+                    "close"  # the next request goes to another replica
+                )
         await self._send(message)
         if is_start and self._is_head:  # a stream's end needn't come, so the route is done with
             self._is_over = True
             await self._send({"type": "http.response.body"})
 
     def too_large(self) -> PayloadTooLarge:
-        """The error of a body beyond its limit."""
+        """Return the error of a body beyond its limit."""
         return PayloadTooLarge(
             f"The body exceeds {self._limit.size} bytes; the server's {self._limit.option} bounds it."
             + self._limit.advice
@@ -248,9 +250,9 @@ class _Exchange:
         self._lingers = True
 
     async def end_refusal(self) -> None:
-        """End the answer, if one was refused: late, since a client that still sends would lose it to a reset.
+        """End a refusal: late, since a client that still sends would lose it to a reset.
 
-        The request holds nothing any more by then, so that others whose bodies come have the room.
+        By then the request holds no memory any more, so that others have the room.
         """
         if self._lingers:
             await self._discard_body()
@@ -270,17 +272,16 @@ class _Exchange:
 
 
 def _coded(scope: Scope, headers: Headers) -> JSONResponse | None:
-    """A body is read as it is: undoing a coding would let a small one become a large one."""
+    """Refuse a Content-Encoding: a small body could become a large one."""
     codings = ",".join(headers.getlist("content-encoding")).lower().split(",")
     if scope["method"] in _SAFE_METHODS or not {coding.strip() for coding in codings} - {"", "identity"}:
         return None
     message = "Bodies in a Content-Encoding are not taken; send it uncompressed, without this header."
-    body = envelope(message, kind="invalid_request_error", code="unsupported_media_type")
-    return JSONResponse(body, 415, {"accept-encoding": "identity"})
+    return refusal(415, "unsupported_media_type", message, {"accept-encoding": "identity"})
 
 
 def _forbidden(message: str) -> JSONResponse:
-    return JSONResponse(envelope(message, kind="invalid_request_error", code="forbidden"), 403)
+    return refusal(403, "forbidden", message)
 
 
 def _too_slow(received: int) -> JSONResponse:
@@ -288,7 +289,7 @@ def _too_slow(received: int) -> JSONResponse:
         f"The body came too slowly: {received} bytes so far, where at least {_LEAST_BYTES_A_SECOND} a second "
         "are expected; send it again over a faster connection, or a smaller one."
     )
-    return JSONResponse(envelope(message, kind="invalid_request_error", code="request_timeout"), 408)
+    return refusal(408, "request_timeout", message)
 
 
 def _host_name(host: str) -> str | None:
@@ -297,7 +298,7 @@ def _host_name(host: str) -> str | None:
 
 
 def _split(url: str) -> tuple[str, str, int | None] | None:
-    """Scheme, host and port of an origin; None for anything else."""
+    """Return scheme, host and port of an origin; None for anything else."""
     if _UNPRINTABLE.search(url):
         return None
     try:

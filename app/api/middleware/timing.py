@@ -1,4 +1,4 @@
-"""Timing headers of whole answers; streams begin before anybody knows them."""
+"""Timing headers of whole answers; a stream begins before its times are known."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ TIMING_HEADERS = (
 
 
 def timing_of(results: Sequence[GenerationResult], seconds: float, num_prompts: int = 1) -> dict[str, str]:
-    """Of answers that ran at once: the slowest one's times, and all tokens, each prompt's once."""
+    """Return headers of answers that ran together: the longest times, all tokens, each prompt's once."""
     answers_each = len(results) // num_prompts
     return timing_headers(
         [result.timings for result in results],
@@ -29,7 +29,7 @@ def timing_of(results: Sequence[GenerationResult], seconds: float, num_prompts: 
 def timing_headers(
     timings: Sequence[RequestTimings], seconds: float, *, prompt_tokens: int, generated_tokens: int
 ) -> dict[str, str]:
-    """Whole milliseconds, as TGI reports them; `seconds` in all."""
+    """Return times in whole milliseconds, as TGI does; `seconds` is the total."""
     times = (
         max(each.queue for each in timings),
         max(each.prefill for each in timings),
