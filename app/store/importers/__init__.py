@@ -11,7 +11,8 @@ from app.errors import PromptRejected
 from app.store.importers import native, peft
 from app.store.source_files import PROMPT, Imported, Importer, SourceFile
 
-IMPORTERS: tuple[Importer, ...] = (peft, native)  # the first one that recognises an upload reads it
+# The first one that recognises an upload reads it.
+IMPORTERS: tuple[Importer, ...] = (peft, native)
 
 
 def import_prompt(files: Mapping[str, bytes]) -> Imported:
