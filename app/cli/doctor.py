@@ -108,7 +108,7 @@ def _model(reference: str, dtype: str, device: str) -> dict[str, Any]:
         "vocabulary": geometry.vocab_size,
         "positions": geometry.max_positions,
         "sliding_windows": sorted({layer.window for layer in layers if layer.window is not None}),
-        "kv_bytes_per_token": geometry.prefix_bytes(1, 4 if geometry.dtype == "float32" else 2),
+        "kv_bytes_per_token": geometry.prefix_bytes(1, base.backbone.dtype.itemsize),
         "probe_twin_error": base.report.twin_error,
         "probe_weights_error": base.report.weights_error,
     }

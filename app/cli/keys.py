@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from app.cli.tasks import print_table
 from app.keys.entries import check_key
 from app.keys.key import MAX_PER_MINUTE, Key, Scope, hash_of, new_key_text
 from app.keys.key_file import change_keys, read_keys
@@ -79,10 +80,7 @@ def add(
 def list_keys(keys_file: FileOption = DEFAULT_FILE) -> None:
     """List the keys' names, scopes, tasks and quotas. The keys themselves aren't stored."""
     heads = ("name", "scopes", "tasks", "requests/min", "tokens/min", "created")
-    table = [heads, *(_row(key) for key in read_keys(keys_file))]
-    widths = [max(len(row[column]) for row in table) for column in range(len(heads))]
-    for row in table:
-        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print_table(heads, *map(_row, read_keys(keys_file)))
 
 
 @keys_commands.command("remove")

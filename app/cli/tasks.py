@@ -107,7 +107,7 @@ def list_tasks(
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return
-    _print_table(("task", "version", "kind", "virtual", "servable"), [_list_row(row) for row in rows])
+    print_table(("task", "version", "kind", "virtual", "servable"), *map(_list_row, rows))
 
 
 def show(
@@ -194,9 +194,9 @@ def target_in_words(target: int | dict[str, int]) -> str:
     return ", ".join(f"{version} ({weight})" for version, weight in target.items())
 
 
-def _print_table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    table = [heads, *rows]
-    widths = [max(len(row[column]) for row in table) for column in range(len(heads))]
+def print_table(*table: tuple[str, ...]) -> None:
+    """Print rows of cells, the heads first, in columns as wide as their widest cell."""
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
     for row in table:
         line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         typer.echo(line.rstrip())

@@ -9,7 +9,6 @@ meanwhile, since a disconnect wouldn't be noticed otherwise. Bodies are bounded 
 import asyncio
 import functools
 import logging
-import resource
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -22,11 +21,10 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from app.api.errors import refusal
 from app.api.middleware.headers import complete_headers, request_id
 from app.api.state import ApiConfig
-from app.server.crowd import MOST_REFUSED, Crowd
+from app.server.connection_limits import MOST_REFUSED, IdleConnections
 
 log = logging.getLogger("promptplex.access")
 
-_MOST_FILES = 65_536
 _LINGER_SECONDS = 2.0  # a client that still sends would lose the answer to a reset
 _LEAST_BYTES_A_SECOND = 1 << 10  # of a large answer, on average over `stall_seconds`
 _MOST_WAITING = 32  # requests of a connection, behind the one that is answered
@@ -35,7 +33,7 @@ _MOST_WAITING_BYTES = 64 << 10  # of their heads and bodies, until none waits an
 
 def server_config(app: ASGIApp, limits: ApiConfig, **options: Any) -> uvicorn.Config:
     """Return a configuration of uvicorn with these connections, without WebSockets and its own log lines."""
-    protocol: Any = functools.partial(BoundedConnection, limits=limits, crowd=Crowd())
+    protocol: Any = functools.partial(BoundedConnection, limits=limits, idle=IdleConnections())
     return uvicorn.Config(
         app,
         http=protocol,
@@ -48,22 +46,12 @@ def server_config(app: ASGIApp, limits: ApiConfig, **options: Any) -> uvicorn.Co
     )
 
 
-def raise_open_files() -> int:
-    """Raise this process's limit of open files as far as it may, and return it."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-        return wanted
-    return _MOST_FILES if soft == resource.RLIM_INFINITY else soft
-
-
 class BoundedConnection(HttpToolsProtocol):
     """One connection. Everything runs on the event loop."""
 
-    def __init__(self, *, limits: ApiConfig, crowd: Crowd, **of_uvicorn: Any) -> None:
+    def __init__(self, *, limits: ApiConfig, idle: IdleConnections, **of_uvicorn: Any) -> None:
         super().__init__(**of_uvicorn)
-        self._crowd = crowd
+        self._idle = idle
         self._limits = limits
         self._running: RequestResponseCycle | None = None  # `self.cycle` is the newest one, which may wait
         self._waiting_bytes = 0
@@ -81,8 +69,8 @@ class BoundedConnection(HttpToolsProtocol):
         # What the kernel doesn't take pauses the answer at once, so `_on_stall` sees all of it.
         transport.set_write_buffer_limits(high=0)
         excess = len(self.connections) - self._limits.max_connections
-        if excess <= 0 or self._crowd.make_room():
-            self._crowd.waits(transport)
+        if excess <= 0 or self._idle.make_room():
+            self._idle.add(transport)
             self._start_head_clock()
         elif excess > min(MOST_REFUSED, self._limits.max_connections):
             self._refusal = _TOO_MANY
@@ -93,7 +81,7 @@ class BoundedConnection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the clocks, and disconnect the request that is being answered, whatever waits behind it."""
         super().connection_lost(exc)
-        self._crowd.works(self.transport)
+        self._idle.discard(self.transport)
         self._stop_head_clock()
         self._stop_stall_clock()
         self._disconnect_running()
@@ -161,7 +149,7 @@ class BoundedConnection(HttpToolsProtocol):
             self.cycle.keep_alive = self.parser.should_keep_alive()  # uvicorn never does
         self._expects_head = False
         self._bytes_beside = 0
-        self._crowd.works(self.transport)
+        self._idle.discard(self.transport)
         self._stop_head_clock()
         self.flow.resume_reading()  # uvicorn would not read while this one waits
 
@@ -188,7 +176,7 @@ class BoundedConnection(HttpToolsProtocol):
         super().on_response_complete()
         if not self.pipeline:
             self._waiting_bytes = 0
-            self._crowd.waits(self.transport)
+            self._idle.add(self.transport)
         if self._refusal is not None:
             self._say_refusal()
         elif not self._expects_head:

@@ -25,8 +25,8 @@ from app.concurrency import Workers
 from app.errors import PromptplexError
 from app.logs import take_over_libraries
 from app.main import Replica
-from app.server.connections import raise_open_files, server_config
-from app.server.crowd import QuietServer, room_for_connections
+from app.server.connection_limits import QuietServer, limits_for, raise_open_files
+from app.server.connections import server_config
 from app.settings import Settings
 
 log = logging.getLogger("promptplex")
@@ -61,15 +61,15 @@ class PromptplexServer(QuietServer):
         self.replica = Replica(settings, lifespan=self._lifespan)
         self.state = self.replica.state
         self.failed = False
-        room = room_for_connections(raise_open_files(), MAX_CONNECTIONS)
+        limits = limits_for(raise_open_files(), MAX_CONNECTIONS)
         super().__init__(
             server_config(
                 self.replica.app,
-                dataclasses.replace(self.replica.config, max_connections=room.connections),
+                dataclasses.replace(self.replica.config, max_connections=limits.connections),
                 host=settings.host,
                 port=settings.port,
                 log_level=settings.log_level,
-                backlog=room.at_once,
+                backlog=limits.at_once,
                 timeout_graceful_shutdown=_CONNECTION_SECONDS,
                 lifespan="on",
             )

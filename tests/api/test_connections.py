@@ -14,7 +14,7 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from app.api.state import ApiConfig, ServerState
-from app.server.connections import raise_open_files
+from app.server.connection_limits import raise_open_files
 from tests.api.server import client_of, raw_exchange, serving, serving_app
 from tests.waiting import PATIENCE, wait_until
 

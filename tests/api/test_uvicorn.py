@@ -11,8 +11,8 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from app.api.state import ApiConfig
+from app.server.connection_limits import QuietServer
 from app.server.connections import BoundedConnection, server_config
-from app.server.crowd import QuietServer
 from app.server.process import PromptplexServer
 
 OVERRIDDEN: dict[type, tuple[type, set[str]]] = {

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import httpx2
 import pytest
 
-from app.server.crowd import room_for_connections
+from app.server.connection_limits import limits_for
 from tests.cli.conftest import Server
 
 FILES = 256
@@ -20,11 +20,13 @@ FEW_FILES = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({FILE
 
 @pytest.mark.parametrize("files", [64, 256, 1024, 4096, 65_536, 1 << 20])
 def test_the_bound_of_connections_fits_that_of_files(files: int) -> None:
-    room = room_for_connections(files, 8192)
-    assert 1 <= room.connections <= 8192
-    assert room.connections + min(64, room.connections) + 3 * room.at_once + min(256, files // 2) <= files
+    limits = limits_for(files, 8192)
+    assert 1 <= limits.connections <= 8192
+    assert (
+        limits.connections + min(64, limits.connections) + 3 * limits.at_once + min(256, files // 2) <= files
+    )
     if files >= 16_384:
-        assert room.connections == 8192
+        assert limits.connections == 8192
 
 
 def test_idle_connections_keep_no_probe_out(serve: Callable[..., Server], base: Path, tmp_path: Path) -> None:

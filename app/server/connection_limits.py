@@ -4,6 +4,7 @@ import asyncio
 import errno
 import functools
 import logging
+import resource
 import socket
 import time
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import uvicorn
 log = logging.getLogger("promptplex.api")
 
 MOST_REFUSED = 64  # connections beyond the bound that get an answer, for which each is held a while
+_MOST_FILES = 65_536  # that the process raises its limit to
 _OTHER_FILES = 256  # open at once beside connections: of the store, uploads, Redis, libraries
 _MOST_AT_ONCE = 2048  # connections that asyncio accepts before it looks at any of them
 _IDLE_SECONDS = 1.0  # a connection that waits for less doesn't give way
@@ -21,33 +23,43 @@ _SECONDS_A_LINE = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class ConnectionLimits:
     """Bounds of connections that fit the bound of open files."""
 
     connections: int
     at_once: int
 
 
-def room_for_connections(files: int, most: int) -> Room:
+def limits_for(files: int, most: int) -> ConnectionLimits:
     """Return bounds of at most `most` connections, with files to spare for those that come and go."""
     at_once = max(1, min(_MOST_AT_ONCE, files // 16))
     left = files - min(_OTHER_FILES, files // 2) - 3 * at_once
-    return Room(max(1, min(most, max(left - MOST_REFUSED, left // 2))), at_once)
+    return ConnectionLimits(max(1, min(most, max(left - MOST_REFUSED, left // 2))), at_once)
 
 
-class Crowd:
+def raise_open_files() -> int:
+    """Raise this process's limit of open files as far as it may, and return it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        return wanted
+    return _MOST_FILES if soft == resource.RLIM_INFINITY else soft
+
+
+class IdleConnections:
     """The idle connections of a server, the longest idle first. Belongs to its event loop."""
 
     def __init__(self) -> None:
         self._since: dict[asyncio.Transport, float] = {}
         self._line = Seldom()
 
-    def waits(self, connection: asyncio.Transport) -> None:
+    def add(self, connection: asyncio.Transport) -> None:
         """Note that a connection is idle: it may be closed for a new one."""
         self._since.pop(connection, None)
         self._since[connection] = time.monotonic()
 
-    def works(self, connection: asyncio.Transport) -> None:
+    def discard(self, connection: asyncio.Transport) -> None:
         """Note that a connection has a request, or is lost."""
         self._since.pop(connection, None)
 
@@ -57,7 +69,7 @@ class Crowd:
         oldest = next(iter(self._since.items()), None)
         if oldest is None or time.monotonic() - oldest[1] < _IDLE_SECONDS:
             return False
-        self.works(oldest[0])
+        self.discard(oldest[0])
         oldest[0].close()
         return True
 
