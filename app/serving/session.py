@@ -3,7 +3,7 @@
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import ExitStack, aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from app.caching import SingleFlightCache
@@ -112,9 +112,7 @@ class Session:
                 prompt_scores=output.prompt_scores,
             )
             attempt.reason, attempt.timings = str(result.finish), result.timings
-            yield TextDelta(
-                text=written.text, token=written.token, prompt_scores=written.prompt_scores, result=result
-            )
+            yield replace(written, result=result)
 
     async def score(self, admitted: Admitted, requests: Sequence[Request]) -> list[TokenDelta]:
         """Run requests that are only scored, all at once and as one outcome; return the delta of each.
