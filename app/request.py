@@ -1,4 +1,4 @@
-"""What is asked of the engine and what it answers: plain, picklable data, token ids only."""
+"""Requests to the engine and its answers: plain, picklable data, token ids only."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum

@@ -51,9 +51,10 @@ class Engine:
         on_step: Callable[[StepStats], None] | None = None,
         on_failure: Callable[[BaseException], None] | None = None,
     ) -> None:
-        """`on_step` runs on the engine's thread and must be cheap; `on_failure` when it dies.
+        """Allocate the K/V memory and wire the parts; `start` starts the threads.
 
-        Without `grammars`, constrained requests are refused.
+        `on_step` runs on the engine's thread and must be cheap; `on_failure` when it dies. Without
+        `grammars`, constrained requests are refused.
         """
         blocks = kv_blocks(
             backbone,
@@ -107,7 +108,7 @@ class Engine:
         self._accepting = True
 
     def drain(self, timeout: float) -> bool:
-        """Refuse new work and wait for what runs; whether all of it ended in time."""
+        """Refuse new requests and wait for the open ones; return whether all ended in `timeout` seconds."""
         self._accepting = False
         return self._router.wait_until_empty(timeout)
 
@@ -132,7 +133,7 @@ class Engine:
 
     @property
     def failure(self) -> BaseException | None:
-        """What the loop died of."""
+        """The exception that ended the loop, if one did."""
         return self._failure
 
     @property

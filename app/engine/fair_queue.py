@@ -1,4 +1,4 @@
-"""Who is served next: fair share between tenants, and within a tenant between tasks.
+"""Which sequence is served next: fair share between tenants, and within a tenant between tasks.
 
 Virtual token counters after "Fairness in Serving Large Language Models" (VTC, OSDI 2024): each
 party has a counter of service received; the party with the least is next. Time on this scale is the
@@ -66,7 +66,7 @@ class FairQueue:
         self._tasks.setdefault(tenant, _Counters()).charge(task, num_tokens)
 
     def reset(self) -> None:
-        """Nobody waits or runs: everybody starts anew, and counters don't pile up."""
+        """Start anew when nothing waits or runs, so that counters don't pile up."""
         assert not self._waiting
         self._tenants = _Counters()
         self._tasks.clear()

@@ -76,7 +76,7 @@ class _Parts:
 
 
 class Refusals:
-    """Prefixes that failed lately: one that fails must not cost everybody a failed step each time."""
+    """Prefixes that failed lately: one that fails must not cost all others a failed step each time."""
 
     def __init__(self) -> None:
         self._failed: dict[PrefixKey, tuple[float, PromptplexError]] = {}  # until when (time.monotonic)
@@ -87,7 +87,7 @@ class Refusals:
         self._failed[key] = (now + REFUSAL_SECONDS, error)
 
     def get(self, key: PrefixKey | None, now: float) -> PromptplexError | None:
-        """Why what stands on the prefix is refused now, if it is."""
+        """Return why what stands on the prefix is refused now, if it is."""
         until, error = self._failed.get(key, (now, None)) if key is not None else (now, None)
         return error if now < until else None
 

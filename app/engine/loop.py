@@ -49,7 +49,7 @@ class Submit:
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """Inbox: nobody waits for this request any more."""
+    """Inbox: the caller has left this request."""
 
     request_id: str
 
@@ -64,7 +64,7 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Inbox: end the thread; what still runs is answered with an error."""
+    """Inbox: end the thread; requests that still run end with an error."""
 
 
 Message = Submit | Cancel | Loaded | Stop
@@ -96,7 +96,7 @@ class EngineLoop:
         grammars: GrammarSource | None,
         workers: Workers,
     ) -> None:
-        """`workers` keep constrained rows' masks a step ahead."""
+        """Wire the loop; `workers` compute the masks of constrained rows."""
         self._geometry = geometry
         self._source = source
         self._scheduler = scheduler
@@ -120,10 +120,7 @@ class EngineLoop:
             if self._stopping:
                 break
             self._expire()
-            finished = self._settle()
-            self._launch(follows=finished is not None)
-            if finished is not None:
-                self._report(finished)
+            self._advance()
             if self._under_way is None:
                 self._rest()
         for sequence in list(self._open.values()):
@@ -148,7 +145,7 @@ class EngineLoop:
                     self._stopping = True
 
     def _messages(self) -> Iterable[Message]:
-        """All messages that are there; waits for the first one when no step is possible."""
+        """Yield all messages that are there; wait for the first one when no step is possible."""
         if self._idle:
             self._idle = False
             try:
@@ -218,6 +215,13 @@ class EngineLoop:
         self._deadlines.clean(len(self._open))
 
     # -- steps ------------------------------------------------------------------------------
+
+    def _advance(self) -> None:
+        """Wait for the step under way, launch the next one, and deliver while it runs."""
+        finished = self._settle()
+        self._launch(follows=finished is not None)
+        if finished is not None:
+            self._report(finished)
 
     def _launch(self, *, follows: bool) -> None:
         """Begin the next step, if there is one."""
@@ -304,7 +308,7 @@ class EngineLoop:
 
 
 def _lost(error: BaseException) -> PromptplexError:
-    """What the caller may see of the reason for which a prompt didn't come."""
+    """Return what the caller may see of the reason for which a prompt didn't come."""
     if isinstance(error, PromptplexError):
         return error
     _log.error("a prompt could not be loaded", exc_info=error)

@@ -51,7 +51,7 @@ class Runner:
         return StepResult(tokens, _scores(logits[len(sampled) :], plan.items) if scored else {})
 
     def _embeds(self, items: Sequence[PlanItem], ends: "_Ends") -> Tensor:
-        """Input embeddings `[T, d]`: of token ids, or a soft prompt's own rows."""
+        """Return input embeddings `[T, d]`: of token ids, or a soft prompt's own rows."""
         ids = [token for item in items for token in item.token_ids or (0,) * item.kv.num_tokens]
         embeds = self._backbone.embed(torch.tensor(ids, device=self._backbone.device))
         for item, end in zip(items, ends.tolist(), strict=True):
@@ -74,12 +74,12 @@ _Ends = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 
 def _sampled_rows(items: Sequence[PlanItem], ends: _Ends) -> list[int]:
-    """Rows of the packed step whose logits choose a token."""
+    """Return the rows of the packed step at which a token is chosen."""
     return [int(end) - 1 for item, end in zip(items, ends, strict=True) if item.sampling is not None]
 
 
 def _scored_rows(items: Sequence[PlanItem], ends: _Ends) -> list[int]:
-    """Rows whose logits tell how probable the token after them is."""
+    """Return the rows at which the token after them is scored."""
     return [
         int(end) - item.kv.num_tokens + item.score_from + index
         for item, end in zip(items, ends, strict=True)

@@ -1,11 +1,12 @@
-"""What runs next. Two verbs: `schedule() -> Plan` and `update(plan, result)`.
+"""What runs next. `schedule()` decides a step, `plan_ahead(step)` works while it runs, `update` applies it.
 
 The order of a step: decoding rows first (they were promised), then prefill of what was admitted,
 then admission by fair share, all under one token budget. A prefix that is missing is built in
 the same step as the prefill that needs it, where the budget allows.
 
-`schedule` counts a Plan's tokens as computed at once, since a Plan always runs (what can't run ends,
-engine/isolation.py). `update` takes one back where nothing could be chosen after it yet.
+`schedule` counts a step's tokens as computed at once, since a Plan always runs (what can't run ends,
+engine/isolation.py). `update` takes one back where nothing could be chosen after it yet. Sequences may end
+while a step runs: what they held can be given to the next step, since the executor runs Plans in order.
 
 Nothing can deadlock: a sequence that waits holds no pin and no block, so the oldest running one
 can always have everything else's (docs/architecture.md, "Preempted rows hold nothing").
@@ -63,10 +64,10 @@ class Scheduler:
         return len(self.running) + len(self.waiting) + len(self.loading)
 
     def check_fits(self, request: Request) -> None:
-        """Refuse what could not run even alone.
+        """Refuse a request that could not run even alone.
 
         Raises:
-            RequestTooLong: its keys and values exceed all blocks there are.
+            RequestTooLong: Its keys and values exceed all blocks there are.
         """
         own = len(request.token_ids) + request.max_new_tokens
         needed = self.blocks.blocks_for(request.num_prefix_slots) + self.blocks.blocks_for(own)
@@ -83,19 +84,19 @@ class Scheduler:
             )
 
     def add(self, sequence: Sequence) -> None:
-        """Take in a new sequence. The prompts of those who are next are fetched at once."""
+        """Take in a new sequence. Prompts of sequences that come next are fetched at once."""
         if self._needs_prompt(sequence) and self.num_open < self._config.max_rows:
             self._park(sequence)
         else:
             self.waiting.push(sequence)
 
     def take_loads(self) -> list[Sequence]:
-        """Sequences that were parked since the last call: fetch their prompts, then call `loaded`."""
+        """Return the sequences parked since the last call: fetch their prompts, then call `loaded`."""
         parked, self._to_load = self._to_load, []
         return parked
 
     def loaded(self, sequence: Sequence, prompt: Prompt) -> None:
-        """A parked sequence's prompt has arrived."""
+        """Take in a parked sequence's prompt."""
         self.loading.discard(sequence)
         sequence.prompt = prompt
         sequence.phase = Phase.WAITING
@@ -159,7 +160,10 @@ class Scheduler:
         return True
 
     def _grow(self, sequence: Sequence, step: Step) -> bool:
-        """Room for one more slot, at the cost of idle prefixes, then of the youngest sequence."""
+        """Make room for one more slot, at the cost of idle prefixes, then of the youngest sequence.
+
+        Return False where that is the sequence itself.
+        """
         assert sequence.table is not None
         start, end = sequence.pending_slots
         while not sequence.table.grow(start, end):
@@ -327,7 +331,7 @@ class Scheduler:
         )
 
     def check_integrity(self) -> None:
-        """Blocks, slots, pins and phases are conserved; run at idle and between test steps."""
+        """Assert that blocks, slots, pins and phases are conserved; run at idle and between test steps."""
         tables = [prefix.table for prefix in self.prefixes]
         tables += [sequence.table for sequence in self.running if sequence.table is not None]
         self.blocks.check_integrity(tables)

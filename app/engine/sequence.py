@@ -85,7 +85,7 @@ class Sequence:
         return self.prefix.position_of(self.prefix.num_slots) if self.prefix is not None else 0
 
     def accept(self, token_id: int, now: float) -> FinishReason | None:
-        """Append a sampled token; why the sequence ends with it, if it does."""
+        """Append a sampled token; return why the sequence ends with it, if it does."""
         self.tokens.append(token_id)
         self.sampling.accept(token_id)
         self.latency = now - (self.last_token or self.arrived)

@@ -1,4 +1,4 @@
-"""What the engine tells about itself: numbers of each step, and a snapshot that anybody may read."""
+"""Statistics: numbers of each step, and a snapshot that any thread may read."""
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -52,13 +52,13 @@ class StepRecorder:
         self._scheduler = scheduler
         self._on_step = on_step
         self._num_steps = 0
-        # A letter box between the engine's thread and whoever watches, without a lock: the one asks, the
-        # other one answers with its next step. At worst an answer is lost, and asked for again.
+        # Shared with the thread of one watcher, without a lock: it sets the flag, and the engine's thread
+        # answers with its next step. At worst an answer is lost, and the flag set again.
         self._rows: tuple[LiveRow, ...] | None = None
         self._rows_are_asked_for = False
 
     def take_rows(self) -> tuple[LiveRow, ...] | None:
-        """The rows of a step since the last call, None where there was none; asks for those of the next."""
+        """Return the rows of a step since the last call, None where there was none; order the next."""
         rows, self._rows = self._rows, None
         self._rows_are_asked_for = True
         return rows

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import replace
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from app.engine import isolation
 from app.engine.engine import Engine, EngineConfig
-from app.errors import EngineStopped, PromptplexError, RequestFailed
+from app.engine.statistics import StepStats
+from app.errors import Cancelled, EngineStopped, PromptplexError, RequestFailed
 from app.models.attention.metadata import StepMetadata
 from app.models.decoder_only import DecoderOnly
 from app.prompt import Prompt, VersionDraft
@@ -175,6 +177,38 @@ def test_a_prefix_that_failed_is_refused_for_a_while_at_no_cost(
         submit(bench.engine, bench.request("text", resident_ids=(POISON,))).result(60)
     mended = submit(bench.engine, bench.request("text", resident_ids=(POISON,))).result(60)
     assert mended.token_ids == alone(bench, (POISON, 5, 6, 7)), "tried again after a while"
+
+
+def test_a_prefix_that_fails_after_its_only_request_left_is_not_kept(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The request is cancelled while the step that builds its prefix runs: that is known before it fails."""
+    building, gate = threading.Event(), threading.Event()
+    embed = bench.backbone.embed
+
+    def hold(token_ids: Tensor) -> Tensor:
+        if (token_ids == POISON).any() and not gate.is_set():
+            building.set()
+            assert gate.wait(60)
+        return embed(token_ids)
+
+    def leave(_: StepStats) -> None:  # after a step, while the next one runs
+        if not gate.is_set() and building.wait(0.1):
+            engine.cancel("left")
+            gate.set()
+
+    monkeypatch.setattr(bench.backbone, "embed", hold)
+    engine = Engine(bench.backbone, bench.source, EngineConfig(kv_cache_bytes=1 << 20), on_step=leave)
+    engine.start()
+    other = submit(engine, bench.request("other", max_new_tokens=300))
+    with poisoned(bench.backbone):
+        left = submit(engine, bench.request("left", resident_ids=(3, POISON, 4)))
+        with pytest.raises(Cancelled):
+            left.result(60)
+        assert len(other.result(60).token_ids) == 300
+        check_conserved(bench, engine)
+    assert engine.stats().resident_prefixes == 0
+    engine.stop()
 
 
 def test_several_at_fault_are_all_found(bench: Bench) -> None:
