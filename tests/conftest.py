@@ -14,9 +14,9 @@ import pytest
 # Rooms whose tests start processes, browsers or whole servers, and files that take long or wait for clocks.
 SLOW_ROOMS = {"benchmarks", "cli", "console", "docker", "docs", "replicas"}
 SLOW_FILES = {
-    "api/test_connections.py",
+    "server/test_connections.py",
     "api/test_request_guard.py",
-    "api/test_pipelining.py",
+    "server/test_pipelining.py",
     "engine/sampling/test_token_masks.py",
     "engine/sampling/test_sampler.py",
     "models/test_probe.py",

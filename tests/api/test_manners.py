@@ -9,9 +9,9 @@ import pytest
 from app.api.state import ServerState
 from app.keys.key import Scope
 from tests.api.server import client_of, raw_exchange, services_of, serving
-from tests.api.test_connections import connect, read_all
 from tests.api.test_generate import error_of
 from tests.api.test_keys import Keys
+from tests.server.test_connections import connect, read_all
 from tests.serving.stack import Stack
 
 GETS = ["/health", "/health/live", "/health/ready", "/info", "/version", "/metrics", "/tasks", "/v1/models"]

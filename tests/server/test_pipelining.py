@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.api.state import ApiConfig, ServerState
 from tests.api.server import client_of, raw_exchange, serving, serving_app
-from tests.api.test_connections import GET, code_of, connect, read_all
+from tests.server.test_connections import GET, code_of, connect, read_all
 from tests.waiting import PATIENCE, wait_until
 
 CHUNKED = b"POST /generate HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"

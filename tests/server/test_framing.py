@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.api.state import ApiConfig, ServerState
 from tests.api.server import raw_exchange, serving, serving_app
-from tests.api.test_connections import GET, code_of, connect, read_all
+from tests.server.test_connections import GET, code_of, connect, read_all
 
 INNER = b"POST /inner HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\nno"
 H2C = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQBAAAAAAIAAAAA\r\n"
