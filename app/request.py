@@ -61,68 +61,48 @@ class SamplingChoices:
         1.0,
         "Divides the logits before sampling",
         ge=MIN_TEMPERATURE,
-        le=100.0,
+        le=100,
         hint=" (for greedy decoding leave do_sample out)",
         in_base=True,
     )
     top_h: float = parameter(
-        0.0,
-        "Sample from the most probable tokens up to this share of the entropy; 0 is off",
-        ge=0.0,
-        le=1.0,
-        in_base=True,
+        0.0, "Keep the most probable tokens up to this share of the entropy", ge=0, le=1, in_base=True
     )
     top_k: int = parameter(
         0,
-        "Sample from this many of the most probable tokens; 0 and -1 are off",
+        "Keep this many of the most probable tokens; -1 is the same as 0, as in vLLM",
         ge=0,
         le=1_000_000,
-        same={-1: 0},  # as in vLLM
+        same={-1: 0},
         in_base=True,
     )
     top_p: float = parameter(
-        1.0,
-        "Sample from the most probable tokens that together reach this probability; 1 is off",
-        gt=0.0,
-        le=1.0,
-        in_base=True,
+        1.0, "Keep the most probable tokens that together reach this probability", gt=0, le=1, in_base=True
     )
     min_p: float = parameter(
-        0.0,
-        "Sample from tokens with at least this fraction of the most probable token's probability; 0 is off",
-        ge=0.0,
-        le=1.0,
-        in_base=True,
+        0.0, "Keep tokens with at least this fraction of the highest probability", ge=0, le=1, in_base=True
     )
     typical_p: float = parameter(
         1.0,
-        "Sample from the tokens nearest to the expected information, up to this probability; 1 is off",
-        gt=0.0,
-        le=1.0,
+        "Keep tokens nearest to the expected information, up to this probability",
+        gt=0,
+        le=1,
         in_base=True,
     )
     epsilon_cutoff: float = parameter(
-        0.0, "Sample from tokens with at least this probability; 0 is off", ge=0.0, le=1.0, in_base=True
+        0.0, "Keep tokens with at least this probability", ge=0, le=1, in_base=True
     )
     eta_cutoff: float = parameter(
-        0.0,
-        "Sample from tokens above a cutoff that falls with the entropy (eta sampling); 0 is off",
-        ge=0.0,
-        le=1.0,
-        in_base=True,
+        0.0, "Keep tokens above a cutoff that falls with the entropy (eta sampling)", ge=0, le=1, in_base=True
     )
     repetition_penalty: float = parameter(
-        1.0,
-        "Above 1, tokens of the prompt and of the answer so far become less probable; 1 is off",
-        ge=0.01,
-        le=100.0,
-        in_base=True,
+        1.0, "Above 1, tokens of prompt and answer become less probable", ge=0.01, le=100, in_base=True
     )
     frequency_penalty: float = parameter(
-        0.0, "Subtracted from a token's logit for each time that the answer has it", ge=-2.0, le=2.0
+        0.0, "Subtracted from a token's logit for each time that the answer has it", ge=-2, le=2
     )
     presence_penalty: float = parameter(
-        0.0, "Subtracted from the logits of tokens that the answer has", ge=-2.0, le=2.0
+        0.0, "Subtracted from the logits of tokens of the answer", ge=-2, le=2
     )
 
 

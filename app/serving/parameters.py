@@ -58,7 +58,7 @@ class GenerationParameters(SamplingChoices):
         in_base=True,
     )
     no_repeat_ngram_size: int = parameter(
-        0, "No sequence of this many token ids occurs twice; 0 is off", ge=0, le=1024, in_base=True
+        0, "No sequence of this many token ids occurs twice", ge=0, le=1024, in_base=True
     )
     bad_words: _Texts = parameter((), "Texts that are never generated")
     suppress_tokens: _TokenIds = parameter((), "Token ids that are never generated", in_base=True)
@@ -132,7 +132,7 @@ class Declaration:
         bounds = {"ge": self.ge, "gt": self.gt, "le": self.le} | changes
         description = bounds.pop("description", self.description)
         if self.default is not None:
-            description += f". Default: {_shown(self.default)}"
+            description += f". Default: {_shown(self.default)}{'' if self.le is None else ' (no effect)'}"
         kind = self.type | None
         if self.type is bool:
             kind = Annotated[kind, Must("must be true or false")]
