@@ -50,25 +50,21 @@ class InflightRequests:
     @contextlib.asynccontextmanager
     async def waiting_for_body(self, seconds: float) -> AsyncIterator[None]:
         """Bound a wait for the client. Raise TimeoutError, or EngineStopped when the server closes."""
-        async with self._telling_why(), asyncio.timeout(0 if self.is_closed else seconds) as limit:
-            self._bodies.add(limit)
-            try:
-                yield
-            finally:
-                self._bodies.discard(limit)
-
-    @contextlib.asynccontextmanager
-    async def _telling_why(self) -> AsyncIterator[None]:
         try:
-            yield
+            async with asyncio.timeout(0 if self.is_closed else seconds) as limit:
+                self._bodies.add(limit)
+                try:
+                    yield
+                finally:
+                    self._bodies.discard(limit)
         except TimeoutError:
-            if self.is_closed:
-                raise EngineStopped(
-                    "The server is shutting down and didn't get the whole body; send it to another replica, "
-                    "or again shortly.",
-                    retry_after=5.0,
-                ) from None
-            raise
+            if not self.is_closed:
+                raise
+            raise EngineStopped(
+                "The server is shutting down and didn't get the whole body; send it to another replica, "
+                "or again shortly.",
+                retry_after=5.0,
+            ) from None
 
     def close(self) -> None:
         """End all waits for bodies, now and from now on."""
