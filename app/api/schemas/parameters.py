@@ -26,12 +26,11 @@ class ParametersBody(StrictModel):
                 raise ValueError(f"{other} and {name} mean the same; send one of them")
         renamed = {name: value for name, value in data.items() if name not in OTHER_NAMES}
         renamed |= {name: data[other] for other, name in OTHER_NAMES.items() if data.get(other) is not None}
-        return renamed | {
-            name: value
-            for name, each in DECLARED.items()
-            for other, value in each.same.items()
-            if renamed.get(name) == other
-        }
+        for name, each in DECLARED.items():
+            for other, value in each.same.items():
+                if renamed.get(name) == other:
+                    renamed[name] = value
+        return renamed
 
     def given(self) -> dict[str, Any]:
         """Return the declared parameters that are set, by name."""
