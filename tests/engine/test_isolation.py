@@ -201,6 +201,7 @@ def test_a_prefix_that_fails_after_its_only_request_left_is_not_kept(
     engine = Engine(bench.backbone, bench.source, EngineConfig(kv_cache_bytes=1 << 20), on_step=leave)
     engine.start()
     other = submit(engine, bench.request("other", max_new_tokens=300))
+    wait_until(lambda: engine.stats().steps)
     with poisoned(bench.backbone):
         left = submit(engine, bench.request("left", resident_ids=(3, POISON, 4)))
         with pytest.raises(Cancelled):
