@@ -34,14 +34,11 @@ _SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
 
 
 class RedisHealth(Protocol):
-    """State of the Redis tier, which any thread may read."""
+    """The health of the Redis tier."""
 
     @property
-    def breaker_open(self) -> bool:
-        """Return whether Redis is left alone because it failed, or has not answered yet."""
-
-    def state(self) -> str:
-        """Return "up" or "down"."""
+    def is_up(self) -> bool:
+        """Return whether Redis is asked; called from any thread."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,8 +215,8 @@ def _loads(prompts: PromptCacheStats) -> Iterator[Metric]:
 
 def _redis_gauges(redis: RedisHealth | None) -> Iterator[Metric]:
     if redis is not None:
-        yield _gauge("redis_up", "Whether Redis is in use", redis.state() == "up")
-        yield _gauge("redis_breaker_open", "Whether Redis is left alone after failures", redis.breaker_open)
+        yield _gauge("redis_up", "Whether Redis is in use", redis.is_up)
+        yield _gauge("redis_breaker_open", "Whether Redis is left alone after failures", not redis.is_up)
 
 
 def _engine_gauges(engine: EngineStats) -> Iterator[Metric]:

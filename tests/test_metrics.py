@@ -84,10 +84,7 @@ def test_failures_are_counted_from_nought() -> None:
 
 
 class DownRedis:
-    breaker_open = True
-
-    def state(self) -> str:
-        return "down"
+    is_up = False
 
 
 def source_stats() -> PromptCacheStats:
@@ -104,7 +101,6 @@ def source_stats() -> PromptCacheStats:
         num_loading=0,
         host_prompts=1,
         host_bytes=10,
-        host_capacity=100,
     )
 
 

@@ -11,8 +11,9 @@ from app.errors import PromptplexError
 from app.prompt import TaskVersion
 from app.serving.generation import GenerationService
 from app.store.files import Stamp
-from app.store.prompt_store import CHANGES, PromptStore, TaskHistory
+from app.store.prompt_store import CHANGES, PromptStore
 from app.store.references import DEFAULT_ALIAS
+from app.store.releases import TaskHistory
 
 WHOLE_SECONDS = 1.0
 LOOK_SECONDS = 60.0

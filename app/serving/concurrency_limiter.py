@@ -12,16 +12,11 @@ class ConcurrencyLimiter:
     def __init__(self, bound: int) -> None:
         """`bound`: as many as the engine runs and lets wait, so that it never refuses one that holds room."""
         self.bound = bound
-        self._taken = 0
-
-    @property
-    def taken(self) -> int:
-        """Return how many hold room now."""
-        return self._taken
+        self.taken = 0  # sequences that hold room now
 
     def check(self) -> None:
         """Raise Overloaded where there is no room for a single one."""
-        if self._taken >= self.bound:
+        if self.taken >= self.bound:
             raise Overloaded(f"{self.bound} answers are under way or waiting already; try again shortly.")
 
     @contextlib.contextmanager
@@ -31,13 +26,13 @@ class ConcurrencyLimiter:
             raise InvalidRequest(
                 f"{count} answers at once are more than this server's {self.bound}; ask for fewer."
             )
-        if self._taken + count > self.bound:
+        if self.taken + count > self.bound:
             raise Overloaded(
-                f"{self._taken} of {self.bound} answers are under way or waiting, and this request needs "
+                f"{self.taken} of {self.bound} answers are under way or waiting, and this request needs "
                 f"{count}; try again shortly."
             )
-        self._taken += count
+        self.taken += count
         try:
             yield
         finally:
-            self._taken -= count
+            self.taken -= count

@@ -7,7 +7,7 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from app.prompt import TaskVersion
-from app.store.prompt_store import Release, TaskHistory
+from app.store.releases import Release, TaskHistory
 from app.store.traffic_split import AliasTarget, target_as_json
 from app.validation import closed
 

@@ -6,7 +6,7 @@ import re
 from contextlib import suppress
 
 from app.errors import CorruptData, InvalidRequest, PromptplexError, PromptRejected, StoreFull
-from app.store.files import Name, WriteOnceFiles
+from app.store.files import DurableFiles, Name
 
 _log = logging.getLogger(__name__)
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -18,7 +18,7 @@ MAX_BLOB_BYTES = 1 << 30  # a prefix of 200 tokens of a 65B model in float32
 class Blobs:
     """The folder of blobs. Thread-safe; any number of processes may share it."""
 
-    def __init__(self, files: WriteOnceFiles) -> None:
+    def __init__(self, files: DurableFiles) -> None:
         self._files = files
 
     def put(self, digest: str, data: bytes) -> None:

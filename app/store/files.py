@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, TypeVar
 
 from app.errors import CorruptData, PromptplexError, StoreFull, Unavailable
 from app.store.bounded import read_bounded
@@ -22,13 +22,11 @@ from app.store.disk import Disk
 _T = TypeVar("_T")
 
 Name = tuple[str, ...]  # path components below the root
-
-
 TICK_SECONDS = 2.0  # the coarsest clock of a file system in use
 
 
 class Stamp(NamedTuple):
-    """How a directory looks: another way, within a tick of the clock, when a name comes or goes."""
+    """The state of a directory: it changes, within a tick of the clock, when a name comes or goes."""
 
     directory: int
     nanoseconds: int
@@ -55,108 +53,48 @@ _WRITE_ERRORS = {
 }
 
 
-class WriteOnceFiles(Protocol):
-    """The storage under a store. An object store with conditional puts can offer it too.
+class DurableFiles:
+    """Files under one directory. Thread-safe; holds no lock across I/O.
 
     Reading methods may raise CorruptData and Unavailable, writing ones StoreFull as well.
     """
 
-    def put_if_absent(self, name: Name, data: bytes) -> bool:
-        """Make `data` durable under `name`. Return False where the name is taken, durably, already."""
-        ...
-
-    def sync(self, name: Name) -> None:
-        """Return when a name that another process put is durable."""
-        ...
-
-    def mark(self, name: Name) -> None:
-        """Make an empty file durable under `name`; one that is there already is fine."""
-        ...
-
-    def read(self, name: Name, limit: int) -> bytes | None:
-        """Return the whole file, or None. Raise CorruptData where it exceeds `limit` bytes."""
-        ...
-
-    def exists(self, name: Name) -> bool:
-        """Return whether there is such a file; exact, whichever process has put it."""
-        ...
-
-    def names(self, name: Name) -> list[str]:
-        """Return the names in a directory, without unfinished files; none where there is no directory."""
-        ...
-
-    def stamp(self, name: Name) -> Stamp | None:
-        """Return the stamp of a directory now; None where there is none, or it can't be looked at."""
-        ...
-
-    def quarantine(self, name: Name) -> Name | None:
-        """Move a file to the quarantine. Return its name there; None where there is no such file."""
-        ...
-
-    def replace(self, name: Name, data: bytes) -> None:
-        """Put good bytes in the place of damaged ones, atomically."""
-        ...
-
-    def touch(self, name: Name) -> None:
-        """Set a file's age to 0, so that it isn't collected as garbage; nothing happens where that fails."""
-        ...
-
-    def touch_directory(self, name: Name) -> None:
-        """Give a directory, made where it isn't there, another stamp; nothing happens where that fails."""
-        ...
-
-    def age(self, name: Name) -> float | None:
-        """Return the seconds since the file was put or touched; None where there is no such file."""
-        ...
-
-    def remove(self, name: Name) -> None:
-        """Remove a file of the quarantine; one that is gone already is fine."""
-        ...
-
-    def remove_leftovers(self, name: Name, older_than: float) -> int:
-        """Remove unfinished files of a directory that are older, in seconds. Return how many."""
-        ...
-
-
-class DurableFiles:
-    """WriteOnceFiles under one directory. Thread-safe; holds no lock across I/O."""
-
     def __init__(self, root: Path, disk: Disk | None = None) -> None:
         self._root, self._prefix = root, str(root)
         self._disk = disk or Disk()
-        self._durable: set[Name] = set()  # directories whose own entries are known to be on disk
+        self._durable: set[Name] = set()  # directories with their own entries known to be on disk
         self._lock = threading.Lock()
 
     def put_if_absent(self, name: Name, data: bytes) -> bool:
-        def put() -> bool:
-            self._make_directories(name[:-1])
-            with self._directory(name[:-1]) as directory:
-                created = self._link_new(directory, name[-1], data)
-                self._disk.sync(directory)  # also when we lost: the winner may not have come to it yet
-                return created
+        """Make `data` durable under `name`. Return False where the name is taken, durably, already."""
 
-        return self._write(put)
+        def put(directory: int) -> bool:
+            created = self._link_new(directory, name[-1], data)
+            self._disk.sync(directory)  # also when we lost: the winner may not have come to it yet
+            return created
+
+        return self._write(name[:-1], put)
 
     def sync(self, name: Name) -> None:
+        """Return when a name that another process put is durable."""
         try:  # a read-only store has it on disk
-            self._make_directories(name[:-1])
-            with self._directory(name[:-1]) as directory:
-                self._disk.sync(directory)
+            self._in_directory(name[:-1], self._disk.sync)
         except OSError as error:
             if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
                 raise write_error(error) from error
 
     def mark(self, name: Name) -> None:
-        def make() -> None:
-            self._make_directories(name[:-1])
-            with self._directory(name[:-1]) as directory:
-                with suppress(FileExistsError):
-                    os.close(self._disk.create(name[-1], directory))
-                self._disk.sync(directory)
+        """Make an empty file durable under `name`; one that is there already is fine."""
 
-        self._write(make)
+        def make(directory: int) -> None:
+            with suppress(FileExistsError):
+                os.close(self._disk.create(name[-1], directory))
+            self._disk.sync(directory)
+
+        self._write(name[:-1], make)
 
     def read(self, name: Name, limit: int) -> bytes | None:
+        """Return the whole file, or None. Raise CorruptData where it exceeds `limit` bytes."""
         try:
             with self._directory(name[:-1]) as directory:
                 return read_bounded(name[-1], limit, directory=directory, follow_links=False)
@@ -166,6 +104,7 @@ class DurableFiles:
             raise _read_error(error, name) from error
 
     def exists(self, name: Name) -> bool:
+        """Return whether there is such a file; exact, whichever process has put it."""
         try:  # one `lstat`: exact across processes on a local file system
             os.lstat(self._path(name))
         except OSError as error:
@@ -175,6 +114,7 @@ class DurableFiles:
         return True
 
     def names(self, name: Name) -> list[str]:
+        """Return the names in a directory, without unfinished files; none where there is no directory."""
         try:
             with self._directory(name) as directory:
                 return [entry for entry in os.listdir(directory) if not entry.startswith(TEMPORARY_PREFIX)]
@@ -184,6 +124,7 @@ class DurableFiles:
             raise _read_error(error, name) from error
 
     def stamp(self, name: Name) -> Stamp | None:
+        """Return the stamp of a directory now; None where there is none, or it can't be looked at."""
         try:
             found = os.stat(self._path(name))
         except OSError:
@@ -191,11 +132,11 @@ class DurableFiles:
         return Stamp(found.st_ino, found.st_mtime_ns)
 
     def quarantine(self, name: Name) -> Name | None:
+        """Move a file to the quarantine. Return its name there; None where there is no such file."""
         aside = (QUARANTINE, f"{'-'.join(name)}.{secrets.token_hex(4)}")  # says where it was
 
-        def move() -> None:
-            self._make_directories((QUARANTINE,))
-            with self._directory(name[:-1]) as directory, self._directory((QUARANTINE,)) as quarantine:
+        def move(quarantine: int) -> None:
+            with self._directory(name[:-1]) as directory:
                 with suppress(FileNotFoundError):  # another process was faster
                     self._disk.rename(name[-1], directory, aside[-1], quarantine)
                 self._disk.sync(quarantine)
@@ -203,24 +144,26 @@ class DurableFiles:
 
         if not self.exists(name):
             return None
-        self._write(move)
+        self._write((QUARANTINE,), move)
         return aside if self.exists(aside) else None
 
     def replace(self, name: Name, data: bytes) -> None:
-        def swap() -> None:
-            self._make_directories(name[:-1])
-            with self._directory(name[:-1]) as directory:
-                temporary = self._write_temporary(directory, data)
-                self._disk.rename(temporary, directory, name[-1], directory)
-                self._disk.sync(directory)
+        """Put good bytes in the place of damaged ones, atomically."""
 
-        self._write(swap)
+        def swap(directory: int) -> None:
+            temporary = self._write_temporary(directory, data)
+            self._disk.rename(temporary, directory, name[-1], directory)
+            self._disk.sync(directory)
+
+        self._write(name[:-1], swap)
 
     def touch(self, name: Name) -> None:
+        """Set a file's age to 0, so that it isn't collected as garbage; nothing happens where that fails."""
         with suppress(OSError), self._directory(name[:-1]) as directory:
             os.utime(name[-1], dir_fd=directory, follow_symlinks=False)
 
     def touch_directory(self, name: Name) -> None:
+        """Give a directory, made where it isn't there, another stamp; nothing happens where that fails."""
         with suppress(OSError):
             try:
                 os.utime(self._path(name))
@@ -228,6 +171,7 @@ class DurableFiles:
                 os.makedirs(self._path(name), exist_ok=True)
 
     def age(self, name: Name) -> float | None:
+        """Return the seconds since the file was put or touched; None where there is no such file."""
         try:
             return time.time() - os.lstat(self._path(name)).st_mtime
         except OSError as error:
@@ -236,6 +180,7 @@ class DurableFiles:
             raise _read_error(error, name) from error
 
     def remove(self, name: Name) -> None:
+        """Remove a file of the quarantine; one that is gone already is fine."""
         try:
             with suppress(FileNotFoundError), self._directory(name[:-1]) as directory:
                 self._disk.unlink(name[-1], directory)
@@ -243,6 +188,7 @@ class DurableFiles:
             raise write_error(error) from error
 
     def remove_leftovers(self, name: Name, older_than: float) -> int:
+        """Remove unfinished files of a directory that are older, in seconds. Return how many."""
         try:
             with self._directory(name) as directory:
                 unfinished = [entry for entry in os.listdir(directory) if entry.startswith(TEMPORARY_PREFIX)]
@@ -258,17 +204,23 @@ class DurableFiles:
     def _path(self, name: Name) -> str:
         return "/".join((self._prefix, *name))
 
-    def _write(self, work: Callable[[], _T]) -> _T:
-        """Errors become ours; where a directory that we had made is gone, once more from the start."""
+    def _write(self, name: Name, work: Callable[[int], _T]) -> _T:
+        """Run `_in_directory`, again where a directory that we had made is gone. Raise our own errors."""
         try:
             try:
-                return work()
+                return self._in_directory(name, work)
             except FileNotFoundError:
                 with self._lock:
                     self._durable.clear()
-                return work()
+                return self._in_directory(name, work)
         except OSError as error:
             raise write_error(error) from error
+
+    def _in_directory(self, name: Name, work: Callable[[int], _T]) -> _T:
+        """Call `work` with the descriptor of a directory, made where it isn't there. Raise OSError."""
+        self._make_directories(name)
+        with self._directory(name) as directory:
+            return work(directory)
 
     @contextmanager
     def _directory(self, name: Name) -> Iterator[int]:

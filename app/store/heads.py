@@ -14,7 +14,7 @@ import re
 
 from app.errors import CorruptData, PromptplexError
 from app.prompt import TaskVersion
-from app.store.files import Name, WriteOnceFiles
+from app.store.files import DurableFiles, Name
 from app.store.releases import Release, TaskHistory
 
 _log = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ _Marks = set[tuple[str, int, str]]  # kind of record, number, sha256
 _Record = Release | TaskVersion
 
 
-def mark(files: WriteOnceFiles, record: _Record) -> None:
+def mark(files: DurableFiles, record: _Record) -> None:
     """Mark a durable record, so that its loss will be noticed.
 
     The record counts all the same where that fails: it is visible already, and the next server that opens
@@ -37,14 +37,14 @@ def mark(files: WriteOnceFiles, record: _Record) -> None:
         _log.warning("%s was written, but its mark was not: %s", "/".join(_mark_name(record)), error)
 
 
-def mark_newest(files: WriteOnceFiles, history: TaskHistory) -> None:
+def mark_newest(files: DurableFiles, history: TaskHistory) -> None:
     """Make missing marks of a task's newest records; the loss of older ones shows by the gap they leave."""
     newest: tuple[_Record, ...] = (*history.versions[-1:], *history.releases[-1:])
     for record in newest:
         mark(files, record)
 
 
-def read_marks(files: WriteOnceFiles, task_id: str) -> _Marks:
+def read_marks(files: DurableFiles, task_id: str) -> _Marks:
     """Return all marks of a task. Call it before its records are read: newer ones have no mark here."""
     matches = (_MARK.fullmatch(name) for name in files.names(marks_name(task_id)))
     return {(match[1], int(match[2]), match[3]) for match in matches if match is not None}

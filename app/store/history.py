@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from app.caching import LruCache
 from app.errors import CorruptData
 from app.prompt import TaskVersion
-from app.store.files import Name, WriteOnceFiles
+from app.store.files import DurableFiles, Name
 from app.store.heads import check_marks, marks_name, read_marks
 from app.store.manifests import MAX_MANIFEST_BYTES, decode_version, settings_of
 from app.store.releases import (
@@ -54,7 +54,7 @@ class HistoryReader:
     point at are kept of every task that was read.
     """
 
-    def __init__(self, files: WriteOnceFiles, max_records: int = MAX_RECORDS) -> None:
+    def __init__(self, files: DurableFiles, max_records: int = MAX_RECORDS) -> None:
         self._files = files
         self._known: LruCache[str, _Known] = LruCache(max_records, lambda known: known.num_records)
         self._present: dict[str, Present] = {}

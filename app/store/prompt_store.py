@@ -21,7 +21,7 @@ from pathlib import Path
 from app.errors import Conflict, NotFound, PromptplexError
 from app.prompt import TaskVersion, VersionDraft
 from app.store.blobs import Blobs
-from app.store.files import DurableFiles, WriteOnceFiles
+from app.store.files import DurableFiles
 from app.store.heads import mark
 from app.store.history import HistoryReader, release_name, version_name
 from app.store.manifests import encode_version, settings_of, version_of
@@ -44,8 +44,6 @@ from app.store.traffic_split import AliasTarget, checked_target, choose, version
 # An empty folder, touched after each release; a hint for listings, trusted by nothing else.
 CHANGES = ("changes",)
 
-__all__ = ["PromptStore", "Release", "TaskHistory", "open_store"]
-
 
 def open_store(root: Path) -> "PromptStore":
     """Return the store below a directory, which need not exist yet."""
@@ -60,7 +58,7 @@ class PromptStore:
     and Unavailable; every writing method StoreFull, after which nothing was acknowledged.
     """
 
-    def __init__(self, files: WriteOnceFiles) -> None:
+    def __init__(self, files: DurableFiles) -> None:
         self.files = files
         self.blobs = Blobs(files)
         self.histories = HistoryReader(files)
@@ -311,6 +309,6 @@ def _no_alias(history: TaskHistory, alias: str) -> NotFound:
 
 def _moved_first(task_id: str, current: int) -> Conflict:
     return Conflict(
-        f"Somebody else moved an alias of task {task_id!r} first: its last release is {current}. "
+        f"Another client moved an alias of task {task_id!r} first: its last release is {current}. "
         "Look at it and try again"
     )

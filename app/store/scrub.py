@@ -14,8 +14,8 @@ from app.errors import CorruptData, PromptplexError
 from app.store.files import QUARANTINE, Name
 from app.store.history import release_name, version_name
 from app.store.manifests import MAX_MANIFEST_BYTES, encode_version, is_sealed
-from app.store.prompt_store import PromptStore, TaskHistory
-from app.store.releases import MAX_RELEASE_BYTES, encode_release
+from app.store.prompt_store import PromptStore
+from app.store.releases import MAX_RELEASE_BYTES, TaskHistory, encode_release
 
 _log = logging.getLogger(__name__)
 MAX_RECORD_BYTES = max(MAX_MANIFEST_BYTES, MAX_RELEASE_BYTES)

@@ -7,7 +7,7 @@ listed. File systems count time in ticks, so a listing counts only when the last
 import threading
 from collections.abc import Callable
 
-from app.store.files import Stamp, WriteOnceFiles
+from app.store.files import DurableFiles, Stamp
 from app.store.references import is_task_id
 
 _FOLDER = ("tasks",)
@@ -16,7 +16,7 @@ _FOLDER = ("tasks",)
 class TaskList:
     """The ids of all tasks, sorted. Thread-safe."""
 
-    def __init__(self, files: WriteOnceFiles, has_records: Callable[[str], bool]) -> None:
+    def __init__(self, files: DurableFiles, has_records: Callable[[str], bool]) -> None:
         """`has_records` returns whether a folder has become a task."""
         self._files = files
         self._has_records = has_records

@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from app.errors import PromptRejected
 from app.prompt import LayerGeometry, ModelGeometry, Prompt, PromptKind
 from app.sites import Site, parse_prefix_tensor
-from app.store.numbers import as_float32
+from app.store.numbers import DTYPES, as_bytes, as_float32
 
 _ROOM = 2  # one token of the user's and one new one
-_BF16_OVERFLOW = 0x7F7F8000  # the smallest float32 that rounds, to nearest even, to infinity
 
 
 def validate_prompt(prompt: Prompt, geometry: ModelGeometry) -> None:
@@ -103,11 +102,6 @@ def _non_finite(values: NDArray[np.float32], dtype: str) -> Iterator[tuple[str, 
 
 
 def _overflows(values: NDArray[np.float32], dtype: str) -> NDArray[np.bool_]:
-    """The finite values that round to infinity in `dtype`."""
-    if dtype == "float16":
-        with np.errstate(over="ignore"):
-            return np.isinf(values.astype(np.float16))
-    if dtype == "bfloat16":
-        return (values.view(np.uint32) & np.uint32(0x7FFFFFFF)) >= np.uint32(_BF16_OVERFLOW)
-    assert dtype == "float32", dtype
-    return np.zeros(values.shape, dtype=np.bool_)
+    """Return which finite values become infinite when they are rounded to `dtype`."""
+    rounded = as_bytes(values, DTYPES[dtype])
+    return np.isinf(as_float32(memoryview(rounded), DTYPES[dtype]))

@@ -35,8 +35,8 @@ from app.serving.task_rows import (
     task_row,
     version_row,
 )
-from app.store.prompt_store import Release
 from app.store.references import DEFAULT_ALIAS
+from app.store.releases import Release
 
 audit = logging.getLogger("promptplex.audit")
 

@@ -28,8 +28,9 @@ from app.serving.publishing.own_embeddings import OwnEmbeddings
 from app.serving.publishing.trial_run import ExampleReport, TrialRun, fixed_inputs, trial_request
 from app.serving.publishing.upload import Upload, draft_version, needs_release, release_version
 from app.store.manifests import version_of
-from app.store.prompt_store import PromptStore, Release
+from app.store.prompt_store import PromptStore
 from app.store.references import check_task_id
+from app.store.releases import Release
 
 _T = TypeVar("_T")
 

@@ -8,8 +8,9 @@ from app.errors import InvalidRequest, PromptRejected
 from app.prompt import Prompt, TaskVersion, VersionDraft
 from app.serving.publishing.task_settings import parse_task
 from app.store.importers import import_prompt
-from app.store.prompt_store import PromptStore, Release
+from app.store.prompt_store import PromptStore
 from app.store.references import DEFAULT_ALIAS, check_alias
+from app.store.releases import Release
 from app.store.saved_tensors import ADVICE, SavedTensor
 from app.store.source_files import PROMPT
 from app.strict_json import excerpt

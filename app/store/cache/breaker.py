@@ -1,4 +1,4 @@
-"""When not to ask a server that doesn't answer.
+"""A circuit breaker: when not to ask a server that doesn't answer.
 
     closed --three failures in a row--> open --a probe passes--> closed
 
@@ -22,7 +22,7 @@ _JITTER = 0.25  # share of a delay: replicas must not all come back in the same 
 
 
 class Breaker:
-    """Whether a server may be asked. Open from the start, until the first probe passes.
+    """A circuit breaker. Open from the start, until the first probe passes.
 
     Lives on one event loop; `is_open` may be read from any thread.
     """
@@ -31,15 +31,10 @@ class Breaker:
         """`probe` pings the server, within bounded time, and raises when it fails."""
         self._name = name
         self._probe = probe
-        self._is_open = True
+        self.is_open = True  # requests must not reach the server now
         self._num_failures = 0
         self._closed = asyncio.Event()
         self._wake = asyncio.Event()
-
-    @property
-    def is_open(self) -> bool:
-        """Return whether requests must not reach the server now."""
-        return self._is_open
 
     async def wait_closed(self) -> None:
         """Return when the server may be asked."""
@@ -52,7 +47,7 @@ class Breaker:
     def failed(self) -> None:
         """Note that the server gave no answer, or a malformed one."""
         self._num_failures += 1
-        if self._num_failures >= MAX_FAILURES and not self._is_open:
+        if self._num_failures >= MAX_FAILURES and not self.is_open:
             _log.warning("%s fails: going on without it", self._name)
             self._open()
 
@@ -78,17 +73,17 @@ class Breaker:
                 _log.warning("%s can't be reached: going on without it", self._name)
             await asyncio.sleep(delay)
         _log.info("%s is up", self._name)
-        self._is_open = False
+        self.is_open = False
         self._closed.set()
 
     async def _watch(self) -> None:
         """Return when the breaker is open."""
-        while not self._is_open:
+        while not self.is_open:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(HEALTH_SECONDS):
                     await self._wake.wait()
             self._wake.clear()
-            while not self._is_open and not await self._probe_passes():
+            while not self.is_open and not await self._probe_passes():
                 pass  # each failed probe counts, and the third opens
 
     async def _probe_passes(self) -> bool:
@@ -102,13 +97,13 @@ class Breaker:
         return True
 
     def _open(self) -> None:
-        self._is_open = True
+        self.is_open = True
         self._closed.clear()
         self._wake.set()
 
 
 def _delays() -> Iterator[float]:
-    """Seconds to wait after each failed probe in a row."""
+    """Yield the seconds to wait after each failed probe in a row."""
     delay = FIRST_DELAY
     while True:
         yield delay * (1 + random.uniform(0, _JITTER))

@@ -22,8 +22,6 @@ from app.prompt import Prompt
 from app.store.cache.tiers import BlobStore, PromptTiers, RemoteTier
 from app.store.releases import TaskHistory
 
-__all__ = ["BlobStore", "PromptCache", "PromptCacheStats", "RemoteTier"]
-
 _log = logging.getLogger(__name__)
 _HOST = "host"
 _NUM_READERS = 4  # threads that read the store
@@ -49,7 +47,6 @@ class PromptCacheStats:
     num_loading: int
     host_prompts: int
     host_bytes: int
-    host_capacity: int
 
 
 @dataclass(slots=True)
@@ -133,7 +130,6 @@ class PromptCache:
                 num_loading=len(self._loading),
                 host_prompts=len(self._host),
                 host_bytes=self._host.weight,
-                host_capacity=self._capacity,
             )
 
     def check_integrity(self) -> None:

@@ -24,7 +24,7 @@ NUM_CONNECTIONS = 8  # for commands; the listener has one more
 _Reply = TypeVar("_Reply")
 
 
-class OddReply(Exception):
+class UnexpectedReply(Exception):
     """A reply of a kind that Redis never gives to the command."""
 
 
@@ -41,7 +41,7 @@ class RedisConnections:
     async def ask(
         self, *command: str | bytes | int | memoryview, parse: Callable[[Any], _Reply], seconds: float
     ) -> _Reply:
-        """Send a command and return its parsed reply; `parse` raises OddReply where it can't be one.
+        """Send a command and return its parsed reply; `parse` raises UnexpectedReply where it can't be one.
 
         `seconds` bounds all of it, connecting included, but not the wait for a free connection.
         Raises ResponseError where Redis refuses the command; any other exception is a failure.
@@ -50,7 +50,7 @@ class RedisConnections:
             try:
                 reply = await self._client.execute_command(*command)  # type: ignore[no-untyped-call]  # redis-py's own
                 return parse(reply)
-            except OddReply:
+            except UnexpectedReply:
                 await self.close_idle()
                 raise
 

@@ -17,9 +17,9 @@ from typing import Any, Literal, TypeVar
 from redis.exceptions import ResponseError
 
 from app.store.cache.breaker import Breaker
-from app.store.cache.redis_connections import OddReply, RedisConnections
+from app.store.cache.redis_connections import RedisConnections, UnexpectedReply
 from app.store.cache.redis_url import parse_redis_url
-from app.store.cache.release_hints import CHANNEL, MAX_WAITING, HintInbox, encode_hint, ignore_hint
+from app.store.cache.release_hints import CHANNEL, MAX_WAITING, HintInbox, encode_hint
 
 _log = logging.getLogger(__name__)
 
@@ -39,11 +39,11 @@ _T = TypeVar("_T")
 class RedisTier:
     """A RemoteTier, and the channel of release hints. Starts with Redis down, too.
 
-    Lives on the event loop that `start` is called on; `publish_hint`, `state` and `breaker_open`
-    are for any thread.
+    Lives on the event loop that `start` is called on; `publish_hint`, `is_up` and `state` are for any
+    thread.
     """
 
-    def __init__(self, url: str, *, on_hint: Callable[[str], None] = ignore_hint) -> None:
+    def __init__(self, url: str, *, on_hint: Callable[[str], None] = lambda task_id: None) -> None:
         """`on_hint` gets task ids, on a thread of its own. Raise ValueError where the URL is malformed."""
         self._connections = RedisConnections(parse_redis_url(url))
         self._breaker = Breaker("Redis", self._ping)
@@ -56,13 +56,8 @@ class RedisTier:
 
     @property
     def is_up(self) -> bool:
-        """Return whether a read may be worth its time."""
+        """Return whether Redis is asked: False before its first answer, and while it fails."""
         return not self._breaker.is_open
-
-    @property
-    def breaker_open(self) -> bool:
-        """Return whether Redis is left alone because it failed, or has never answered yet."""
-        return self._breaker.is_open
 
     def state(self) -> Literal["up", "down"]:
         """Return the state for the health route."""
@@ -134,7 +129,7 @@ class RedisTier:
         await self._connections.ask("PING", parse=_parse_pong, seconds=PROBE_SECONDS)
 
     async def _try(self, work: Awaitable[_T]) -> _T | None:
-        """The result, or None where Redis failed; the breaker learns either."""
+        """Return the result, or None where Redis failed; report either to the breaker."""
         try:
             result = await work
         except ResponseError as error:
@@ -169,7 +164,7 @@ class RedisTier:
         return data if len(chunks) == 1 else b"".join(chunks)
 
     async def _read_part(self, key: str, limit: int, parse: Callable[[Any], _T]) -> _T:
-        """GETRANGE, not GET: however large the value, no more than a byte over `limit` is sent."""
+        """Read with GETRANGE, not GET: no more than a byte over `limit` is sent, however large the value."""
         return await self._connections.ask("GETRANGE", key, 0, limit, parse=parse, seconds=READ_SECONDS)
 
     async def _write(self, digest: str, data: bytes) -> None:
@@ -185,15 +180,15 @@ class RedisTier:
 
 
 def _parse_first(reply: Any) -> tuple[int, bytes] | None:
-    """(total length, first chunk), or None where there is no such key."""
+    """Return the total length and the first chunk, or None where there is no such key."""
     if reply == b"":
         return None
     if not isinstance(reply, bytes) or len(reply) < _HEADER_BYTES:
-        raise OddReply("not a blob")
+        raise UnexpectedReply("not a blob")
     total = int.from_bytes(reply[:_HEADER_BYTES], "little")
     data = reply[_HEADER_BYTES:]
     if total > MAX_BLOB_BYTES or len(data) != min(total, CHUNK_BYTES):
-        raise OddReply("a blob of another length than it says")
+        raise UnexpectedReply("a blob of another length than it says")
     return total, data
 
 
@@ -201,23 +196,23 @@ def _parse_chunk(reply: Any, size: int) -> bytes | None:
     if reply == b"":
         return None
     if not isinstance(reply, bytes) or len(reply) != size:
-        raise OddReply("a chunk of the wrong length")
+        raise UnexpectedReply("a chunk of the wrong length")
     return reply
 
 
 def _parse_ok(reply: Any) -> None:
     if reply != b"OK":
-        raise OddReply("not OK")
+        raise UnexpectedReply("not OK")
 
 
 def _parse_pong(reply: Any) -> None:
     if reply != b"PONG":
-        raise OddReply("not PONG")
+        raise UnexpectedReply("not PONG")
 
 
 def _parse_count(reply: Any) -> int:
     if not isinstance(reply, int):
-        raise OddReply("not a number")
+        raise UnexpectedReply("not a number")
     return reply
 
 

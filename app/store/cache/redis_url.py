@@ -35,7 +35,7 @@ class RedisLocation:
 
 
 def parse_redis_url(url: str) -> RedisLocation:
-    """Parse a URL of the forms above. Raises ValueError, whose message is for the user."""
+    """Parse a URL of the forms above. Raise ValueError with a message for the user."""
     try:
         parts = urlsplit(url)
     except ValueError:  # its message holds parts of the URL

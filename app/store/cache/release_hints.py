@@ -19,10 +19,6 @@ _MAX_HINT_BYTES = 1024
 _PAUSE_SECONDS = 0.050  # at least so long between two hints of one task
 
 
-def ignore_hint(_: str) -> None:
-    """Do nothing with a hint."""
-
-
 def encode_hint(task_id: str) -> bytes:
     """Return the message to publish on the channel."""
     return canonical_json({"task": task_id})

@@ -13,7 +13,8 @@ import pytest
 from app.errors import CorruptData, EngineStopped, PromptplexError, Unavailable
 from app.prompt import Prompt, VersionDraft
 from app.store.cache import tiers
-from app.store.cache.prompt_cache import BlobStore, PromptCache, RemoteTier
+from app.store.cache.prompt_cache import PromptCache
+from app.store.cache.tiers import BlobStore, RemoteTier
 from app.store.prompt_store import open_store
 from tests.store.builders import prefix, soft
 from tests.waiting import PATIENCE, wait_until

@@ -215,14 +215,14 @@ def test_the_server_starts_with_redis_down_and_finds_it_later(fragile: RedisServ
     source = PromptCache(MemoryStore(*PROMPTS), host_bytes=0, remote=(tier := RedisTier(fragile.url)))
     try:
         assert source.load(PROMPTS[0].digest).result(PATIENCE) == PROMPTS[0]
-        assert (tier.state(), tier.breaker_open, source.stats().hits) == ("down", True, {"store": 1})
+        assert (tier.state(), tier.is_up, source.stats().hits) == ("down", False, {"store": 1})
         tier.publish_hint("nobody.hears-this")
         for _ in range(2):  # comes, goes, and comes back
             fragile.start()
             wait_until(lambda: tier.state() == "up")
             assert source.load(PROMPTS[0].digest).result(PATIENCE) == PROMPTS[0]
             fragile.kill()
-            wait_until(lambda: tier.breaker_open)
+            wait_until(lambda: not tier.is_up)
             assert source.load(PROMPTS[0].digest).result(PATIENCE) == PROMPTS[0]
     finally:
         source.close()
@@ -291,11 +291,11 @@ def test_faults_open_the_breaker_although_nobody_waits_for_answers(
 
         def load_until_open() -> bool:
             load_all(source)
-            return tier.breaker_open
+            return not tier.is_up
 
         wait_until(load_until_open)
         proxy.set(Fault.NONE)
-        wait_until(lambda: not tier.breaker_open)
+        wait_until(lambda: tier.is_up)
         load_all(source)  # the store answers where Redis has to be filled first
         assert source.stats().load_failures == 0
     finally:
@@ -346,8 +346,8 @@ def test_reads_that_nobody_waits_for_open_the_breaker(
             reading = asyncio.create_task(tier.get(DIGEST))
             await asyncio.sleep(0.01)
             reading.cancel()
-            assert not tier.breaker_open, "one read that was let go is no proof"
-            await eventually(lambda: tier.breaker_open)
+            assert tier.is_up, "one read that was let go is no proof"
+            await eventually(lambda: not tier.is_up)
 
     asyncio.run(scenario())
 
