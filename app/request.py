@@ -139,24 +139,41 @@ class SamplingParams(SamplingChoices):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """One frozen ask. A digest stands for the prompt, so that the engine can live elsewhere.
+class Segment:
+    """Consecutive slots of a prompt that requests share: a learned prompt, by its digest, or text."""
 
-    The model sees `[learned prompt][resident_ids][token_ids]`. The first two are the task's
-    resident prefix, shared by every request of the task; `token_ids` holds at least one id.
+    prompt_digest: str | None = None
+    num_virtual_tokens: int = 0  # slots that the learned prompt takes
+    token_ids: tuple[int, ...] = ()  # of text
+    is_kept: bool = True  # False: only requests that run together share it; no later one will
+
+    @property
+    def num_slots(self) -> int:
+        """Slots that it takes."""
+        return self.num_virtual_tokens + len(self.token_ids)
+
+
+def segments_of(*segments: Segment) -> tuple[Segment, ...]:
+    """Return those of `segments` that are not empty."""
+    return tuple(each for each in segments if each.prompt_digest is not None or each.num_slots)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One frozen request: token ids and digests only, so that the engine can live elsewhere.
+
+    The model sees all `segments`, then `token_ids`, which hold at least one id. Requests whose first
+    segments are equal share their keys and values.
     """
 
     id: str
     token_ids: tuple[int, ...]
-    prompt_digest: str | None = None
-    num_virtual_tokens: int = 0  # slots that the learned prompt takes
-    resident_ids: tuple[int, ...] = ()  # BOS and the template's leading text
+    segments: tuple[Segment, ...] = ()  # such as a task's learned prompt, then BOS and its leading text
     sampling: SamplingParams = field(default_factory=SamplingParams)
     max_new_tokens: int = 128  # 0: the prompt is only scored
     num_top: int = 0  # most probable tokens to report beside each generated or scored one
     num_scored: int = 0  # of the last so many `token_ids` the log-probabilities are reported
     grammar: str | None = None  # what the answer must match, in the language of the engine's GrammarSource
-    keeps_prefix: bool = True  # False: only requests that run together share it, nobody later will
     stop_ids: frozenset[int] = frozenset()  # EOS and stop ids; the one that stops is reported
     tenant: str = ""  # the key that asks; fair share is by tenant, then by task
     task: str = ""  # for fair share and statistics only, never a cache key
@@ -165,8 +182,18 @@ class Request:
 
     @property
     def num_prefix_slots(self) -> int:
-        """Slots of the resident prefix: virtual tokens and resident ids."""
-        return self.num_virtual_tokens + len(self.resident_ids)
+        """Slots of all segments."""
+        return sum(segment.num_slots for segment in self.segments)
+
+    @property
+    def num_virtual_tokens(self) -> int:
+        """Slots of all learned prompts."""
+        return sum(segment.num_virtual_tokens for segment in self.segments)
+
+    @property
+    def prompt_ids(self) -> tuple[int, ...]:
+        """All ids of the prompt's text, in order; learned prompts have none."""
+        return tuple(id_ for segment in self.segments for id_ in segment.token_ids) + self.token_ids
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

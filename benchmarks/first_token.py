@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from app.request import Request
+from app.request import Request, Segment, segments_of
 from benchmarks.completions import submit
 from benchmarks.shared_engine import SharedEngine
 from benchmarks.spread import Spread
@@ -41,8 +41,9 @@ def _first_token(shared: SharedEngine, token_ids: tuple[int, ...], digest: str |
     request = Request(
         id=str(time.perf_counter_ns()),
         token_ids=token_ids,
-        prompt_digest=digest,
-        num_virtual_tokens=0 if digest is None else VIRTUAL_TOKENS,
+        segments=segments_of(
+            Segment(prompt_digest=digest, num_virtual_tokens=0 if digest is None else VIRTUAL_TOKENS)
+        ),
         max_new_tokens=1,
     )
     began = time.perf_counter()

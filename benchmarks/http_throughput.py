@@ -26,7 +26,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from app.prompt import TaskVersion, VersionDraft
-from app.request import Request
+from app.request import Request, Segment, segments_of
 from app.store.prompt_store import open_store
 from benchmarks.other_load import OtherLoad
 from benchmarks.registered_tasks import publish_task, soft_prompt, task_id
@@ -102,8 +102,12 @@ def engine_requests(work: Work, asks: Sequence[Ask], versions: Sequence[TaskVers
         Request(
             id=f"{time.perf_counter_ns()}-{number}",
             token_ids=ask.token_ids,
-            prompt_digest=versions[ask.task].prompt_digest,
-            num_virtual_tokens=versions[ask.task].num_virtual_tokens,
+            segments=segments_of(
+                Segment(
+                    prompt_digest=versions[ask.task].prompt_digest,
+                    num_virtual_tokens=versions[ask.task].num_virtual_tokens,
+                )
+            ),
             max_new_tokens=work.new_tokens,
             task=versions[ask.task].task_id,
         )

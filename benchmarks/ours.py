@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from app.engine.statistics import StepStats
-from app.request import Request
+from app.request import Request, Segment, segments_of
 from benchmarks.completions import submit_all
 from benchmarks.first_token import measure_first_token
 from benchmarks.shared_engine import SharedEngine
@@ -61,8 +61,12 @@ class Promptplex:
         return Request(
             id=f"{time.perf_counter_ns()}-{number}",
             token_ids=ask.token_ids,
-            prompt_digest=digest,
-            num_virtual_tokens=0 if digest is None else self.work.virtual_tokens,
+            segments=segments_of(
+                Segment(
+                    prompt_digest=digest,
+                    num_virtual_tokens=0 if digest is None else self.work.virtual_tokens,
+                )
+            ),
             max_new_tokens=self.work.new_tokens,
             task=str(ask.task),
         )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from app.prompt import Prompt, PromptKind, VersionDraft
-from app.request import Request
+from app.request import Request, Segment, segments_of
 from app.sites import Embedding
 from app.store.cache.prompt_cache import PromptCache
 from app.store.prompt_file import make_prompt
@@ -57,8 +57,9 @@ class RegisteredTasks:
         return Request(
             id=f"request-{next(self._numbers)}",
             token_ids=ask.token_ids,
-            prompt_digest=version.prompt_digest,
-            num_virtual_tokens=version.num_virtual_tokens,
+            segments=segments_of(
+                Segment(prompt_digest=version.prompt_digest, num_virtual_tokens=version.num_virtual_tokens)
+            ),
             max_new_tokens=new_tokens,
             task=version.task_id,
         )

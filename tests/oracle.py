@@ -17,6 +17,7 @@ from peft import (
 from transformers import PreTrainedModel
 
 from app.prompt import Prompt
+from app.request import Segment, segments_of
 from app.store.importers import import_prompt
 from app.store.source_files import CONFIG, PROMPT
 
@@ -66,6 +67,14 @@ def saved(model: PeftModel, directory: Path) -> tuple[bytes, bytes]:
 def as_prompt(model: PeftModel, directory: Path) -> Prompt:
     weights, config = saved(model, directory)
     return import_prompt({PROMPT: weights, CONFIG: config}).prompt
+
+
+def segments(prompt: Prompt | None = None, text: tuple[int, ...] = ()) -> tuple[Segment, ...]:
+    """A learned prompt, then leading text, as far as they are there."""
+    learned = Segment()
+    if prompt is not None:
+        learned = Segment(prompt_digest=prompt.digest, num_virtual_tokens=prompt.num_virtual_tokens)
+    return segments_of(learned, Segment(token_ids=text))
 
 
 def greedy(model: Any, token_ids: list[int], num_tokens: int) -> Expected:

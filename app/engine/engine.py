@@ -171,16 +171,19 @@ class Engine:
             raise InvalidRequest("a request needs at least one prompt token, and 0 or more new ones")
         if not 0 <= request.num_scored < len(request.token_ids):
             raise InvalidRequest("every scored token needs a token before it")
-        if (request.prompt_digest is None) != (request.num_virtual_tokens == 0):
-            raise InvalidRequest("a prompt and its virtual tokens come together or not at all")
+        for segment in request.segments:
+            if (segment.prompt_digest is None) != (segment.num_virtual_tokens == 0):
+                raise InvalidRequest("a prompt and its virtual tokens come together or not at all")
+            if (segment.prompt_digest is None) == (not segment.token_ids):
+                raise InvalidRequest("a segment is a learned prompt or text: give it one of them")
         if request.deadline is not None and not math.isfinite(request.deadline):
             raise InvalidRequest("a deadline is a finite time, or None")
         if request.grammar is not None and self._grammars is None:
             raise InvalidRequest("this engine can't constrain its answers; leave the grammar out")
-        ids = (*request.resident_ids, *request.token_ids, *(id_ for id_, _ in request.sampling.logit_bias))
+        ids = (*request.prompt_ids, *(id_ for id_, _ in request.sampling.logit_bias))
         if min(ids) < 0 or max(ids) >= self.geometry.vocab_size:
             raise InvalidRequest(f"token ids must be from 0 to {self.geometry.vocab_size - 1}")
-        prompt = len(request.resident_ids) + len(request.token_ids)
+        prompt = len(request.prompt_ids)
         total = request.num_virtual_tokens + prompt + request.max_new_tokens
         if total > self.geometry.max_positions:
             raise RequestTooLong(

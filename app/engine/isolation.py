@@ -7,11 +7,11 @@ fails with any input), the error is raised as it was, and ends the engine.
 
 import logging
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from app.engine.plan import Plan, PlanItem, StepResult
-from app.engine.prefixes import Prefix, PrefixKey
+from app.engine.prefixes import Key, Prefix
 from app.engine.sampling.inputs import SamplingInput
 from app.engine.sequence import Sequence as Row
 from app.errors import PromptplexError, RequestFailed
@@ -79,17 +79,17 @@ class Refusals:
     """Prefixes that failed lately: one that fails must not cost all others a failed step each time."""
 
     def __init__(self) -> None:
-        self._failed: dict[PrefixKey, tuple[float, PromptplexError]] = {}  # until when (time.monotonic)
+        self._failed: dict[Key, tuple[float, PromptplexError]] = {}  # until when (time.monotonic)
 
-    def add(self, key: PrefixKey, error: PromptplexError, now: float) -> None:
+    def add(self, key: Key, error: PromptplexError, now: float) -> None:
         """Refuse what stands on the prefix for `REFUSAL_SECONDS`."""
         self._failed = {key: entry for key, entry in self._failed.items() if now < entry[0]}
         self._failed[key] = (now + REFUSAL_SECONDS, error)
 
-    def get(self, key: PrefixKey | None, now: float) -> PromptplexError | None:
-        """Return why what stands on the prefix is refused now, if it is."""
-        until, error = self._failed.get(key, (now, None)) if key is not None else (now, None)
-        return error if now < until else None
+    def get(self, keys: Iterable[Key], now: float) -> PromptplexError | None:
+        """Return why what stands on these prefixes is refused now, if it is."""
+        found = (self._failed[key] for key in keys if key in self._failed)
+        return next((error for until, error in found if now < until), None)
 
 
 def _works(run: Run, part: Plan) -> bool:
@@ -123,5 +123,5 @@ def request_error(owner: Row | Prefix, error: Exception) -> PromptplexError:
 
 def _name(owner: Row | Prefix) -> str:
     if isinstance(owner, Prefix):
-        return f"the resident prefix of prompt {owner.key.prompt_digest or 'none'}"
+        return f"the resident prefix of prompt {owner.segment.prompt_digest or 'none'}"
     return f"request {owner.request.id} of task {owner.request.task or 'none (the base model)'}"

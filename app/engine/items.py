@@ -17,7 +17,7 @@ def decode_item(sequence: Sequence, kv: PackedItem) -> PlanItem:
         position=sequence.first_position + sequence.num_computed,
         token_ids=(sequence.tokens[-1],),
         sampling=_sampling_input(sequence),
-        stands_on=_prefix_ids(sequence),
+        stands_on=sequence.stands_on,
     )
 
 
@@ -39,22 +39,23 @@ def prefill_item(sequence: Sequence, budget: int) -> PlanItem:
         score_from=score_from - start,
         score_ids=score_ids[: max(start + count - score_from, 0)],
         num_top=sequence.request.num_top,
-        stands_on=_prefix_ids(sequence),
+        stands_on=sequence.stands_on,
     )
 
 
 def prefix_item(prefix: Prefix, budget: int) -> PlanItem:
-    """Return the next tokens of a prefix: soft prompt rows first, then the resident ids."""
-    start, virtual = prefix.num_computed, prefix.num_virtual_tokens
-    end = virtual if start < virtual else prefix.num_slots
-    count = min(end - start, budget)
-    is_soft = start < virtual
+    """Return the next tokens of a prefix: a soft prompt's rows, or ids of text."""
+    done, segment = prefix.num_computed, prefix.segment
+    count = min(segment.num_slots - done, budget)
+    start = prefix.first_slot + done
     return PlanItem(
         id=prefix.id,
         kv=PackedItem(start, count, prefix.table.slots(start + count)),
-        position=prefix.position_of(start),
-        token_ids=() if is_soft else prefix.resident_ids[start - virtual : start - virtual + count],
-        soft_prompt=prefix.prompt if is_soft else None,
+        position=prefix.first_position + done,
+        token_ids=segment.token_ids[done : done + count],
+        soft_prompt=prefix.prompt,
+        soft_from=done,
+        stands_on=prefix.ancestors,
     )
 
 
@@ -71,7 +72,3 @@ def _scoring(sequence: Sequence, start: int) -> tuple[int, tuple[int, ...]]:
 def _sampling_input(sequence: Sequence) -> SamplingInput:
     is_constrained = sequence.constraint is not None
     return sequence.sampling.input(sequence.num_generated, is_constrained=is_constrained)
-
-
-def _prefix_ids(sequence: Sequence) -> tuple[int, ...]:
-    return () if sequence.prefix is None else (sequence.prefix.id,)

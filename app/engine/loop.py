@@ -18,7 +18,7 @@ from app.engine.deadlines import Deadlines
 from app.engine.executor import Executor
 from app.engine.isolation import Refusals, request_error, run_apart
 from app.engine.plan import Plan, StepResult
-from app.engine.prefixes import Prefix, prefix_key
+from app.engine.prefixes import Prefix, prefix_keys
 from app.engine.router import OutputRouter
 from app.engine.sampling.token_masks import AsyncTokenMask, GrammarSource, PackedMask, collect_masks
 from app.engine.scheduler import Scheduler
@@ -159,8 +159,8 @@ class EngineLoop:
                 return
 
     def _accept(self, request: Request, arrived: float) -> None:
-        sequence = Sequence(request, prefix_key(request, self._geometry), arrived=arrived)
-        refusal = self._refusals.get(sequence.prefix_key, time.monotonic())
+        sequence = Sequence(request, prefix_keys(request.segments, self._geometry), arrived=arrived)
+        refusal = self._refusals.get(sequence.prefix_keys, time.monotonic())
         if refusal is not None:
             self._router.deliver([(request.id, refusal)])
             return
@@ -175,13 +175,13 @@ class EngineLoop:
     def _load_prompts(self) -> None:
         """Start fetching the prompts of parked sequences; it never blocks. What comes is a message."""
         for sequence in self._scheduler.take_loads():
-            assert sequence.request.prompt_digest is not None
-            try:
-                future = self._source.load(sequence.request.prompt_digest)
-            except Exception as error:
-                future = Future()
-                future.set_exception(error)
-            future.add_done_callback(partial(self._hand_in, sequence))
+            for digest in sorted(sequence.awaited):
+                try:
+                    future = self._source.load(digest)
+                except Exception as error:
+                    future = Future()
+                    future.set_exception(error)
+                future.add_done_callback(partial(self._hand_in, sequence))
 
     def _hand_in(self, sequence: Sequence, result: "Future[Prompt]") -> None:
         self._inbox.put(Loaded(sequence, result))
@@ -194,15 +194,15 @@ class EngineLoop:
             self._end(sequence, _lost(error))
             return
         prompt = result.result()
-        expected = sequence.request.num_virtual_tokens
-        if prompt.num_virtual_tokens != expected:
-            mismatch = PromptRejected(
-                "the stored prompt differs from the task's manifest",
-                expected=f"{expected} virtual tokens",
-                found=f"{prompt.num_virtual_tokens}",
-            )
-            self._end(sequence, mismatch)
-            return
+        for segment in sequence.request.segments:
+            if segment.prompt_digest == prompt.digest and segment.num_slots != prompt.num_virtual_tokens:
+                mismatch = PromptRejected(
+                    "the stored prompt differs from the task's manifest",
+                    expected=f"{segment.num_slots} virtual tokens",
+                    found=f"{prompt.num_virtual_tokens}",
+                )
+                self._end(sequence, mismatch)
+                return
         self._scheduler.loaded(sequence, prompt)
 
     def _expire(self) -> None:
@@ -285,7 +285,7 @@ class EngineLoop:
         """End all that stand on a prefix, or wait for it, and the prefix with them."""
         self._scheduler.prefixes.discard(prefix)
         self._refusals.add(prefix.key, error, time.monotonic())
-        for sequence in [each for each in self._open.values() if each.prefix_key == prefix.key]:
+        for sequence in [each for each in self._open.values() if prefix.key in each.prefix_keys]:
             self._end(sequence, error)
 
     def _end(self, sequence: Sequence, error: PromptplexError) -> None:

@@ -30,7 +30,7 @@ class PrefixWrite:
 class PlanItem:
     """Consecutive tokens of one sequence, or of a prefix under construction, to run through the model.
 
-    Inputs are token ids, or rows `num_computed .. num_computed + num_tokens` of a soft prompt's embeddings.
+    Inputs are token ids, or rows of a soft prompt's embeddings, from `soft_from` on.
     """
 
     id: int
@@ -38,6 +38,7 @@ class PlanItem:
     position: int  # of the first token, as the model sees it
     token_ids: tuple[int, ...] = ()
     soft_prompt: Prompt | None = None
+    soft_from: int = 0
     sampling: SamplingInput | None = None  # given: its last token's logits choose the next token
     score_from: int = 0  # its tokens from here on tell how probable `score_ids` are, which follow them
     score_ids: tuple[int, ...] = ()

@@ -57,7 +57,7 @@ class Runner:
         for item, end in zip(items, ends.tolist(), strict=True):
             if item.soft_prompt is not None:
                 rows = self._backbone.prompt_embeddings(item.soft_prompt)
-                first = item.kv.num_computed
+                first = item.soft_from
                 embeds[end - item.kv.num_tokens : end] = rows[first : first + item.kv.num_tokens]
         return embeds
 

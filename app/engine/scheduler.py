@@ -20,7 +20,7 @@ from app.engine.blocks import KVBlocks, SlotTable
 from app.engine.fair_queue import FairQueue
 from app.engine.items import decode_item, prefill_item, prefix_item
 from app.engine.plan import PrefixWrite, StepResult
-from app.engine.prefixes import Prefix, PrefixCache, PrefixKey
+from app.engine.prefixes import Prefix, PrefixCache
 from app.engine.router import Output
 from app.engine.sampling.inputs import SampledToken
 from app.engine.sequence import Phase, Sequence
@@ -69,8 +69,9 @@ class Scheduler:
         Raises:
             RequestTooLong: Its keys and values exceed all blocks there are.
         """
-        own = len(request.token_ids) + request.max_new_tokens
-        needed = self.blocks.blocks_for(request.num_prefix_slots) + self.blocks.blocks_for(own)
+        needed = self.blocks.blocks_for(len(request.token_ids) + request.max_new_tokens)
+        for segment in request.segments:
+            needed += self.blocks.blocks_for(segment.num_slots)
         pool = int((needed - self.blocks.capacity).argmax())
         asked, limit = (int(count[pool]) * self.blocks.block_size for count in (needed, self.blocks.capacity))
         if asked > limit:
@@ -85,7 +86,7 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         """Take in a new sequence. Prompts of sequences that come next are fetched at once."""
-        if self._needs_prompt(sequence) and self.num_open < self._config.max_rows:
+        if self._missing_prompts(sequence) and self.num_open < self._config.max_rows:
             self._park(sequence)
         else:
             self.waiting.push(sequence)
@@ -96,9 +97,12 @@ class Scheduler:
         return parked
 
     def loaded(self, sequence: Sequence, prompt: Prompt) -> None:
-        """Take in a parked sequence's prompt."""
+        """Take in one of a parked sequence's prompts; with the last one it waits for its turn again."""
+        sequence.prompts[prompt.digest] = prompt
+        sequence.awaited.discard(prompt.digest)
+        if sequence.awaited:
+            return
         self.loading.discard(sequence)
-        sequence.prompt = prompt
         sequence.phase = Phase.WAITING
         self.waiting.push(sequence, front=sequence.admitted is not None)
 
@@ -188,14 +192,16 @@ class Scheduler:
         assert sequence.table is not None
         sequence.table.release()
         sequence.table = None
-        if sequence.prefix is not None:
-            self.prefixes.unpin(sequence.prefix)
-            sequence.prefix = None
+        self.prefixes.unpin(sequence.prefixes)
+        sequence.prefixes = sequence.stands_on = ()
 
     def _prefill(self, sequence: Sequence, step: Step) -> None:
-        if sequence.prefix is not None and not sequence.prefix.is_ready:
-            self._build_prefix(sequence.prefix, step)
-        if step.budget and (sequence.prefix is None or sequence.prefix.is_ready):
+        for prefix in sequence.prefixes:
+            if not prefix.is_ready:
+                self._build_prefix(prefix, step)
+            if not prefix.is_ready:
+                return
+        if step.budget:
             grown = sequence.table is not None and sequence.table.grow(*sequence.pending_slots)
             assert grown, "blocks for the whole prompt were taken at admission"
             item = prefill_item(sequence, step.budget)
@@ -208,10 +214,9 @@ class Scheduler:
         self.prefixes.grow(prefix)
         if prefix.needs_write:
             assert prefix.prompt is not None
-            slots = prefix.table.slots(prefix.num_virtual_tokens)
-            step.write(prefix, PrefixWrite(prefix.id, prefix.prompt, slots))
-            self.prefixes.advance(prefix, prefix.num_virtual_tokens)
-        while step.budget and not prefix.is_ready:
+            step.write(prefix, PrefixWrite(prefix.id, prefix.prompt, prefix.own_slots()))
+            self.prefixes.advance(prefix, prefix.segment.num_slots)
+        elif step.budget:
             item = prefix_item(prefix, step.budget)
             step.add(prefix, item)
             self.prefixes.advance(prefix, item.kv.num_tokens)
@@ -224,7 +229,7 @@ class Scheduler:
             sequence = self.waiting.peek()
             if sequence is None:
                 return
-            if self._needs_prompt(sequence):
+            if self._missing_prompts(sequence):
                 if len(self.loading) >= self._config.max_rows:  # prompts take memory too
                     return
                 self.waiting.remove(sequence)
@@ -234,49 +239,55 @@ class Scheduler:
             else:
                 return
 
-    def _needs_prompt(self, sequence: Sequence) -> bool:
-        return (
-            sequence.request.prompt_digest is not None
-            and sequence.prompt is None
-            and sequence.prefix_key is not None
-            and self.prefixes.get(sequence.prefix_key) is None
-        )
+    def _missing_prompts(self, sequence: Sequence) -> set[str]:
+        """Return the digests of the prompts that it needs the bytes of, and hasn't got."""
+        return {
+            segment.prompt_digest
+            for key, segment in zip(sequence.prefix_keys, sequence.request.segments, strict=True)
+            if segment.prompt_digest is not None
+            and segment.prompt_digest not in sequence.prompts
+            and self.prefixes.get(key) is None
+        }
 
     def _park(self, sequence: Sequence) -> None:
+        sequence.awaited = self._missing_prompts(sequence)
         sequence.phase = Phase.LOADING
         self.loading.add(sequence)
         self._to_load.append(sequence)
 
     def _place(self, sequence: Sequence, step: Step) -> bool:
-        """Give a sequence its prefix and blocks for all its tokens; False when they don't suffice.
+        """Give a sequence its prefixes and blocks for all its tokens; False when they don't suffice.
 
         While others run, a block for each of them stays free, so that admission doesn't preempt.
         """
-        key = sequence.prefix_key
-        prefix = self.prefixes.get(key) if key is not None else None
-        if prefix is not None:
-            self.prefixes.pin(prefix)  # before anything is evicted
+        segments = sequence.request.segments
+        found = [prefix for key in sequence.prefix_keys if (prefix := self.prefixes.get(key)) is not None]
         needed = self.blocks.blocks_for(len(sequence.tokens)) + len(self.running) * self.blocks.blocks_for(1)
-        if key is not None and prefix is None:
-            needed += self.blocks.blocks_for(sequence.request.num_prefix_slots)
+        for segment in segments[len(found) :]:
+            needed += self.blocks.blocks_for(segment.num_slots)
+        self.prefixes.pin(found)  # before anything is evicted
         if not self.prefixes.evict_until(needed):
-            if prefix is not None:
-                self.prefixes.unpin(prefix)
+            self.prefixes.unpin(found)
             return False
-        if prefix is not None:
-            step.counts.prefix_hits += 1
-        elif key is not None:
-            prefix = self.prefixes.create(key, sequence.request, sequence.prompt)
+        if len(found) < len(segments):
             step.counts.prefix_misses += 1
-        self._start(sequence, prefix)
+        elif segments:
+            step.counts.prefix_hits += 1
+        for key, segment in zip(sequence.prefix_keys[len(found) :], segments[len(found) :], strict=True):
+            parent = found[-1] if found else None
+            found.append(
+                self.prefixes.create(key, segment, parent, sequence.prompts.get(segment.prompt_digest or ""))
+            )
+        self._start(sequence, found)
         return True
 
-    def _start(self, sequence: Sequence, prefix: Prefix | None) -> None:
+    def _start(self, sequence: Sequence, prefixes: list[Prefix]) -> None:
         self.waiting.take(sequence)
-        sequence.prompt = None  # the prefix has it now, for as long as it is needed
-        head_slots = prefix.num_slots if prefix is not None else 0
-        sequence.prefix = prefix
-        sequence.table = SlotTable(self.blocks, prefix.table if prefix is not None else None, head_slots)
+        sequence.prompts.clear()  # the prefixes have them now, for as long as they are needed
+        sequence.prefixes = tuple(prefixes)
+        sequence.stands_on = tuple(prefix.id for prefix in prefixes)
+        first_slot, _ = sequence.pending_slots
+        sequence.table = SlotTable(self.blocks, prefixes[-1].table if prefixes else None, first_slot)
         grown = sequence.table.grow(*sequence.pending_slots)
         assert grown, "blocks were counted before"
         sequence.phase = Phase.RUNNING
@@ -335,15 +346,11 @@ class Scheduler:
         tables = [prefix.table for prefix in self.prefixes]
         tables += [sequence.table for sequence in self.running if sequence.table is not None]
         self.blocks.check_integrity(tables)
-        pins: dict[PrefixKey, int] = {}
-        for sequence in self.running:
-            if sequence.prefix is not None:
-                pins[sequence.prefix.key] = pins.get(sequence.prefix.key, 0) + 1
-        self.prefixes.check_integrity(pins)
+        self.prefixes.check_integrity([sequence.prefixes for sequence in self.running])
         for sequence in self.waiting:
             assert sequence.phase is Phase.WAITING
             assert sequence.table is None
-            assert sequence.prefix is None
+            assert not sequence.prefixes
         assert all(sequence.phase is Phase.RUNNING for sequence in self.running)
         assert all(sequence.phase is Phase.LOADING for sequence in self.loading)
 

@@ -7,7 +7,7 @@ from functools import cached_property
 
 from app.engine.blocks import SlotTable
 from app.engine.plan import new_id
-from app.engine.prefixes import Prefix, PrefixKey
+from app.engine.prefixes import Key, Prefix
 from app.engine.sampling.state import SamplingState
 from app.engine.sampling.token_masks import AsyncTokenMask
 from app.prompt import Prompt
@@ -17,7 +17,7 @@ from app.request import FinishReason, Request, RequestTimings, TokenScore
 class Phase(enum.Enum):
     """LOADING -> WAITING -> RUNNING -> FINISHED; preemption goes back to WAITING."""
 
-    LOADING = enum.auto()  # parked until its prompt's bytes are here
+    LOADING = enum.auto()  # parked until its prompts' bytes are here
     WAITING = enum.auto()  # in the fair queue; holds nothing on the device
     RUNNING = enum.auto()  # holds a pin and blocks
     FINISHED = enum.auto()
@@ -28,13 +28,15 @@ class Sequence:
     """One request on its way. `tokens` are its own: the prompt's, then the generated ones."""
 
     request: Request
-    prefix_key: PrefixKey | None
+    prefix_keys: tuple[Key, ...] = ()  # one for each of the request's segments
     tokens: list[int] = field(init=False)
     id: int = field(default_factory=new_id)  # in Plans
     phase: Phase = Phase.WAITING
     constraint: AsyncTokenMask | None = None  # kept through preemptions, as the tokens are
-    prompt: Prompt | None = None  # the loaded bytes, between their arrival and admission
-    prefix: Prefix | None = None  # pinned while running
+    awaited: set[str] = field(default_factory=set)  # digests of the prompts that it is parked for
+    prompts: dict[str, Prompt] = field(default_factory=dict)  # by digest, between arrival and admission
+    prefixes: tuple[Prefix, ...] = ()  # of its segments, pinned while running
+    stands_on: tuple[int, ...] = ()  # their ids
     table: SlotTable | None = None
     num_computed: int = 0  # own tokens whose keys and values exist
     arrived: float = field(default_factory=time.monotonic)  # all times: time.monotonic() seconds
@@ -46,13 +48,13 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.tokens = list(self.request.token_ids)
+        self._first_slot = self.request.num_prefix_slots
 
     @cached_property
     def sampling(self) -> SamplingState:
         """Made for the first token, so that a sequence in the queue holds no arrays."""
         request = self.request
-        prompt = request.resident_ids + request.token_ids
-        return SamplingState(request.sampling, prompt, request.max_new_tokens, request.num_top)
+        return SamplingState(request.sampling, request.prompt_ids, request.max_new_tokens, request.num_top)
 
     @property
     def num_generated(self) -> int:
@@ -66,8 +68,7 @@ class Sequence:
     @property
     def pending_slots(self) -> tuple[int, int]:
         """Slot indices that the pending tokens take: the first, and the one after the last."""
-        before = self.request.num_prefix_slots
-        return before + self.num_computed, before + len(self.tokens)
+        return self._first_slot + self.num_computed, self._first_slot + len(self.tokens)
 
     @property
     def is_decoding(self) -> bool:
@@ -82,7 +83,7 @@ class Sequence:
     @property
     def first_position(self) -> int:
         """The position that the model sees for the first own token."""
-        return self.prefix.position_of(self.prefix.num_slots) if self.prefix is not None else 0
+        return self.prefixes[-1].end_position if self.prefixes else 0
 
     def accept(self, token_id: int, now: float) -> FinishReason | None:
         """Append a sampled token; return why the sequence ends with it, if it does."""

@@ -33,7 +33,7 @@ class Admitted:
     @property
     def prompt_ids(self) -> tuple[int, ...]:
         """Return all ids of the rendered text."""
-        return self.request.resident_ids + self.request.token_ids
+        return self.request.prompt_ids
 
     def result(
         self,

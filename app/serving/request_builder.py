@@ -13,7 +13,7 @@ from app.caching import SingleFlightCache
 from app.engine.client import EngineClient
 from app.errors import DeadlineExceeded, InvalidRequest, NotServable, RequestTooLong
 from app.prompt import PromptKind, TaskVersion
-from app.request import BAN, Request
+from app.request import BAN, Request, Segment, segments_of
 from app.serving.admitted import Admitted, TextStyle
 from app.serving.base_defaults import BaseDefaults
 from app.serving.compatibility import Compatibility
@@ -163,9 +163,9 @@ class RequestBuilder:
     ) -> Request:
         virtual = 0 if version is None else version.num_virtual_tokens
         scored = len(tokenized.ids) - 1 if parameters.decoder_input_details else 0
-        usual = _resident(tokenized.ids, prepared.leading_ids)
-        # What others share is a prefix too; the last token stays each one's own.
-        resident = 0 if scored else len(tokenized.ids) - 1 if request.num_samples > 1 else usual
+        # What samples share is a segment too; the last token stays each one's own.
+        leading = 0 if scored else _resident(tokenized.ids, prepared.leading_ids)
+        shared = len(tokenized.ids) - 1 if request.num_samples > 1 and not scored else leading
         max_new_tokens = self._max_new_tokens(
             request.parameters.get("max_new_tokens"), parameters, virtual, len(tokenized.ids)
         )
@@ -181,10 +181,15 @@ class RequestBuilder:
         )
         return Request(
             id=f"{request.request_id}#{next(self._numbers)}",  # ids that clients choose may repeat
-            token_ids=tokenized.ids[resident:],
-            resident_ids=tokenized.ids[:resident],
-            prompt_digest=None if version is None else version.prompt_digest,
-            num_virtual_tokens=virtual,
+            token_ids=tokenized.ids[shared:],
+            segments=segments_of(
+                Segment(
+                    prompt_digest=None if version is None else version.prompt_digest,
+                    num_virtual_tokens=virtual,
+                ),
+                Segment(token_ids=tokenized.ids[:leading]),
+                Segment(token_ids=tokenized.ids[leading:shared], is_kept=False),
+            ),
             sampling=replace(
                 parameters.sampling(secrets.randbits(SEED_BITS)),
                 logit_bias=self._bias(request),
@@ -192,7 +197,6 @@ class RequestBuilder:
             ),
             num_top=parameters.top_n_tokens,
             num_scored=scored,
-            keeps_prefix=resident in (0, usual),
             max_new_tokens=max_new_tokens,
             stop_ids=stop_ids,
             tenant=request.tenant,

@@ -30,13 +30,11 @@ class Bench:
     engine: Engine
     steps: list[StepStats] = field(default_factory=list)
 
-    def request(self, name: str, prompt: Prompt | None = None, **settings: object) -> Request:
+    def request(
+        self, name: str, prompt: Prompt | None = None, text: tuple[int, ...] = (), **settings: object
+    ) -> Request:
         defaults: dict[str, object] = {"token_ids": (5, 6, 7), "max_new_tokens": 8, "task": name}
-        if prompt is not None:
-            defaults |= {
-                "prompt_digest": prompt.digest,
-                "num_virtual_tokens": prompt.num_virtual_tokens,
-            }
+        defaults["segments"] = oracle.segments(prompt, text)
         return Request(id=name, **defaults | settings)
 
 

@@ -30,7 +30,7 @@ from app.errors import (
 from app.models.attention.metadata import StepMetadata
 from app.models.decoder_only import DecoderOnly
 from app.prompt import ModelGeometry, Prompt, VersionDraft
-from app.request import FinishReason, Request, TokenDelta
+from app.request import FinishReason, Request, Segment, TokenDelta
 from benchmarks.completions import submit, submit_all
 from tests import oracle
 from tests.engine.conftest import Bench
@@ -146,9 +146,10 @@ def test_timings_add_up(bench: Bench) -> None:
         ({"token_ids": ()}, InvalidRequest, "at least one prompt token"),
         ({"max_new_tokens": -1}, InvalidRequest, "0 or more new ones"),
         ({"token_ids": (5, 211)}, InvalidRequest, "0 to 210"),
-        ({"resident_ids": (-1,)}, InvalidRequest, "0 to 210"),
-        ({"prompt_digest": "0" * 64}, InvalidRequest, "come together"),
-        ({"num_virtual_tokens": 3}, InvalidRequest, "come together"),
+        ({"segments": (Segment(token_ids=(-1,)),)}, InvalidRequest, "0 to 210"),
+        ({"segments": (Segment(prompt_digest="0" * 64),)}, InvalidRequest, "come together"),
+        ({"segments": (Segment(num_virtual_tokens=3),)}, InvalidRequest, "come together"),
+        ({"segments": (Segment(),)}, InvalidRequest, "a learned prompt or text"),
         ({"deadline": float("inf")}, InvalidRequest, "finite"),
         ({"deadline": float("nan")}, InvalidRequest, "finite"),
         ({"max_new_tokens": 400}, RequestTooLong, "0 virtual \\+ 3 prompt \\+ 400 new .* 320 positions"),
@@ -202,7 +203,7 @@ def test_a_request_id_is_used_once_at_a_time(bench: Bench) -> None:
 
 
 def test_a_prompt_that_is_not_there_fails_only_its_own_requests(bench: Bench) -> None:
-    missing = bench.request("missing", prompt_digest="0" * 64, num_virtual_tokens=4)
+    missing = bench.request("missing", segments=(Segment(prompt_digest="0" * 64, num_virtual_tokens=4),))
     lost = submit(bench.engine, missing)
     other = submit(bench.engine, bench.request("other"))
     with pytest.raises(CorruptData):
@@ -211,7 +212,7 @@ def test_a_prompt_that_is_not_there_fails_only_its_own_requests(bench: Bench) ->
 
 
 def test_a_prompt_that_differs_from_its_manifest_is_not_used(bench: Bench, soft_prompt: Prompt) -> None:
-    wrong = replace(bench.request("wrong", soft_prompt), num_virtual_tokens=5)
+    wrong = bench.request("wrong", replace(soft_prompt, num_virtual_tokens=5))
     with pytest.raises(PromptRejected, match="expected: 5 virtual tokens; found: 6"):
         submit(bench.engine, wrong).result(60)
     right = submit(bench.engine, bench.request("right", soft_prompt)).result(60)

@@ -103,16 +103,14 @@ def random_request(
     return Request(
         id=f"{number}-{task.name}",
         token_ids=tuple(rng.randrange(VOCABULARY) for _ in range(rng.choice(lengths))),
-        prompt_digest=task.prompt.digest if task.prompt else None,
-        num_virtual_tokens=task.prompt.num_virtual_tokens if task.prompt else 0,
-        resident_ids=task.resident_ids,
+        segments=oracle.segments(task.prompt, task.resident_ids),
         max_new_tokens=NEW_TOKENS,
         task=task.name,
     )
 
 
 def expected_of(task: TinyTask, request: Request) -> Expected:
-    return oracle.greedy(task.model, [*request.resident_ids, *request.token_ids], request.max_new_tokens)
+    return oracle.greedy(task.model, [*request.prompt_ids], request.max_new_tokens)
 
 
 def difference(found: Completion, expected: Expected) -> str | None:
@@ -210,7 +208,7 @@ def test_swapping_two_prompts_is_noticed(tmp_path: Path) -> None:
                 request = random_request(number, right, rng)
                 expected = expected_of(right, request)
                 assert difference(submit(engine, request).result(60), expected) is None
-                stray = replace(request, prompt_digest=wrong.prompt.digest if wrong.prompt else None)
+                stray = replace(request, segments=oracle.segments(wrong.prompt))
                 assert difference(submit(engine, stray).result(60), expected) is not None
 
 

@@ -6,7 +6,7 @@ from app.request import Request
 
 
 def sequence(name: str, tenant: str = "", task: str = "", length: int = 10) -> Sequence:
-    return Sequence(Request(id=name, token_ids=(1,) * length, tenant=tenant, task=task), None)
+    return Sequence(Request(id=name, token_ids=(1,) * length, tenant=tenant, task=task))
 
 
 def serve(queue: FairQueue, count: int) -> list[Sequence]:

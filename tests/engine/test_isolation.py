@@ -70,7 +70,7 @@ def misfit(directory: Path, config: object, **shape: int) -> Prompt:
 BROKEN: dict[str, Callable[[Request], Request]] = {
     "token": lambda request: replace(request, token_ids=(5, POISON, 7)),
     "last token of a long prompt": lambda request: replace(request, token_ids=(5,) * 100 + (POISON,)),
-    "resident text": lambda request: replace(request, resident_ids=(3, POISON, 4)),
+    "resident text": lambda request: replace(request, segments=oracle.segments(text=(3, POISON, 4))),
     "seed": lambda request: replace(request, sampling=SamplingParams(do_sample=True, seed=None)),
     "bias": lambda request: replace(request, sampling=SamplingParams(logit_bias=((5, "much"),))),
     "penalty": lambda request: replace(request, sampling=SamplingParams(frequency_penalty="high")),
@@ -169,13 +169,13 @@ def test_a_prefix_that_failed_is_refused_for_a_while_at_no_cost(
         with pytest.raises(RequestFailed, match="refused for 30 seconds"):
             submit(bench.engine, bench.request(f"next{number}", bad)).result(60)
     assert len(bench.steps) == before
-    other_text = bench.request("other", bad, resident_ids=(4, 4))  # another prefix: it is tried
+    other_text = bench.request("other", bad, (4, 4))  # it stands on the same one
     monkeypatch.setattr(isolation, "REFUSAL_SECONDS", 0.0)
     with pytest.raises(RequestFailed):
         submit(bench.engine, other_text).result(60)
     with poisoned(bench.backbone), pytest.raises(RequestFailed):
-        submit(bench.engine, bench.request("text", resident_ids=(POISON,))).result(60)
-    mended = submit(bench.engine, bench.request("text", resident_ids=(POISON,))).result(60)
+        submit(bench.engine, bench.request("text", text=(POISON,))).result(60)
+    mended = submit(bench.engine, bench.request("text", text=(POISON,))).result(60)
     assert mended.token_ids == alone(bench, (POISON, 5, 6, 7)), "tried again after a while"
 
 
@@ -203,7 +203,7 @@ def test_a_prefix_that_fails_after_its_only_request_left_is_not_kept(
     other = submit(engine, bench.request("other", max_new_tokens=300))
     wait_until(lambda: engine.stats().steps)
     with poisoned(bench.backbone):
-        left = submit(engine, bench.request("left", resident_ids=(3, POISON, 4)))
+        left = submit(engine, bench.request("left", text=(3, POISON, 4)))
         with pytest.raises(Cancelled):
             left.result(60)
         assert len(other.result(60).token_ids) == 300
@@ -233,14 +233,14 @@ def test_a_failure_in_a_full_memory_conserves_it(bench: Bench, llama_backbone: D
         asked = []
         for i, ids in enumerate(NEIGHBOURS):
             resident = (POISON,) * 9 if i % 5 == 4 else (2,) * (i % 3)
-            request = bench.request(str(i), token_ids=ids, resident_ids=resident, max_new_tokens=40)
+            request = bench.request(str(i), token_ids=ids, text=resident, max_new_tokens=40)
             asked.append((request, submit(engine, request)))
         for request, future in asked:
-            if POISON in request.resident_ids:
+            if POISON in request.prompt_ids:
                 with pytest.raises(RequestFailed):
                     future.result(60)
             else:
-                assert tokens_of(future) == alone(bench, request.resident_ids + request.token_ids, 40)
+                assert tokens_of(future) == alone(bench, request.prompt_ids, 40)
         check_conserved(bench, engine)
     engine.stop()
 

@@ -83,9 +83,7 @@ def test_long_rows_hold_of_a_window_group_what_the_window_shows() -> None:
     """Six rows of 1,000 tokens in memory for hardly two rows without windows."""
     blocks = blocks_of(FULL, WINDOW, WINDOW, kv_cache_bytes=1 << 30)
     scheduler = Scheduler(blocks, SchedulerConfig(max_rows=MAX_ROWS, token_budget=TOKEN_BUDGET))
-    sequences = [
-        Sequence(Request(id=str(i), token_ids=(1,) * 900, max_new_tokens=100), None) for i in range(6)
-    ]
+    sequences = [Sequence(Request(id=str(i), token_ids=(1,) * 900, max_new_tokens=100)) for i in range(6)]
     for sequence in sequences:
         scheduler.add(sequence)
     most = 0

@@ -12,7 +12,7 @@ import torch
 from app.engine.blocks import KVBlocks
 from app.engine.memory import kv_blocks
 from app.engine.plan import Plan, StepResult
-from app.engine.prefixes import prefix_key
+from app.engine.prefixes import prefix_keys
 from app.engine.runner import Runner
 from app.engine.scheduler import Scheduler, SchedulerConfig
 from app.engine.sequence import Phase, Sequence
@@ -69,8 +69,8 @@ def requests(soft: Prompt, prefix: Prompt) -> list[tuple[Request, Prompt | None]
     looks_back = SamplingParams(do_sample=True, seed=2, repetition_penalty=1.4, rules=rules)
     kinds: list[tuple[Prompt | None, dict[str, Any]]] = [
         (None, {"token_ids": tuple(range(1, 60)), "num_top": 3}),
-        (soft, {"sampling": sampled, "resident_ids": (4, 4, 9)}),
-        (soft, {"sampling": looks_back, "resident_ids": (4, 4, 9)}),
+        (soft, {"sampling": sampled, "segments": oracle.segments(soft, (4, 4, 9))}),
+        (soft, {"sampling": looks_back, "segments": oracle.segments(soft, (4, 4, 9))}),
         (prefix, {"token_ids": (7, 8, 9, 10), "num_scored": 3, "num_top": 2}),
         (prefix, {"sampling": SamplingParams(logit_bias=((5, 3.0), (6, -100.0)))}),
     ]
@@ -78,9 +78,8 @@ def requests(soft: Prompt, prefix: Prompt) -> list[tuple[Request, Prompt | None]
         (
             Request(
                 id=str(number),
-                prompt_digest=prompt.digest if prompt else None,
-                num_virtual_tokens=prompt.num_virtual_tokens if prompt else 0,
-                **{"token_ids": (5, 6, 7), "max_new_tokens": 6} | settings,
+                **{"segments": oracle.segments(prompt), "token_ids": (5, 6, 7), "max_new_tokens": 6}
+                | settings,
             ),
             prompt,
         )
@@ -100,7 +99,7 @@ def test_a_plan_runs_in_another_process_with_equal_tokens(tmp_path: Path) -> Non
     scheduler = Scheduler(blocks, SchedulerConfig(max_rows=MAX_ROWS, token_budget=TOKEN_BUDGET))
     sequences = []
     for request, prompt in requests(soft, prefix):
-        sequence = Sequence(request, prefix_key(request, geometry))
+        sequence = Sequence(request, prefix_keys(request.segments, geometry))
         scheduler.add(sequence)
         sequences.append(sequence)
         for parked in scheduler.take_loads():

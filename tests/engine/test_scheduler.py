@@ -5,6 +5,7 @@ slot. Every planned token must find, in the slots that it attends to, its prefix
 earlier tokens in order, and nothing of anybody else; in a window group, as far as the window reaches.
 """
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import hypothesis.strategies as st
@@ -15,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from app.engine.blocks import KVBlocks, table_groups
 from app.engine.plan import PlanItem, StepResult
-from app.engine.prefixes import Prefix, prefix_key
+from app.engine.prefixes import Prefix, prefix_keys
 from app.engine.sampling.inputs import SampledToken
 from app.engine.scheduler import Scheduler, SchedulerConfig
 from app.engine.sequence import Phase, Sequence
@@ -23,7 +24,7 @@ from app.engine.step import Step
 from app.errors import PromptplexError, RequestTooLong
 from app.models.attention.kv_cache import Slots, group_layers
 from app.prompt import LayerGeometry, ModelGeometry, Prompt, PromptKind
-from app.request import Request, TokenDelta, TokenScore
+from app.request import Request, Segment, TokenDelta, TokenScore, segments_of
 from app.sites import Site
 
 GEOMETRY = ModelGeometry(
@@ -73,6 +74,17 @@ PROMPTS = [
 ]
 
 
+def learned(prompt: Prompt) -> Segment:
+    return Segment(prompt_digest=prompt.digest, num_virtual_tokens=prompt.num_virtual_tokens)
+
+
+def num_positions(prefixes: Iterable[Prefix]) -> int:
+    """Positions that all these take."""
+    offsets = {prompt.digest: prompt.position_offset for prompt in PROMPTS}
+    segments = [prefix.segment for prefix in prefixes]
+    return sum(offsets.get(segment.prompt_digest or "", len(segment.token_ids)) for segment in segments)
+
+
 def new_scheduler() -> Scheduler:
     blocks = KVBlocks(GROUPS, (NUM_BLOCKS + NUM_WINDOW_BLOCKS + 1, 16 + 1))
     config = SchedulerConfig(max_rows=MAX_ROWS, token_budget=TOKEN_BUDGET)
@@ -88,12 +100,11 @@ def result_of(step: Step, tokens: list[SampledToken]) -> StepResult:
 def expected_content(owner: Sequence | Prefix, num_slots: int) -> list[object]:
     """What the first `num_slots` slots of an owner must hold."""
     if isinstance(owner, Prefix):
-        return [(owner.key, i) for i in range(num_slots)]
-    head = owner.request.num_prefix_slots
-    return [
-        (owner.prefix_key, i) if i < head else (owner.request.id, owner.tokens[i - head])
-        for i in range(num_slots)
-    ]
+        above = [] if owner.parent is None else expected_content(owner.parent, owner.first_slot)
+        return [*above, *((owner.key, i) for i in range(num_slots - owner.first_slot))]
+    segments = zip(owner.prefix_keys, owner.request.segments, strict=True)
+    head = [(key, i) for key, segment in segments for i in range(segment.num_slots)]
+    return [*head, *((owner.request.id, token) for token in owner.tokens)][:num_slots]
 
 
 class Device:
@@ -105,8 +116,10 @@ class Device:
     def run(self, step: Step) -> None:
         plan, owners = step.plan(), step.owners
         for write in plan.writes:
-            content = expected_content(owners[write.id], write.prompt.num_virtual_tokens)
-            self.write(write.slots, content, len(content))
+            owner = owners[write.id]
+            assert isinstance(owner, Prefix)
+            content = expected_content(owner, owner.end_slot)
+            self.write(write.slots, content, write.prompt.num_virtual_tokens)
         for item in plan.items:  # all writes of a step come before all reads
             content = expected_content(owners[item.id], item.kv.num_computed + item.kv.num_tokens)
             self.write(item.kv.slots, content, item.kv.num_tokens)
@@ -144,33 +157,42 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.number = 0
 
     @rule(
-        prompt=st.sampled_from([None, *PROMPTS]),
+        prompts=st.lists(st.sampled_from(PROMPTS), max_size=2),
         num_resident=st.sampled_from([0, 0, 1, 6]),
+        num_transient=st.sampled_from([0, 0, 10]),
         num_tokens=st.integers(1, 30),
         max_new_tokens=st.integers(1, 20),
         tenant=st.sampled_from(["a", "b"]),
     )
     def submit(
-        self, prompt: Prompt | None, num_resident: int, num_tokens: int, max_new_tokens: int, tenant: str
+        self,
+        prompts: list[Prompt],
+        num_resident: int,
+        num_transient: int,
+        num_tokens: int,
+        max_new_tokens: int,
+        tenant: str,
     ) -> None:
         self.number += 1
         request = Request(
             id=str(self.number),
             # Ids that are unique to the request, so that a stranger's token is recognised.
             token_ids=tuple(1000 * self.number + i for i in range(num_tokens)),
-            prompt_digest=prompt.digest if prompt else None,
-            num_virtual_tokens=prompt.num_virtual_tokens if prompt else 0,
-            resident_ids=tuple(range(num_resident)),
+            segments=segments_of(
+                *map(learned, prompts),
+                Segment(token_ids=tuple(range(num_resident))),
+                Segment(token_ids=tuple(range(num_transient)), is_kept=False),
+            ),
             max_new_tokens=max_new_tokens,
             stop_ids=frozenset({STOP_ID}),
             tenant=tenant,
-            task=prompt.digest if prompt else "",
+            task=prompts[0].digest if prompts else "",
         )
         try:
             self.scheduler.check_fits(request)
         except RequestTooLong:
             return
-        sequence = Sequence(request, prefix_key(request, GEOMETRY))
+        sequence = Sequence(request, prefix_keys(request.segments, GEOMETRY))
         self.sequences[request.id] = sequence
         self.scheduler.add(sequence)
         self.parked += self.scheduler.take_loads()
@@ -178,10 +200,11 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     @precondition(lambda self: self.parked)
     def a_prompt_arrives(self, data: st.DataObject) -> None:
-        sequence = self.parked.pop(data.draw(st.integers(0, len(self.parked) - 1)))
+        sequence = self.parked[data.draw(st.integers(0, len(self.parked) - 1))]
         if sequence.phase is Phase.LOADING:
-            digest = sequence.request.prompt_digest
+            digest = data.draw(st.sampled_from(sorted(sequence.awaited)))
             self.scheduler.loaded(sequence, next(each for each in PROMPTS if each.digest == digest))
+        self.parked = [each for each in self.parked if each.phase is Phase.LOADING]
 
     @rule(data=st.data())
     @precondition(lambda self: self.sequences)
@@ -232,11 +255,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         for item in plan.items:
             sequence = step.owners[item.id]
             if isinstance(sequence, Sequence):
-                prefix = sequence.prefix
-                assert prefix is None or prefix.is_ready, "nobody runs on a prefix that isn't there"
-                offset = prefix.position_of(prefix.num_slots) if prefix else 0
-                assert item.position == offset + item.kv.num_computed - sequence.request.num_prefix_slots
+                assert all(prefix.is_ready for prefix in sequence.prefixes), "a row runs on what isn't there"
+                assert item.stands_on == tuple(prefix.id for prefix in sequence.prefixes)
+                first, begin = sequence.request.num_prefix_slots, num_positions(sequence.prefixes)
                 assert len(item.token_ids) == item.kv.num_tokens
+            else:
+                above = []
+                while (parent := (above[-1] if above else sequence).parent) is not None:
+                    above.append(parent)
+                first, begin = sequence.first_slot, num_positions(above)
+                assert item.soft_from == item.kv.num_computed - first
+            assert item.position == begin + item.kv.num_computed - first
 
     def end(self, request_id: str, *, by_caller: bool) -> None:
         sequence = self.sequences.pop(request_id)
@@ -251,8 +280,10 @@ class SchedulerMachine(RuleBasedStateMachine):
     def nothing_is_lost(self) -> None:
         self.scheduler.check_integrity()
         assert self.scheduler.num_open == len(self.sequences)
-        held = [sequence for sequence in self.sequences.values() if sequence.prompt is not None]
-        assert all(sequence.phase is Phase.WAITING for sequence in held), "bytes are let go at admission"
+        held = [sequence for sequence in self.sequences.values() if sequence.prompts]
+        assert all(each.phase in (Phase.LOADING, Phase.WAITING) for each in held), (
+            "bytes are let go at admission"
+        )
 
     def teardown(self) -> None:
         """Whatever the state, everything ends when prompts arrive and steps go on."""
@@ -261,8 +292,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 break
             while self.parked:
                 sequence = self.parked.pop()
-                if sequence.phase is Phase.LOADING:
-                    digest = sequence.request.prompt_digest
+                for digest in sorted(sequence.awaited) if sequence.phase is Phase.LOADING else ():
                     self.scheduler.loaded(sequence, next(each for each in PROMPTS if each.digest == digest))
             self.step("go on", 0, set(), set(), plans_ahead=True)
             self.scheduler.check_integrity()
@@ -288,8 +318,8 @@ def test_what_can_never_fit_is_refused_and_what_just_fits_is_not() -> None:
 def test_a_request_that_fills_the_memory_runs_when_idle_prefixes_must_go() -> None:
     scheduler = new_scheduler()
     soft = PROMPTS[2]
-    first = Request(id="1", token_ids=(1, 2), max_new_tokens=1, prompt_digest="long", num_virtual_tokens=30)
-    sequence = Sequence(first, prefix_key(first, GEOMETRY))
+    first = Request(id="1", token_ids=(1, 2), max_new_tokens=1, segments=(learned(PROMPTS[2]),))
+    sequence = Sequence(first, prefix_keys(first.segments, GEOMETRY))
     scheduler.add(sequence)
     scheduler.loaded(scheduler.take_loads()[0], soft)
     while sequence.phase is not Phase.FINISHED:
@@ -298,7 +328,7 @@ def test_a_request_that_fills_the_memory_runs_when_idle_prefixes_must_go() -> No
         scheduler.update(step, result_of(step, tokens), 0.0)
     assert [prefix.is_ready for prefix in scheduler.prefixes] == [True], "it stays for the next request"
     huge = Request(id="2", token_ids=(1,) * (NUM_BLOCKS * BLOCK_SIZE - 1), max_new_tokens=1)
-    giant = Sequence(huge, None)
+    giant = Sequence(huge)
     scheduler.add(giant)
     scheduler.schedule()
     assert giant.phase is Phase.RUNNING
@@ -309,7 +339,7 @@ def test_a_request_that_fills_the_memory_runs_when_idle_prefixes_must_go() -> No
 def test_a_late_row_keeps_its_scores_and_takes_its_last_token_again() -> None:
     scheduler = new_scheduler()
     request = Request(id="1", token_ids=(1, 2, 3, 4), num_scored=3, max_new_tokens=3)
-    sequence = Sequence(request, None)
+    sequence = Sequence(request)
     scheduler.add(sequence)
     scores = tuple(TokenScore(id_, -1.0) for id_ in (2, 3, 4))
     step = scheduler.schedule()

@@ -224,8 +224,7 @@ def _request(number: int, kind: str, ids: list[int], prompt: Prompt | None) -> R
     return Request(
         id=str(number),
         token_ids=tuple(ids),
-        prompt_digest=prompt.digest if prompt else None,
-        num_virtual_tokens=prompt.num_virtual_tokens if prompt else 0,
+        segments=oracle.segments(prompt),
         max_new_tokens=_NEW_TOKENS,
         task=kind,
     )

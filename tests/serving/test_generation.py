@@ -85,10 +85,12 @@ def test_leading_text_is_resident_and_shared(stack: Stack) -> None:
     publish(stack, "resident", task={"template": "Review of the film: {text}"})
     version = stack.store.resolve("resident")
     admitted = stack.generation.request_builder.build(ask("great"), version)
-    assert len(admitted.request.resident_ids) > 3
+    (leading,) = admitted.request.segments
+    assert len(leading.token_ids) > 3
+    assert leading.is_kept
     assert admitted.prompt_ids == tuple(stack.tokenizer("Review of the film: great")["input_ids"])
     base = stack.generation.request_builder.build(ask("great"), None)
-    assert base.request.resident_ids == ()
+    assert base.request.segments == ()
 
 
 def test_a_value_that_merges_with_the_leading_text_gets_nothing_resident(stack: Stack) -> None:
@@ -96,8 +98,8 @@ def test_a_value_that_merges_with_the_leading_text_gets_nothing_resident(stack: 
     version = stack.store.resolve("merging")
     apart = stack.generation.request_builder.build(ask("!"), version)
     merged = stack.generation.request_builder.build(ask("e film"), version)
-    assert apart.request.resident_ids
-    assert merged.request.resident_ids == ()
+    assert [len(segment.token_ids) > 0 for segment in apart.request.segments] == [True]
+    assert merged.request.segments == ()
     assert merged.prompt_ids == tuple(stack.tokenizer("the film")["input_ids"])
     expected = greedy(stack.base, stack.tokenizer("the film")["input_ids"], 6)
     assert token_ids(generate(stack, "e film", "merging", max_new_tokens=6)) == expected.tokens

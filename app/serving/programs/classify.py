@@ -9,7 +9,15 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 
 from app.errors import InvalidRequest
-from app.request import FinishReason, Request, RequestTimings, SamplingParams, TokenScore
+from app.request import (
+    FinishReason,
+    Request,
+    RequestTimings,
+    SamplingParams,
+    Segment,
+    TokenScore,
+    segments_of,
+)
 from app.serving.admitted import Admitted
 from app.serving.generation_request import Classification, ClassificationRequest, TextDelta
 from app.serving.publishing.task_settings import parse_choices
@@ -87,20 +95,19 @@ class Classify:
 
 def _request(admitted: Admitted, number: int, label: tuple[int, ...]) -> Request:
     """Return the label after the prompt; the prompt's last token gives the score of the label's first one."""
-    prompt = admitted.prompt_ids
-    resident = prompt[:-1]
+    *shared, last = admitted.request.token_ids
+    text = Segment(token_ids=tuple(shared), is_kept=False)
     return replace(
         admitted.request,
         id=f"{admitted.request.id}-choice-{number}",
-        resident_ids=resident,
-        token_ids=(prompt[-1], *label),
+        segments=segments_of(*admitted.request.segments, text),
+        token_ids=(last, *label),
         num_scored=len(label),
         num_top=0,
         max_new_tokens=1,
         sampling=SamplingParams(),
         grammar=None,
         stop_ids=frozenset(),
-        keeps_prefix=resident == admitted.request.resident_ids,
     )
 
 

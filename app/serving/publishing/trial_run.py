@@ -127,8 +127,6 @@ def _bare(request: Request) -> Request:
     return replace(
         request,
         id=f"{request.id}-bare",
-        prompt_digest=None,
-        num_virtual_tokens=0,
-        resident_ids=(),
-        token_ids=request.resident_ids + request.token_ids,
+        segments=(),
+        token_ids=request.prompt_ids,
     )

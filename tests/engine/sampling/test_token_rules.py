@@ -42,7 +42,7 @@ def served(
         "r",
         prompt,
         token_ids=token_ids[resident:],
-        resident_ids=token_ids[:resident],
+        text=token_ids[:resident],
         sampling=sampling,
         **{"max_new_tokens": NEW} | settings,
     )
