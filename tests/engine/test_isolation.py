@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import replace
@@ -193,9 +194,12 @@ def test_a_prefix_that_fails_after_its_only_request_left_is_not_kept(
         return embed(token_ids)
 
     def leave(_: StepStats) -> None:  # after a step, while the next one runs
-        if not gate.is_set() and building.wait(0.1):
+        if not gate.is_set() and engine.stats().num_running == 2:
+            assert building.wait(60)
             engine.cancel("left")
             gate.set()
+        elif not gate.is_set():
+            time.sleep(0.05)  # the other one lasts until this one is here
 
     monkeypatch.setattr(bench.backbone, "embed", hold)
     engine = Engine(bench.backbone, bench.source, EngineConfig(kv_cache_bytes=1 << 20), on_step=leave)
