@@ -1,14 +1,14 @@
 # syntax=docker/dockerfile:1
 #
-#   docker build --tag promptplex .                                     torch as pip finds it: with CUDA
+#   docker build --tag promptplex .                                     torch from pip's own index: with CUDA
 #   docker build --tag promptplex --build-arg TORCH_INDEX_URL=... .     torch from the index for CPUs
-#   docker run --publish 127.0.0.1:8000:8000 promptplex      serves the demo; its log says where the key is
+#   docker run --publish 127.0.0.1:8000:8000 promptplex      serves the demo; the log names the file with the key
 #
-# docs/deployment.md is the guide. tests/docker/clean_root.py runs these instructions without an engine.
+# docs/deployment.md is the guide. tests/docker/clean_root.py runs these instructions without a container engine.
 
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 
-# Everything that is installed: a virtual environment, made where it will stay.
+# The installation: a virtual environment at its final path.
 FROM ${PYTHON_IMAGE} AS build
 SHELL ["/bin/sh", "-eu", "-c"]
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
@@ -16,13 +16,13 @@ ENV PATH=/srv/promptplex/venv/bin:$PATH
 WORKDIR /build
 RUN python3 -m venv /srv/promptplex/venv
 
-# The index that torch comes from (PyTorch's installation page lists them); empty means pip's own, whose
-# build for Linux brings CUDA.
+# The index for torch (PyTorch's installation page lists them); empty: pip's own, with a build for Linux that
+# includes CUDA.
 ARG TORCH_INDEX_URL=
 COPY constraints.txt ./
 RUN pip install --constraint constraints.txt ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL" --no-deps} torch
 
-# What Promptplex needs, before Promptplex itself: a change of its code makes the last layers only.
+# Dependencies before Promptplex itself: a change of the code rebuilds only the last layers.
 COPY docker/requirements.py pyproject.toml ./
 RUN python requirements.py > requirements.txt \
     && pip install --constraint constraints.txt --requirement requirements.txt
@@ -44,7 +44,7 @@ RUN groupadd --gid 10001 promptplex \
     && install --directory --owner=10001 --group=10001 --mode=0750 /store /keys /metrics-key /cache
 WORKDIR /srv/promptplex
 COPY --from=build /srv/promptplex/venv ./venv
-# safetensors writes files that their owner alone may read, and a clone's owner isn't the image's user.
+# safetensors writes files that only their owner may read, and a clone's owner isn't the image's user.
 COPY --chmod=0755 demo/demo-causal ./demo/demo-causal
 COPY --chmod=0755 prompts_store ./prompts_store
 COPY docker/entrypoint.py docker/healthcheck.py ./

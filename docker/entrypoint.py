@@ -1,8 +1,8 @@
-"""What a container does before it serves: keys where there are none, samples where the demo is served,
-a password for Grafana where one is asked for.
+"""Prepare a container: make keys if there are none, copy the samples if the demo is served, make a password
+for Grafana if one is required.
 
-Then it becomes `promptplex`, so that the server is the container's first process and hears SIGTERM
-itself. Arguments are those of `promptplex serve`, or any other command of `promptplex`.
+Then become `promptplex`, so that the server is the container's first process and receives SIGTERM itself.
+Arguments are those of `promptplex serve`, or any other command of `promptplex`.
 """
 
 import fcntl
@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> None:
 
 
 def prepare(arguments: list[str]) -> None:
-    """Keys and samples, as the settings of `serve` ask for."""
+    """Make keys, password and samples, as the settings of `serve` require."""
     keys_file = chosen("keys-file", arguments)
     if keys_file is not None:
         metrics_key_file = os.environ.get("METRICS_KEY_FILE")
@@ -42,7 +42,7 @@ def prepare(arguments: list[str]) -> None:
 
 
 def chosen(setting: str, arguments: list[str]) -> str | None:
-    """What the operator chose: the last flag, else the variable, else None."""
+    """Return the setting's value: the last option, else the variable, else None."""
     flag = f"--{setting}"
     value = os.environ.get(f"PROMPTPLEX_{setting.upper().replace('-', '_')}")
     for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
@@ -54,10 +54,10 @@ def chosen(setting: str, arguments: list[str]) -> str | None:
 
 
 def make_keys(keys_file: Path, metrics_key_file: Path | None) -> None:
-    """A key for the operator and one for Prometheus, where there is no key file yet.
+    """Make a key for the operator and one for Prometheus, if there is no key file yet.
 
-    The keys themselves go into files of their own, never into the log. The key file appears last:
-    whatever is cut short begins anew with the next start.
+    The keys themselves go into files of their own, never into the log. The key file appears last, so that
+    the next start repeats whatever was interrupted.
     """
     if keys_file.exists():
         if metrics_key_file is not None and not metrics_key_file.exists():
@@ -74,11 +74,11 @@ def make_keys(keys_file: Path, metrics_key_file: Path | None) -> None:
         if metrics_key_file is not None:
             write_secret(metrics_key_file, add_key("prometheus", ("metrics",), unfinished), mode=0o640)
         unfinished.replace(keys_file)
-    say(f"made {keys_file}; the key that may do everything is in {admin_key_file}")
+    say(f"made {keys_file}; the key with all scopes is in {admin_key_file}")
 
 
 def make_password(path: Path) -> None:
-    """A random one in a file of its own, where there is none; it appears whole, and once for all replicas."""
+    """Write a random password to a file if there is none: at once, and the same for all replicas."""
     if path.exists():
         return
     unfinished = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
@@ -89,22 +89,22 @@ def make_password(path: Path) -> None:
         return
     finally:
         unfinished.unlink()
-    say(f"Grafana's password, for its user admin, is in {path}")
+    say(f"Grafana's password for the user admin is in {path}")
 
 
 def add_key(name: str, scopes: tuple[str, ...], keys_file: Path) -> str:
-    """Add a key to the file; its text."""
+    """Add a key to the file and return its text. Raise OSError if that fails."""
     command = ["promptplex", "keys", "add", name, "--keys-file", str(keys_file)]
     for scope in scopes:
         command += ["--scope", scope]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise OSError(f"no key could be made: {done.stderr.strip()}")
+        raise OSError(f"the key could not be made: {done.stderr.strip()}")
     return done.stdout.strip()
 
 
 def write_secret(path: Path, text: str, *, mode: int) -> None:
-    """A file that only `mode` may read, from its first byte on."""
+    """Write a file that has this mode from its first byte on."""
     path.unlink(missing_ok=True)
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w") as file:
         os.fchmod(file.fileno(), mode)
@@ -112,7 +112,7 @@ def write_secret(path: Path, text: str, *, mode: int) -> None:
 
 
 def add_samples(store: Path) -> None:
-    """The demo's tasks, where the store holds none. Tasks appear at once, after the prompts they name."""
+    """Copy the demo's tasks to a store without any. Tasks appear at once, after their prompts."""
     tasks = store / "tasks"
     if store.resolve() == SAMPLES.resolve() or (tasks.is_dir() and any(tasks.iterdir())):
         return
@@ -128,7 +128,7 @@ def add_samples(store: Path) -> None:
 
 
 def say(line: str) -> None:
-    """To the container's log."""
+    """Print a line to the container's log."""
     print(f"entrypoint: {line}", file=sys.stderr, flush=True)
 
 
@@ -136,5 +136,5 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except OSError as error:
-        say(f"{error}; docs/deployment.md tells what a container needs")
+        say(f"{error}; docs/deployment.md describes what a container needs")
         sys.exit(1)

@@ -1,4 +1,4 @@
-"""Exit status 0 where the server in this container may get requests, else 1."""
+"""Exit with status 0 if the server in this container is ready for requests, else 1."""
 
 import os
 import sys
@@ -6,7 +6,7 @@ import urllib.request
 
 
 def is_ready(port: str) -> bool:
-    """Ask over loopback; a proxy of the environment has no part in it."""
+    """Request `/health/ready` over loopback, without a proxy of the environment."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(f"http://127.0.0.1:{port}/health/ready", timeout=4) as answer:

@@ -1,4 +1,4 @@
-"""Print what serving needs, a requirement a line, from the `pyproject.toml` in this directory."""
+"""Print the requirements for serving, one a line, from the `pyproject.toml` in this directory."""
 
 import tomllib
 from pathlib import Path

@@ -2,7 +2,7 @@
 
     python -m examples.engine_without_http
 
-Run it in a checkout. Settings are those of `promptplex serve`: `PROMPTPLEX_MODEL` names another base.
+Run it in a checkout. The settings are those of `promptplex serve`: set `PROMPTPLEX_MODEL` for another base.
 """
 
 import asyncio

@@ -2,8 +2,8 @@
 
     uvicorn --factory examples.mount_in_another_app:create_app
 
-Then `POST /llm/generate` generates, beside the other app's own routes. Each process loads the base, so run
-one worker. Ray Serve takes the same app, unmounted: `serve.ingress(app.main.asgi_app())`.
+Then `POST /llm/generate` works beside the other app's own routes. Each process loads the base, so run one
+worker. For Ray Serve, use the same app, unmounted: `serve.ingress(app.main.asgi_app())`.
 """
 
 import contextlib
@@ -18,12 +18,12 @@ from app.main import asgi_app
 
 
 async def hello(_: Request) -> PlainTextResponse:
-    """Answer a route of the other app."""
+    """Answer the other app's own route."""
     return PlainTextResponse("Promptplex answers under /llm\n")
 
 
 def create_app() -> Starlette:
-    """Return the other app, whose lifespan enters that of the app mounted in it: ASGI doesn't."""
+    """Return the other app. Its lifespan enters that of the mounted app, which ASGI doesn't do itself."""
     promptplex = asgi_app()
 
     @contextlib.asynccontextmanager
