@@ -14,7 +14,7 @@ _MOST_UNKNOWN = 8  # unknown fields that are reported
 EXPECTED = "Input should be "  # begins most of pydantic's messages
 _JSON = {"True": "true", "False": "false", "None": "null"}
 _PYTHON = re.compile(r"\b(?:True|False|None)\b")
-PLAIN = "plain"  # the type of errors whose message follows the field's name, with nothing of pydantic's
+PLAIN = "plain"  # the type of errors with a message of ours that follows the field's name
 
 
 def wrong(message: str) -> PydanticCustomError:
@@ -76,7 +76,7 @@ class StrictModel(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _few_unknown(cls, data: Any) -> Any:
-        """Of many unknown fields some are enough to refuse them."""
+        """Drop unknown fields beyond the first few, which are enough to refuse all."""
         if not isinstance(data, dict) or len(data) <= len(cls.model_fields) + _MOST_UNKNOWN:
             return data
         known = {field.alias or name for name, field in cls.model_fields.items()}
@@ -85,5 +85,5 @@ class StrictModel(BaseModel):
 
 
 def closed(shape: type[_Shape]) -> type[_Shape]:
-    """Decorate a TypedDict whose documents say that it has no other fields; rows of answers are such."""
+    """Decorate a TypedDict so that its documents allow no other fields."""
     return with_config(ConfigDict(extra="forbid"))(shape)

@@ -1,7 +1,7 @@
 """`GET /` and `/console/...`: the files of `static/`, read once, and nothing else.
 
-They hold no data, so they are public even where keys are needed; whatever the page shows comes from
-the API, under the key that its reader gives. It loads nothing from elsewhere and sets no cookie.
+They hold no data, so they are public even where keys are needed; what the page shows comes from the
+API, under the key that its reader gives. It loads nothing from elsewhere and sets no cookie.
 """
 
 import hashlib
@@ -44,17 +44,17 @@ class Page:
 
     @property
     def etag(self) -> str:
-        """Changes with the content."""
+        """Return the entity tag, which changes with the content."""
         return self.headers["etag"]
 
 
 def read_pages() -> dict[str, Page]:
-    """All files that may be asked for, by their path below `static/`: no other path names anything."""
+    """Read all files that may be sent, by their path below `static/`."""
     return {path: _page(path, file.read_bytes()) for path, file in _walk(files(__package__) / "static")}
 
 
 def console_router(public: Callable[[Endpoint], Endpoint]) -> APIRouter:
-    """The routes of the console; `POST /`, which generates, is another one. `public` declares them open."""
+    """Return the routes of the console, without `POST /`, which generates. `public` declares them open."""
     pages = read_pages()
     router = APIRouter(include_in_schema=False)
 

@@ -6,18 +6,7 @@ from dataclasses import dataclass
 from app.prompt import TaskVersion
 from app.request import FinishReason, Request, RequestTimings
 from app.serving.generation_request import Classification, GenerationResult, OutputToken
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TextStyle:
-    """Which of an answer's tokens are its text, and what ends it."""
-
-    stops: tuple[str, ...] = ()
-    shows_stop: bool = False  # the stop string or id that ends the answer is a part of it
-    shows_special: bool = False  # special tokens are written out
-    min_tokens: int = 0  # stop strings within the first so many tokens don't count
-    shows_prompt_tokens: bool = False  # with their scores; the first one has none
-    shows_prompt: bool = False  # the prompt's text stands before the answer's
+from app.serving.parameters import GenerationParameters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +16,7 @@ class Admitted:
     request: Request
     version: TaskVersion | None  # None: the base model
     prompt_text: str
-    style: TextStyle
+    parameters: GenerationParameters  # resolved: the request's, the task's, the base's
     begin: float  # time.monotonic() at admission
 
     @property
@@ -49,7 +38,7 @@ class Admitted:
         return GenerationResult(
             text=text,
             prompt_text=self.prompt_text,
-            return_full_text=self.style.shows_prompt and classification is None,
+            return_full_text=self.parameters.return_full_text and classification is None,
             version=self.version,
             finish=finish,
             tokens=tuple(tokens),

@@ -1,4 +1,4 @@
-"""What there is: tasks and their histories, with what the loaded base makes of them."""
+"""Listings of tasks and their histories, and which of them the loaded base can serve."""
 
 import time
 from bisect import bisect_right
@@ -15,8 +15,8 @@ from app.store.prompt_store import CHANGES, PromptStore
 from app.store.references import DEFAULT_ALIAS
 from app.store.releases import TaskHistory
 
-WHOLE_SECONDS = 1.0
-LOOK_SECONDS = 60.0
+LISTING_SECONDS = 1.0
+UNCHANGED_SECONDS = 60.0
 Shown = Callable[[str], bool]
 
 
@@ -51,25 +51,25 @@ class TaskDetail:
 class Catalog:
     """Reads the store for listings; every method may wait for the disk. One for a server's life. Thread-safe.
 
-    Tasks that `is_shown` turns down are in no list and in no count. Which tasks there are, and each row of a
-    page, is as of now, whichever process changed it. The whole of what can be served is as of now for changes
-    by this process, and at most WHOLE_SECONDS old for those of others (LOOK_SECONDS for those of a replica
-    that doesn't touch the store's folder of changes, or died before it could).
+    Tasks for which `is_shown` is false are in no list and in no count. The ids, and each row of a page, are
+    as of now, whichever process changed them. What can be served is as of now for changes by this process,
+    and at most LISTING_SECONDS old for those of others (UNCHANGED_SECONDS for those of a replica that doesn't
+    touch the store's folder of changes, or died before it could).
     """
 
     def __init__(self, store: PromptStore, generation: GenerationService) -> None:
         self._store = store
         self._generation = generation
         self._cards: dict[str, bytes] = {}  # by version digest
-        self._whole = _Whole((), -1, None, 0.0, ())
+        self._listing = _Listing((), -1, None, 0.0, ())
 
     def count(self, is_shown: Shown) -> int:
         """Return how many tasks there are."""
-        return _count(self._ids(), is_shown)
+        return _count(self._store.histories.task_ids(), is_shown)
 
     def page(self, is_shown: Shown, after: str | None, limit: int) -> tuple[list[TaskSummary], str | None]:
         """Return tasks in order of their ids, and the id after which the next page begins, if any."""
-        ids = self._ids()
+        ids = self._store.histories.task_ids()
         begin = 0 if after is None else bisect_right(ids, after)
         chosen = list(islice(filter(is_shown, islice(ids, begin, None)), limit + 1))
         following = chosen[limit - 1] if len(chosen) > limit else None
@@ -81,14 +81,14 @@ class Catalog:
 
         `encode` is the same function every time: what it made of a version is remembered.
         """
-        ids, changes = self._ids(), self._store.histories.num_changes
-        whole, begin, stamp = self._whole, time.monotonic(), self._store.files.stamp(CHANGES)
-        if not whole.is_of(ids, changes, stamp):
+        ids, changes = self._store.histories.task_ids(), self._store.histories.num_changes
+        listing, begin, stamp = self._listing, time.monotonic(), self._store.files.stamp(CHANGES)
+        if not listing.is_of(ids, changes, stamp):
             rows = tuple(self._servable_rows(ids, encode))
-            self._whole = whole = _Whole(
+            self._listing = listing = _Listing(
                 ids, changes, stamp if stamp and stamp.is_settled else None, begin, rows
             )
-        return [card for task_id, card in whole.rows if is_shown(task_id)]
+        return [card for task_id, card in listing.rows if is_shown(task_id)]
 
     def detail(self, task_id: str) -> TaskDetail:
         """Return a task in full. Raise NotFound, InvalidRequest, CorruptData."""
@@ -99,9 +99,6 @@ class Catalog:
             versions=tuple(self._state(version, resident) for version in history.versions),
             requests_served=self._generation.requests_served.get(task_id, 0),
         )
-
-    def _ids(self) -> tuple[str, ...]:
-        return tuple(self._store.list_tasks())
 
     def _servable_rows(
         self, ids: Sequence[str], encode: Callable[[TaskVersion], bytes]
@@ -144,8 +141,8 @@ def _count(ids: tuple[str, ...], is_shown: Shown) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class _Whole:
-    """Every task that can be served, as it was at some moment."""
+class _Listing:
+    """Every task that could be served at some moment."""
 
     ids: tuple[str, ...]
     num_changes: int  # of the store
@@ -156,4 +153,4 @@ class _Whole:
     def is_of(self, ids: tuple[str, ...], num_changes: int, stamp: Stamp | None) -> bool:
         same = self.ids == ids and self.num_changes == num_changes
         unchanged = stamp is not None and stamp == self.stamp
-        return same and time.monotonic() - self.begin < (LOOK_SECONDS if unchanged else WHOLE_SECONDS)
+        return same and time.monotonic() - self.begin < (UNCHANGED_SECONDS if unchanged else LISTING_SECONDS)

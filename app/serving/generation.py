@@ -2,10 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing, closing
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager, closing
 from dataclasses import replace
-from typing import TypeVar
 
 from transformers import PreTrainedTokenizerFast
 
@@ -28,8 +27,6 @@ from app.serving.structured_output.grammars import Grammars
 from app.store.prompt_store import PromptStore
 from app.text.detokenizer import detokenizer_tables
 from app.text.prompt_encoder import PromptEncoder
-
-_T = TypeVar("_T")
 
 _GRACE_SECONDS = 0.25
 _NO_DEFAULTS = BaseDefaults()
@@ -109,13 +106,15 @@ class GenerationService:
         An error of one ends all. Raise NotFound, NotServable, InvalidRequest, Unavailable, DeadlineExceeded,
         NonFiniteLogits, RequestFailed, ConstraintFailed.
         """
-        deadline = self.request_builder.deadline(requests[0])
-        return await _in_time(deadline, self._results(requests, deadline))
+        async with self._in_time(requests[0]) as deadline:
+            return await (await self._admit(requests, deadline)).results()
 
     async def start(self, requests: Sequence[GenerationRequest]) -> "AnswerStream":
         """Wait for the first delta of each answer, so that what fails early is raised here, as above."""
-        deadline = self.request_builder.deadline(requests[0])
-        return await _in_time(deadline, self._start(requests, deadline))
+        async with self._in_time(requests[0]) as deadline:
+            stream = await self._admit(requests, deadline)
+            await stream.begin()
+            return stream
 
     async def try_version(self, version: TaskVersion, request: GenerationRequest) -> GenerationResult:
         """Run a request on this version, released or not: charged, but no request of its task."""
@@ -126,7 +125,8 @@ class GenerationService:
     async def tokenize(self, request: GenerationRequest) -> tuple[Admitted, list[str]]:
         """Return the request as the engine would get it, and the text of each of its ids."""
         with closing(Session(self._resources, num_sequences=1)) as session:
-            admitted = await _in_time(self.request_builder.deadline(request), session.admit(request))
+            async with self._in_time(request):
+                admitted = await session.admit(request)
             ids, tables = admitted.prompt_ids, self._resources.tables
             tokens = await session.on_thread(lambda: scored_tokens(tables, ids, ()), 4 * len(ids))
             return admitted, [token.text for token in tokens]
@@ -138,17 +138,22 @@ class GenerationService:
                 lambda: self.request_builder.prompts.text_of(ids, "ids"), 4 * len(ids)
             )
 
-    async def _results(
-        self, requests: Sequence[GenerationRequest], deadline: float
-    ) -> list[GenerationResult]:
-        return await (await self._admitted(requests, deadline)).results()
+    @asynccontextmanager
+    async def _in_time(self, request: GenerationRequest) -> AsyncGenerator[float, None]:
+        """Yield the call's deadline. Raise DeadlineExceeded soon after it.
 
-    async def _start(self, requests: Sequence[GenerationRequest], deadline: float) -> "AnswerStream":
-        stream = await self._admitted(requests, deadline)
-        await stream.begin()
-        return stream
+        The engine ends late sequences by itself; this ends work that never reaches it, or finds it stuck.
+        """
+        deadline = self.request_builder.deadline(request)
+        try:
+            async with asyncio.timeout(deadline - time.monotonic() + _GRACE_SECONDS) as limit:
+                yield deadline
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise DeadlineExceeded("The deadline passed while the request waited; allow more time.") from None
 
-    async def _admitted(self, requests: Sequence[GenerationRequest], deadline: float) -> "AnswerStream":
+    async def _admit(self, requests: Sequence[GenerationRequest], deadline: float) -> "AnswerStream":
         session = Session(self._resources, num_sequences=sum(each.num_sequences for each in requests))
         requests = [replace(request, deadline=deadline) for request in requests]  # also of every later part
         try:
@@ -170,8 +175,7 @@ class AnswerStream:
         self.admitted = [each for each in admitted for _ in range(samples)]  # of each answer
         self._session = session
         runs = [
-            program_for(request, each.version).run(session, each)
-            for request, each in zip(requests, admitted, strict=True)
+            program_for(request).run(session, each) for request, each in zip(requests, admitted, strict=True)
         ]
         self._deltas = runs[0] if len(runs) == 1 else _numbered(runs, samples)
         self._first: tuple[int, TextDelta] | None = None
@@ -208,17 +212,6 @@ class AnswerStream:
             await self._deltas.aclose()
         finally:
             self._session.close()
-
-
-async def _in_time(deadline: float, work: Awaitable[_T]) -> _T:
-    """Await work. The engine ends late sequences; this ends work that never reaches it, or finds it stuck."""
-    try:
-        async with asyncio.timeout(deadline - time.monotonic() + _GRACE_SECONDS) as limit:
-            return await work
-    except TimeoutError:
-        if not limit.expired():
-            raise
-        raise DeadlineExceeded("The deadline passed while the request waited; allow more time.") from None
 
 
 async def _numbered(

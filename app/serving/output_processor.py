@@ -4,21 +4,25 @@ import math
 from collections.abc import Sequence
 
 from app.request import FinishReason, TokenDelta, TokenScore
-from app.serving.admitted import TextStyle
 from app.serving.generation_request import OutputToken, TextDelta
-from app.text.detokenizer import DetokenizerTables
+from app.serving.parameters import GenerationParameters
+from app.text.detokenizer import Detokenizer, DetokenizerTables
 from app.text.stop_strings import StopStringMatcher
 
 
 class OutputProcessor:
     """Collects one answer. `take` is called with every token, `finish` once at the end."""
 
-    def __init__(self, tables: DetokenizerTables, prompt_ids: Sequence[int], style: TextStyle) -> None:
+    def __init__(
+        self, tables: DetokenizerTables, prompt_ids: Sequence[int], parameters: GenerationParameters
+    ) -> None:
         self._tables = tables
         self._prompt_ids = prompt_ids
-        self._detokenizer = tables.new(prompt_ids)
-        self._style = style
-        self._stop_strings = StopStringMatcher(style.stops, is_shown=style.shows_stop)
+        self._detokenizer = Detokenizer(tables, prompt_ids)
+        self._parameters = parameters
+        self._stop_strings = StopStringMatcher(
+            parameters.stop, is_shown=parameters.include_stop_str_in_output
+        )
         self._shown: list[str] = []
         self.tokens: list[OutputToken] = []
         self.prompt_scores: tuple[OutputToken, ...] = ()
@@ -35,7 +39,7 @@ class OutputProcessor:
 
     def take(self, delta: TokenDelta) -> TextDelta:
         """Take one token, or none where only scores come; return what may be shown of its text."""
-        if self._style.shows_prompt_tokens and not self.tokens:
+        if self._parameters.decoder_input_details and not self.tokens:
             self.prompt_scores = scored_tokens(self._tables, self._prompt_ids, delta.scores)
         is_first = not self.tokens
         token, text = None, ""
@@ -43,7 +47,8 @@ class OutputProcessor:
             text = self._text_of(delta.token_id, delta.finish)
             token = self._token(delta.token_id, text, delta)
             self.tokens.append(token)
-        shown = self._stop_strings.push(text, may_stop=len(self.tokens) > self._style.min_tokens)
+        least = self._parameters.min_new_tokens or 0
+        shown = self._stop_strings.push(text, may_stop=len(self.tokens) > least)
         if delta.is_last:
             shown += self._stop_strings.flush()
         self._shown.append(shown)
@@ -52,8 +57,8 @@ class OutputProcessor:
     def _text_of(self, token_id: int, finish: FinishReason | None) -> str:
         """Return what the token completes: nothing for an id that ends the answer, unless that is shown."""
         text = ""
-        if self._style.shows_stop or finish is not FinishReason.EOS:
-            is_literal = self._style.shows_special and token_id in self._tables.special_ids
+        if self._parameters.include_stop_str_in_output or finish is not FinishReason.EOS:
+            is_literal = not self._parameters.skip_special_tokens and token_id in self._tables.special_ids
             push = self._detokenizer.push_literal if is_literal else self._detokenizer.push
             text = push(token_id)
         return text if finish is None else text + self._detokenizer.flush()
@@ -75,23 +80,19 @@ def scored_tokens(
     tables: DetokenizerTables, ids: Sequence[int], scores: Sequence[TokenScore]
 ) -> tuple[OutputToken, ...]:
     """Return the tokens of a prompt; the last of them have scores, those before have NaN."""
-    detokenizer = tables.new()
+    detokenizer = Detokenizer(tables)
     texts = [detokenizer.push(id_) for id_ in ids]
     texts[-1] += detokenizer.flush()
-    unscored = len(ids) - len(scores)
-    tokens = [
-        OutputToken(id_, _written(tables, id_, text), math.nan, id_ in tables.special_ids)
-        for id_, text in zip(ids[:unscored], texts, strict=False)
-    ]
-    for score, text in zip(scores, texts[unscored:], strict=True):
-        special = score.token_id in tables.special_ids
-        written = _written(tables, score.token_id, text)
-        tokens.append(OutputToken(score.token_id, written, score.logprob, special, _top(tables, score.top)))
-    return tuple(tokens)
+    unscored = [TokenScore(id_, math.nan) for id_ in ids[: len(ids) - len(scores)]]
+    return tuple(
+        _scored(tables, score, text) for score, text in zip([*unscored, *scores], texts, strict=True)
+    )
 
 
-def _written(tables: DetokenizerTables, token_id: int, text: str) -> str:
-    return tables.literal(token_id) if token_id in tables.special_ids else text
+def _scored(tables: DetokenizerTables, score: TokenScore, text: str) -> OutputToken:
+    special = score.token_id in tables.special_ids
+    written = tables.literal(score.token_id) if special else text
+    return OutputToken(score.token_id, written, score.logprob, special, _top(tables, score.top))
 
 
 def _top(tables: DetokenizerTables, top: Sequence[tuple[int, float]]) -> tuple[OutputToken, ...]:

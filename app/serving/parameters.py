@@ -163,7 +163,7 @@ _LAYER = create_model("Layer", __base__=StrictModel, **_FIELDS)
 def parse_parameters(values: Layer, *, where: str = "parameters") -> dict[str, Any]:
     """Check names, types and bounds, and return what is set.
 
-    Raises InvalidRequest that names the first field at fault, under `where`.
+    Raise InvalidRequest that names the first field at fault, under `where`.
     """
     return {name: value for name, value in check(_LAYER, values, where) if value is not None}
 
@@ -171,7 +171,7 @@ def parse_parameters(values: Layer, *, where: str = "parameters") -> dict[str, A
 def check(model: type[_Model], values: Mapping[str, Any], where: str) -> _Model:
     """Check an object's fields; null is the same as none.
 
-    Raises InvalidRequest that names the first field at fault, such as `task.choices[0]`.
+    Raise InvalidRequest that names the first field at fault, such as `task.choices[0]`.
     """
     unknown = sorted(str(name)[:64] for name in values if name not in model.model_fields)
     if unknown:

@@ -14,7 +14,7 @@ from app.engine.client import EngineClient
 from app.errors import DeadlineExceeded, InvalidRequest, NotServable, RequestTooLong
 from app.prompt import PromptKind, TaskVersion
 from app.request import BAN, Request, Segment, segments_of
-from app.serving.admitted import Admitted, TextStyle
+from app.serving.admitted import Admitted
 from app.serving.base_defaults import BaseDefaults
 from app.serving.compatibility import Compatibility
 from app.serving.generation_request import GenerationRequest
@@ -123,7 +123,7 @@ class RequestBuilder:
             request=replace(built, grammar=self._grammar(request, parameters)),  # last, since it costs most
             version=version,
             prompt_text=tokenized.text,
-            style=_style(parameters),
+            parameters=parameters,
             begin=begin,
         )
 
@@ -278,17 +278,6 @@ class RequestBuilder:
         self.prompts.check_template(template)
         leading = self.prompts.tokenizer.leading_ids(template) if is_useful else ()
         return PreparedVersion(template, leading, parse_parameters(version.defaults, where="defaults"))
-
-
-def _style(parameters: GenerationParameters) -> TextStyle:
-    return TextStyle(
-        stops=parameters.stop,
-        shows_stop=parameters.include_stop_str_in_output,
-        shows_special=not parameters.skip_special_tokens,
-        min_tokens=parameters.min_new_tokens or 0,
-        shows_prompt_tokens=parameters.decoder_input_details,
-        shows_prompt=parameters.return_full_text,
-    )
 
 
 def _resident(ids: tuple[int, ...], leading: tuple[int, ...]) -> int:

@@ -93,7 +93,7 @@ class Session:
 
         Raise what `EngineClient.generate` raises.
         """
-        output = OutputProcessor(self._resources.tables, admitted.prompt_ids, admitted.style)
+        output = OutputProcessor(self._resources.tables, admitted.prompt_ids, admitted.parameters)
         first = 0.0
         with self._attempt_of(admitted) as attempt:
             async with aclosing(self._resources.engine.generate(admitted.request)) as deltas:

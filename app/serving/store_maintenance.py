@@ -1,4 +1,4 @@
-"""Looking after the store while it is served: damage is looked for and mended, debris removed."""
+"""Maintenance of a store while it is served: scrubbing, healing, and garbage collection."""
 
 import logging
 import threading
@@ -14,12 +14,12 @@ from app.store.prompt_store import CHANGES, PromptStore
 from app.store.scrub import scrub
 
 _log = logging.getLogger(__name__)
-_MAX_TOLD = 100  # tasks that can't be served, by name
+_MAX_NAMED = 100  # tasks that can't be served, in the log
 _PERIOD = 6 * 3600.0  # seconds between two rounds; the first one begins with the server
 
 
 class StoreMaintenance:
-    """Rounds through the store, on a thread of its own, a server's life long."""
+    """Rounds through the store, on a thread of its own, until the server stops."""
 
     def __init__(
         self,
@@ -35,18 +35,18 @@ class StoreMaintenance:
         self._fetch = fetch
         self._why_not = why_not
         self._stopping = threading.Event()
-        self.num_damaged = 0  # found by the last round, and not mended
+        self.num_damaged = 0  # found by the last round, and not healed
 
     def start(self) -> None:
         """Begin the first round. A round under way doesn't keep the process from ending."""
-        threading.Thread(target=self._run, name="upkeep", daemon=True).start()
+        threading.Thread(target=self._run, name="store-maintenance", daemon=True).start()
 
     def stop(self) -> None:
         """Let no further round begin."""
         self._stopping.set()
 
     def round(self) -> None:
-        """Read everything once; remove debris where nothing is damaged."""
+        """Read everything once; collect garbage where nothing is damaged."""
         with _logged("the store was not looked after", logging.INFO):
             num_damaged = 0
             for finding in scrub(self._store, self._fetch):
@@ -60,7 +60,7 @@ class StoreMaintenance:
                     _log.info("removed %d unfinished files, %d unused prompts", swept.leftovers, swept.blobs)
 
     def _mark_newest(self) -> None:
-        """Make up for what stores of before lack: the folder that listings look at, and marks."""
+        """Make what older stores lack: the folder that listings look at, and marks."""
         if self._store.files.stamp(CHANGES) is None:
             self._store.files.touch_directory(CHANGES)
         for task_id in self._store.list_tasks():
@@ -70,10 +70,10 @@ class StoreMaintenance:
         """Log which tasks can't be served and why; the server runs all the same."""
         reasons = {task_id: self._reason(task_id) for task_id in self._store.list_tasks()}
         unservable = {task_id: reason for task_id, reason in reasons.items() if reason is not None}
-        for task_id, reason in islice(unservable.items(), _MAX_TOLD):
+        for task_id, reason in islice(unservable.items(), _MAX_NAMED):
             _log.warning("task %s can't be served: %s", task_id, reason)
-        if len(unservable) > _MAX_TOLD:
-            _log.warning("%d more tasks can't be served; GET /tasks says why", len(unservable) - _MAX_TOLD)
+        if len(unservable) > _MAX_NAMED:
+            _log.warning("%d more tasks can't be served; GET /tasks says why", len(unservable) - _MAX_NAMED)
         _log.info("%d tasks can be served", len(reasons) - len(unservable))
 
     def _reason(self, task_id: str) -> str | None:
@@ -92,7 +92,7 @@ class StoreMaintenance:
 
 @contextmanager
 def _logged(what: str, level: int) -> Iterator[None]:
-    """Log failures and go on: the next round may do better."""
+    """Log failures and go on: the next round may succeed."""
     try:
         yield
     except PromptplexError as error:  # a store that can't be read, or only be read

@@ -28,7 +28,7 @@ class TaskLine(TypedDict):
 
 
 class VersionIdentity(TypedDict):
-    """What tells a version from others."""
+    """The identity of a version."""
 
     version: int
     version_digest: str
@@ -131,7 +131,7 @@ def history_row(history: TaskHistory) -> HistoryRow:
 
 
 def _identity(version: TaskVersion) -> VersionIdentity:
-    """Return what tells a version from others."""
+    """Return the identity of a version."""
     return {
         "version": version.version,
         "version_digest": f"sha256:{version.digest}",

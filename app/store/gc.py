@@ -74,7 +74,7 @@ def _referenced(store: PromptStore) -> set[str]:
 
 
 def _spare_copies(store: PromptStore, older_than: float) -> set[Name]:
-    """Good blobs in the quarantine that the store doesn't need; damaged ones are evidence, and stay."""
+    """Return good blobs in the quarantine that the store doesn't need; damaged ones stay, as evidence."""
     referenced = _referenced(store)
     return {
         name
@@ -86,7 +86,7 @@ def _spare_copies(store: PromptStore, older_than: float) -> set[Name]:
 
 
 def _bring_back(store: PromptStore, referenced: set[str]) -> set[Name]:
-    """Put back good blobs from the quarantine that a manifest refers to and the store lacks."""
+    """Put back quarantined good blobs that a manifest refers to and the store lacks; return them."""
     kept: set[Name] = set()
     for name, digest in _quarantined(store):
         if digest not in referenced or store.blobs.exists(digest):
@@ -98,7 +98,7 @@ def _bring_back(store: PromptStore, referenced: set[str]) -> set[Name]:
 
 
 def _quarantined(store: PromptStore) -> Iterator[tuple[Name, str]]:
-    """Names and digests of the blobs in the quarantine."""
+    """Yield names and digests of the blobs in the quarantine."""
     for entry in store.files.names((QUARANTINE,)):
         if (match := _QUARANTINED.fullmatch(entry)) is not None:
             yield (QUARANTINE, entry), match[1]

@@ -159,13 +159,13 @@ class HistoryReader:
         return tuple(found)
 
     def _last_numbers(self, task_id: str) -> tuple[int, int]:
-        """The highest release and version by listing, to notice a missing file in the middle."""
+        """Return the highest release and version by listing, to notice a missing file in the middle."""
         kinds = (self._files.names(("tasks", task_id, kind)) for kind in ("releases", "versions"))
         releases, versions = (_highest(names) for names in kinds)
         return releases, versions
 
     def _remember(self, history: TaskHistory) -> TaskHistory:
-        """Histories only grow; a slower reader must not put back a shorter one."""
+        """Cache a history, unless a longer one is cached, and return the longer one."""
         if not history.versions and not history.releases:
             return history  # not cached: unknown ids must not fill the memory
         with self._lock:

@@ -134,7 +134,7 @@ def _lay_out(
 
 
 def _in_name_order(tensors: Mapping[str, RawTensor | TensorInfo]) -> dict[str, TensorInfo]:
-    """Byte ranges in the order of the names. One dtype, so that every tensor is aligned to it."""
+    """Return byte ranges in the order of the names; of one dtype, so that every tensor is aligned."""
     infos: dict[str, TensorInfo] = {}
     position = 0
     dtypes = sorted({tensor.dtype for tensor in tensors.values()})
@@ -148,7 +148,7 @@ def _in_name_order(tensors: Mapping[str, RawTensor | TensorInfo]) -> dict[str, T
 
 
 def _layout_of(file: SafetensorsFile) -> _Layout:
-    """The layout of a file with canonical names and metadata; its metadata is compared key by key."""
+    """Return the layout of a file with canonical names and metadata, which is compared key by key."""
     found = file.metadata
     if found.get("format") != FORMAT:
         raise PromptRejected("This is not a promptplex prompt", expected=f"metadata format {FORMAT!r}")
@@ -209,7 +209,7 @@ def _prefix_shape(infos: Mapping[str, TensorInfo]) -> _Shape:
 
 
 def _layer_shape(layer: int, sides: Mapping[str, tuple[int, ...]]) -> list[int]:
-    """[Hk, Dk, Dv] of one layer, from k [Hk, p, Dk] and v [Hk, p, Dv]."""
+    """Return `[Hk, Dk, Dv]` of one layer, from k `[Hk, p, Dk]` and v `[Hk, p, Dv]`."""
     key_name, value_name = (Site.DECODER_SELF.tensor(layer, side) for side in SIDES)
     if sides.keys() != {"k", "v"}:
         missing = value_name if "k" in sides else key_name

@@ -260,7 +260,7 @@ class PromptStore:
 
 
 def _find(history: TaskHistory, wanted: Reference) -> TaskVersion | None:
-    """The version with the wanted number or digest."""
+    """Return the version with the wanted number or digest."""
     if wanted.version is not None:
         return history.version(wanted.version)
     return next((version for version in history.versions if version.digest == wanted.digest), None)
@@ -290,7 +290,7 @@ def _check_versions(history: TaskHistory, target: AliasTarget) -> None:
 
 
 def _since(history: TaskHistory, alias: str, target: AliasTarget) -> Release:
-    """The release that gave the alias its present target."""
+    """Return the release that gave the alias its present target."""
     same = takewhile(lambda release: release.aliases.get(alias) == target, reversed(history.releases))
     return list(same)[-1]
 

@@ -53,7 +53,7 @@ def scrub(store: PromptStore, fetch: Callable[[str], bytes] | None = None) -> It
 
 
 def _read_all(store: PromptStore, task_id: str) -> TaskHistory:
-    """The history by the files. Raise CorruptData where this process knows another one."""
+    """Return the history by the files. Raise CorruptData where this process knows another one."""
     known = store.histories.cached(task_id)
     history = store.histories.read_afresh(task_id)
     if known is None:

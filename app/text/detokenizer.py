@@ -1,7 +1,7 @@
 """Token ids to text, one at a time.
 
-The pieces joined are the text of the whole sequence. A character whose bytes span tokens comes out
-with its last byte; bytes that can never become a character come out as U+FFFD, as in Python's own
+The pieces joined are the text of the whole sequence. A character with bytes in several tokens comes
+out with its last byte; bytes that can never become a character come out as U+FFFD, as in Python's own
 decoder. Special tokens have no text in the output.
 
 `tokenizers.decoders.DecodeStream` is no substitute: it raises once the bytes of a byte-fallback vocabulary
@@ -27,12 +27,8 @@ class DetokenizerTables:
 
     backend: Any  # tokenizers.Tokenizer
     special_ids: frozenset[int]
-    bytes_of: dict[int, bytes]  # ids whose text is these bytes, whatever stands around them
+    bytes_of: dict[int, bytes]  # of ids with a text that doesn't depend on their neighbours
     is_byte_level: bool  # every id is such an id
-
-    def new(self, context: Sequence[int] = ()) -> "Detokenizer":
-        """Return a detokenizer for ids that follow `context`."""
-        return Detokenizer(self, context)
 
     def text_of(self, token_id: int) -> str:
         """Return the text of one token alone; a special one as the vocabulary writes it."""
@@ -92,10 +88,11 @@ def _byte_level_bytes(token: str) -> bytes:
 class Detokenizer:
     """Turns the ids of one sequence into text. `push` and `flush` return what has become certain."""
 
-    def __init__(self, tables: DetokenizerTables, context: Sequence[int]) -> None:
+    def __init__(self, tables: DetokenizerTables, context: Sequence[int] = ()) -> None:
+        """`context`: ids that stand before the text, such as the prompt's."""
         self._tables = tables
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-        # Ids whose text is settled, then ids whose text is not; the first give the second context.
+        # Ids with settled text, then the others, which are decoded after the first.
         visible = () if tables.is_byte_level else context
         self._settled = [id_ for id_ in visible if id_ not in tables.special_ids][-_CONTEXT:]
         self._pending: list[int] = []

@@ -15,7 +15,10 @@ _RUNS = re.compile(rb"\x00+|\x01+")
 
 
 class TrackedText(str):
-    """A str with a mark for each character: the template's own, or foreign, which is the default."""
+    """A str with a mark for each character: the template's own, or foreign, which is the default.
+
+    Each method does what str's does, and keeps the marks.
+    """
 
     _own: bytes  # a byte for each character; the sandbox hides names that begin so
 
@@ -47,44 +50,35 @@ class TrackedText(str):
         return (self[place] for place in range(len(self)))
 
     def join(self, parts: Iterable[str], /) -> str:
-        """As str's."""
         pieces: list[str] = []
         for part in parts:
             pieces += (self, part) if pieces else (part,)
         return concatenated(pieces)
 
     def strip(self, characters: str | None = None, /) -> str:
-        """As str's."""
         text = super().strip(characters)
         begin = len(self) - len(super().lstrip(characters)) if text else 0
         return self[begin : begin + len(text)]
 
     def lstrip(self, characters: str | None = None, /) -> str:
-        """As str's."""
         return self[len(self) - len(super().lstrip(characters)) :]
 
     def rstrip(self, characters: str | None = None, /) -> str:
-        """As str's."""
         return self[: len(super().rstrip(characters))]
 
     def removeprefix(self, prefix: str, /) -> str:
-        """As str's."""
         return self[len(self) - len(super().removeprefix(prefix)) :]
 
     def removesuffix(self, suffix: str, /) -> str:
-        """As str's."""
         return self[: len(super().removesuffix(suffix))]
 
     def split(self, sep: str | None = None, maxsplit: SupportsIndex = -1) -> list[str]:
-        """As str's."""
         return self._found(super().split(sep, maxsplit), sep)
 
     def rsplit(self, sep: str | None = None, maxsplit: SupportsIndex = -1) -> list[str]:
-        """As str's."""
         return self._found(super().rsplit(sep, maxsplit), sep)
 
     def splitlines(self, keepends: bool = False) -> list[str]:
-        """As str's."""
         lines, begin = [], 0
         for whole, line in zip(super().splitlines(True), super().splitlines(keepends), strict=True):
             lines.append(self[begin : begin + len(line)])
@@ -92,39 +86,32 @@ class TrackedText(str):
         return lines
 
     def partition(self, sep: str, /) -> tuple[str, str, str]:
-        """As str's."""
         before, found, _ = super().partition(sep)
         return self._cut(len(before), len(found))
 
     def rpartition(self, sep: str, /) -> tuple[str, str, str]:
-        """As str's."""
         before, found, _ = super().rpartition(sep)
         return self._cut(len(before), len(found))
 
     def replace(self, old: str, new: str, count: SupportsIndex = -1, /) -> str:
-        """As str's."""
         if not old:
             return TrackedText(super().replace(old, new, count))
         return _tracked(new).join(self.split(old, count))
 
     def upper(self) -> str:
-        """As str's."""
         return self._mapped(str.upper, is_by_character=True)
 
     def lower(self) -> str:
-        """As str's."""
         return self._mapped(str.lower, is_by_character=True)
 
     def title(self) -> str:
-        """As str's."""
         return self._mapped(str.title)
 
     def capitalize(self) -> str:
-        """As str's."""
         return self._mapped(str.capitalize)
 
     def __mod__(self, values: Any) -> str:
-        """As str's; followed where every place is plain, as in %s."""
+        """Keep the marks where every place is plain, as in %s."""
         given = values if isinstance(values, tuple) else (values,)
         places = list(_PERCENT.finditer(self))
         text = super().__mod__(values)

@@ -73,7 +73,7 @@ def test_the_whole_is_remembered_and_shown_by_name(catalog: Catalog) -> None:
 def test_our_changes_are_in_the_whole_at_once(
     catalog: Catalog, store: PromptStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(catalogs, "WHOLE_SECONDS", 3600.0)
+    monkeypatch.setattr(catalogs, "LISTING_SECONDS", 3600.0)
     cards = Cards()
     catalog.servable(everything, cards)
     for _ in range(2):  # also when nothing was read since
@@ -98,7 +98,7 @@ def test_changes_of_others_are_seen(
     assert rows[0].live.version.version == 2
     assert catalog.count(everything) == 7
     assert b"t8@1" in catalog.servable(everything, cards)
-    monkeypatch.setattr(catalogs, "WHOLE_SECONDS", 0.0)
+    monkeypatch.setattr(catalogs, "LISTING_SECONDS", 0.0)
     publish(other, "t2", "another {x}")
     assert b"t2@2" in catalog.servable(everything, cards)
 
@@ -106,7 +106,7 @@ def test_changes_of_others_are_seen(
 def test_nobody_looks_again_where_nobody_touched_the_store(
     catalog: Catalog, store: PromptStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(catalogs, "WHOLE_SECONDS", 0.0)
+    monkeypatch.setattr(catalogs, "LISTING_SECONDS", 0.0)
     monkeypatch.setattr("app.store.files.TICK_SECONDS", -3600.0)
     catalog.servable(everything, cards := Cards())
     catalog.servable(everything, cards)  # what reading it the first time changed

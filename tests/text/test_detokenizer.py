@@ -5,7 +5,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers.decoders import DecodeStream
 
-from app.text.detokenizer import DetokenizerTables, detokenizer_tables
+from app.text.detokenizer import Detokenizer, DetokenizerTables, detokenizer_tables
 from tests.text.tokenizer_zoo import ALL, tokenizer_of
 
 slow = settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.too_slow])
@@ -17,7 +17,7 @@ def tables_of(kind: str) -> DetokenizerTables:
 
 
 def pieces(kind: str, ids: list[int], context: list[int] | None = None) -> list[str]:
-    detokenizer = tables_of(kind).new(context or [])
+    detokenizer = Detokenizer(tables_of(kind), context or [])
     return [*(detokenizer.push(id_) for id_ in ids), detokenizer.flush()]
 
 
@@ -106,6 +106,6 @@ def test_half_a_character_at_the_end_is_replaced() -> None:
 def test_special_tokens_have_no_text(kind: str) -> None:
     tables = tables_of(kind)
     turn = tokenizer_of(kind).convert_tokens_to_ids("<turn>")
-    assert tables.new().push(turn) == ""
+    assert Detokenizer(tables).push(turn) == ""
     assert tables.literal(turn) == "<turn>"
     assert tables.literal(10**6) == ""

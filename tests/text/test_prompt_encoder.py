@@ -7,7 +7,7 @@ import pytest
 
 from app.errors import RequestTooLong
 from app.text.chat import Message
-from app.text.detokenizer import detokenizer_tables
+from app.text.detokenizer import Detokenizer, detokenizer_tables
 from app.text.prompt_encoder import PromptEncoder
 from app.text.template import parse_template
 from tests.text.tokenizer_zoo import ALL, tokenizer_of
@@ -36,7 +36,7 @@ def test_a_template_becomes_ids_and_its_text_again(kind: str) -> None:
     encoder, template = encoder_of(kind), parse_template("The food: {food}\nIt was {how}.")
     encoded = encoder.encode(template, {"food": "cold", "how": "great"})
     assert encoded.text == "The food: cold\nIt was great."
-    detokenizer = detokenizer_tables(tokenizer_of(kind)).new()
+    detokenizer = Detokenizer(detokenizer_tables(tokenizer_of(kind)))
     texts = [detokenizer.push(id_) for id_ in encoded.ids]
     assert "".join([*texts, detokenizer.flush()]) == tokenizer_of(kind).decode(
         encoded.ids, skip_special_tokens=True

@@ -13,7 +13,6 @@ as short as the two that there are:
 from collections.abc import AsyncGenerator
 from typing import Protocol
 
-from app.prompt import TaskVersion
 from app.serving.admitted import Admitted
 from app.serving.generation_request import GenerationRequest, TextDelta
 from app.serving.programs.classify import Classify
@@ -32,8 +31,8 @@ class Program(Protocol):
         ...
 
 
-def program_for(request: GenerationRequest, version: TaskVersion | None) -> Program:
-    """Return the request's program: the one place that picks it, by the request and its task's version."""
+def program_for(request: GenerationRequest) -> Program:
+    """Return the request's program: the one place that picks it."""
     if request.classification is not None:
         return Classify(request.classification)
     return Complete(request.num_samples)

@@ -20,16 +20,8 @@ from app.request import (
 )
 from app.serving.admitted import Admitted
 from app.serving.generation_request import Classification, ClassificationRequest, TextDelta
-from app.serving.publishing.task_settings import parse_choices
+from app.serving.publishing.task_settings import LabelledChoice, parse_choices
 from app.serving.session import Session
-
-
-@dataclass(frozen=True, slots=True)
-class _Choice:
-    """What the client calls a label, and the text that is scored for it."""
-
-    value: str
-    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +53,7 @@ class Classify:
         )
         yield 0, TextDelta(text=result.text, result=result)
 
-    def _choices(self, admitted: Admitted) -> list[_Choice]:
+    def _choices(self, admitted: Admitted) -> list[LabelledChoice]:
         given = self.request.choices
         if given is None:
             given = () if admitted.version is None else admitted.version.choices
@@ -69,17 +61,14 @@ class Classify:
                 raise InvalidRequest(
                     "The task has no choices of its own; send them.", param="parameters.choices"
                 )
-        choices = [
-            _Choice(each, each) if isinstance(each, str) else _Choice(each.value, each.text)
-            for each in parse_choices(given)
-        ]
+        choices = parse_choices(given)
         if len({choice.value for choice in choices}) < len(choices):
             raise InvalidRequest("Two choices have the same value.", param="parameters.choices")
         if len(choices) < 2:
             raise InvalidRequest("There must be at least two choices.", param="parameters.choices")
         return choices
 
-    async def _labels(self, session: Session, choices: Sequence[_Choice]) -> list[tuple[int, ...]]:
+    async def _labels(self, session: Session, choices: Sequence[LabelledChoice]) -> list[tuple[int, ...]]:
         labels = await session.label_ids([c.text for c in choices], with_eos=self.request.score_eos)
         for choice, ids in zip(choices, labels, strict=True):
             if not ids:

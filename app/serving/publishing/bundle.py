@@ -18,8 +18,8 @@ TASK_FILE = "task.json"
 MAX_JSON_BYTES = 1 << 20  # of a configuration or a task file
 _PICKLES = (".bin", ".pt", ".pth", ".pkl")
 _NO_PICKLES = (
-    "a pickle can run code when read, so it isn't accepted; save it again with a current PEFT, whose "
-    "save_pretrained writes .safetensors"
+    "a pickle can run code when read, so it isn't accepted; save it again with save_pretrained of a "
+    "current PEFT, which writes .safetensors"
 )
 _CHECKPOINT = re.compile(r"checkpoint-([0-9]{1,18})")
 _WHOLE_MODEL = "model*.safetensors"
@@ -74,7 +74,7 @@ def _find_weights(path: Path) -> Path | None:
 
 
 def _read_files(path: Path, weights: Path) -> dict[str, bytes]:
-    """The weights and the configuration beside them; a single file of another name speaks for itself."""
+    """Return the weights, and the config beside them unless a file of another name was given alone."""
     files = {PROMPT: _read(weights, MAX_BLOB_BYTES)}
     config = weights.with_name(PEFT_CONFIG)
     if (path.is_dir() or weights.name == PEFT_WEIGHTS) and config.is_file():
@@ -92,7 +92,7 @@ def _read(path: Path, limit: int) -> bytes:
 
 
 def _is_text_only(path: Path) -> bool:
-    """A task file is there, and nothing that means a prompt was to be beside it."""
+    """Return whether there is a task file, and no sign that a prompt belongs beside it."""
     config = (path / PEFT_CONFIG).exists()
     return (path / TASK_FILE).is_file() and not (config or _pickles_in(path) or _adapters_inside(path))
 
@@ -116,13 +116,13 @@ def _nothing_found(path: Path) -> str:
 
 
 def _adapters_inside(path: Path) -> list[Path]:
-    """Directories in it that hold an adapter, such as a trainer's checkpoints, the latest one last."""
+    """Return directories in it that hold an adapter, such as a trainer's checkpoints, the latest last."""
     found = {file.parent for depth in ("*", "*/*") for file in path.glob(f"{depth}/{PEFT_CONFIG}")}
     return sorted(found, key=lambda each: [_by_number(part) for part in each.relative_to(path).parts])
 
 
 def _by_number(name: str) -> tuple[str, int]:
-    """`checkpoint-1000` comes after `checkpoint-500`."""
+    """Return a sort key that puts `checkpoint-1000` after `checkpoint-500`."""
     match = _CHECKPOINT.fullmatch(name)
     return ("checkpoint", int(match[1])) if match else (name, 0)
 

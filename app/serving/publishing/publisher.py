@@ -126,7 +126,7 @@ class PublishingService:
             )
 
     def _draft(self, upload: Upload, own: OwnEmbeddings) -> VersionDraft:
-        """Check all that can be checked before anything is stored."""
+        """Return the draft, after every check that needs nothing stored."""
         draft = draft_version(upload, own.check)
         if draft.prompt is not None:
             self._builder.compatibility.validate(draft.prompt)
@@ -135,7 +135,7 @@ class PublishingService:
         return replace(draft, provenance={**draft.provenance, **vouched})
 
     def _check_room(self, draft: VersionDraft) -> None:
-        """The template with some text, and every example, must fit the base beside the prompt."""
+        """Raise RequestTooLong unless the template with some text, and every example, fit the base."""
         version = replace(version_of("draft", 1, draft), digest=f"draft:{uuid.uuid4().hex}")  # names nothing
         for param, inputs in [
             ("task.template", fixed_inputs(version, "a")),

@@ -122,6 +122,7 @@ class _Choices(StrictModel):
     choices: Choices
 
 
-def parse_choices(choices: Sequence[Any]) -> list[str | LabelledChoice]:
-    """Check the labels of a request or of a task. Raises InvalidRequest."""
-    return check(_Choices, {"choices": choices}, "parameters").choices
+def parse_choices(choices: Sequence[Any]) -> list[LabelledChoice]:
+    """Check the labels of a request or of a task; one alone is its own text. Raise InvalidRequest."""
+    checked = check(_Choices, {"choices": choices}, "parameters").choices
+    return [LabelledChoice(value=each, text=each) if isinstance(each, str) else each for each in checked]

@@ -74,7 +74,7 @@ class TrialRun:
         raise PromptRejected("The prompt has no effect: the base model answers the same without it")
 
     def _request(self, version: TaskVersion, text: str, tenant: str) -> Request:
-        """A request with as much of the text as fits beside the prompt and the template."""
+        """Return a request with as much of the text as fits beside the prompt and the template."""
         try:
             request = trial_request(fixed_inputs(version, text), tenant)
             admitted = self._service.request_builder.build(request, version)
@@ -123,7 +123,7 @@ class TrialRun:
 
 
 def _bare(request: Request) -> Request:
-    """The same token ids without the learned prompt."""
+    """Return a request of the same token ids without the learned prompt."""
     return replace(
         request,
         id=f"{request.id}-bare",

@@ -70,7 +70,7 @@ def draft_version(upload: Upload, check_saved: CheckSaved = refuse_saved) -> Ver
 def _import(
     upload: Upload, draft: VersionDraft, check_saved: CheckSaved
 ) -> tuple[Prompt | None, Mapping[str, Any]]:
-    """The prompt and its provenance."""
+    """Return the prompt and its provenance."""
     if PROMPT in upload.files:
         imported = import_prompt(upload.files)
         for saved in imported.beside:

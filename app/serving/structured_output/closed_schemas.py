@@ -1,4 +1,4 @@
-"""JSON schemas whose objects have the keys that they name, and no others unless they say so.
+"""Close the objects of JSON schemas: no keys but those that are named, unless a schema says so.
 
 What several schemas say of one object (`allOf`, the target of a `$ref`, an alternative of `anyOf`) counts
 together: each of them takes the keys that the others name, so that all can be closed.
@@ -20,7 +20,7 @@ Target = Callable[[Any], Any]  # where a `$ref` leads
 
 
 class TooMuchToClose(ValueError):
-    """It would take more than MAX_WORK."""
+    """Closing would take more than MAX_WORK."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +42,13 @@ _NO_NAMES = _Names()
 
 
 def closed(root: Mapping[str, Any], target: Target) -> dict[str, Any]:
-    """The schema with its objects closed; `target` finds what a `$ref` leads to.
+    """Return the schema with its objects closed; `target` finds what a `$ref` leads to.
 
     An object that names no properties stays open, and so does one of which a schema has
     `additionalProperties` other than false.
 
-    Raises:
-        TooMuchToClose: the document refers to its parts too often.
-        RecursionError: it is nested too deeply.
+    Raise TooMuchToClose where the document refers to its parts too often, and RecursionError where it is
+    nested too deeply.
     """
     return _Closing(target).document(root)
 
@@ -64,12 +63,12 @@ class _Closing:
         self._known: dict[tuple[Any, ...], str] = {}
 
     def document(self, root: Mapping[str, Any]) -> dict[str, Any]:
-        """The copy."""
+        """Return the copy."""
         written: dict[str, Any] = self._copy(root)
         return written | {"$defs": self._definitions} if self._definitions else written
 
     def _copy(self, schema: Any, around: _Names = _NO_NAMES) -> Any:
-        """`around` are the names that other schemas of the same object give."""
+        """Return the copy of one schema; `around` are the names that others of the same object give."""
         if not isinstance(schema, Mapping):
             return schema
         always = around | self._own(schema) | self._names_of(_conjuncts(schema, self._target))
@@ -89,7 +88,7 @@ class _Closing:
         return [self._copy(each, around) for each in schemas] if isinstance(schemas, list) else schemas
 
     def _part(self, word: str, value: Any) -> Any:
-        """The schemas of what is in the object or the array, which have nothing beside them."""
+        """Return the copy of a keyword's value, in which each schema is of an object of its own."""
         if word in _MAPS and isinstance(value, Mapping):
             return {name: self._copy(each) for name, each in value.items()}
         if word in _ELEMENTS:
@@ -105,7 +104,7 @@ class _Closing:
         return f"#/$defs/{self._known[key]}"
 
     def _close(self, written: dict[str, Any], names: _Names) -> dict[str, Any]:
-        """Every name may come; what it may be is said where it is named."""
+        """Add every name, with any value: what it may be is said where it is named."""
         self._spend(len(names))
         for word, every in zip(_MAPS, (names.keys, names.patterns), strict=True):
             own = written.get(word, {})
@@ -114,7 +113,7 @@ class _Closing:
         return written | {"additionalProperties": False}
 
     def _names_of(self, schemas: Iterable[Any]) -> _Names:
-        """All that these schemas, and those they are made of, name for their object."""
+        """Return all names that these schemas, and those they are made of, give for their object."""
         names, waiting, seen = _NO_NAMES, [*schemas], set[int]()
         while waiting:
             schema = waiting.pop()
@@ -148,7 +147,7 @@ def _is_to_close(schema: Mapping[str, Any], names: _Names) -> bool:
 
 
 def _conjuncts(schema: Mapping[str, Any], target: Target) -> list[Any]:
-    """The schemas that hold for the same object in any case."""
+    """Return the schemas that hold for the same object in any case."""
     referred = [target(schema["$ref"])] if "$ref" in schema else []
     return [*_list(schema, "allOf"), *referred]
 

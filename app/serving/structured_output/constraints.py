@@ -1,4 +1,4 @@
-"""What an answer can be held to: a JSON schema, a regex, one of some texts; and how that reads as a grammar.
+"""Constraints of an answer (a JSON schema, a regex, one of some texts), and their grammars.
 
 The text of a grammar is llguidance's own. Objects are written as Python's `json.dumps` writes them, with
 one space after each comma and colon and none elsewhere: where white space is free, a weak model goes on
@@ -37,7 +37,7 @@ class Constraint:
 
 
 def grammar_of(constraint: Constraint) -> str:
-    """The grammar's text; whether it can be followed is for the compiler to say. Raises InvalidRequest."""
+    """Return the grammar's text; the compiler decides whether it can be followed. Raise InvalidRequest."""
     write = {
         ConstraintKind.JSON_SCHEMA: _json_schema,
         ConstraintKind.REGEX: _regex,
@@ -47,7 +47,7 @@ def grammar_of(constraint: Constraint) -> str:
 
 
 def _check_text(text: str, param: str) -> None:
-    """JSON can spell what UTF-8 can't."""
+    """Raise InvalidRequest for what JSON can spell and UTF-8 can't."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -73,7 +73,7 @@ def _choice(texts: Sequence[Any], param: str) -> str:
 
 
 def _literal(text: str) -> str:
-    """A string of llguidance's grammar language, which takes JSON's escapes but no raw control characters."""
+    """Return a string of llguidance's grammar language: with JSON's escapes, without control characters."""
     return '"' + "".join(c if c.isprintable() and c not in '"\\' else _escaped(c) for c in text) + '"'
 
 

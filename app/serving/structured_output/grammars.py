@@ -56,11 +56,10 @@ class Grammars:
         self._compiled: SingleFlightCache[str, LLMatcher] = SingleFlightCache(MAX_REMEMBERED)
 
     def compile(self, constraint: Constraint) -> str:
-        """The text of a grammar that rows can follow; takes milliseconds, so not on an event loop.
+        """Return the text of a grammar that rows can follow. Takes milliseconds, so not on an event loop.
 
-        Raises:
-            InvalidRequest: it is malformed, uses what llguidance doesn't know, matches nothing, or is
-                too large; says which.
+        Raise InvalidRequest, which says why: it is malformed, uses what llguidance doesn't know, matches
+        nothing, or is too large.
         """
         if self._tokenizer is None:
             raise InvalidRequest(
@@ -76,11 +75,11 @@ class Grammars:
         return grammar
 
     def start(self, grammar: str) -> TokenConstraint:
-        """A row at the beginning of a grammar. Raises ConstraintFailed where it can't be compiled."""
+        """Return a row at the beginning of a grammar. Raise ConstraintFailed where it can't be compiled."""
         return _Row(self, grammar, self._matcher(grammar))
 
-    def of_the_model(self, mask: PackedMask) -> PackedMask:
-        """The mask without ids that only the tokenizer has. Raises ConstraintFailed where nothing is left."""
+    def known_ids(self, mask: PackedMask) -> PackedMask:
+        """Return a mask without ids that only the tokenizer has. Raise ConstraintFailed: none is left."""
         if self._known is None:
             return mask
         mask = mask & self._known
@@ -89,16 +88,16 @@ class Grammars:
         return mask
 
     def fresh(self, grammar: str, spoiled: LLMatcher) -> LLMatcher:
-        """A matcher that shares nothing, in place of one whose lexer is used up. Raises ConstraintFailed."""
+        """Return a new matcher in place of one with a lexer that is used up. Raise ConstraintFailed."""
         self._compiled.forget(grammar, spoiled)
         return self._compile(grammar)
 
     def _matcher(self, grammar: str) -> LLMatcher:
-        """At the beginning; for copies."""
+        """Return the grammar's matcher at its beginning; rows take copies."""
         return self._compiled.get(grammar, lambda: self._compile(grammar))
 
     def _compile(self, grammar: str) -> LLMatcher:
-        """Some limits only show on the way, so that the first few tokens are tried: long ones, short ones."""
+        """Compile, and try a few tokens, long ones and short ones: some limits show only then."""
         assert self._tokenizer is not None
         matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=LIMITS)
         _check(matcher)
@@ -124,18 +123,18 @@ class _Row:
     def mask(self) -> PackedMask:
         packed = _mask(self._matcher)
         if self._matcher.is_error():
-            self._go_on_alone()
+            self._take_own_matcher()
             packed = _mask(self._matcher)
             _check(self._matcher)
-        return self._grammars.of_the_model(packed)
+        return self._grammars.known_ids(packed)
 
     def accept(self, token_id: int) -> None:
         self._tokens.append(token_id)
         self._matcher.consume_token(token_id)
         if self._matcher.is_error():
-            self._go_on_alone()
+            self._take_own_matcher()
 
-    def _go_on_alone(self) -> None:
+    def _take_own_matcher(self) -> None:
         if self._origin is not None:
             self._matcher = self._grammars.fresh(self._grammar, self._origin)
             self._origin = None
@@ -153,7 +152,7 @@ def _check(matcher: LLMatcher) -> None:
 
 
 def _try(matcher: LLMatcher, preference: NDArray[np.int64]) -> None:
-    """Follow the tokens that are preferred of all that may come; 0 is for those that end an answer."""
+    """Follow the most preferred of the tokens that may come; those that end an answer have 0."""
     for _ in range(_NUM_TRIED):
         mask = _mask(matcher)
         _check(matcher)
@@ -168,7 +167,7 @@ def _try(matcher: LLMatcher, preference: NDArray[np.int64]) -> None:
 def _byte_tokenizer(
     tokenizer: PreTrainedTokenizerFast, eos_ids: frozenset[int], vocab_size: int
 ) -> tuple[LLTokenizer | None, str]:
-    """The tokenizer as llguidance sees it, or why there is none."""
+    """Return the tokenizer as llguidance sees it, or why there is none."""
     if not eos_ids:
         return None, "it has no token that ends an answer"
     ends = sorted(id_ for id_ in eos_ids if id_ < vocab_size)
@@ -179,12 +178,12 @@ def _byte_tokenizer(
         return from_tokenizer(tokenizer, n_vocab=size, eos_token=ends), ""
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException:  # Rust's panics too, which are no Exceptions; messages tell of its own structures
+    except BaseException:  # Rust's panics too, which are no Exceptions; messages name its own structures
         return None, "its tokens can't be read byte by byte (its tokenizer is of a rare kind)"
 
 
 def _known(tokenizer: LLTokenizer | None, vocab_size: int) -> PackedMask | None:
-    """A mask of all ids that the model has; None: it has all of the tokenizer's."""
+    """Return a mask of all ids that the model has; None: it has all of the tokenizer's."""
     if tokenizer is None or tokenizer.vocab_size <= vocab_size:
         return None
     bits = np.arange(-(-tokenizer.vocab_size // 32) * 32) < vocab_size
@@ -192,7 +191,7 @@ def _known(tokenizer: LLTokenizer | None, vocab_size: int) -> PackedMask | None:
 
 
 def _lengths(tokenizer: LLTokenizer | None, eos_ids: frozenset[int], vocab_size: int) -> NDArray[np.int64]:
-    """Bytes of each token of the model; 0 for what ends an answer."""
+    """Return the bytes of each token of the model; 0 for those that end an answer."""
     if tokenizer is None:
         return np.zeros(0, dtype=np.int64)
     lengths = [len(tokenizer.decode_bytes([id_])) for id_ in range(vocab_size)]
@@ -200,7 +199,7 @@ def _lengths(tokenizer: LLTokenizer | None, eos_ids: frozenset[int], vocab_size:
 
 
 def _in_plain_words(reason: str) -> str:
-    """Llguidance's own words, without its pictures of the source."""
+    """Return llguidance's own words, without its excerpts of the source."""
     inner = re.search(r"^error: (.+)$", reason, re.MULTILINE)
     text = inner[1] if inner else reason.split("\n")[0]
     if text.startswith("NoExtension"):

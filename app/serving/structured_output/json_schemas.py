@@ -1,6 +1,6 @@
-"""What a JSON schema may hold here, read before llguidance sees it: it ignores words that it doesn't know.
+"""Checks of a JSON schema before llguidance sees it, which ignores keywords that it doesn't know.
 
-Known words, references within the document, texts of bounded length, bounded remainders.
+Accepted: known keywords, references within the document, texts of bounded length, bounded remainders.
 """
 
 import difflib
@@ -40,10 +40,7 @@ _ENCODER = json.JSONEncoder(allow_nan=False, ensure_ascii=False)
 
 
 def schema_text(schema: Any, param: str) -> str:
-    """A schema, given as an object or as its text, as text in which its objects are closed.
-
-    Raises InvalidRequest.
-    """
+    """Return a schema, given as an object or as its text, with its objects closed. Raise InvalidRequest."""
     too_long = InvalidRequest(
         f"{param} is too long: at most {MAX_SCHEMA_CHARS} characters as JSON are accepted.", param=param
     )
@@ -69,7 +66,7 @@ def schema_text(schema: Any, param: str) -> str:
 
 
 def _is_huge(schema: Any) -> bool:
-    """Whether its texts and parts alone are too many, told before they are written out."""
+    """Return whether its texts and parts alone are too long, without writing them out."""
     size, left = 0, [schema]
     while left and size <= MAX_SCHEMA_CHARS:
         part = left.pop()
@@ -95,7 +92,7 @@ def _closed(read: Mapping[str, Any], param: str) -> str:
 
 
 def _bounded(parts: Iterable[str]) -> Iterator[str]:
-    """Closed objects repeat the names of others, and references what they lead to."""
+    """Pass the parts on while they are few: closed objects repeat names, and references their targets."""
     size = 0
     for part in parts:
         size += len(part)
@@ -119,7 +116,7 @@ def _read(text: str, param: str) -> Any:
 
 
 def _schemas(root: Mapping[str, Any], param: str) -> Iterator[Mapping[str, Any]]:
-    """Every schema of the document, each once: where schemas stand, and where references lead."""
+    """Yield every schema of the document once: where schemas stand, and where references lead."""
     waiting: list[Any] = [root]
     seen: set[int] = set()
     while waiting:
@@ -134,7 +131,7 @@ def _schemas(root: Mapping[str, Any], param: str) -> Iterator[Mapping[str, Any]]
 
 
 def _parts(schema: Mapping[str, Any]) -> Iterator[Any]:
-    """The schemas that stand in a schema."""
+    """Yield the schemas that stand in a schema."""
     yield from (schema.get(word) for word in _SCHEMAS)
     for word in _LISTS_OF_SCHEMAS:
         if isinstance(schema.get(word), list):
@@ -190,7 +187,7 @@ def _unknown(word: str) -> str:
 
 
 def _texts(schema: Mapping[str, Any], param: str) -> Iterator[str]:
-    """What the answer would have to spell, and patterns."""
+    """Yield what the answer would have to spell, and patterns."""
     if "const" in schema:
         yield _written(schema["const"], param)
     if isinstance(schema.get("enum"), list):
@@ -205,7 +202,7 @@ def _texts(schema: Mapping[str, Any], param: str) -> Iterator[str]:
 
 
 def _multiple(schema: Mapping[str, Any]) -> int:
-    """The significant digits of its multipleOf as a whole number; 1 where there is none."""
+    """Return the significant digits of its multipleOf as a whole number; 1 where there is none."""
     number = schema.get("multipleOf")
     if isinstance(number, bool) or not isinstance(number, int | float) or not number:
         return 1

@@ -1,4 +1,4 @@
-"""Where the engine's prompts come from: host memory, then the tiers below it.
+"""The cache that the engine's prompts come from: host memory, then the tiers below it.
 
     load(digest): host memory --miss--> (the loader's event loop) PromptTiers: remote cache, store
 
@@ -152,24 +152,24 @@ class PromptCache:
         self._readers.shutdown(wait=True, cancel_futures=True)
 
     def _keep(self, prompt: Prompt) -> None:
-        """With the lock held. A prompt that is larger than the whole cache isn't kept."""
+        """Keep a prompt, with the lock held; not one that is larger than the whole cache."""
         if len(prompt.data) <= self._capacity:
             self._host.put(prompt.digest, prompt)
 
     def _begin(self, digest: str) -> _Loading:
-        """With the lock held, and not closed."""
+        """Begin a load, with the lock held, while not closed."""
         loading = self._loading[digest] = _Loading(_running())
         self._loop.call_soon_threadsafe(self._start, digest, loading)
         return loading
 
     def _start(self, digest: str, loading: _Loading) -> None:
-        """On the loop."""
+        """Start the load's task, on the loop."""
         task = self._loop.create_task(self._tiers.fetch(digest))
         self._tasks.add(task)
         task.add_done_callback(partial(self._end, digest, loading))
 
     def _end(self, digest: str, loading: _Loading, task: "asyncio.Task[Prompt]") -> None:
-        """On the loop; ends the future whatever has happened."""
+        """End the future, whatever has happened, on the loop."""
         self._tasks.discard(task)
         error = None if task.cancelled() else task.exception()
         with self._lock:
@@ -200,7 +200,7 @@ def _with_host(count: int, tiers: Mapping[str, int]) -> dict[str, int]:
 
 
 def _known(error: BaseException, digest: str, *, is_wanted: bool) -> PromptplexError:
-    """What the caller may see of an error."""
+    """Return the error as the caller may see it."""
     if isinstance(error, PromptplexError):
         return error
     _log.log(

@@ -44,7 +44,7 @@ class RedisConnections:
         """Send a command and return its parsed reply; `parse` raises UnexpectedReply where it can't be one.
 
         `seconds` bounds all of it, connecting included, but not the wait for a free connection.
-        Raises ResponseError where Redis refuses the command; any other exception is a failure.
+        Raise ResponseError where Redis refuses the command; any other exception is a failure.
         """
         async with self._slots, asyncio.timeout(seconds):
             try:
@@ -57,7 +57,7 @@ class RedisConnections:
     async def listen(self, channel: str, receive: Callable[[bytes], None], *, seconds: float) -> None:
         """Pass every payload of a channel to `receive`, on a connection of its own, until it breaks.
 
-        Raises when it breaks, or where there is no subscription within `seconds`.
+        Raise when it breaks, or where there is no subscription within `seconds`.
         """
         async with self._client.pubsub() as subscriber:
             messages = subscriber.listen()

@@ -131,7 +131,7 @@ class PromptTiers:
             found = remote_read.result()
             return await self._ask_store(digest) if found is None else found
         finally:
-            self._let_go(remote_read)
+            self._cancel(remote_read)
 
     def offer_remote(self, prompt: Prompt) -> None:
         """Let the remote cache keep the prompt, in the background; not where it is down or too busy."""
@@ -143,7 +143,7 @@ class PromptTiers:
             self._in_background(self._put(self._remote, prompt))
 
     async def _race(self, digest: str, remote_read: "asyncio.Task[Prompt | None]") -> Prompt:
-        """The first good answer; where the store has none, the remote cache's, however late."""
+        """Return the first good answer; where the store has none, the remote cache's, however late."""
         self.counters.count(hedged=1)
         store_read = asyncio.create_task(self._ask_store(digest))
         try:
@@ -157,7 +157,7 @@ class PromptTiers:
                     raise
                 return prompt
         finally:
-            self._let_go(store_read)
+            self._cancel(store_read)
 
     async def _ask_store(self, digest: str) -> Prompt:
         started = time.monotonic()
@@ -172,9 +172,11 @@ class PromptTiers:
         return prompt
 
     def _read_store(self, digest: str) -> Prompt:
-        """On a thread. Damage is remembered also where no caller waits for the answer any more."""
+        """Read on a thread; note damage also where no caller waits for the answer any more."""
         try:
-            prompt = _read_from(self._store, digest)
+            prompt = read_prompt(self._store.read_blob(digest))
+            if prompt.digest != digest:
+                raise CorruptData(f"Prompt {digest} does not hash to its name")
         except CorruptData:
             self._damaged.add(digest)
             raise
@@ -223,14 +225,13 @@ class PromptTiers:
             self._bytes_under_way -= len(prompt.data)
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
-        self._let_end(asyncio.get_running_loop().create_task(work))
+        self._keep_until_done(asyncio.get_running_loop().create_task(work))
 
-    def _let_go(self, task: "asyncio.Task[Any]") -> None:
-        """Its result isn't needed any more."""
+    def _cancel(self, task: "asyncio.Task[Any]") -> None:
         task.cancel()
-        self._let_end(task)
+        self._keep_until_done(task)
 
-    def _let_end(self, task: "asyncio.Task[Any]") -> None:
+    def _keep_until_done(self, task: "asyncio.Task[Any]") -> None:
         self._background.add(task)
         task.add_done_callback(self._ended)
 
@@ -238,14 +239,6 @@ class PromptTiers:
         self._background.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.debug("A read in the background failed: %s", error)
-
-
-def _read_from(store: BlobStore, digest: str) -> Prompt:
-    """On a thread."""
-    prompt = read_prompt(store.read_blob(digest))
-    if prompt.digest != digest:
-        raise CorruptData(f"Prompt {digest} does not hash to its name")
-    return prompt
 
 
 async def _verified(data: bytes, digest: str) -> Prompt:

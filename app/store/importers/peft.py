@@ -168,7 +168,7 @@ def _modules_to_save(fields: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _check_frozen_tokens(fields: dict[str, Any], config: AdapterConfig) -> None:
-    """Train-time only, but a config that PEFT itself would refuse is not one we understand."""
+    """Refuse what PEFT itself would refuse, though it matters in training alone."""
     frozen = fields.get("num_frozen_tokens", 0)
     if config.peft_type == "CARTRIDGE" and not (
         type(frozen) is int and 0 <= frozen <= (config.num_virtual_tokens or MAX_SIZE)
@@ -196,7 +196,7 @@ def _wrong(field: str, expected: str, found: object) -> PromptRejected:
 
 
 def _prompt_name(file: SafetensorsFile) -> str | None:
-    """The tensor that is the prompt, by PEFT's name for it or a state dict's."""
+    """Return the name of the prompt's tensor: PEFT's, or a state dict's. None: there is no such tensor."""
     names = [TENSOR, *filter(_UNBAKED.fullmatch, file.tensors)]
     return next((name for name in names if name in file.tensors), None)
 
@@ -217,7 +217,7 @@ def _check_prompt_name(config: AdapterConfig, file: SafetensorsFile) -> str:
 
 
 def _check_modules(config: AdapterConfig, beside: Iterable[SavedTensor]) -> None:
-    """Modules of the base that were trained too must be in the file, to be compared with the base's own."""
+    """Raise PromptRejected unless modules that were trained too are in the file, to be compared."""
     for module in config.modules_to_save:
         if not any(module in tensor.name.split(".") for tensor in beside):
             raise PromptRejected(
@@ -248,7 +248,7 @@ def _mismatch(shape: tuple[int, ...], expected: str) -> PromptRejected:
 
 
 def _split_layers(config: AdapterConfig, raw: RawTensor) -> dict[str, RawTensor]:
-    """[p, 2L * Hk * D] -> per layer k and v [Hk, p, D]."""
+    """Return K and V `[Hk, p, D]` of each layer, from `raw [p, 2L * Hk * D]`."""
     p, num_heads = raw.shape[0], config.num_kv_heads
     head_dim = raw.shape[1] // (2 * config.num_layers * num_heads)
     whole = np.frombuffer(raw.data, dtype=f"<u{ITEM_BYTES[raw.dtype]}")  # bits are moved as they are

@@ -16,7 +16,7 @@ from tests.serving.stack import Stack, run
 
 def look(folder: ImportWatcher, times: int = 2) -> None:
     for _ in range(times):
-        run(folder.look())
+        run(folder.scan())
 
 
 def test_what_is_dropped_in_is_served(stack: Stack, tmp_path: Path) -> None:
