@@ -31,8 +31,7 @@ class Adapter:
 def find_adapter(reference: str, progress: Callable[[str], None]) -> Adapter | None:
     """Return the adapter beside the weights; a prompt there is left alone, and `progress` reports it.
 
-    Raises:
-        UnsupportedModel: it can't be read, or its weights aren't safetensors.
+    Raise UnsupportedModel: it can't be read, or its weights aren't safetensors.
     """
     file = find_file(reference, _CONFIG)
     if file is None:
@@ -68,8 +67,7 @@ def _read(file: Path) -> dict[str, Any]:
 def apply_adapter(model: PreTrainedModel, adapter: Adapter, reference: str) -> PreTrainedModel:
     """Return the model with the adapter merged into its weights.
 
-    Raises:
-        UnsupportedModel: PEFT isn't there, or can't apply or merge it.
+    Raise UnsupportedModel: PEFT isn't there, or can't apply or merge it.
     """
     try:
         from peft import PeftConfig, get_peft_model

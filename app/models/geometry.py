@@ -63,8 +63,7 @@ def check_layer_kinds(config: PreTrainedConfig) -> None:
 
     Chunked attention (Llama 4) doesn't pass its chunks to the attention function.
 
-    Raises:
-        UnsupportedModel: names the kind.
+    Raise UnsupportedModel, which names the kind.
     """
     kinds = getattr(config.get_text_config(), "layer_types", None) or []
     unknown = sorted(set(kinds) - _LAYER_KINDS)
@@ -78,8 +77,7 @@ def check_layer_kinds(config: PreTrainedConfig) -> None:
 def record_layers(model: PreTrainedModel) -> tuple[tuple[LayerGeometry, ...], bool]:
     """Return the geometry of every layer, and whether the model's own cache holds what attention gets.
 
-    Raises:
-        UnsupportedModel: some layer doesn't attend through transformers' attention interface.
+    Raise UnsupportedModel: some layer doesn't attend through transformers' attention interface.
     """
     AttentionInterface.register(_RECORDER, _record)
     AttentionMaskInterface.register(_RECORDER, lambda *_, **__: None)
@@ -99,7 +97,8 @@ def record_layers(model: PreTrainedModel) -> tuple[tuple[LayerGeometry, ...], bo
         model.set_attn_implementation(IMPLEMENTATION)
     _check_layers(recorded, model.config)
     layers = tuple(recorded[layer] for layer in sorted(recorded))
-    return layers, [_widths(layer) for layer in layers] == [_cached_widths(each) for each in cache.layers]
+    widths = [(layer.num_kv_heads, layer.key_dim, layer.value_dim) for layer in layers]
+    return layers, widths == [_cached_widths(each) for each in cache.layers]
 
 
 def _check_layers(recorded: dict[int, LayerGeometry], config: PreTrainedConfig) -> None:
@@ -116,10 +115,6 @@ def _check_layers(recorded: dict[int, LayerGeometry], config: PreTrainedConfig) 
             f"the architecture '{config.model_type}' attends in {len(recorded)} layers and is configured "
             f"to have {num_layers}: it is no plain decoder"
         )
-
-
-def _widths(layer: LayerGeometry) -> tuple[int, int, int]:
-    return layer.num_kv_heads, layer.key_dim, layer.value_dim
 
 
 def _cached_widths(cached: Any) -> tuple[int, int, int] | None:

@@ -41,9 +41,8 @@ def load_base(
 ) -> LoadedBase:
     """Load and probe a causal language model, and make it fast.
 
-    Raises:
-        UnsupportedModel: not a causal model, no safetensors, or a probe out of tolerance.
-        ValueError: `dtype` or `device` name nothing that this machine has.
+    Raise UnsupportedModel: not a causal model, no safetensors, or a probe out of tolerance. Raise ValueError:
+    `dtype` or `device` name nothing that this machine has.
     """
     register()
     target = choose_device(device)

@@ -8,8 +8,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 def choose_device(device: str) -> torch.device:
     """Return the device for `--device`; `auto` takes CUDA where there is one.
 
-    Raises:
-        ValueError: CUDA without a GPU that torch finds.
+    Raise ValueError: CUDA without a GPU that torch finds.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -24,8 +23,7 @@ def choose_device(device: str) -> torch.device:
 def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """Return the dtype for `--dtype`; `auto` is bf16 where the hardware has it, else float32.
 
-    Raises:
-        ValueError: no dtype of this name.
+    Raise ValueError: no dtype of this name.
     """
     if dtype != "auto":
         if dtype not in _DTYPES:

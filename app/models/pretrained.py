@@ -41,8 +41,7 @@ def load_pretrained(
     `config` is what `read_config` returned; `attention` names an implementation that transformers knows,
     None takes its own choice.
 
-    Raises:
-        UnsupportedModel: no safetensors, weights missing, or an adapter that can't be merged exactly.
+    Raise UnsupportedModel: no safetensors, weights missing, or an adapter that can't be merged exactly.
     """
     files, adapter = weight_files(reference, config), find_adapter(reference, progress)
     model = load_weights(reference, config, dtype, device, attention, progress)
@@ -58,8 +57,7 @@ def load_pretrained(
 def read_config(reference: str) -> PreTrainedConfig:
     """Read config.json of a causal language model.
 
-    Raises:
-        UnsupportedModel: it can't be read, or describes an encoder-decoder.
+    Raise UnsupportedModel: it can't be read, or describes an encoder-decoder.
     """
     is_directory = Path(reference).is_dir()
     if not is_directory and reference.startswith(("/", ".", "~")):

@@ -55,8 +55,7 @@ class ProbeReport:
 def probe_architecture(config: PreTrainedConfig) -> float:
     """Run the twin; return the largest error found.
 
-    Raises:
-        UnsupportedModel: the twin can't be built or run, or its error is out of tolerance.
+    Raise UnsupportedModel: the twin can't be built or run, or its error is out of tolerance.
     """
     name = config.model_type
     with _refusing(name, "its configuration doesn't say which part generates text"):
@@ -156,8 +155,7 @@ def _one_by_one(twin: PreTrainedModel, row: Tensor) -> Tensor:
 def own_logits(model: PreTrainedModel) -> list[Tensor]:
     """Return logits of the real weights for a few tokens, alone, before anything is accelerated.
 
-    Raises:
-        UnsupportedModel: a forward pass fails.
+    Raise UnsupportedModel: a forward pass fails.
     """
     what = "a forward pass of the real weights fails"
     with torch.inference_mode(), _refusing(model.config.model_type, what):
@@ -167,8 +165,7 @@ def own_logits(model: PreTrainedModel) -> list[Tensor]:
 def probe_weights(backbone: DecoderOnly, own: list[Tensor]) -> float:
     """Compare packed logits with the model's `own_logits`; return their relative error.
 
-    Raises:
-        UnsupportedModel: the error is out of tolerance for the load dtype.
+    Raise UnsupportedModel: the error is out of tolerance for the load dtype.
     """
     sequences = _weights_sequences(backbone.model)
     what = "a packed forward pass of the real weights fails"

@@ -7,8 +7,7 @@ from pathlib import Path
 def cache_directory() -> Path:
     """Return its path, after making it with rights for its owner alone where it doesn't exist.
 
-    Raises:
-        OSError: it can't be made.
+    Raise OSError: it can't be made.
     """
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     root.mkdir(parents=True, exist_ok=True)

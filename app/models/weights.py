@@ -55,8 +55,7 @@ def load_weights(
 
     `attention` names an implementation that transformers knows; None takes its own choice.
 
-    Raises:
-        UnsupportedModel: the files can't be loaded, or don't hold every weight of the architecture.
+    Raise UnsupportedModel: the files can't be loaded, or don't hold every weight of the architecture.
     """
     _check_quantization(reference, config)
     # A quantized layer may not be moved to another device after it was made.
@@ -155,8 +154,7 @@ def check_unquantized(reference: str, config: PreTrainedConfig, files: Iterable[
 def weight_files(reference: str, config: PreTrainedConfig) -> list[Path]:
     """Return the files that transformers reads this base from, in the order in which it looks for them.
 
-    Raises:
-        UnsupportedModel: the configuration names files that aren't safetensors, or there are none.
+    Raise UnsupportedModel: the configuration names files that aren't safetensors, or there are none.
     """
     named = getattr(config, "transformers_weights", None)
     names = [named] if named else [SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME]

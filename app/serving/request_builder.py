@@ -272,7 +272,7 @@ class RequestBuilder:
         """Parse the template and find the leading ids."""
         if version is None:
             return PreparedVersion(PLAIN, (), {})
-        template = PLAIN if version.template is None else parse_template(version.template)
+        template = parse_template(version.template)
         # Without a learned prompt, a resident BOS would save nothing.
         is_useful = version.kind is not PromptKind.TEXT or bool(template.leading)
         self.prompts.check_template(template)

@@ -58,8 +58,10 @@ class Template:
 PLAIN = Template((Piece("", "inputs"),), ("inputs",))
 
 
-def parse_template(source: str) -> Template:
-    """Parse `source`. Raise InvalidRequest, which says what is wrong and where."""
+def parse_template(source: str | None) -> Template:
+    """Parse `source`; None is PLAIN. Raise InvalidRequest, which says what is wrong and where."""
+    if source is None:
+        return PLAIN
     if len(source) > MAX_TEMPLATE_CHARS:
         raise _bad(f"it has {len(source)} characters, more than {MAX_TEMPLATE_CHARS}")
     pieces = tuple(_merge(_scan(source)))
@@ -149,10 +151,15 @@ def _check_names(fields: tuple[str, ...], inputs: Mapping[str, str]) -> None:
 def _text(value: object, param: str) -> str:
     if not isinstance(value, str):
         raise InvalidRequest(f"{param} must be a string.", param=param)
+    check_unicode(value, param)
+    return value
+
+
+def check_unicode(text: str, param: str) -> None:
+    """Raise InvalidRequest where `text` holds what JSON can spell and UTF-8 can't."""
     try:
-        value.encode()
+        text.encode()
     except UnicodeEncodeError:
         raise InvalidRequest(
             f"{param} holds half of a surrogate pair, which is no character; send valid Unicode.", param=param
         ) from None
-    return value

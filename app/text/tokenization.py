@@ -51,6 +51,7 @@ class PromptTokenizer:
         `stretch`: characters that are tokenized at once.
         """
         self._encoder = GuardedEncoder(tokenizer, control, stretch)
+        self.special_ids = self._encoder.special_ids
         self._backend = self._encoder.backend
         added = self._backend.get_added_tokens_decoder().items()
         self._id_of = {
@@ -59,11 +60,6 @@ class PromptTokenizer:
         self._bos_id: int | None = tokenizer.bos_token_id
         self._before, self._after = _added_around(self._backend)
         self._longest_token = max((len(token) for token in self._backend.get_vocab()), default=1)
-
-    @property
-    def special_ids(self) -> frozenset[int]:
-        """Return the ids that no value's text becomes."""
-        return self._encoder.special_ids
 
     def special_id(self, text: str) -> int | None:
         """Return the id of the special token written `text`, if there is one."""
@@ -115,11 +111,10 @@ class PromptTokenizer:
 
         A request may use them only where its own ids start with exactly these.
         """
-        pieces = template.pieces[: 2 if template.leading else 1]  # no later text has a part in it
-        samples = [
-            _tuple(self._whole(self._encoder.tokens(_filled(pieces, value)), is_open=True))
-            for value in _SAMPLE_VALUES
-        ]
+        # No later text has a part in it.
+        begin = Template(template.pieces[: 2 if template.leading else 1], template.fields[:1])
+        rendered = (begin.render(dict.fromkeys(begin.fields, value)) for value in _SAMPLE_VALUES)
+        samples = [_tuple(self._whole(self._encoder.tokens(pieces), is_open=True)) for pieces in rendered]
         return tuple(_common_prefix(samples))
 
     def _whole(self, tokens: Tokens, *, is_open: bool = False) -> Tokens:
@@ -140,10 +135,6 @@ def _added_around(backend: Tokenizer) -> tuple[Tokens, Tokens]:
 
 def _tuple(tokens: Tokens) -> tuple[int, ...]:
     return tuple(tokens.ids.tolist())
-
-
-def _filled(pieces: tuple[Piece, ...], value: str) -> tuple[Piece, ...]:
-    return tuple(piece if piece.field is None else Piece(value, piece.field) for piece in pieces)
 
 
 def _common_prefix(rows: list[tuple[int, ...]]) -> Iterator[int]:

@@ -1,4 +1,4 @@
-"""The rows of one step that choose a token, by the way in which they do."""
+"""The sampling batch of one step: its rows, grouped by how they are drawn."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class SamplingBatch:
 
     @classmethod
     def of(cls, inputs: Sequence[SamplingInput], device: torch.device) -> "SamplingBatch":
-        """Build it once a step."""
+        """Build the batch, once a step."""
         rows_of: dict[Draw, list[int]] = {}
         for row, given in enumerate(inputs):
             if given.params.do_sample:
@@ -36,7 +36,7 @@ class SamplingBatch:
 
 
 def _draw_of(params: SamplingParams) -> Draw:
-    """Depends on the row's own parameters only, never on its neighbours'."""
+    """Return the draw by the row's own parameters alone, never by its neighbours'."""
     if params.has_filter:
         return draw_filtered
     return draw_shaped if params.has_shape else draw_plain

@@ -1,4 +1,4 @@
-"""What sampling takes and gives for one row: plain, picklable data, arrays and numbers only."""
+"""Sampling's input and output for one row: plain, picklable data, arrays and numbers only."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -36,7 +36,7 @@ class LogitsEdits(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class SamplingInput:
-    """What choosing a row's next token needs. `position` numbers the token within its request."""
+    """The input of sampling one row's next token. `position` numbers the token within its request."""
 
     params: SamplingParams
     position: int

@@ -27,7 +27,7 @@ _NO_EDITS = LogitsEdits()
 def processed(
     logits: Tensor, inputs: Sequence[SamplingInput], masks: Mapping[int, PackedMask]
 ) -> Iterator[None]:
-    """Have `logits [N, V]` changed in place as the rows' inputs ask, and by the masks of some rows."""
+    """Change `logits [N, V]` in place by the rows' inputs and some rows' masks; put them back at the end."""
     changed = [row for row, given in enumerate(inputs) if given.edits is not None or row in masks]
     if not changed:
         yield
@@ -56,7 +56,7 @@ class _Entries:
     logits: Tensor  # [N, V]
     rows: NDArray[np.int64]  # [E]
     places: Tensor  # [E]; in the flat logits
-    has_logit: NDArray[np.bool_]  # of all ids that were asked for: a base's own lists may hold others
+    has_logit: NDArray[np.bool_]  # of all given ids: a base's own lists may hold others
 
     @classmethod
     def of(cls, logits: Tensor, ids: Sequence[NDArray[np.int64]]) -> "_Entries":
@@ -112,7 +112,7 @@ def _favour_prompt(at: _Entries, inputs: _Inputs, edits: _Edits) -> None:
 
 
 def _penalise(at: _Entries, inputs: _Inputs, edits: _Edits) -> None:
-    """Repetition as in transformers; the others as OpenAI's."""
+    """Apply the repetition penalty as transformers does, the others as OpenAI."""
     params = [given.params for given in inputs]
     _scale(at, at.per_row([each.repetition_penalty for each in params]))
     counts = at.per_id([each.counts for each in edits])
@@ -121,7 +121,7 @@ def _penalise(at: _Entries, inputs: _Inputs, edits: _Edits) -> None:
 
 
 def _scale(at: _Entries, penalties: NDArray[np.float64]) -> None:
-    """CTRL's penalty (Keskar et al. 2019)."""
+    """Apply CTRL's penalty (Keskar et al. 2019)."""
     scores, penalty = at.get(), at.tensor(penalties)
     at.put(torch.where(scores < 0, scores * penalty, scores / penalty))
 
@@ -155,7 +155,7 @@ _PROCESSORS: tuple[tuple[str, Callable[[_Entries, _Inputs, _Edits], None]], ...]
 
 
 def _mask(logits: Tensor, masks: Mapping[int, PackedMask]) -> None:
-    """In place; unpacked where the logits are. Ids that a mask doesn't reach can't come either."""
+    """Ban in place what the masks don't allow, ids beyond their ends included."""
     rows = list(masks)
     packed = torch.from_numpy(np.stack(list(masks.values())).view(np.uint8)).to(logits.device)
     bits = torch.arange(8, dtype=torch.uint8, device=logits.device)

@@ -16,7 +16,7 @@ _Top = tuple[tuple[int, float], ...]
 
 
 def sample(logits: Tensor, batch: SamplingBatch, masks: Mapping[int, PackedMask]) -> tuple[SampledToken, ...]:
-    """Choose the next token of every row of `logits [N, V]` (float32), which are the same afterwards.
+    """Choose the next token of every row of `logits [N, V]` (float32), which stay as they are.
 
     `masks` are those of constrained rows, by row; one that lacks its mask is reported as late. Reported
     log-probabilities are the model's own, before any change. A row with NaN or positive infinity is reported
@@ -68,7 +68,7 @@ def score_tokens(logits: Tensor, token_ids: Sequence[int], num_top: int) -> tupl
 def _top(logits: Tensor, normaliser: Tensor, counts: Sequence[int]) -> list[_Top]:
     """Return the most probable tokens of each row, as many as it wants.
 
-    One selection for all rows that want equally many: which of tied tokens it takes hangs on their number.
+    One selection for all rows that want equally many: which of tied tokens it takes depends on that number.
     """
     top: list[_Top] = [()] * len(counts)
     for count in set(counts) - {0}:

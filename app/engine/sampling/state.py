@@ -1,4 +1,4 @@
-"""Sampling's side of one sequence: what is prepared once, and what grows with each token."""
+"""The sampling state of one sequence: prepared once, and extended with each token."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -21,7 +21,7 @@ from app.errors import ConstraintFailed, PromptplexError
 PackedMask = NDArray[np.uint32]  # [ceil(V / 32)]; bit i % 32 of word i // 32: token i may come next
 
 NUM_WORKERS = min(4, os.cpu_count() or 1)  # a mask takes far less than a forward pass
-# For all masks of a step together: all its rows wait as long.
+# Of all masks of a step together.
 MASK_SECONDS = 0.02
 
 _Row = TypeVar("_Row", bound=Hashable)
@@ -29,7 +29,7 @@ _log = logging.getLogger("promptplex.engine")
 
 
 class TokenConstraint(Protocol):
-    """One row's way through its grammar. Used by one thread at a time."""
+    """One row's state in its grammar. Used by one thread at a time."""
 
     def mask(self) -> PackedMask:
         """Return the tokens that may come next: only ids that end the row, once the grammar is complete."""

@@ -1,4 +1,4 @@
-"""Rules about tokens, each as `transformers` defines it: what a sequence's ids ask of its next token."""
+"""Rules about tokens, each as `transformers` defines it: from a sequence's ids to edits of the logits."""
 
 import math
 from collections.abc import Collection, Iterable
@@ -43,7 +43,7 @@ class RowRules:
         )
 
     def _banned(self, history: TokenHistory) -> IdArray:
-        """By n-grams, bad words, and the least length."""
+        """Return ids banned by n-grams, bad words, and the least length."""
         rules = self._rules
         bad = [ids[-1] for ids in self._bad_words.completable(history.generated)]
         return np.concatenate(
@@ -56,7 +56,7 @@ class RowRules:
         )
 
     def _begins(self, history: TokenHistory) -> bool:
-        """A forced first token is no beginning yet; the beginning is then the second one."""
+        """Return whether the next token is the first that isn't forced."""
         is_forced = self._rules.forced_first is not None and len(history.prompt) < 2
         return len(history.generated) == is_forced
 
@@ -102,7 +102,7 @@ def _forced(rules: TokenRules, history: TokenHistory) -> IdArray:
 
 
 def _end_gain(rules: TokenRules, position: int) -> float:
-    """From some token on, the end of an answer grows more probable with each further one."""
+    """Return the gain of the end's logits, which grows with each token from some token on."""
     if rules.length_decay is None or position <= rules.length_decay[0]:
         return 0.0
     begin, factor = rules.length_decay

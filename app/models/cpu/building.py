@@ -27,8 +27,7 @@ class NotBuilt(Exception):
 def build() -> Path:
     """Return the library of this source, compiler and processor, after compiling it if there is none.
 
-    Raises:
-        NotBuilt: there is no compiler, or it fails.
+    Raise NotBuilt: there is no compiler, or it fails.
     """
     compiler = next((path for name in _COMPILERS if (path := shutil.which(name))), None)
     if compiler is None:

@@ -117,11 +117,7 @@ class Kernels:
 
 @cache
 def load_kernels() -> Kernels:
-    """Return the kernels, after a comparison with torch's.
-
-    Raises:
-        NotBuilt: there are none on this machine.
-    """
+    """Return the kernels, after a comparison with torch's. Raise NotBuilt: there are none on this machine."""
     try:
         kernels = Kernels(ctypes.CDLL(str(build())))
     except OSError as error:

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from app.errors import InvalidRequest
 from app.prompt import VersionDraft
 from app.serving.parameters import check, parse_parameters
-from app.text.template import PLAIN, bind_inputs, parse_template
+from app.text.template import bind_inputs, parse_template
 from app.validation import Must, StrictModel
 
 MAX_CHOICES = 256
@@ -81,7 +81,7 @@ class _TaskSettings(StrictModel):
     @model_validator(mode="after")
     def _examples_fit_the_template(self) -> Self:
         with _naming("task.template"):
-            template = PLAIN if self.template is None else parse_template(self.template)
+            template = parse_template(self.template)
         for index, example in enumerate(self.examples):
             param = f"task.examples[{index}].inputs"
             with _naming(param, f"{param}: "):

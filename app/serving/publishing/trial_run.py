@@ -12,7 +12,7 @@ from app.prompt import TaskVersion
 from app.request import Request, SamplingParams
 from app.serving.generation import GenerationService
 from app.serving.generation_request import GenerationRequest
-from app.text.template import PLAIN, parse_template
+from app.text.template import parse_template
 
 FIXED_TEXT = "The quick brown fox jumps over the lazy dog."
 _OTHER_TEXTS = ("Once upon a time", "1 2 3", "?")
@@ -33,7 +33,7 @@ class ExampleReport:
 
 def fixed_inputs(version: TaskVersion, text: str) -> str | Mapping[str, str]:
     """Return inputs for any template."""
-    template = PLAIN if version.template is None else parse_template(version.template)
+    template = parse_template(version.template)
     return text if len(template.fields) == 1 else dict.fromkeys(template.fields, text)
 
 

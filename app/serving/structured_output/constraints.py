@@ -15,6 +15,7 @@ from llguidance import LLMatcher
 from app.errors import InvalidRequest
 from app.serving.publishing.task_settings import MAX_CHOICE_CHARS, MAX_CHOICES
 from app.serving.structured_output.json_schemas import schema_text
+from app.text.template import check_unicode
 
 MAX_REGEX_CHARS = 16_384
 
@@ -46,18 +47,10 @@ def grammar_of(constraint: Constraint) -> str:
     return write(constraint.value, constraint.param)
 
 
-def _check_text(text: str, param: str) -> None:
-    """Raise InvalidRequest for what JSON can spell and UTF-8 can't."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise InvalidRequest(f"{param} holds half a surrogate pair, which is no text.", param=param) from None
-
-
 def _regex(pattern: Any, param: str) -> str:
     if not isinstance(pattern, str) or not 1 <= len(pattern) <= MAX_REGEX_CHARS:
         raise InvalidRequest(f"{param} must be a regex of 1 to {MAX_REGEX_CHARS} characters.", param=param)
-    _check_text(pattern, param)
+    check_unicode(pattern, param)
     return LLMatcher.grammar_from_regex(pattern)
 
 
@@ -68,7 +61,7 @@ def _choice(texts: Sequence[Any], param: str) -> str:
             f"{param} must be a list of 1 to {MAX_CHOICES} strings of 1 to {MAX_CHOICE_CHARS} characters.",
             param=param,
         )
-    _check_text("".join(texts), param)
+    check_unicode("".join(texts), param)
     return LLMatcher.grammar_from_lark(f"start: {' | '.join(map(_literal, dict.fromkeys(texts)))}")
 
 
@@ -84,7 +77,7 @@ def _escaped(character: str) -> str:
 
 def _json_schema(schema: Any, param: str) -> str:
     text = schema_text(schema, param)
-    _check_text(text, param)
+    check_unicode(text, param)
     try:
         return LLMatcher.grammar_from_json_schema(
             text,
