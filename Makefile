@@ -3,7 +3,7 @@
 #   make serve                 install what serving needs, then serve the demo on localhost:8000
 #   make serve ARGS="--port 9000 --model /path/to/model"
 #   make test                  install what developing needs, then run the tests
-#   make test-fast             those of them that take no processes and no seconds
+#   make test-fast             the quick ones of them, in a minute or so
 #   make check                 format, lint, types, import contracts, then `make test`
 #
 # PYTHON            the interpreter that makes .venv
@@ -34,23 +34,23 @@ serve: $(VENV)/.serve  ## serve the demo model and its tasks on localhost:8000
 test: $(VENV)/.dev  ## run the tests
 	$(TESTS) $(ARGS)
 
-test-fast: $(VENV)/.dev  ## the tests of the inner loop, in a minute or so
+test-fast: $(VENV)/.dev  ## run the quick tests, in a minute or so
 	$(TESTS) -m "not soak and not slow" $(ARGS)
 
-check: $(VENV)/.dev  ## format, lint, types, import contracts, tests
+check: $(VENV)/.dev  ## check format, lint, types and import contracts, then run the tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(MAKE) test
 
-soak: $(VENV)/.dev  ## the tests that take longer than ten minutes
+soak: $(VENV)/.dev  ## run the tests that take longer than ten minutes
 	$(BIN)/python -m pytest -m soak $(ARGS) || test $$? -eq 5  # 5: there are none
 
-bench: $(VENV)/.dev  ## throughput beside PEFT and transformers, on random weights
+bench: $(VENV)/.dev  ## measure throughput against PEFT and transformers, on random weights
 	$(BIN)/python -m benchmarks $(ARGS)
 
-demo: $(VENV)/.dev  ## make the demo model and its prompts again
+demo: $(VENV)/.dev  ## rebuild the demo model and its prompts
 	$(BIN)/python -m demo.recipes.build $(ARGS)
 
 format: $(VENV)/.dev  ## format the code and fix what ruff can fix
@@ -61,8 +61,8 @@ clean:  ## remove everything that make and the tools made
 	rm -rf $(VENV) .clients dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find app benchmarks demo tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Torch goes in first, alone: a build chosen by TORCH_INDEX_URL (whose index rarely holds anything
-# else, hence --no-deps) then satisfies the pin for all that follows.
+# Torch is installed first, alone: a build chosen by TORCH_INDEX_URL then satisfies the pin for everything
+# that follows. Such an index rarely holds anything else, hence --no-deps.
 $(VENV)/.torch: constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Promptplex needs Python 3.11 or newer; try make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)

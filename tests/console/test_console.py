@@ -89,7 +89,7 @@ def test_live_lanes_move_under_load(page: Page, url: str) -> None:
         expect(stat(page, "Tokens per second")).to_have_text(re.compile(r"[1-9]"))
         expect(stat(page, "First token, p50")).to_have_text(re.compile(r"ms|s"))
         page.get_by_role("button", name="Pause").click()
-        expect(page.get_by_role("button", name="Go on")).to_have_attribute("aria-pressed", "true")
+        expect(page.get_by_role("button", name="Resume")).to_have_attribute("aria-pressed", "true")
         still = picture(page)
         page.wait_for_timeout(600)
         assert picture(page) == still, "paused means still"
@@ -166,7 +166,7 @@ def test_an_alias_is_moved_and_rolled_back(page: Page, url: str) -> None:
     page.goto(f"{url}/#/tasks/moved")
     live = page.get_by_role("form", name="Alias live")
     expect(live.locator(".meaning")).to_have_text("version 2")
-    live.get_by_label("Means").select_option("1")
+    live.get_by_label("Points to").select_option("1")
     live.get_by_label("Reason").fill("version 2 is worse on names")
     live.get_by_role("button", name="Move").click()
     expect(live.locator(".meaning")).to_have_text("version 1")
@@ -180,7 +180,7 @@ def test_an_alias_is_moved_and_rolled_back(page: Page, url: str) -> None:
     expect(history.first).to_contain_text("Release 4 live rolled back to version 2")
     expect(history.first).to_contain_text("it was the test data")
 
-    live.get_by_label("Means").select_option("split")
+    live.get_by_label("Points to").select_option("split")
     live.get_by_label("Version 1, weight").fill("1")
     live.get_by_label("Version 2, weight").fill("3")
     live.get_by_role("button", name="Move").click()

@@ -59,7 +59,7 @@ function build(signal) {
     isPaused = !isPaused;
     lanes.paused = isPaused;
     pause.setAttribute("aria-pressed", String(isPaused));
-    setText(pause, isPaused ? "Go on" : "Pause");
+    setText(pause, isPaused ? "Resume" : "Pause");
   });
   fillEmpty(empty, signal);
 
@@ -112,7 +112,7 @@ function build(signal) {
 function tell(stats, snapshot, rateBox, firstBox) {
   const { p50, p95 } = snapshot.first_token_ms;
   stats.running.tell(number(snapshot.batch_size), `of ${number(snapshot.max_rows)} rows`);
-  stats.waiting.tell(number(snapshot.waiting), snapshot.waiting ? "in the queue" : "nobody queues");
+  stats.waiting.tell(number(snapshot.waiting), snapshot.waiting ? "in the queue" : "queue empty");
   stats.tasks.tell(number(snapshot.distinct_tasks), "in one forward pass");
   stats.rate.tell(number(snapshot.tokens_per_second), `${number(snapshot.generated_tokens)} since the start`);
   stats.first.tell(milliseconds(p50), `p95 ${milliseconds(p95)}`);
@@ -181,7 +181,7 @@ function tierPanel() {
   const rows = Object.entries(TIERS).map(([tier, name]) => ({ tier, name: h("th", { scope: "row" }, name), hits: h("td"), misses: h("td"), share: h("td"), bar: meter(`Found in ${name}`) }));
   return {
     element: h("section", { class: "panel", "aria-labelledby": "tiers-title" },
-      h("div", { class: "panel-head" }, h("h2", { id: "tiers-title" }, "Prompt cache"), h("small", {}, "where one tier misses, the next is asked")),
+      h("div", { class: "panel-head" }, h("h2", { id: "tiers-title" }, "Prompt cache"), h("small", {}, "a miss continues at the next tier")),
       h("table", { class: "tiers" }, h("caption", { class: "off-screen" }, "Hits and misses by tier since the start"),
         h("thead", {}, h("tr", {}, ["Tier", "Hits", "Misses"].map((each) => h("th", { scope: "col" }, each)), h("th", { scope: "col", colspan: 2 }, "Found"))),
         h("tbody", {}, rows.map((row) => h("tr", {}, row.name, row.hits, row.misses, h("td", { class: "bar" }, row.bar.element), row.share))))),

@@ -110,7 +110,7 @@ function targetFields(task, meaning) {
   choice.addEventListener("change", show);
   show();
   return {
-    elements: [field("Means", choice), box],
+    elements: [field("Points to", choice), box],
     value() {
       if (choice.value !== "split") return { version: Number(choice.value) };
       return { weights: Object.fromEntries(versions.map((version, index) => [version, Number(weights[index].value)]).filter(([, weight]) => weight > 0)) };
