@@ -52,13 +52,7 @@ class LiveCounts:
     first_token_p95: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Sources:
-    """Read at each scrape."""
-
-    engine: Callable[[], EngineStats]
-    prompts: Callable[[], PromptCacheStats]
-    redis: RedisHealth | None
+_Sources = tuple[Callable[[], EngineStats], Callable[[], PromptCacheStats], RedisHealth | None]
 
 
 class Metrics(Collector):
@@ -91,12 +85,11 @@ class Metrics(Collector):
             self._successes.labels(reason)
         for failure in FAILURES:
             self._failures.labels(failure)
-        self._device_hits = Counter("device_hits", "Shown as a tier of the prompt caches", registry=None)
-        self._device_misses = Counter("device_misses", "Shown as a tier of the prompt caches", registry=None)
+        self._device_hits = self._device_misses = 0  # shown as a tier of the prompt caches
         self._labels: set[tuple[str, str]] = set()
-        self._sources: _Sources | None = None
+        self._sources: _Sources | None = None  # read at each scrape
         self._recent: deque[tuple[float, float]] = deque(maxlen=_MAX_RECENT)  # when, time to first token
-        self._lock = threading.Lock()  # of the recent ones
+        self._lock = threading.Lock()  # of the recent ones, and of hits and misses
         self._registry.register(self)
 
     def _histogram(self, name: str, documentation: str, bounds: tuple[float, ...] = _SECONDS) -> Histogram:
@@ -111,8 +104,8 @@ class Metrics(Collector):
         prompts: Callable[[], PromptCacheStats],
         redis: RedisHealth | None = None,
     ) -> None:
-        """Read `engine.stats`, `source.stats` and, where there is one, the Redis tier at every scrape."""
-        self._sources = _Sources(engine, prompts, redis)
+        """Read the engine's statistics, the prompt cache's and, if any, the Redis tier at every scrape."""
+        self._sources = engine, prompts, redis
 
     def on_step(self, step: StepStats) -> None:
         """Count what an engine's step did; called on the engine's thread."""
@@ -126,11 +119,11 @@ class Metrics(Collector):
         with self._lock:
             now = time.monotonic()
             self._recent.extend((now, latency) for latency in step.first_token_latencies)
+            self._device_hits += step.prefix_hits
+            self._device_misses += step.prefix_misses
         self._generation_tokens.inc(step.new_tokens)
         self._preemptions.inc(step.num_preempted)
         self._prefix_tokens.inc(step.num_prefix_tokens)
-        self._device_hits.inc(step.prefix_hits)
-        self._device_misses.inc(step.prefix_misses)
 
     def on_outcome(self, outcome: Outcome) -> None:
         """Count a request that has ended, for which a task or the base was found."""
@@ -159,8 +152,8 @@ class Metrics(Collector):
             latencies = sorted(latency for _, latency in self._recent)
         return LiveCounts(
             generated_tokens=_total(self._generation_tokens),
-            device_hits=_total(self._device_hits),
-            device_misses=_total(self._device_misses),
+            device_hits=self._device_hits,
+            device_misses=self._device_misses,
             first_token_p50=_percentile(latencies, 0.50),
             first_token_p95=_percentile(latencies, 0.95),
         )
@@ -171,12 +164,16 @@ class Metrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Read the engine's gauges and the caches' counters; the registry calls it at a scrape."""
-        if self._sources is not None:
-            yield from _engine_gauges(self._sources.engine())
-            prompts = self._sources.prompts()
-            yield from self._caches(prompts)
-            yield from _loads(prompts)
-            yield from _redis_gauges(self._sources.redis)
+        if self._sources is None:
+            return
+        engine, prompts, redis = self._sources
+        yield from _engine_gauges(engine())
+        stats = prompts()
+        yield from self._caches(stats)
+        yield from _loads(stats)
+        if redis is not None:
+            yield _gauge("redis_up", "Whether Redis is in use", redis.is_up)
+            yield _gauge("redis_breaker_open", "Whether Redis is left alone after failures", not redis.is_up)
 
     def _label(self, task: str, version: int) -> tuple[str, str]:
         label = (task or "_base", str(version) if version else "")
@@ -186,8 +183,8 @@ class Metrics(Collector):
         return (OTHER, "")
 
     def _caches(self, prompts: PromptCacheStats) -> Iterator[Metric]:
-        hits = {"device": _total(self._device_hits), **prompts.hits}
-        misses = {"device": _total(self._device_misses), **prompts.misses}
+        hits = {"device": self._device_hits, **prompts.hits}
+        misses = {"device": self._device_misses, **prompts.misses}
         yield _by_tier("prompt_cache_hits", "Prompts found, by tier", hits)
         yield _by_tier("prompt_cache_misses", "Prompts not found, by tier", misses)
         yield _gauge("prompt_cache_host_prompts", "Prompts in host memory", prompts.host_prompts)
@@ -211,12 +208,6 @@ def _loads(prompts: PromptCacheStats) -> Iterator[Metric]:
     yield _by_tier("prompt_tier_bytes", "Bytes of prompts read, by tier", prompts.tier_bytes)
     yield _counter("prompt_store_heals", "Prompts given back to a store that had lost them", prompts.heals)
     yield _counter("prompt_hedged_reads", "Loads that asked the store while Redis was slow", prompts.hedged)
-
-
-def _redis_gauges(redis: RedisHealth | None) -> Iterator[Metric]:
-    if redis is not None:
-        yield _gauge("redis_up", "Whether Redis is in use", redis.is_up)
-        yield _gauge("redis_breaker_open", "Whether Redis is left alone after failures", not redis.is_up)
 
 
 def _engine_gauges(engine: EngineStats) -> Iterator[Metric]:

@@ -9,15 +9,19 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
 
 from app.errors import InvalidRequest
-from app.serving.parameters import DECLARED, Layer, parse_parameters
+from app.serving.parameters import DECLARED, Layer, check, parse_parameters
 from app.strict_json import is_one_of
+from app.validation import StrictModel
 
 log = logging.getLogger("promptplex")
 
 MAX_SEQUENCE = 64  # ids of a sequence that is banned or biased
+_WHERE = "generation_config"
 
 _AS_IN_REQUESTS = (*(name for name, each in DECLARED.items() if each.in_base), "stop_strings")
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {  # beside None
@@ -49,19 +53,33 @@ _NOT_HONOURED: Mapping[str, tuple[Any, ...]] = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BaseRules:
+def _pairs(value: Any) -> Any:
+    return list(value.items()) if isinstance(value, Mapping) else value
+
+
+def _listed(value: Any) -> Any:
+    return value if isinstance(value, list | tuple) else [value]
+
+
+_ANY_SEQUENCE = Field(strict=False)  # lists too
+_Whole = Annotated[int, Field(ge=0)]
+_Positive = Annotated[float, Field(gt=0)]
+_Ids = Annotated[tuple[_Whole, ...], Field(min_length=1, max_length=MAX_SEQUENCE, strict=False)]
+_Bias = Annotated[tuple[_Ids, Annotated[float, Field(allow_inf_nan=True)]], _ANY_SEQUENCE]
+
+
+class BaseRules(StrictModel, frozen=True):
     """What only a base says. Lengths count the ids of the prompt's text too, as in `transformers`."""
 
-    max_length: int | None = None
-    min_length: int = 0
-    bad_words_ids: tuple[tuple[int, ...], ...] = ()
-    sequence_bias: tuple[tuple[tuple[int, ...], float], ...] = ()
-    encoder_repetition_penalty: float = 1.0
-    encoder_no_repeat_ngram_size: int = 0
-    forced_bos_token_id: int | None = None
-    forced_eos_token_id: tuple[int, ...] = ()
-    exponential_decay_length_penalty: tuple[int, float] | None = None
+    max_length: _Whole | None = None
+    min_length: _Whole = 0
+    bad_words_ids: Annotated[tuple[_Ids, ...], _ANY_SEQUENCE] = ()
+    sequence_bias: Annotated[tuple[_Bias, ...], _ANY_SEQUENCE, BeforeValidator(_pairs)] = ()
+    encoder_repetition_penalty: _Positive = 1.0
+    encoder_no_repeat_ngram_size: _Whole = 0
+    forced_bos_token_id: _Whole | None = None
+    forced_eos_token_id: Annotated[_Ids, BeforeValidator(_listed)] = ()
+    exponential_decay_length_penalty: Annotated[tuple[_Whole, _Positive], _ANY_SEQUENCE] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,18 +106,19 @@ def base_defaults(values: Mapping[str, Any]) -> BaseDefaults:
     ]
     parameters: dict[str, Any] = {}
     rules: dict[str, Any] = {}
-    for name in [name for name in given if name in _AS_IN_REQUESTS or name in _RULES]:
+    used = {*_AS_IN_REQUESTS, *BaseRules.model_fields}
+    for name in [name for name in given if name in used]:
         try:
-            if name in _RULES:
-                rules[name] = _RULES[name](given[name])
+            if name in BaseRules.model_fields:
+                rules[name] = getattr(check(BaseRules, {name: given[name]}, _WHERE), name)
             else:
                 parameters |= _parameter(name, given[name])
-        except (InvalidRequest, TypeError, ValueError) as error:
+        except InvalidRequest as error:
             ignored.append(f"{name} = {_short(given.pop(name))} can't be used: {error}")
     return BaseDefaults(
         parameters=parameters,
         rules=BaseRules(**rules),
-        shown={name: _as_json(value) for name, value in given.items() if name in {*_AS_IN_REQUESTS, *_RULES}},
+        shown={name: _as_json(value) for name, value in given.items() if name in used},
         not_honoured=tuple(ignored),
     )
 
@@ -119,7 +138,7 @@ def _parameter(name: str, value: Any) -> dict[str, Any]:
     """Return a value that requests may set too, by the name that it has there."""
     if name == "stop_strings":
         name, value = "stop", [value] if isinstance(value, str) else value
-    return parse_parameters({name: value}, where="generation_config")
+    return parse_parameters({name: value}, where=_WHERE)
 
 
 def _short(value: Any) -> str:
@@ -134,48 +153,3 @@ def _as_json(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_as_json(each) for each in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _whole(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError("it must be a whole number, 0 or more")
-    return value
-
-
-def _positive(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ValueError("it must be a number above 0")
-    return float(value)
-
-
-def _sequence(value: Any) -> tuple[int, ...]:
-    if not isinstance(value, list | tuple) or not 0 < len(value) <= MAX_SEQUENCE:
-        raise ValueError(f"each must be a list of 1 to {MAX_SEQUENCE} token ids")
-    return tuple(_whole(id_) for id_ in value)
-
-
-def _biases(value: Any) -> tuple[tuple[tuple[int, ...], float], ...]:
-    pairs = value.items() if isinstance(value, Mapping) else value
-    return tuple((_sequence(ids), float(bias)) for ids, bias in pairs)
-
-
-def _decay(value: Any) -> tuple[int, float]:
-    begin, factor = value
-    return _whole(begin), _positive(factor)
-
-
-def _one_or_more(value: Any) -> tuple[int, ...]:
-    return _sequence(value if isinstance(value, list | tuple) else [value])
-
-
-_RULES = {
-    "max_length": _whole,
-    "min_length": _whole,
-    "bad_words_ids": lambda value: tuple(_sequence(ids) for ids in value),
-    "sequence_bias": _biases,
-    "encoder_repetition_penalty": _positive,
-    "encoder_no_repeat_ngram_size": _whole,
-    "forced_bos_token_id": _whole,
-    "forced_eos_token_id": _one_or_more,
-    "exponential_decay_length_penalty": _decay,
-}

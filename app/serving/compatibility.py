@@ -32,7 +32,7 @@ class Compatibility:
             return None
         try:
             return self._reasons.get(digest, lambda: self._find_out(digest))
-        except (CorruptData, NotFound):  # not remembered: it may be mended the next time
+        except (CorruptData, NotFound):  # not remembered: it may be healed the next time
             return "its prompt's bytes are missing or damaged; publish it again"
 
     def validate(self, prompt: Prompt) -> None:

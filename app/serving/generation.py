@@ -29,7 +29,6 @@ from app.text.detokenizer import detokenizer_tables
 from app.text.prompt_encoder import PromptEncoder
 
 _GRACE_SECONDS = 0.25
-_NO_DEFAULTS = BaseDefaults()
 
 
 class GenerationService:
@@ -43,17 +42,16 @@ class GenerationService:
         *,
         eos_ids: frozenset[int],
         base_name: str,
-        grammars: Grammars | None = None,
-        defaults: BaseDefaults = _NO_DEFAULTS,
+        grammars: Grammars,
+        defaults: BaseDefaults,
+        on_outcome: Callable[[Outcome], None],
         timeout: float = 600.0,
         prefetch: Callable[[str], object] = lambda digest: None,
-        on_outcome: Callable[[Outcome], None] = lambda outcome: None,
     ) -> None:
         """`timeout` bounds every request, in seconds; `on_outcome` gets every sequence's end.
 
         `prefetch` gets the digest of a prompt that a request will need soon; it must return at once.
-        `grammars` are the engine's own; without them constrained requests are refused. `defaults` are the
-        base's own.
+        `grammars` are the engine's own, `defaults` the base's.
         """
         self.engine = engine
         self.request_builder = RequestBuilder(

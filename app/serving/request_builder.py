@@ -33,7 +33,7 @@ from app.text.prompt_encoder import PromptEncoder
 from app.text.template import PLAIN, Template, parse_template
 from app.text.tokenization import Tokenized, check_not_empty
 
-_MAX_REMEMBERED = 4096  # versions whose template and leading ids are kept
+_MAX_REMEMBERED = 4096  # versions with template and leading ids at hand
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class RequestBuilder:
         base_name: str,
         timeout: float,
         prefetch: Callable[[str], object],
-        grammars: Grammars | None,
+        grammars: Grammars,
         defaults: BaseDefaults,
     ) -> None:
         self.prompts = prompts
@@ -164,7 +164,7 @@ class RequestBuilder:
         virtual = 0 if version is None else version.num_virtual_tokens
         scored = len(tokenized.ids) - 1 if parameters.decoder_input_details else 0
         # What samples share is a segment too; the last token stays each one's own.
-        leading = 0 if scored else _resident(tokenized.ids, prepared.leading_ids)
+        leading = 0 if scored else _num_leading(tokenized.ids, prepared.leading_ids)
         shared = len(tokenized.ids) - 1 if request.num_samples > 1 and not scored else leading
         max_new_tokens = self._max_new_tokens(
             request.parameters.get("max_new_tokens"), parameters, virtual, len(tokenized.ids)
@@ -247,8 +247,6 @@ class RequestBuilder:
                 "ignore_eos doesn't go with a grammar, which lets nothing follow its end; leave one of them.",
                 param="ignore_eos",
             )
-        if self._grammars is None:
-            raise InvalidRequest("This server can't constrain answers.", param=request.constraint.param)
         banned = {id_ for id_, value in request.logit_bias if value <= BAN}
         if self.eos_ids and self.eos_ids <= banned:
             raise InvalidRequest(
@@ -266,9 +264,9 @@ class RequestBuilder:
 
     def _prepared(self, version: TaskVersion | None) -> PreparedVersion:
         key = "" if version is None else version.digest
-        return self._remembered.get(key, lambda: self.prepare(version))
+        return self._remembered.get(key, lambda: self._prepare(version))
 
-    def prepare(self, version: TaskVersion | None) -> PreparedVersion:
+    def _prepare(self, version: TaskVersion | None) -> PreparedVersion:
         """Parse the template and find the leading ids."""
         if version is None:
             return PreparedVersion(PLAIN, (), {})
@@ -280,6 +278,6 @@ class RequestBuilder:
         return PreparedVersion(template, leading, parse_parameters(version.defaults, where="defaults"))
 
 
-def _resident(ids: tuple[int, ...], leading: tuple[int, ...]) -> int:
-    """Return how many ids the task's resident prefix holds; at least one stays the request's own."""
+def _num_leading(ids: tuple[int, ...], leading: tuple[int, ...]) -> int:
+    """Return how many ids the task's leading segment holds; at least one stays the request's own."""
     return len(leading) if len(ids) > len(leading) and ids[: len(leading)] == leading else 0

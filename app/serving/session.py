@@ -61,7 +61,7 @@ class Session:
         """Give the room back."""
         self._room.close()
 
-    async def on_thread(self, work: Callable[[], _T], size: int = 0) -> _T:
+    async def on_thread(self, work: Callable[[], _T], size: int) -> _T:
         """Run what may wait for the store, or takes long for `size` characters, beside the event loop."""
         return await self._resources.lanes.run(work, size)
 

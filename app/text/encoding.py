@@ -61,7 +61,7 @@ _NONE = np.zeros(0, dtype=np.int32)
 class Encoder:
     """One backend tokenizer for texts of any length, without what its post-processor adds."""
 
-    def __init__(self, first: Tokenizer, further: Tokenizer, stretch: int = STRETCH) -> None:
+    def __init__(self, first: Tokenizer, further: Tokenizer, stretch: int) -> None:
         """`further` is for text that continues other text; `stretch` counts characters."""
         self._first = first
         self._further = further

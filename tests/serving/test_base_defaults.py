@@ -10,7 +10,7 @@ from transformers import GenerationConfig
 
 from app.prompt import VersionDraft
 from app.request import FinishReason
-from app.serving.base_defaults import _AS_IN_REQUESTS, _NOT_HONOURED, _RULES, BaseDefaults, base_defaults
+from app.serving.base_defaults import _AS_IN_REQUESTS, _NOT_HONOURED, BaseDefaults, BaseRules, base_defaults
 from app.serving.generation_request import GenerationRequest, GenerationResult
 from tests.oracle import as_prompt, soft_config, tuned
 from tests.serving.stack import Stack, run, running_stack
@@ -34,7 +34,7 @@ _WITHOUT_EFFECT = {
 
 def test_every_field_of_transformers_is_accounted_for() -> None:
     fields = {name for name in vars(GenerationConfig()) if not name.startswith("_")}
-    assert fields - _WITHOUT_EFFECT == {*_AS_IN_REQUESTS, *_RULES, *_NOT_HONOURED}
+    assert fields - _WITHOUT_EFFECT == {*_AS_IN_REQUESTS, *BaseRules.model_fields, *_NOT_HONOURED}
 
 
 def ask_of(stack: Stack, task: str | None = None, **parameters: Any) -> GenerationResult:

@@ -3,8 +3,7 @@
 `down(act(gate(x)) * up(x))` as transformers writes it makes four tensors of the intermediate width
 and reads them again. Here activation and product are one pass (our own kernel, or a oneDNN post-op
 where there is none), and long inputs go through in blocks of rows, so that their activations stay in the
-cache. The module it replaces stays the reference: each replacement is compared with it before it is
-used.
+cache.
 """
 
 from collections.abc import Callable

@@ -1,8 +1,7 @@
 """Linear layers of a frozen model, with weights in the memory layout of oneDNN.
 
 `F.linear` reorders a weight at every call. A frozen weight can be reordered once, which makes
-products of few rows (decoding) up to about twice as fast on CPUs with native bf16. The layer it
-replaces stays the reference: each replacement is compared with it before it is used.
+products of few rows (decoding) up to about twice as fast on CPUs with native bf16.
 
 oneDNN compiles a product anew for every number of rows, in a millisecond, and it and torch keep the
 last 1,024 of them, half a megabyte each. So large numbers of rows are rounded up to few.

@@ -1,4 +1,4 @@
-"""Faster modules in the place of a model's own, each after comparing the two."""
+"""Faster modules in place of a model's own, the reference that each is compared with before it is used."""
 
 from collections.abc import Callable
 from typing import Protocol, TypeVar, cast

@@ -38,7 +38,7 @@ class RedisConnections:
         self._client.response_callbacks.clear()  # replies as they come
         self._slots = asyncio.Semaphore(NUM_CONNECTIONS)
 
-    async def ask(
+    async def execute(
         self, *command: str | bytes | int | memoryview, parse: Callable[[Any], _Reply], seconds: float
     ) -> _Reply:
         """Send a command and return its parsed reply; `parse` raises UnexpectedReply where it can't be one.
@@ -90,7 +90,7 @@ def _pool(location: RedisLocation, sentinel: Sentinel | None) -> ConnectionPool:
         "password": location.password,
         "db": location.db,
         "max_connections": NUM_CONNECTIONS + 1,
-        "socket_timeout": None,  # `ask` bounds each command as a whole
+        "socket_timeout": None,  # `execute` bounds each command as a whole
         "socket_connect_timeout": CONNECT_SECONDS,
         "retry": Retry(NoBackoff(), 1),  # a connection may have died in the pool, as when Redis restarts
         "protocol": 2,  # RESP 3 costs a round trip more for each connection and gives us nothing

@@ -109,7 +109,7 @@ class RedisTier:
         if self._loop is None or len(self._publishing) >= MAX_WAITING:
             return
         command = ("PUBLISH", CHANNEL, encode_hint(task_id))
-        sending = self._connections.ask(*command, parse=_parse_count, seconds=WRITE_SECONDS)
+        sending = self._connections.execute(*command, parse=_parse_count, seconds=WRITE_SECONDS)
         task = self._loop.create_task(self._try(sending))
         self._publishing.add(task)
         task.add_done_callback(self._publishing.discard)
@@ -126,7 +126,7 @@ class RedisTier:
     async def _ping(self) -> None:
         if self._breaker.is_open:
             await self._connections.close_idle()
-        await self._connections.ask("PING", parse=_parse_pong, seconds=PROBE_SECONDS)
+        await self._connections.execute("PING", parse=_parse_pong, seconds=PROBE_SECONDS)
 
     async def _try(self, work: Awaitable[_T]) -> _T | None:
         """Return the result, or None where Redis failed; report either to the breaker."""
@@ -165,7 +165,7 @@ class RedisTier:
 
     async def _read_part(self, key: str, limit: int, parse: Callable[[Any], _T]) -> _T:
         """Read with GETRANGE, not GET: no more than a byte over `limit` is sent, however large the value."""
-        return await self._connections.ask("GETRANGE", key, 0, limit, parse=parse, seconds=READ_SECONDS)
+        return await self._connections.execute("GETRANGE", key, 0, limit, parse=parse, seconds=READ_SECONDS)
 
     async def _write(self, digest: str, data: bytes) -> None:
         view = memoryview(data)
@@ -176,7 +176,7 @@ class RedisTier:
 
     async def _write_part(self, key: str, value: bytes | memoryview) -> None:
         command = ("SET", key, value, "EX", TTL_SECONDS)
-        await self._connections.ask(*command, parse=_parse_ok, seconds=WRITE_SECONDS)
+        await self._connections.execute(*command, parse=_parse_ok, seconds=WRITE_SECONDS)
 
 
 def _parse_first(reply: Any) -> tuple[int, bytes] | None:
