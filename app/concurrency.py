@@ -16,13 +16,13 @@ class Workers(ThreadPoolExecutor):
     def __init__(self, count: int, name: str) -> None:
         """Raise RuntimeError where the system gives fewer threads; then none is left behind."""
         super().__init__(count, thread_name_prefix=name)
-        together = threading.Barrier(count + 1)  # a thread that waits is not idle, so the next one is started
+        all_run = threading.Barrier(count + 1)  # a thread that waits is not idle, so the next one is started
         try:
             for _ in range(count):
-                self.submit(together.wait)
-            together.wait()
+                self.submit(all_run.wait)
+            all_run.wait()
         except BaseException:
-            together.abort()
+            all_run.abort()
             self.shutdown(cancel_futures=True)
             raise
 

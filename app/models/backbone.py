@@ -1,4 +1,4 @@
-"""The one door between the engine and a base model."""
+"""The protocol between the engine and a base model."""
 
 from collections.abc import Sequence
 from typing import Protocol

@@ -1,4 +1,4 @@
-"""The name of a base model that its operator gives none."""
+"""The name of a base model where the operator sets none."""
 
 import re
 from pathlib import Path

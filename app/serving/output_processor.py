@@ -1,4 +1,4 @@
-"""The output processor: from the deltas of one sequence to text and tokens, up to a stop string."""
+"""The output processor: detokenizes the deltas of one sequence, up to a stop string."""
 
 import math
 from collections.abc import Sequence

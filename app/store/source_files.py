@@ -35,7 +35,7 @@ class SourceFile:
 
     @property
     def safetensors_or_none(self) -> SafetensorsFile | None:
-        """Return the same, or None where the file can't be read so."""
+        """Return the same, or None where the file isn't safetensors."""
         return None if isinstance(self._parsed, PromptRejected) else self._parsed
 
     @cached_property

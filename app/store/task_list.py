@@ -1,4 +1,4 @@
-"""The ids of all tasks, known by one look at a directory, however many they are.
+"""The ids of all tasks, found by one `stat` of a directory, however many there are.
 
 The directory's time of change shows whether any process has added or removed a task since it was
 listed. File systems count time in ticks, so a listing counts only when the last change lay well before it.

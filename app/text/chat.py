@@ -40,23 +40,20 @@ class ChatTemplate:
         """Return whether the base has one."""
         return self._tokenizer.chat_template is not None
 
-    def render(self, messages: Sequence[Message], *, prompts: bool = True) -> tuple[Piece, ...]:
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> tuple[Piece, ...]:
         """Return the rendered chat: the template's own text, and stretches of the field `messages`.
 
-        With `prompts` the beginning of the next answer comes last.
-        Raise InvalidRequest where there is no template, or it doesn't take these messages; says why.
+        With `add_generation_prompt` the beginning of the next answer comes last. Raise InvalidRequest, which
+        says why, where there is no template, or it doesn't take these messages.
         """
         if not self.exists:
             raise InvalidRequest(
                 "The base model has no chat template; use /v1/completions, or a task as model.",
                 param="messages",
             )
-        text = self._text([_data(message) for message in messages], prompts)
-        return tuple(Piece(part, None if is_own else "messages") for part, is_own in text.stretches())
-
-    def _text(self, messages: Sequence[Mapping[str, Any]], prompts: bool) -> TrackedText:
+        data, tokens = [_data(message) for message in messages], self._tokenizer.special_tokens_map
         try:
-            return self._renderer.render(messages, self._tokenizer.special_tokens_map, prompts=prompts)
+            text = self._renderer.render(data, tokens, add_generation_prompt=add_generation_prompt)
         except PromptplexError:
             raise
         except Exception as error:  # a template may raise anything
@@ -65,6 +62,7 @@ class ChatTemplate:
                 f"The base's chat template doesn't take these messages: {reason.rstrip('.')}.",
                 param="messages",
             ) from None
+        return tuple(Piece(part, None if is_own else "messages") for part, is_own in text.stretches())
 
     @cached_property
     def _renderer(self) -> ChatRenderer:
@@ -93,14 +91,14 @@ class ChatTemplate:
     def _turns(self, roles: Sequence[str]) -> str:
         """Return what the template itself writes around finished messages."""
         try:
-            pieces = self.render([Message(role, "a") for role in roles], prompts=False)
+            pieces = self.render([Message(role, "a") for role in roles], add_generation_prompt=False)
         except InvalidRequest:
             return ""
         return "\0".join(piece.text for piece in pieces if piece.field is None)
 
 
 def _data(message: Message) -> dict[str, Any]:
-    """Return it as transformers shows it to a template: without null, with reasoning under all its names."""
+    """Return a message as transformers passes it to a template: without null, reasoning under each name."""
     role = own_text(message.role) if _ROLE.fullmatch(message.role) else TrackedText(message.role)
     shown = {"role": role, "content": foreign(message.content)}
     shown |= {name: foreign(value) for name, value in message.others.items() if value is not None}

@@ -36,23 +36,31 @@ class ChatRenderer:
             trim_blocks=origin.trim_blocks,
             lstrip_blocks=origin.lstrip_blocks,
             extensions=[type(each) for each in origin.extensions.values()],
-            optimized=False,  # folded constants would be out of our sight
+            optimized=False,  # folded constants would lose their marks
         )
         environment.globals = origin.globals
         environment.filters = {**origin.filters, "join": _join, "indent": _indent, _COUNTED: _counted}
         self._template = environment.from_string(source)
 
     def render(
-        self, messages: Sequence[Mapping[str, Any]], tokens: Mapping[str, Any], *, prompts: bool = True
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tokens: Mapping[str, Any],
+        *,
+        add_generation_prompt: bool = True,
     ) -> TrackedText:
         """Return the text of a chat; `tokens` are names of special tokens, which are the template's own text.
 
-        With `prompts` the beginning of the next answer is part of it. Raise what the template raises.
+        With `add_generation_prompt` the next answer's beginning comes last. Raise what the template raises.
         """
         token = _steps.set(0)
         try:
             rendered: object = self._template.render(
-                messages=messages, tools=None, documents=None, add_generation_prompt=prompts, **_owned(tokens)
+                messages=messages,
+                tools=None,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                **_owned(tokens),
             )
         finally:
             _steps.reset(token)

@@ -1,7 +1,7 @@
 """Long texts to tokens: in stretches of bounded size, in compact arrays, without holding up other threads.
 
-A text is cut where a word ends and white space begins, and only where the tokenizer itself makes the same
-of both sides together and apart. What has no such place for long is refused by its size.
+A text is cut before white space that follows a word, where the tokenizer gives the same ids for both sides
+together and apart. A text that has no such place in MAX_STRETCH characters is refused.
 """
 
 import re
@@ -83,7 +83,7 @@ class Encoder:
         return chained(rows)
 
     def ending(self, text: str, count: int) -> tuple[int, int]:
-        """Return where a part at the end begins that has at least `count` tokens or is all, and how many."""
+        """Return where the last part with at least `count` tokens begins (0: all), and how many it has."""
         begin, total = len(text), 0
         while begin and total < count:
             end, begin = begin, self._border_before(text, begin)

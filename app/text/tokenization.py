@@ -111,7 +111,7 @@ class PromptTokenizer:
 
         A request may use them only where its own ids start with exactly these.
         """
-        # No later text has a part in it.
+        # Later text has no influence.
         begin = Template(template.pieces[: 2 if template.leading else 1], template.fields[:1])
         rendered = (begin.render(dict.fromkeys(begin.fields, value)) for value in _SAMPLE_VALUES)
         samples = [_tuple(self._whole(self._encoder.tokens(pieces), is_open=True)) for pieces in rendered]

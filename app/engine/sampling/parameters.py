@@ -1,7 +1,7 @@
 """Parameters of the rows that are drawn, as vectors on the device. Shapes: n rows.
 
 Each row gets one uniform number from a counter-based hash of (seed, sample index, position in the request),
-so that a seed means the same in any company.
+so that a seed gives the same draws whatever else is in the batch.
 """
 
 from collections.abc import Sequence

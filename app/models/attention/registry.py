@@ -1,4 +1,4 @@
-"""The attention backends there are, the most special first."""
+"""All attention backends, the most specialised first."""
 
 from typing import Any
 

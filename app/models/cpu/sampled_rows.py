@@ -1,7 +1,7 @@
 """The last layer's MLP for the tokens with wanted logits, and no others.
 
-Of a prompt's tokens, the last layer has to leave keys and values behind; what its MLP would make of
-them nothing reads but for the last token. That is nearly a layer's work of each prefill.
+The last layer has to leave keys and values of all a prompt's tokens, but only the last token's output is
+read. Leaving out the MLP of the others saves nearly a layer's work in each prefill.
 """
 
 from typing import Any

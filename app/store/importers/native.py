@@ -1,4 +1,4 @@
-"""Prompts that are in our own format already, perhaps written by another program's safetensors."""
+"""Prompts in our own format, also as other writers of safetensors order it."""
 
 from app.store.prompt_file import FORMAT, canonical_prompt
 from app.store.source_files import CONFIG, PROMPT, Imported, SourceFiles
