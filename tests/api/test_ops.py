@@ -67,7 +67,7 @@ def test_a_store_that_cannot_be_read_is_down_and_the_log_says_why(
         body = client.get("/health").json()
         assert (body["status"], body["store"], body["tasks"]) == ("ready", "down", None)
         assert "the store can't be read" in caplog.text
-        stack.store.histories.task_ids = None  # a fault of ours is no fault of the disk, and is not called one
+        stack.store.histories.task_ids = None  # a bug of ours must not be reported as a fault of the disk
         error_of(client.get("/health"), 500)
 
 
