@@ -309,6 +309,12 @@ def test_a_task_is_retired_and_restored(client: httpx.Client) -> None:
     error_of(client.post("/tasks/young/restore"), 409)
 
 
+def test_null_is_the_same_as_none_in_a_task_part(client: httpx.Client) -> None:
+    task = {"template": "{x}", "notes": None, "tokenizer": None}  # no task has the last one
+    published = client.post("/tasks/nulls/versions", files={"task": (None, json.dumps(task))})
+    assert published.status_code == 201
+
+
 def test_metrics_of_the_training_are_kept(client: httpx.Client) -> None:
     task = {"template": "{x}", "metrics": {"accuracy": 0.94, "steps": 300}}
     files = {"task": (None, json.dumps(task))}

@@ -104,7 +104,8 @@ def _naming(param: str, prefix: str = "") -> Iterator[None]:
 
 def parse_task(task: Mapping[str, Any] | None) -> VersionDraft:
     """Return a draft without a prompt. Raise InvalidRequest, which names the first field at fault."""
-    settings = check(_TaskSettings, task or {}, "task")
+    given = {name: value for name, value in (task or {}).items() if value is not None}
+    settings = check(_TaskSettings, given, "task")  # null is the same as none, unknown fields' too
     written = settings.model_dump(exclude_none=True)
     return VersionDraft(
         prompt=None,
