@@ -49,8 +49,12 @@ class Executor:
         """
         outcome = self._outcomes.get()
         if outcome is None:
-            self._masks.put(masks())
-            outcome = self._outcomes.get()
+            given: Mapping[int, PackedMask] = {}
+            try:
+                given = masks()
+            finally:  # the plan ends in any case: nothing may wait for its masks, nor find its outcome later
+                self._masks.put(given)
+                outcome = self._outcomes.get()
         if isinstance(outcome, StepResult):
             return outcome
         assert outcome is not None
