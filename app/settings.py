@@ -82,7 +82,7 @@ def _loopback_without_keys(host: str, info: ValidationInfo) -> str:
     """Refuse an address other than loopback without keys: any client could generate and upload."""
     if info.data.get("keys_file") is None and not is_loopback(host):
         raise ValueError(
-            f"{host} can be reached from other machines, and there are no API keys, so anybody there could "
+            f"{host} can be reached from other machines, and there are no API keys, so any client could "
             "generate and upload; make one (`promptplex keys add NAME --scope generate`) and name its file "
             "with --keys-file keys.json, or use 127.0.0.1"
         )

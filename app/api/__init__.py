@@ -1,1 +1,1 @@
-"""The HTTP edge: routes, schemas, errors. Pydantic lives here and in `app/settings.py` only."""
+"""The HTTP API: routes, schemas, errors, keys, middleware."""

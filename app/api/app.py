@@ -1,4 +1,4 @@
-"""The HTTP application: routes, errors, edge."""
+"""The HTTP application: routes, errors, middleware."""
 
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager

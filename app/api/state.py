@@ -121,7 +121,7 @@ class ServerState:
         return max(_LEAST_UPLOAD_BYTES, geometry.prefix_bytes(tokens) + _OTHER_UPLOAD_BYTES)
 
     @property
-    def is_leaving(self) -> bool:
+    def is_shutting_down(self) -> bool:
         """Return whether the process is about to end."""
         return self.phase in (Phase.DRAINING, Phase.DEAD)
 

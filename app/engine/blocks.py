@@ -1,4 +1,4 @@
-"""Fixed blocks of K/V slots, which tables hold them, and the proof that none is lost.
+"""The block manager: fixed blocks of K/V slots, which tables hold them, and the proof that none is lost.
 
 A block is `block_size` consecutive slots. A sequence or a resident prefix has a slot table, with a
 part in each KV group. A group with a window gives blocks back as its table moves on, and draws its

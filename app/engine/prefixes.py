@@ -218,7 +218,7 @@ class PrefixCache:
         for key, prefix in self._prefixes.items():
             assert prefix.key == key
             assert prefix.pins == pins.get(key, 0), "pins and their holders differ"
-            assert prefix.pins or prefix.is_ready, "an unfinished prefix that nobody waits for"
+            assert prefix.pins or prefix.is_ready, "an unfinished prefix without a user"
             assert (key in self._idle) == (not prefix.pins), "idle and unpinned are the same"
             assert prefix.table.end >= prefix.first_slot + prefix.num_computed
             above = prefix.parent

@@ -56,8 +56,8 @@ def check_key(entry: Any) -> Key:
         ) from None
     if key.tasks is not None and Scope.METRICS in key.scopes:
         raise KeyFileError(
-            "the scope metrics shows figures of all tasks, so a key that has it can't be bound to some; make "
-            "two keys: one with metrics alone, one with the other scopes and the tasks"
+            "the scope 'metrics' shows figures of all tasks, so such a key can't be limited to some tasks; "
+            "make two keys: one with metrics alone, one with the other scopes and the tasks"
         )
     return key
 

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import BaseRoute, Match
 from starlette.types import Scope as AsgiScope
 
-from app.api.auth.principal import EVERYBODY, Caller
+from app.api.auth.principal import ANONYMOUS, Principal
 from app.api.errors import error_response
 from app.errors import Forbidden, PromptplexError, RateLimited, Unauthorized
 from app.keys.key import Key, Scope
@@ -86,7 +86,7 @@ class Authenticator:
     def refusal(self, scope: AsgiScope) -> JSONResponse | None:
         """Return the answer to a refused request; None: it is admitted, and its caller is in the scope."""
         if self._keys is None:
-            scope["state"]["caller"] = EVERYBODY
+            scope["state"]["principal"] = ANONYMOUS
             return None
         try:
             self._let_in(scope, self._keys)
@@ -107,7 +107,7 @@ class Authenticator:
                 "This server needs a key: send Authorization: Bearer <key> (or x-api-key: <key>)."
                 " Its operator makes keys with `promptplex keys add`."
             )
-        scope["state"]["caller"] = Caller(key, keys)
+        scope["state"]["principal"] = Principal(key, keys)
         if route is None:
             return  # 404 or 405
         if access is None:

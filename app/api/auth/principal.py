@@ -13,7 +13,7 @@ NO_NAME = "http"  # in records of a server without keys
 
 
 @dataclass(frozen=True, slots=True)
-class Caller:
+class Principal:
     """The principal of a request that was admitted. Without keys every task may be used."""
 
     key: Key | None = None
@@ -62,12 +62,12 @@ class Caller:
         self.keys.check_tokens(self.key)
 
 
-async def caller(request: Request) -> Caller:
+async def principal(request: Request) -> Principal:
     """Return the principal that was admitted."""
-    found = request.state.caller
-    assert isinstance(found, Caller)
+    found = request.state.principal
+    assert isinstance(found, Principal)
     return found
 
 
-Calling = Annotated[Caller, Depends(caller)]
-EVERYBODY = Caller()
+CurrentPrincipal = Annotated[Principal, Depends(principal)]
+ANONYMOUS = Principal()

@@ -13,7 +13,7 @@ from urllib.parse import quote
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.auth.principal import EVERYBODY
+from app.api.auth.principal import ANONYMOUS
 from app.api.middleware.headers import complete_headers, request_id
 from app.request import Outcome
 
@@ -139,8 +139,8 @@ def _write(scope: Scope, record: RequestRecord) -> None:
 
 
 def _key_name(scope: Scope) -> str | None:
-    caller = scope["state"].get("caller", EVERYBODY)
-    return None if caller.key is None else caller.key.name
+    principal = scope["state"].get("principal", ANONYMOUS)
+    return None if principal.key is None else principal.key.name
 
 
 def _printable_path(scope: Scope) -> str:

@@ -217,7 +217,7 @@ class _Exchange:
         is_start = message["type"] == "http.response.start"
         if is_start:
             self.is_answered = True
-            if self._state.is_leaving:
+            if self._state.is_shutting_down:
                 MutableHeaders(scope=message)["connection"] = (
                     "close"  # the next request goes to another replica
                 )

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, Header, Request
 from fastapi.responses import JSONResponse, Response
 
 from app.api.auth.authenticator import needs
-from app.api.auth.principal import Caller, Calling
+from app.api.auth.principal import CurrentPrincipal, Principal
 from app.api.disconnect import unless_client_leaves
 from app.api.middleware.load_shedding import GatedRoute
 from app.api.middleware.timing import timing_of
@@ -52,11 +52,11 @@ async def generate(
     body: GenerateRequest,
     request: Request,
     behind: Annotated[Services, Depends(services)],
-    calling: Calling,
+    principal: CurrentPrincipal,
     deadline_ms: Deadline = None,
 ) -> Any:
     """Generate with a task, or with the base model where no task is given."""
-    wanted = _request(body, request, behind, calling, deadline_ms)
+    wanted = _request(body, request, behind, principal, deadline_ms)
     if body.is_stream:
         return await _stream(request, behind, wanted)
     answer, timing = await _whole(body, request, behind, wanted)
@@ -74,11 +74,11 @@ async def generate_at_root(
     body: GenerateRequest,
     request: Request,
     behind: Annotated[Services, Depends(services)],
-    calling: Calling,
+    principal: CurrentPrincipal,
     deadline_ms: Deadline = None,
 ) -> Any:
     """Do the same as /generate for clients of TGI, which expect a list here; a stream stays a stream."""
-    wanted = _request(body, request, behind, calling, deadline_ms)
+    wanted = _request(body, request, behind, principal, deadline_ms)
     if body.is_stream:
         return await _stream(request, behind, wanted)
     answer, timing = await _whole(body, request, behind, wanted)
@@ -96,11 +96,11 @@ async def generate_stream(
     body: GenerateStreamRequest,
     request: Request,
     behind: Annotated[Services, Depends(services)],
-    calling: Calling,
+    principal: CurrentPrincipal,
     deadline_ms: Deadline = None,
 ) -> Any:
     """Do the same as /generate with "stream": true. An error before the first token has its own status."""
-    return await _stream(request, behind, _request(body, request, behind, calling, deadline_ms))
+    return await _stream(request, behind, _request(body, request, behind, principal, deadline_ms))
 
 
 async def _whole(
@@ -119,10 +119,10 @@ async def _stream(request: Request, behind: Services, wanted: GenerationRequest)
 
 
 def _request(
-    body: GenerateRequest, request: Request, behind: Services, calling: Caller, deadline_ms: int | None
+    body: GenerateRequest, request: Request, behind: Services, principal: Principal, deadline_ms: int | None
 ) -> GenerationRequest:
     begin = time.monotonic()
-    calling.require(body.reference or behind.generation.base_name)
+    principal.require(body.reference or behind.generation.base_name)
     given = body.parameters or Parameters()
     return GenerationRequest(
         inputs=body.inputs,
@@ -134,5 +134,5 @@ def _request(
         parameters=given.given(),
         constraint=given.constraint(),
         deadline=None if deadline_ms is None else begin + deadline_ms / 1000,
-        tenant=calling.tenant,
+        tenant=principal.tenant,
     )

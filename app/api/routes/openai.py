@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 
 from app.api.auth.authenticator import needs
-from app.api.auth.principal import Caller, Calling
+from app.api.auth.principal import CurrentPrincipal, Principal
 from app.api.disconnect import unless_client_leaves
 from app.api.middleware.timing import timing_of
 from app.api.routes.generate import ERRORS, Deadline
@@ -48,14 +48,18 @@ _FALLBACKS = {"do_sample": True, "temperature": 1.0}
 @router.post("/completions", response_model=Completion, responses=_ANSWERS, summary="Complete prompts")
 @needs(Scope.GENERATE)
 async def completions(
-    body: CompletionRequest, request: Request, behind: Behind, calling: Calling, deadline_ms: Deadline = None
+    body: CompletionRequest,
+    request: Request,
+    behind: Behind,
+    principal: CurrentPrincipal,
+    deadline_ms: Deadline = None,
 ) -> Response:
     """Complete each prompt `n` times; prompts that are text are rendered by the task's template."""
     begin = time.monotonic()
-    calling.require(body.model)
+    principal.require(body.model)
     prompts = body.prompts
     inputs = [{"inputs": prompt} if isinstance(prompt, str) else {"token_ids": prompt} for prompt in prompts]
-    wanted = _requests(body, inputs, request, calling, deadline_ms)
+    wanted = _requests(body, inputs, request, principal, deadline_ms)
     logprobs, echo = body.logprobs is not None, bool(body.echo)
     if body.stream:
         started = await unless_client_leaves(request, behind.generation.start(wanted))
@@ -81,16 +85,20 @@ async def completions(
 @router.post("/chat/completions", response_model=ChatCompletion, responses=_ANSWERS, summary="Answer a chat")
 @needs(Scope.GENERATE)
 async def chat_completions(
-    body: ChatRequest, request: Request, behind: Behind, calling: Calling, deadline_ms: Deadline = None
+    body: ChatRequest,
+    request: Request,
+    behind: Behind,
+    principal: CurrentPrincipal,
+    deadline_ms: Deadline = None,
 ) -> Response:
     """Answer a chat.
 
     A task's template renders the last user message; without one, the base's chat template renders all.
     """
     begin = time.monotonic()
-    calling.require(body.model)
+    principal.require(body.model)
     messages = tuple(message.message() for message in body.messages)
-    wanted = _requests(body, [{"messages": messages}], request, calling, deadline_ms)
+    wanted = _requests(body, [{"messages": messages}], request, principal, deadline_ms)
     logprobs = bool(body.logprobs)
     if body.stream:
         started = await unless_client_leaves(request, behind.generation.start(wanted))
@@ -119,24 +127,24 @@ async def chat_completions(
     summary="List models",
 )
 @needs(Scope.GENERATE, Scope.UPLOAD, Scope.ADMIN)
-async def list_models(behind: Behind, calling: Calling) -> Response:
+async def list_models(behind: Behind, principal: CurrentPrincipal) -> Response:
     """Return the base model, then all tasks that can be served, in order of their ids."""
     base = behind.generation.base_name
     tasks = await asyncio.to_thread(
         behind.catalog.servable,
-        calling.may_use,
+        principal.may_use,
         lambda version: json_bytes(_card(behind, version.task_id, version)),
     )
-    bases = [json_bytes(_card(behind, base, None))] if calling.may_use(base) else []
+    bases = [json_bytes(_card(behind, base, None))] if principal.may_use(base) else []
     body = b",".join([*bases, *tasks])
     return Response(b'{"object":"list","data":[%b]}' % body, media_type="application/json")
 
 
 @router.get("/models/{model:path}", response_model=ModelCard, responses=ERRORS, summary="Get a model")
 @needs(Scope.GENERATE, Scope.UPLOAD, Scope.ADMIN)
-async def show_model(model: str, behind: Behind, calling: Calling) -> JSONResponse:
+async def show_model(model: str, behind: Behind, principal: CurrentPrincipal) -> JSONResponse:
     """Return the base model or a task: task, task@alias, task@3 or task@sha256:<digest>."""
-    calling.require(model)
+    principal.require(model)
     if model == behind.generation.base_name:
         return JSONResponse(_card(behind, model, None))
     version = await asyncio.to_thread(behind.store.resolve, model)
@@ -147,7 +155,7 @@ def _requests(
     body: CompletionRequest | ChatRequest,
     inputs: Sequence[dict[str, Any]],
     request: Request,
-    calling: Caller,
+    principal: Principal,
     deadline_ms: int | None,
 ) -> list[GenerationRequest]:
     """Return one request for each prompt, with `n` samples each."""
@@ -171,7 +179,7 @@ def _requests(
             constraint=constraint,
             logit_bias=bias,
             deadline=None if deadline_ms is None else begin + deadline_ms / 1000,
-            tenant=calling.tenant,
+            tenant=principal.tenant,
         )
         for each in inputs
     ]

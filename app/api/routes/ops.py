@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 
 from app import __version__
 from app.api.auth.authenticator import any_key, needs, public
-from app.api.auth.principal import Caller, Calling
+from app.api.auth.principal import CurrentPrincipal, Principal
 from app.api.schemas.answers import ErrorEnvelope, Health, Info, Status, Version
 from app.api.state import ApiConfig, Phase, ServerState, Services, api_config, server_state, services
 from app.errors import PromptplexError
@@ -33,7 +33,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {503: {"model": ErrorEnvelope}}
 
 @router.get("/health", response_model=Health, summary="Get the health of the server")
 @any_key
-async def health(state: State, calling: Calling) -> JSONResponse:
+async def health(state: State, principal: CurrentPrincipal) -> JSONResponse:
     """Return status, model, device, tasks, queue, store, Redis and prompt cache."""
     answer: Health = {"status": state.phase.value, "version": __version__}
     behind = state.services
@@ -42,20 +42,20 @@ async def health(state: State, calling: Calling) -> JSONResponse:
         return JSONResponse(answer)
     answer["model"] = behind.generation.base_name
     answer["device"] = behind.device
-    answer["tasks"] = await asyncio.to_thread(_count_tasks, behind, calling)
+    answer["tasks"] = await asyncio.to_thread(_count_tasks, behind, principal)
     answer["store"] = _store_state(behind, answer["tasks"])
     answer["redis"] = behind.redis()
-    if not calling.is_bound:  # the load is that of all keys
+    if not principal.is_bound:  # the load is that of all keys
         engine = behind.engine.stats()
         answer["queue"] = {"running": engine.num_running, "waiting": engine.num_waiting}
         answer["prompt_cache"] = _cache_health(behind)
     return JSONResponse(answer)
 
 
-def _count_tasks(behind: Services, calling: Caller) -> int | None:
+def _count_tasks(behind: Services, principal: Principal) -> int | None:
     """Count the tasks that the caller may use; None: the store can't be read."""
     try:
-        return behind.catalog.count(calling.may_use)
+        return behind.catalog.count(principal.may_use)
     except (OSError, PromptplexError) as error:
         log.warning("the store can't be read: %s", error)
         return None

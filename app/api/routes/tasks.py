@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import JSONResponse
 
 from app.api.auth.authenticator import needs
-from app.api.auth.principal import Caller, Calling
+from app.api.auth.principal import CurrentPrincipal, Principal
 from app.api.schemas.answers import (
     ErrorEnvelope,
     Published,
@@ -86,14 +86,14 @@ Behind = Annotated[Services, Depends(services)]
 @needs(Scope.GENERATE, Scope.UPLOAD, Scope.ADMIN)
 async def list_tasks(
     behind: Behind,
-    calling: Calling,
+    principal: CurrentPrincipal,
     after: Annotated[
         str | None, Query(max_length=128, description="`next` of the page before. Default: the first page")
     ] = None,
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE, description="Tasks in a page, at most")] = 100,
 ) -> JSONResponse:
     """Return a page of tasks, in order of their ids."""
-    rows, following = await asyncio.to_thread(behind.catalog.page, calling.may_use, after, limit)
+    rows, following = await asyncio.to_thread(behind.catalog.page, principal.may_use, after, limit)
     page: TaskPage = {"tasks": [_summary(row) for row in rows], "next": following}
     return JSONResponse(page)
 
@@ -111,21 +111,21 @@ async def publish(
     task_id: str,
     request: Request,
     behind: Behind,
-    calling: Calling,
+    principal: CurrentPrincipal,
     alias: Annotated[
         str | None,
         Query(max_length=64, description="Alias to move to the new version, or none. Default: live"),
     ] = None,
 ) -> JSONResponse:
     """Validate, store and try a new version of a task, then point an alias at it."""
-    calling.require(task_id)
+    principal.require(task_id)
     with behind.publishing.place():
         async with upload_form(request) as form, behind.publishing.slot:
-            upload = await read_upload(form, alias=alias, who=calling.who)
+            upload = await read_upload(form, alias=alias, who=principal.who)
             if upload.task is not None and upload.task.get("examples"):
-                calling.require_generation("The examples of an upload are answered by the model")
-            result = await behind.publishing.upload(task_id, upload, tenant=calling.tenant)
-    _record(calling, f"uploaded version {result.version.version}", task_id, result.release)
+                principal.require_generation("The examples of an upload are answered by the model")
+            result = await behind.publishing.upload(task_id, upload, tenant=principal.tenant)
+    _record(principal, f"uploaded version {result.version.version}", task_id, result.release)
     return JSONResponse(_uploaded(result), 201 if result.created else 200)
 
 
@@ -134,12 +134,12 @@ async def publish(
 async def rollback(
     task_id: str,
     behind: Behind,
-    calling: Calling,
+    principal: CurrentPrincipal,
     body: RollbackRequest | None = None,
     alias: Annotated[str | None, Query(max_length=64, description="As in the body. Default: live")] = None,
 ) -> JSONResponse:
     """Point an alias at what it pointed at before; another rollback goes one step further back."""
-    calling.require(task_id)
+    principal.require(task_id)
     named = (body.alias if body else None) or alias or DEFAULT_ALIAS
     if body and body.alias and alias not in (None, body.alias):
         raise InvalidRequest(
@@ -147,9 +147,9 @@ async def rollback(
         )
     why = body.why if body else ""
     release = await behind.publishing.change(
-        lambda store: store.rollback(task_id, named, who=calling.who, why=why)
+        lambda store: store.rollback(task_id, named, who=principal.who, why=why)
     )
-    _record(calling, f"rolled {named} back", task_id, release)
+    _record(principal, f"rolled {named} back", task_id, release)
     return JSONResponse(moved_row(release, named))
 
 
@@ -158,16 +158,21 @@ async def rollback(
 )
 @needs(Scope.ADMIN)
 async def move_alias(
-    task_id: str, alias: str, behind: Behind, calling: Calling, body: AliasRequest
+    task_id: str, alias: str, behind: Behind, principal: CurrentPrincipal, body: AliasRequest
 ) -> JSONResponse:
     """Point an alias at a version, or at several by weight; `expected_release` makes it a compare-and-set."""
-    calling.require(task_id)
+    principal.require(task_id)
     release = await behind.publishing.change(
         lambda store: store.move_alias(
-            task_id, alias, body.target, expected_release=body.expected_release, who=calling.who, why=body.why
+            task_id,
+            alias,
+            body.target,
+            expected_release=body.expected_release,
+            who=principal.who,
+            why=body.why,
         )
     )
-    _record(calling, f"moved {alias}", task_id, release)
+    _record(principal, f"moved {alias}", task_id, release)
     return JSONResponse(moved_row(release, alias))
 
 
@@ -179,13 +184,13 @@ async def move_alias(
 )
 @needs(Scope.ADMIN)
 async def restore(
-    task_id: str, behind: Behind, calling: Calling, body: ReasonRequest | None = None
+    task_id: str, behind: Behind, principal: CurrentPrincipal, body: ReasonRequest | None = None
 ) -> JSONResponse:
     """Serve a retired task again, with its aliases as they were."""
-    calling.require(task_id)
+    principal.require(task_id)
     why = body.why if body else ""
-    release = await behind.publishing.change(lambda store: store.restore(task_id, who=calling.who, why=why))
-    _record(calling, "restored", task_id, release)
+    release = await behind.publishing.change(lambda store: store.restore(task_id, who=principal.who, why=why))
+    _record(principal, "restored", task_id, release)
     return JSONResponse(retirement_row(release))
 
 
@@ -194,28 +199,28 @@ async def restore(
 async def retire(
     task_id: str,
     behind: Behind,
-    calling: Calling,
+    principal: CurrentPrincipal,
     why: Annotated[str, Query(max_length=1000, description="Reason, kept in the task's history")] = "",
 ) -> JSONResponse:
     """Take a task out of service. Running requests finish, and nothing is deleted."""
-    calling.require(task_id)
-    release = await behind.publishing.change(lambda store: store.retire(task_id, who=calling.who, why=why))
-    _record(calling, "retired", task_id, release)
+    principal.require(task_id)
+    release = await behind.publishing.change(lambda store: store.retire(task_id, who=principal.who, why=why))
+    _record(principal, "retired", task_id, release)
     return JSONResponse(retirement_row(release))
 
 
 @router.get("/{task_id:path}", response_model=TaskRecord, responses=ERRORS, summary="Get a task")
 @needs(Scope.GENERATE, Scope.UPLOAD, Scope.ADMIN)
-async def show_task(task_id: str, behind: Behind, calling: Calling) -> JSONResponse:
+async def show_task(task_id: str, behind: Behind, principal: CurrentPrincipal) -> JSONResponse:
     """Return a task's aliases, versions and releases."""
-    calling.require(task_id)
+    principal.require(task_id)
     return JSONResponse(_detail(await asyncio.to_thread(behind.catalog.detail, task_id)))
 
 
-def _record(calling: Caller, act: str, task_id: str, release: Release | None) -> None:
+def _record(principal: Principal, act: str, task_id: str, release: Release | None) -> None:
     """Log a change, beside the store's own records, which have the reason and the time."""
     number = "none" if release is None else release.number
-    audit.info("%s %s: task %s, release %s", calling.who, act, task_id, number)
+    audit.info("%s %s: task %s, release %s", principal.who, act, task_id, number)
 
 
 def _summary(row: TaskSummary) -> TaskRow:

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse
 
 from app.api.auth.authenticator import needs
-from app.api.auth.principal import Calling
+from app.api.auth.principal import CurrentPrincipal
 from app.api.middleware.load_shedding import GatedRoute
 from app.api.routes.generate import ERRORS
 from app.api.schemas.answers import Text, Tokenization
@@ -22,15 +22,17 @@ Behind = Annotated[Services, Depends(services)]
 
 @router.post("/tokenize", response_model=Tokenization, responses=ERRORS, summary="Tokenize text")
 @needs(Scope.GENERATE)
-async def tokenize(body: TokenizeRequest, request: Request, behind: Behind, calling: Calling) -> JSONResponse:
+async def tokenize(
+    body: TokenizeRequest, request: Request, behind: Behind, principal: CurrentPrincipal
+) -> JSONResponse:
     """Return the token ids of a request with these inputs, BOS included; virtual tokens are counted apart."""
-    calling.require(body.task_id or behind.generation.base_name)
+    principal.require(body.task_id or behind.generation.base_name)
     wanted = GenerationRequest(
         inputs=body.inputs,
         request_id=request.state.request_id,
         task=body.task_id,
         parameters={"max_new_tokens": 1},
-        tenant=calling.tenant,
+        tenant=principal.tenant,
     )
     admitted, texts = await behind.generation.tokenize(wanted)
     ids = admitted.prompt_ids
