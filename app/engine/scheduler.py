@@ -72,8 +72,11 @@ class Scheduler:
         needed = self.blocks.blocks_for(len(request.token_ids) + request.max_new_tokens)
         for segment in request.segments:
             needed += self.blocks.blocks_for(segment.num_slots)
-        pool = int((needed - self.blocks.capacity).argmax())
-        asked, limit = (int(count[pool]) * self.blocks.block_size for count in (needed, self.blocks.capacity))
+        # No argmax of numpy's: it gives up the GIL, and the device's thread may keep it for a step.
+        pairs = zip(needed.tolist(), self.blocks.capacity.tolist(), strict=True)
+        asked, limit = (
+            count * self.blocks.block_size for count in max(pairs, key=lambda pair: pair[0] - pair[1])
+        )
         if asked > limit:
             raise RequestTooLong(
                 f"the request needs {asked} K/V slots (prefix {request.num_prefix_slots}, prompt "
