@@ -8,7 +8,7 @@ PromptplexError
 │   └── UnsafeFile            not the strict safetensors that we accept
 ├── NotFound                  no such task, version or alias
 ├── NotServable               the task exists, but not on the loaded base
-├── Conflict                  somebody else moved first
+├── Conflict                  another client moved first
 ├── PayloadTooLarge
 ├── Unauthorized              no key, or none that is known
 ├── Forbidden                 the key doesn't reach so far
@@ -105,7 +105,7 @@ class NotServable(PromptplexError):
 
 
 class Conflict(PromptplexError):
-    """A compare-and-set lost: somebody else moved first."""
+    """A compare-and-set lost: another client moved first."""
 
 
 class PayloadTooLarge(PromptplexError):

@@ -236,7 +236,7 @@ class TokenDelta:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How a sequence ended, for statistics and quotas; also one whose admission failed or came too late."""
+    """How a sequence ended, for statistics and quotas; also one that was refused or came too late."""
 
     task: str  # "" is the base model, or no task was found yet
     version: int  # 0 is the base model

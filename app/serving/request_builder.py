@@ -182,14 +182,7 @@ class RequestBuilder:
         return Request(
             id=f"{request.request_id}#{next(self._numbers)}",  # ids that clients choose may repeat
             token_ids=tokenized.ids[shared:],
-            segments=segments_of(
-                Segment(
-                    prompt_digest=None if version is None else version.prompt_digest,
-                    num_virtual_tokens=virtual,
-                ),
-                Segment(token_ids=tokenized.ids[:leading]),
-                Segment(token_ids=tokenized.ids[leading:shared], is_kept=False),
-            ),
+            segments=_segments(version, tokenized.ids[:leading], tokenized.ids[leading:shared]),
             sampling=replace(
                 parameters.sampling(secrets.randbits(SEED_BITS)),
                 logit_bias=self._bias(request),
@@ -276,6 +269,18 @@ class RequestBuilder:
         self.prompts.check_template(template)
         leading = self.prompts.tokenizer.leading_ids(template) if is_useful else ()
         return PreparedVersion(template, leading, parse_parameters(version.defaults, where="defaults"))
+
+
+def _segments(
+    version: TaskVersion | None, leading: tuple[int, ...], shared: tuple[int, ...]
+) -> tuple[Segment, ...]:
+    """Return the learned prompt, the template's leading text, and the text that samples share."""
+    learned = (
+        Segment()
+        if version is None
+        else Segment(prompt_digest=version.prompt_digest, num_virtual_tokens=version.num_virtual_tokens)
+    )
+    return segments_of(learned, Segment(token_ids=leading), Segment(token_ids=shared, is_kept=False))
 
 
 def _num_leading(ids: tuple[int, ...], leading: tuple[int, ...]) -> int:
