@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
 
-from app.sites import Site
+from app.sites import Embedding, Site, parse_prefix_tensor
 
 
 class PromptKind(StrEnum):
@@ -33,6 +33,8 @@ class LayerGeometry:
     queries_per_kv: int = 1  # query heads that share a kv head
     softcap: float | None = None  # bounds the attention scores; None: they are unbounded
     has_sinks: bool = False  # learned scores that take weight from all keys
+    is_causal: bool = True  # False: every key is seen, as in an encoder and in cross-attention
+    has_position_bias: bool = False  # scores get a learned number by the distance of key and query (T5)
 
     @property
     def kv_width(self) -> int:
@@ -52,6 +54,12 @@ class ModelGeometry:
     dtype: str  # the dtype that the base runs in: "float32", "bfloat16", "float16"
     fingerprint: str  # sha256 over weights, config and tokenizer
     takes_prefixes: bool = True  # its own cache holds keys and values as attention gets them
+    max_source_positions: int = 0  # encoder rows and tokens of one source; 0: there is no encoder
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether an encoder reads the input, and a decoder attends to what came of it."""
+        return self.max_source_positions > 0
 
     def prefix_bytes(self, num_tokens: int, item_bytes: int = 4) -> int:
         """Return the bytes of keys and values of `num_tokens` at all sites, in float32 unless given."""
@@ -75,6 +83,7 @@ class Prompt:
 
     Tensors: `[p, d]` of an embedding for a soft prompt; keys `[Hk, p, Dk]` and values `[Hk, p, Dv]` of
     each layer for a prefix, named by `app/sites.py`. `tensor_bytes(name)` is little-endian and contiguous.
+    An encoder-decoder's may be at several places, each with a p of its own.
     """
 
     digest: str  # sha256 (hex) of `data`
@@ -84,6 +93,13 @@ class Prompt:
     tensors: Mapping[str, TensorInfo]
     data_start: int  # where the data section begins in `data`
     data: bytes  # the whole canonical file
+
+    def length(self, place: Embedding | Site) -> int:
+        """Return the virtual tokens p that it has at one place: rows of embeddings, or slots."""
+        if isinstance(place, Embedding):
+            return self.tensors[place].shape[0] if place in self.tensors else 0
+        parsed = ((parse_prefix_tensor(name), info) for name, info in self.tensors.items())
+        return next((info.shape[1] for parts, info in parsed if parts and parts.site is place), 0)
 
     def tensor_bytes(self, name: str) -> memoryview:
         info = self.tensors[name]

@@ -143,7 +143,9 @@ class Segment:
     """Consecutive slots of a prompt that requests share: a learned prompt, by its digest, or text."""
 
     prompt_digest: str | None = None
-    num_virtual_tokens: int = 0  # slots that the learned prompt takes
+    num_virtual_tokens: int = 0  # slots that the learned prompt takes in the decoder's self-attention
+    num_cross_tokens: int = 0  # slots before the source in cross-attention
+    num_encoder_tokens: int = 0  # slots before the source in the encoder's self-attention
     token_ids: tuple[int, ...] = ()  # of text
     is_kept: bool = True  # False: only requests that run together share it; no later one will
 
@@ -159,16 +161,36 @@ def segments_of(*segments: Segment) -> tuple[Segment, ...]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """What the encoder of an encoder-decoder reads: rows of a learned soft prompt, then token ids.
+
+    Requests whose sources have the same id, and their segments in common, share one encoder pass.
+    """
+
+    id: str
+    token_ids: tuple[int, ...]
+    prompt_digest: str | None = None  # of the soft prompt before the ids
+    num_virtual_tokens: int = 0  # its rows
+
+    @property
+    def num_slots(self) -> int:
+        """Slots that it takes in cross-attention."""
+        return self.num_virtual_tokens + len(self.token_ids)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """One frozen request: token ids and digests only, so that the engine can live elsewhere.
 
     The model sees all `segments`, then `token_ids`, which hold at least one id. Requests whose first
-    segments are equal share their keys and values.
+    segments are equal share their keys and values. In an encoder-decoder these are the decoder's, and
+    `source` is what its encoder reads; segments that depend on the source are not kept.
     """
 
     id: str
     token_ids: tuple[int, ...]
     segments: tuple[Segment, ...] = ()  # such as a task's learned prompt, then BOS and its leading text
+    source: Source | None = None  # given exactly where the base has an encoder
     sampling: SamplingParams = field(default_factory=SamplingParams)
     max_new_tokens: int = 128  # 0: the prompt is only scored
     num_top: int = 0  # most probable tokens to report beside each generated or scored one
@@ -192,8 +214,13 @@ class Request:
 
     @property
     def prompt_ids(self) -> tuple[int, ...]:
-        """All ids of the prompt's text, in order; learned prompts have none."""
+        """All ids of the prompt's text in order, the decoder's beside a source. Learned prompts have none."""
         return tuple(id_ for segment in self.segments for id_ in segment.token_ids) + self.token_ids
+
+    @property
+    def input_ids(self) -> tuple[int, ...]:
+        """The ids that rules about the input see: the source's, or those of the prompt's text."""
+        return self.prompt_ids if self.source is None else self.source.token_ids
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

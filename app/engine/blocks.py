@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from app.models.attention.kv_cache import KVGroup, Slots
+from app.sites import Site
 
 Counts = NDArray[np.int64]  # blocks of each pool
 
@@ -59,6 +60,8 @@ class BlockPool:
 class TableGroup:
     """How a table covers one KV group: the rules of a window, in blocks."""
 
+    number: int  # among the backbone's groups
+    site: Site
     pool: int  # number of the pool that its blocks come from
     block_size: int
     block_bytes: int  # of a block in all layers of the group
@@ -94,12 +97,12 @@ def table_groups(
     """
     pools: dict[tuple[int, ...], int] = {}
     found = []
-    for group in groups:
+    for number, group in enumerate(groups):
         layer = group.geometry
         shape = (layer.num_kv_heads, layer.key_dim, layer.value_dim, len(group.layers))
         pool = pools.setdefault(shape, len(pools))
         block_bytes = block_size * group.bytes_per_slot(dtype)
-        found.append(TableGroup(pool, block_size, block_bytes, layer.window, max_chunk))
+        found.append(TableGroup(number, group.site, pool, block_size, block_bytes, layer.window, max_chunk))
     return tuple(found)
 
 
@@ -115,6 +118,7 @@ class KVBlocks:
     def __init__(self, groups: Sequence[TableGroup], num_blocks: Sequence[int]) -> None:
         """`num_blocks`: of each pool, the reserved one included."""
         self.groups = tuple(groups)
+        self._at = {site: tuple(group for group in groups if group.site is site) for site in Site}
         self.block_size = groups[0].block_size
         self.pools = tuple(map(BlockPool, num_blocks))
         self.capacity: Counts = np.array([pool.num_blocks for pool in self.pools])
@@ -129,11 +133,15 @@ class KVBlocks:
         """Share of blocks that are held, in the fullest pool."""
         return max(1 - pool.num_free / pool.num_blocks for pool in self.pools)
 
-    def blocks_for(self, num_slots: int) -> Counts:
-        """Return the most blocks that a table of `num_slots` holds at any time, in each pool."""
+    def at(self, site: Site) -> tuple[TableGroup, ...]:
+        """Return the groups of a site."""
+        return self._at[site]
+
+    def blocks_for(self, num_slots: int, site: Site = Site.DECODER_SELF) -> Counts:
+        """Return the most blocks that a site's table of `num_slots` holds at any time, in each pool."""
         blocks = -(-num_slots // self.block_size)
         counts = np.zeros(len(self.pools), np.int64)
-        for group in self.groups:
+        for group in self.at(site):
             counts[group.pool] += min(blocks, group.max_blocks)
         return counts
 
@@ -206,17 +214,24 @@ class _Part:
 
 
 class SlotTable:
-    """The device slots of one holder: a shared head that it only reads, then its own blocks.
+    """The device slots of one holder at one site: a shared head that it only reads, then its own blocks.
 
     The head's slots are looked up with the first that are asked for: by then it is complete.
     """
 
-    def __init__(self, kv: KVBlocks, head: Self | None = None, head_slots: int = 0) -> None:
+    def __init__(
+        self,
+        kv: KVBlocks,
+        head: Self | None = None,
+        head_slots: int = 0,
+        *,
+        site: Site = Site.DECODER_SELF,
+    ) -> None:
         self._kv = kv
         self._head = head
         self._head_slots = head_slots
         self._is_joined = head is None
-        self.parts = tuple(_Part(group, head_slots) for group in kv.groups)
+        self.parts = tuple(_Part(group, head_slots) for group in kv.at(site))
         self.end = head_slots  # the slot index up to which every group has room
         self._trim_at = head_slots  # tokens from this slot index on leave a block of a window group behind
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from app.engine.sampling.inputs import SampledToken, SamplingInput
 from app.models.attention.kv_cache import Slots
-from app.models.attention.metadata import PackedItem
+from app.models.attention.metadata import PackedItem, PackedSource
 from app.prompt import Prompt
 from app.request import TokenScore
 
@@ -24,6 +24,16 @@ class PrefixWrite:
     id: int
     prompt: Prompt
     slots: tuple[Slots, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SourceItem:
+    """A source to run through the encoder, whole, before the decoder's tokens of the same step."""
+
+    id: int
+    kv: PackedSource
+    token_ids: tuple[int, ...]
+    soft_prompt: Prompt | None = None  # its encoder rows come before the ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +54,7 @@ class PlanItem:
     score_ids: tuple[int, ...] = ()
     num_top: int = 0  # most probable tokens to report beside each of `score_ids`
     stands_on: tuple[int, ...] = ()  # ids of the prefixes that its tokens attend to
+    reads: int | None = None  # the id of its source, which is encoded in this step or was before
 
     @property
     def is_constrained(self) -> bool:
@@ -57,6 +68,7 @@ class Plan:
 
     writes: tuple[PrefixWrite, ...]
     items: tuple[PlanItem, ...]
+    sources: tuple[SourceItem, ...] = ()  # each is read by an item
 
     @property
     def is_empty(self) -> bool:
@@ -64,10 +76,13 @@ class Plan:
         return not self.writes and not self.items
 
     def part(self, ids: Collection[int]) -> "Plan":
-        """Return the writes and items of some ids, in this order."""
+        """Return the writes and items of some ids, in this order, with the sources that they read."""
+        items = tuple(item for item in self.items if item.id in ids)
+        read = {item.reads for item in items}
         return Plan(
             writes=tuple(write for write in self.writes if write.id in ids),
-            items=tuple(item for item in self.items if item.id in ids),
+            items=items,
+            sources=tuple(source for source in self.sources if source.id in read),
         )
 
 

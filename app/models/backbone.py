@@ -9,15 +9,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from app.models.attention.kv_cache import KVCache, KVGroup
-from app.models.attention.metadata import PackedItem, StepMetadata
+from app.models.attention.metadata import PackedItem, PackedSource, StepMetadata
 from app.prompt import ModelGeometry, Prompt
+from app.sites import Embedding
 
 
 class Backbone(Protocol):
-    """A frozen base model on packed tokens. T tokens of a step, d embedding width, V vocabulary."""
+    """A frozen base model on packed tokens. T tokens of a step, d embedding width, V vocabulary.
+
+    Encoder-decoders run the sources of a step first, S rows together, then the decoder's T tokens.
+    """
 
     geometry: ModelGeometry
-    kv_groups: tuple[KVGroup, ...]
+    kv_groups: tuple[KVGroup, ...]  # by site: decoder self, then decoder cross, then encoder self
     device: torch.device
     dtype: torch.dtype
 
@@ -25,23 +29,35 @@ class Backbone(Protocol):
         """Return input embeddings `[T, d]` of `token_ids [T]`, as the model itself scales them."""
         ...
 
+    def embed_source(self, token_ids: Tensor, *, follows_soft_prompt: bool) -> Tensor:
+        """Return the encoder's input embeddings of `token_ids`; what scales them may depend on the prompt."""
+        ...
+
     def plan(
-        self, cache: KVCache, items: Sequence[PackedItem], logit_rows: NDArray[np.int64]
+        self,
+        cache: KVCache,
+        items: Sequence[PackedItem],
+        logit_rows: NDArray[np.int64],
+        sources: Sequence[PackedSource] = (),
     ) -> StepMetadata:
         """Build what `forward` needs of a step; items of one token come first.
 
-        `logit_rows [N]`, at least one, are the tokens of the packed row with wanted logits.
+        `logit_rows [N]`, at least one, are the tokens of the packed row with wanted logits. `sources` are
+        encoded in this step; each has an item that reads it.
         """
         ...
 
-    def forward(self, embeds: Tensor, positions: Tensor, metadata: StepMetadata) -> Tensor:
+    def forward(
+        self, embeds: Tensor, positions: Tensor, metadata: StepMetadata, source_embeds: Tensor | None = None
+    ) -> Tensor:
         """Run `embeds [T, d]` at `positions [T]`; return float32 logits `[N, V]` of `metadata.logit_rows`.
 
-        Keys and values of all T tokens are written to `metadata.cache`.
+        Keys and values of all T tokens, and of the sources' rows `source_embeds [S, d]` in cross-attention,
+        are written to `metadata.cache`.
         """
         ...
 
-    def prompt_embeddings(self, prompt: Prompt) -> Tensor:
+    def prompt_embeddings(self, prompt: Prompt, place: Embedding = Embedding.DECODER) -> Tensor:
         """Return a soft prompt's rows `[p, d]` in the base's dtype, on its device."""
         ...
 
@@ -50,5 +66,8 @@ class Backbone(Protocol):
         ...
 
     def write_prefix(self, prompt: Prompt, cache: KVCache, slots: tuple[Tensor, ...]) -> None:
-        """Put a prefix's keys and values as they are at `slots`: per KV group, of its last rows, `[<= p]`."""
+        """Put a prefix's keys and values as they are at `slots`: per KV group, of its last rows, `[<= p]`.
+
+        A group of a site that the prefix doesn't have gets no slots.
+        """
         ...

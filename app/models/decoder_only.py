@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from app.models.attention.kv_cache import KVCache, group_layers
-from app.models.attention.metadata import PackedItem, StepMetadata, plan_step
+from app.models.attention.metadata import PackedItem, PackedSource, StepMetadata, plan_step
 from app.models.attention.registry import choose_backend
 from app.models.own_tensors import DTYPES, own_tensor
 from app.prompt import ModelGeometry, Prompt
@@ -39,13 +39,22 @@ class DecoderOnly:
         embeds: Tensor = self._embedding(token_ids)
         return embeds
 
+    def embed_source(self, token_ids: Tensor, *, follows_soft_prompt: bool) -> Tensor:
+        raise NotImplementedError("there is no encoder")
+
     def plan(
-        self, cache: KVCache, items: Sequence[PackedItem], logit_rows: NDArray[np.int64]
+        self,
+        cache: KVCache,
+        items: Sequence[PackedItem],
+        logit_rows: NDArray[np.int64],
+        sources: Sequence[PackedSource] = (),
     ) -> StepMetadata:
         return plan_step(cache, self.backends, items, logit_rows)
 
     @torch.inference_mode()
-    def forward(self, embeds: Tensor, positions: Tensor, metadata: StepMetadata) -> Tensor:
+    def forward(
+        self, embeds: Tensor, positions: Tensor, metadata: StepMetadata, source_embeds: Tensor | None = None
+    ) -> Tensor:
         outputs = self.model(
             inputs_embeds=embeds.unsqueeze(0),
             position_ids=positions.unsqueeze(0),
@@ -56,8 +65,8 @@ class DecoderOnly:
         logits: Tensor = outputs.logits[0].float()
         return logits
 
-    def prompt_embeddings(self, prompt: Prompt) -> Tensor:
-        return tensor_of(prompt, Embedding.DECODER).to(self.device, self.dtype)
+    def prompt_embeddings(self, prompt: Prompt, place: Embedding = Embedding.DECODER) -> Tensor:
+        return tensor_of(prompt, place).to(self.device, self.dtype)
 
     def own_tensor(self, name: str) -> Tensor | None:
         return own_tensor(self.model, name)

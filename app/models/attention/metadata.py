@@ -30,7 +30,18 @@ class PackedItem:
 
     num_computed: int
     num_tokens: int
-    slots: tuple[Slots, ...]  # per group
+    slots: tuple[Slots, ...]  # per group of decoder self-attention, then per group of cross-attention
+
+
+@dataclass(frozen=True, slots=True)
+class PackedSource:
+    """The whole input of one encoder pass: `num_tokens` rows, which all see each other."""
+
+    num_tokens: int
+    cross_slots: tuple[
+        Slots, ...
+    ]  # per group of cross-attention: where its keys and values go, `[num_tokens]`
+    prefix_slots: tuple[Slots, ...] = ()  # per group of encoder self-attention: a resident prefix before it
 
 
 @dataclass(frozen=True, slots=True)
