@@ -82,6 +82,15 @@ class Encoder:
             total += len(rows[-1])
         return chained(rows)
 
+    def beginning(self, text: str, count: int) -> tuple[int, int]:
+        """Return where the first part with at least `count` tokens ends, and how many it has."""
+        end = total = 0
+        for begin, end in self._stretches(text):
+            total += len(_encode(self._further, text[begin:end]))
+            if total >= count:
+                break
+        return end, total
+
     def ending(self, text: str, count: int) -> tuple[int, int]:
         """Return where the last part with at least `count` tokens begins (0: all), and how many it has."""
         begin, total = len(text), 0

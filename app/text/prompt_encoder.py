@@ -8,6 +8,7 @@ from app.errors import InvalidRequest, RequestTooLong
 from app.text.chat import ChatTemplate, Message
 from app.text.template import MAX_RENDERED_CHARS, Template, bind_inputs
 from app.text.tokenization import PromptTokenizer, Tokenized
+from app.text.truncation import TruncationSide
 
 
 class PromptEncoder:
@@ -16,17 +17,27 @@ class PromptEncoder:
     Every method that takes text refuses what can't fit before it pays for rendering and tokenizing it.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, *, max_positions: int, vocab_size: int) -> None:
-        """`max_positions` and `vocab_size` are the model's."""
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        *,
+        max_positions: int,
+        vocab_size: int,
+        side: TruncationSide = TruncationSide.LEFT,
+    ) -> None:
+        """`max_positions` (of the encoder, where there is one) and `vocab_size` are the model's.
+
+        `side`: the end of the inputs that truncation takes.
+        """
         self.chat = ChatTemplate(tokenizer)
-        self.tokenizer = PromptTokenizer(tokenizer, control=self.chat.control_tokens())
+        self.tokenizer = PromptTokenizer(tokenizer, control=self.chat.control_tokens(), side=side)
         self._max_positions = max_positions
         self._vocab_size = vocab_size
 
     def encode(
         self, template: Template, inputs: str | Mapping[str, str], truncate: int | None = None
     ) -> Tokenized:
-        """Return the ids of the template with these inputs; `truncate` keeps the inputs' last tokens.
+        """Return the ids of the template with these inputs; `truncate` bounds the inputs' tokens.
 
         Raise InvalidRequest (RequestTooLong): the inputs don't match the fields, or can't fit or be written.
         """

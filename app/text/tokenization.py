@@ -20,7 +20,7 @@ from app.errors import InvalidRequest
 from app.text.encoding import STRETCH, Tokens, chained, row
 from app.text.guarded_encoder import GuardedEncoder
 from app.text.template import Piece, Template, joined
-from app.text.truncation import truncated
+from app.text.truncation import TruncationSide, truncated
 
 # Values of many kinds, so that what the first ids of all have in common doesn't depend on the value.
 _SAMPLE_VALUES = ("a", " a", "The", "s", "1", "\n", "\n\n", " ", ".", "é", "漢字", "🙂", "-", "'s", "_", "=")
@@ -45,11 +45,13 @@ class PromptTokenizer:
         *,
         control: frozenset[str] = frozenset(),
         stretch: int = STRETCH,
+        side: TruncationSide = TruncationSide.LEFT,
     ) -> None:
         """`control` are added tokens that count as special though they aren't flagged so.
 
-        `stretch`: characters that are tokenized at once.
+        `stretch`: characters that are tokenized at once; `side`: the end of a text that truncation takes.
         """
+        self._side = side
         self._encoder = GuardedEncoder(tokenizer, control, stretch)
         self.special_ids = self._encoder.special_ids
         self._backend = self._encoder.backend
@@ -87,6 +89,9 @@ class PromptTokenizer:
     ) -> Tokenized:
         """Render and tokenize; `truncate` keeps the last so many tokens of the fields' values.
 
+        On the right side it is the length of the whole, with what the post-processor adds, as in
+        `tokenizer(text, truncation=True, max_length=...)`; only values get shorter.
+
         Raise RequestTooLong: a long text surely has more than `limit` tokens; shorter ones aren't counted.
         Raise InvalidRequest: a value holds what can only be written as a special token.
         """
@@ -102,7 +107,10 @@ class PromptTokenizer:
         self, pieces: tuple[Piece, ...], truncate: int | None, limit: int | None, *, is_chat: bool
     ) -> Tokenized:
         if truncate is not None:
-            pieces = truncated(self._encoder, pieces, truncate, limit)
+            added = (
+                0 if is_chat or self._side is TruncationSide.LEFT else len(self._before) + len(self._after)
+            )
+            pieces = truncated(self._encoder, pieces, max(truncate - added, 0), limit, self._side)
         tokens = self._encoder.tokens(pieces, limit)
         return Tokenized(_tuple(tokens if is_chat else self._whole(tokens)), joined(pieces))
 

@@ -1,5 +1,10 @@
-"""Truncation: the values of rendered pieces, cut from their beginning to a number of tokens."""
+"""Truncation: the values of rendered pieces, cut to a number of tokens, as a tokenizer's side says.
 
+On the left, values lose their beginning, and what is left of them has so many tokens: a decoder goes on from
+the end. On the right they lose their end, and the whole text has so many tokens, as in encoders' sources.
+"""
+
+from enum import StrEnum
 from itertools import count
 
 import numpy as np
@@ -12,14 +17,29 @@ from app.text.template import Piece
 _MARGIN = 4  # tokens that can differ where a value begins and ends
 
 
+class TruncationSide(StrEnum):
+    """Which end of the values goes, by the names that tokenizers have for it."""
+
+    LEFT = "left"
+    RIGHT = "right"
+
+
 def truncated(
-    encoder: GuardedEncoder, pieces: tuple[Piece, ...], keep: int, limit: int | None
+    encoder: GuardedEncoder, pieces: tuple[Piece, ...], keep: int, limit: int | None, side: TruncationSide
 ) -> tuple[Piece, ...]:
-    """Return the pieces with the last `keep` tokens of their values' text.
+    """Return the pieces with the last `keep` tokens of their values' text, or the first `keep` of all.
 
     The values' text is cut at a token's border and tokenized again, so that the model always sees a whole,
-    natural tokenization of a rendered template. Raise as `GuardedEncoder.tokens`.
+    natural tokenization of a rendered template. On the right, a template with more tokens than `keep` loses
+    none of its own. Raise as `GuardedEncoder.tokens`.
     """
+    cut = _without_beginning if side is TruncationSide.LEFT else _without_end
+    return cut(encoder, pieces, keep, limit)
+
+
+def _without_beginning(
+    encoder: GuardedEncoder, pieces: tuple[Piece, ...], keep: int, limit: int | None
+) -> tuple[Piece, ...]:
     if limit is not None and keep <= limit:
         pieces, limit = _shortened(encoder, pieces, keep), None  # what is cut off needn't fit
     target = keep
@@ -32,6 +52,38 @@ def truncated(
         # What is left can split into more tokens than before; the cut then grows until it fits.
         target = max(keep - (1 << attempt) // 8, 0)
     return pieces
+
+
+def _without_end(
+    encoder: GuardedEncoder, pieces: tuple[Piece, ...], keep: int, limit: int | None
+) -> tuple[Piece, ...]:
+    if limit is not None and keep <= limit:
+        pieces, limit = _beginnings(encoder, pieces, keep), None
+    for attempt in count():
+        tokens = encoder.tokens(pieces, limit)
+        own, excess = _of_values(tokens, pieces), len(tokens) - keep
+        if excess <= 0 or not len(own):
+            break
+        left = max(len(own) - excess - (1 << attempt) // 8, 0)
+        last = max(end for begin, end in value_spans(pieces) if begin < end)
+        cut = min(int(tokens.ends[own[left - 1]]) if left else 0, last - 1)  # one goes, so that this ends
+        pieces = _until(pieces, cut)
+    return pieces
+
+
+def _beginnings(encoder: GuardedEncoder, pieces: tuple[Piece, ...], keep: int) -> tuple[Piece, ...]:
+    """Drop what truncation on the right surely drops of long values."""
+    values = [piece for piece in pieces if piece.field is not None]
+    if sum(len(piece.text) for piece in values) <= encoder.stretch:
+        return pieces
+    left = keep + _MARGIN * (len(values) + 2)
+    kept: list[Piece] = []
+    for piece in pieces:
+        if piece.field is not None:
+            end, number = encoder.literal.beginning(piece.text, left) if left else (0, 0)
+            piece, left = Piece(piece.text[:end], piece.field), max(left - number, 0)
+        kept.append(piece)
+    return tuple(kept)
 
 
 def _shortened(encoder: GuardedEncoder, pieces: tuple[Piece, ...], keep: int) -> tuple[Piece, ...]:
@@ -65,6 +117,17 @@ def _cut(ends: NDArray[np.int32], pieces: tuple[Piece, ...], keep: int) -> int:
     # The end of the last dropped token rather than the start of the first kept one, which may
     # leave out the space before it. At least one character goes, so that this ends.
     return max(int(ends[len(ends) - keep - 1]), first + 1)
+
+
+def _until(pieces: tuple[Piece, ...], cut: int) -> tuple[Piece, ...]:
+    """Return the pieces without the values' text from character `cut` on."""
+    kept = []
+    position = 0
+    for piece in pieces:
+        left = max(cut - position, 0) if piece.field is not None else len(piece.text)
+        kept.append(Piece(piece.text[:left], piece.field))
+        position += len(piece.text)
+    return tuple(kept)
 
 
 def _without(pieces: tuple[Piece, ...], cut: int) -> tuple[Piece, ...]:

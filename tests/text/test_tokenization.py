@@ -12,6 +12,7 @@ from app.text.encoding import STRETCH
 from app.text.guarded_encoder import GuardedEncoder
 from app.text.template import PLAIN, Piece, joined, parse_template
 from app.text.tokenization import PromptTokenizer, Tokenized, check_not_empty
+from app.text.truncation import TruncationSide
 from tests.text.tokenizer_zoo import ALL, tokenizer_of
 
 TEXTS = st.text(alphabet=st.sampled_from("ab thefilmwas.,\n12é漢🙂<>/s[]MASKeounk▁"), max_size=40)
@@ -30,6 +31,12 @@ def ids(kind: str, source: str, **values: str) -> list[int]:
 
 def specials(kind: str) -> list[str]:
     return [token.content for token in tokenizer_of(kind).added_tokens_decoder.values() if token.special]
+
+
+LONG = st.lists(
+    st.sampled_from(["the film", " was cold", "\n", "  ", "a", " 漢字", "é.", " 🙂", "<s>", "\n\nfood", "1"]),
+    max_size=60,
+).map("".join)
 
 
 @pytest.mark.parametrize("kind", ALL)
@@ -181,6 +188,39 @@ def test_truncation_takes_from_the_first_field_first() -> None:
     assert cut.text == "| and cold"
 
 
+@cache
+def of_sources(kind: str, stretch: int = STRETCH) -> PromptTokenizer:
+    return PromptTokenizer(tokenizer_of(kind), stretch=stretch, side=TruncationSide.RIGHT)
+
+
+WORDS = st.lists(st.sampled_from(["the", " film", " was", " great", " and", " food"]), max_size=9).map(
+    "".join
+)
+
+
+@pytest.mark.parametrize("kind", ALL)
+@slow
+@given(WORDS, st.integers(3, 12))
+def test_truncation_on_the_right_is_the_tokenizers_own(kind: str, text: str, length: int) -> None:
+    """`length` is that of the whole, with EOS and all that the post-processor adds."""
+    cut = of_sources(kind).tokenize(PLAIN, {"inputs": text}, length)
+    assert list(cut.ids) == tokenizer_of(kind)(text, truncation=True, max_length=length)["input_ids"]
+    assert text.startswith(cut.text)
+
+
+@pytest.mark.parametrize("kind", ALL)
+@slow
+@given(LONG, st.integers(4, 20))
+def test_truncation_on_the_right_spares_the_template(kind: str, text: str, keep: int) -> None:
+    template, values = parse_template("the|{x}|film {y}"), {"x": text, "y": text[:20]}
+    cut = of_sources(kind).tokenize(template, values, keep)
+    assert cut.text.startswith("the|")
+    assert "|film " in cut.text
+    assert of_sources(kind, 24).tokenize(template, values, keep, 64) == cut
+    empty = of_sources(kind).tokenize(template, {"x": "", "y": ""})
+    assert len(cut.ids) <= keep or cut == empty
+
+
 def test_nothing_to_read_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="inputs is empty"):
         check_not_empty(tokenizer("byte_level").tokenize(PLAIN, {"inputs": ""}))
@@ -190,12 +230,6 @@ def test_nothing_to_read_is_refused() -> None:
 def test_far_too_long_a_text_is_told_without_tokenizing() -> None:
     assert tokenizer("byte_level").surely_longer(1_000_000, 100)
     assert not tokenizer("byte_level").surely_longer(1000, 100)
-
-
-LONG = st.lists(
-    st.sampled_from(["the film", " was cold", "\n", "  ", "a", " 漢字", "é.", " 🙂", "<s>", "\n\nfood", "1"]),
-    max_size=60,
-).map("".join)
 
 
 @cache
