@@ -20,6 +20,7 @@ class EngineStats:
     resident_prefixes: int = 0
     resident_prefix_bytes: int = 0
     resident_digests: frozenset[str] = frozenset()  # prompts that are ready on the device
+    num_sources: int = 0  # whose keys and values for cross-attention are on the device
     steps: int = 0
 
 
@@ -32,6 +33,8 @@ class LiveRow:
     version: int
     is_prefill: bool  # the step took its prompt, or a part of it
     num_generated: int
+    source_length: int = 0  # encoder rows and tokens of its source; 0: there is no encoder
+    is_encoding: bool = False  # the step encoded its source
 
 
 class EngineClient(Protocol):

@@ -20,6 +20,8 @@ class StepStats:
     num_decode_rows: int
     num_prefill_tokens: int
     num_prefix_tokens: int
+    num_sources: int  # encoded in this step
+    num_encoder_tokens: int  # their rows and tokens
     num_distinct_tasks: int
     num_running: int
     num_waiting: int
@@ -99,6 +101,8 @@ class StepRecorder:
                 num_decode_rows=counts.decode_rows,
                 num_prefill_tokens=counts.prefill_tokens,
                 num_prefix_tokens=counts.prefix_tokens,
+                num_sources=counts.sources,
+                num_encoder_tokens=counts.encoder_tokens,
                 num_distinct_tasks=len({sequence.request.task for sequence in step.sequences()}),
                 num_running=now.num_running,
                 num_waiting=now.num_waiting,

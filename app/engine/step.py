@@ -16,6 +16,8 @@ class StepCounts:
     decode_rows: int = 0
     prefill_tokens: int = 0
     prefix_tokens: int = 0
+    sources: int = 0
+    encoder_tokens: int = 0
     preempted: int = 0
     prefix_hits: int = 0
     prefix_misses: int = 0
