@@ -22,6 +22,13 @@ class PromptKind(StrEnum):
     TEXT = "text"  # nothing learned: a template alone
 
 
+class TaskType(StrEnum):
+    """The kind of base that a prompt was trained for, as PEFT names it."""
+
+    CAUSAL_LM = "CAUSAL_LM"  # a decoder alone
+    SEQ_2_SEQ_LM = "SEQ_2_SEQ_LM"  # an encoder-decoder
+
+
 @dataclass(frozen=True, slots=True)
 class LayerGeometry:
     """One attention layer: heads and widths of its keys and values, and how its queries attend to them."""
@@ -88,11 +95,12 @@ class Prompt:
 
     digest: str  # sha256 (hex) of `data`
     kind: PromptKind
-    num_virtual_tokens: int  # slots that it takes
-    position_offset: int  # the position of the first token after it; p for PEFT prompts
+    num_virtual_tokens: int  # p, the most of any place
+    position_offset: int  # the position of the decoder's first token after it; p for PEFT prompts
     tensors: Mapping[str, TensorInfo]
     data_start: int  # where the data section begins in `data`
     data: bytes  # the whole canonical file
+    task_type: TaskType = TaskType.CAUSAL_LM
 
     def length(self, place: Embedding | Site) -> int:
         """Return the virtual tokens p that it has at one place: rows of embeddings, or slots."""
@@ -114,6 +122,10 @@ class PromptSource(Protocol):
         ...
 
 
+# Where the prompt of a decoder alone is.
+_CAUSAL_PLACES = {PromptKind.SOFT: Embedding.DECODER, PromptKind.PREFIX: Site.DECODER_SELF}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskVersion:
     """An immutable manifest. Its identity, `digest`, is the sha256 of its canonical JSON."""
@@ -133,6 +145,13 @@ class TaskVersion:
     base: Mapping[str, Any]  # {"name", "revision"} that the uploader vouches for
     provenance: Mapping[str, Any]  # source format and sha256, base fingerprint, uploader, time
     geometry: Mapping[str, Any] | None = None  # the prompt's shape, as in its metadata; None: text
+
+    def length(self, place: Embedding | Site) -> int:
+        """Return the virtual tokens p that its prompt has at one place: rows of embeddings, or slots."""
+        lengths = (self.geometry or {}).get("num_virtual_tokens", self.num_virtual_tokens)
+        if isinstance(lengths, Mapping):
+            return int(lengths.get(place, 0))
+        return int(lengths) if place is _CAUSAL_PLACES.get(self.kind) else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

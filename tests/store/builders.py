@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from app.errors import PromptRejected
-from app.prompt import LayerGeometry, ModelGeometry, Prompt, PromptKind, TaskVersion, VersionDraft
-from app.sites import Site
+from app.prompt import LayerGeometry, ModelGeometry, Prompt, PromptKind, TaskType, TaskVersion, VersionDraft
+from app.sites import Embedding, Site
 from app.store.importers import import_prompt
 from app.store.prompt_file import make_prompt
 from app.store.prompt_store import PromptStore
@@ -61,6 +61,25 @@ def prefix_tensors(
 
 def prefix(p: int = 3, layers: int = LAYERS, seed: int = 0, dtype: str = "F32") -> Prompt:
     return make_prompt(PromptKind.PREFIX, prefix_tensors(p, layers, seed, dtype))
+
+
+def seq2seq_soft(*, encoder: int = 0, decoder: int = 0, hidden: int = HIDDEN, seed: int = 0) -> Prompt:
+    """A soft prompt of an encoder-decoder with so many rows at each place."""
+    rows = {Embedding.ENCODER: encoder, Embedding.DECODER: decoder}
+    tensors = {str(place): raw((p, hidden), seed + p) for place, p in rows.items() if p}
+    return make_prompt(PromptKind.SOFT, tensors, task_type=TaskType.SEQ_2_SEQ_LM)
+
+
+def seq2seq_prefix(
+    lengths: Mapping[Site, int], *, layers: int = LAYERS, seed: int = 0, offset: int | None = None
+) -> Prompt:
+    """A prefix of an encoder-decoder with p slots at each site."""
+    names = [(site, layer, side) for site in lengths for layer in range(layers) for side in "kv"]
+    tensors = {
+        site.tensor(layer, side): raw((HEADS, lengths[site], HEAD_DIM), seed + number)
+        for number, (site, layer, side) in enumerate(names)
+    }
+    return make_prompt(PromptKind.PREFIX, tensors, task_type=TaskType.SEQ_2_SEQ_LM, position_offset=offset)
 
 
 def file_bytes(header: Mapping[str, Any] | bytes, data: bytes = b"") -> bytes:
