@@ -3,6 +3,7 @@
 import functools
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,23 @@ def geometry(
         "fingerprint": "0" * 64,
     }
     return ModelGeometry(**{**fields, **changes})
+
+
+def seq2seq_geometry(
+    *,
+    encoder: tuple[LayerGeometry, ...] = (LayerGeometry(HEADS, HEAD_DIM, HEAD_DIM),) * LAYERS,
+    decoder: tuple[LayerGeometry, ...] = (LayerGeometry(HEADS, HEAD_DIM, HEAD_DIM),) * LAYERS,
+    cross: tuple[LayerGeometry, ...] | None = None,
+    **changes: Any,
+) -> ModelGeometry:
+    """An encoder-decoder's, whose cross-attention is like BART's unless given."""
+    plain = tuple(replace(layer, has_position_bias=False) for layer in decoder)
+    sites = {
+        Site.ENCODER_SELF: encoder,
+        Site.DECODER_SELF: decoder,
+        Site.DECODER_CROSS: plain if cross is None else cross,
+    }
+    return geometry(**({"architecture": "bart", "layers": sites, "max_source_positions": 32} | changes))
 
 
 def raw(shape: tuple[int, ...], seed: int = 0, dtype: str = "F32") -> RawTensor:
