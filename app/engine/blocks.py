@@ -1,13 +1,16 @@
 """The block manager: fixed blocks of K/V slots, which tables hold them, and the proof that none is lost.
 
 A block is `block_size` consecutive slots. A sequence or a resident prefix has a slot table, with a
-part in each KV group. A group with a window gives blocks back as its table moves on, and draws its
-blocks a chunk ahead. Block 0 of a pool is reserved: its slots stay zero and padding reads them
-(attention/kv_cache.py).
+part in each KV group. Tables that are forked from one another hold their blocks together; one that is
+to write into a block that others hold gets a copy of it first. A group with a window gives blocks back
+as its table moves on, and draws its blocks a chunk ahead. Block 0 of a pool is reserved: its slots stay
+zero and padding reads them (attention/kv_cache.py).
 """
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Self
 
@@ -15,45 +18,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from app.engine.block_pool import BlockPool
+from app.engine.plan import SlotCopies
 from app.models.attention.kv_cache import KVGroup, Slots
 from app.sites import Site
 
 Counts = NDArray[np.int64]  # blocks of each pool
-
-
-class BlockPool:
-    """Free and held blocks of one memory."""
-
-    def __init__(self, num_blocks: int) -> None:
-        assert num_blocks >= 2, "block 0 is reserved for padding"
-        self.num_blocks = num_blocks - 1  # that can be held
-        self._free = list(range(num_blocks - 1, 0, -1))
-        self._held: set[int] = set()
-
-    @property
-    def num_free(self) -> int:
-        return len(self._free)
-
-    def take(self, count: int) -> list[int]:
-        """Hold `count` blocks; the caller has checked `num_free`."""
-        assert count <= len(self._free), "callers check before they take"
-        taken = [self._free.pop() for _ in range(count)]
-        self._held.update(taken)
-        return taken
-
-    def give_back(self, blocks: Sequence[int]) -> None:
-        """Free blocks that are held; a double free is a bug and fails here."""
-        assert self._held.issuperset(blocks), "only held blocks can be freed"
-        self._held.difference_update(blocks)
-        self._free.extend(blocks)
-
-    def check_integrity(self, expected_held: set[int]) -> None:
-        """Assert that free and held blocks add up, and that tables hold exactly the held ones.
-
-        Cheap enough for every idle moment: it doesn't walk the free blocks.
-        """
-        assert len(self._free) + len(self._held) == self.num_blocks, "a block is lost"
-        assert self._held == expected_held, "held blocks and their holders differ"
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,14 +115,21 @@ class KVBlocks:
             counts[group.pool] += min(blocks, group.max_blocks)
         return counts
 
+    def take_copies(self) -> tuple[SlotCopies, ...]:
+        """Return what is to be copied before the next step."""
+        return tuple(
+            SlotCopies(number, *pool.take_copies(self.block_size))
+            for number, pool in enumerate(self.pools)
+            if pool.has_copies
+        )
+
     def check_integrity(self, tables: Sequence["SlotTable"]) -> None:
-        """Assert that the pools and all tables agree, and that no block has two holders."""
-        held: list[list[int]] = [[] for _ in self.pools]
+        """Assert that the pools and all tables agree: a block has as many holders as tables that name it."""
+        holders: list[Counter[int]] = [Counter() for _ in self.pools]
         for part in (part for table in tables for part in table.parts):
-            held[part.group.pool] += part.blocks
-        for pool, blocks in zip(self.pools, held, strict=True):
-            assert len(blocks) == len(set(blocks)), "a block has two holders"
-            pool.check_integrity(set(blocks))
+            holders[part.group.pool].update(part.blocks)
+        for pool, counts in zip(self.pools, holders, strict=True):
+            pool.check_integrity(counts)
 
 
 class _Part:
@@ -203,6 +180,35 @@ class _Part:
         self._slots = np.concatenate([self._slots, added])
         self.blocks.extend(taken)
 
+    def num_missing(self, start: int, end: int, pool: BlockPool) -> int:
+        """Return how many free blocks less there are when it has moved on to tokens at `start .. end`."""
+        first, last = self.span(start, end)
+        gone = self.blocks[: first - self.first]
+        num_taken = last - first - (len(self.blocks) - len(gone))
+        return num_taken - sum(not pool.is_shared(block) for block in gone)
+
+    def fork(self, pool: BlockPool) -> "_Part":
+        """Return another one that holds the same blocks."""
+        twin = copy(self)
+        twin.blocks = self.blocks.copy()
+        pool.share(self.blocks)
+        return twin
+
+    def shared(self, start: int, pool: BlockPool) -> list[int]:
+        """Return which of its blocks others hold too, from that of slot index `start` on."""
+        first = max(0, (start - self._begin) // self.group.block_size - self.first)
+        return [index for index in range(first, len(self.blocks)) if pool.is_shared(self.blocks[index])]
+
+    def replace_shared(self, start: int, pool: BlockPool) -> None:
+        """Get blocks of its own for tokens from slot index `start` on, with what stands before it in them."""
+        size = self.group.block_size
+        for index in self.shared(start, pool):
+            num_kept = max(0, start - self._begin - (self.first + index) * size)
+            self.blocks[index] = own = pool.replace(self.blocks[index], num_kept)
+            place = len(self._slots) - (len(self.blocks) - index) * size
+            self._slots = self._slots.copy()  # Plans and forks have views of it
+            self._slots[place : place + size] = np.arange(own * size, (own + 1) * size)
+
     def join(self, head: Slots) -> None:
         """Put a head's slots before its own, as far as tokens from here on may see them."""
         if not self.first:
@@ -234,6 +240,14 @@ class SlotTable:
         self.parts = tuple(_Part(group, head_slots) for group in kv.at(site))
         self.end = head_slots  # the slot index up to which every group has room
         self._trim_at = head_slots  # tokens from this slot index on leave a block of a window group behind
+        self._is_forked = False  # since it grew last
+
+    def fork(self) -> Self:
+        """Return another table over the same slots. Each copies a block that it writes into when it grows."""
+        twin = copy(self)
+        twin.parts = tuple(part.fork(self._pool(part)) for part in self.parts)
+        self._is_forked = twin._is_forked = True
+        return twin
 
     @property
     def num_blocks(self) -> Counts:
@@ -247,8 +261,10 @@ class SlotTable:
         """Return the blocks that `grow` takes from each pool; negative where it gives some back."""
         counts = np.zeros(len(self._kv.pools), np.int64)
         for part in self.parts:
-            first, last = part.span(start, end)
-            counts[part.group.pool] += last - first - len(part.blocks)
+            pool = self._pool(part)
+            counts[part.group.pool] += part.num_missing(start, end, pool)
+            if self._is_forked:
+                counts[part.group.pool] += len(part.shared(start, pool))
         return counts
 
     def grow(self, start: int, end: int) -> bool:
@@ -257,7 +273,7 @@ class SlotTable:
         A window group gets room for a chunk from `start` on, and gives back what no token from there
         on can see. Return False, with nothing changed, when blocks run out.
         """
-        if end <= self.end and start < self._trim_at:
+        if end <= self.end and start < self._trim_at and not self._is_forked:
             return True
         if (self.missing_blocks(start, end) > self._kv.num_free).any():
             return False
@@ -284,14 +300,21 @@ class SlotTable:
     def release(self) -> None:
         """Give all own blocks back; the head belongs to another holder. The table ends with it."""
         for part in self.parts:
-            self._kv.pools[part.group.pool].give_back(part.blocks)
+            self._pool(part).give_back(part.blocks)
         self.parts = ()
+
+    def _pool(self, part: _Part) -> BlockPool:
+        return self._kv.pools[part.group.pool]
 
     def _move(self, start: int, end: int) -> None:
         spans = [part.span(start, end) for part in self.parts]
         for part, (first, _) in zip(self.parts, spans, strict=True):  # one group may take what another gives
-            part.give_back(first, self._kv.pools[part.group.pool])
+            part.give_back(first, self._pool(part))
+        if self._is_forked:
+            for part in self.parts:
+                part.replace_shared(start, self._pool(part))
+            self._is_forked = False
         for part, (_, last) in zip(self.parts, spans, strict=True):
-            part.extend(last, self._kv.pools[part.group.pool])
+            part.extend(last, self._pool(part))
         self.end = min((part.end for part in self.parts), default=self.end)
         self._trim_at = min((part.trim_at for part in self.parts), default=self._trim_at)

@@ -18,6 +18,15 @@ new_id = itertools.count(1).__next__  # for sequences and prefixes; never used a
 
 
 @dataclass(frozen=True, slots=True)
+class SlotCopies:
+    """Slots of one pool to copy in all layers of its groups, before anything else of the step."""
+
+    pool: int
+    sources: Slots  # [n]
+    targets: Slots  # [n]
+
+
+@dataclass(frozen=True, slots=True)
 class PrefixWrite:
     """Keys and values to put at `slots` (per KV group) as they are, before the forward pass."""
 
@@ -69,6 +78,7 @@ class Plan:
     writes: tuple[PrefixWrite, ...]
     items: tuple[PlanItem, ...]
     sources: tuple[SourceItem, ...] = ()  # each is read by an item
+    copies: tuple[SlotCopies, ...] = ()
 
     @property
     def is_empty(self) -> bool:
@@ -76,13 +86,17 @@ class Plan:
         return not self.writes and not self.items
 
     def part(self, ids: Collection[int]) -> "Plan":
-        """Return the writes and items of some ids, in this order, with the sources that they read."""
+        """Return the writes and items of some ids, in this order, with the sources that they read.
+
+        All copies stay: no item of a step writes what they read or wrote, so they come to the same again.
+        """
         items = tuple(item for item in self.items if item.id in ids)
         read = {item.reads for item in items}
         return Plan(
             writes=tuple(write for write in self.writes if write.id in ids),
             items=items,
             sources=tuple(source for source in self.sources if source.id in read),
+            copies=self.copies,
         )
 
 

@@ -30,10 +30,12 @@ class Runner:
 
     @torch.inference_mode()
     def run(self, plan: Plan, masks: Masks) -> StepResult:
-        """Write given prefixes, run all items as one packed row, choose the next tokens.
+        """Copy slots, write given prefixes, run all items as one packed row, choose the next tokens.
 
         `masks` is called after the forward pass, where rows are constrained; a row without one is late.
         """
+        for copies in plan.copies:
+            self._cache.copy(copies.pool, self._to_device(copies.sources), self._to_device(copies.targets))
         for write in plan.writes:
             slots = tuple(self._to_device(group) for group in write.slots)
             self._backbone.write_prefix(write.prompt, self._cache, slots)

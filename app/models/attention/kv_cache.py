@@ -61,21 +61,28 @@ class KVCache:
         self.group_of_layer: dict[Layer, int] = {}
         self._pools: dict[Layer, tuple[Tensor, Tensor]] = {}  # keys [S, Hk * Dk], values [S, Hk * Dv]
         pools = pools or range(len(self.groups))
-        memory: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}  # of a pool, for a layer of each group
+        self._memory: dict[int, list[tuple[Tensor, Tensor]]] = {}  # of a pool: one for a layer of each group
         for number, (group, pool) in enumerate(zip(self.groups, pools, strict=True)):
             heads, geometry = group.geometry.num_kv_heads, group.geometry
+            memory = self._memory.setdefault(pool, [])
             for place, layer in enumerate(group.layers):
-                if (pool, place) not in memory:
+                if place == len(memory):
                     widths = (heads * geometry.key_dim, heads * geometry.value_dim)
                     keys, values = (_pool(num_slots[pool], width, dtype, device) for width in widths)
-                    memory[pool, place] = keys, values
+                    memory.append((keys, values))
                 self.group_of_layer[group.site, layer] = number
-                self._pools[group.site, layer] = memory[pool, place]
+                self._pools[group.site, layer] = memory[place]
 
     def write(self, layer: Layer, slots: Tensor, keys: Tensor, values: Tensor) -> None:
         """Store `keys [n, Hk, Dk]` and `values [n, Hk, Dv]` at `slots [n]`."""
         for pool, rows in zip(self._pools[layer], (keys, values), strict=True):
             pool.index_copy_(0, slots, rows.reshape(slots.shape[0], -1))
+
+    def copy(self, pool: int, sources: Tensor, targets: Tensor) -> None:
+        """Copy slots `sources [n]` of a pool to `targets [n]`, which are no sources, in all its layers."""
+        for memory in self._memory[pool]:
+            for rows in memory:
+                rows.index_copy_(0, targets, rows[sources])
 
     def pools(self, layer: Layer) -> tuple[Tensor, Tensor]:
         """Return all keys `[S, Hk * Dk]` and values `[S, Hk * Dv]` of a layer, where they lie."""
