@@ -21,8 +21,18 @@ class Admitted:
 
     @property
     def prompt_ids(self) -> tuple[int, ...]:
-        """Return all ids of the rendered text."""
+        """Return all ids of the rendered text, which an encoder reads if there is one."""
+        return self.request.input_ids
+
+    @property
+    def decoder_ids(self) -> tuple[int, ...]:
+        """Return the ids that the answer goes on after: the rendered text's, or the decoder's beginning."""
         return self.request.prompt_ids
+
+    @property
+    def virtual_tokens(self) -> int:
+        """Return the positions that the learned prompt takes, at the place where it has most."""
+        return 0 if self.version is None else self.version.num_virtual_tokens
 
     def result(
         self,
@@ -43,7 +53,7 @@ class Admitted:
             finish=finish,
             tokens=tuple(tokens),
             prompt_tokens=len(self.prompt_ids),
-            virtual_tokens=self.request.num_virtual_tokens,
+            virtual_tokens=self.virtual_tokens,
             seed=self.request.sampling.seed,
             timings=timings,
             prompt_scores=prompt_scores,

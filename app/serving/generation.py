@@ -27,6 +27,7 @@ from app.serving.structured_output.grammars import Grammars
 from app.store.prompt_store import PromptStore
 from app.text.detokenizer import detokenizer_tables
 from app.text.prompt_encoder import PromptEncoder
+from app.text.truncation import TruncationSide
 
 _GRACE_SECONDS = 0.25
 
@@ -44,6 +45,7 @@ class GenerationService:
         base_name: str,
         grammars: Grammars,
         defaults: BaseDefaults,
+        decoder_start_id: int | None = None,
         on_outcome: Callable[[Outcome], None],
         timeout: float = 600.0,
         prefetch: Callable[[str], object] = lambda digest: None,
@@ -51,16 +53,18 @@ class GenerationService:
         """`timeout` bounds every request, in seconds; `on_outcome` gets every sequence's end.
 
         `prefetch` gets the digest of a prompt that a request will need soon; it must return at once.
-        `grammars` are the engine's own, `defaults` the base's.
+        `grammars` are the engine's own, `defaults` the base's; an encoder-decoder has a `decoder_start_id`.
         """
+        geometry = engine.geometry
         self.engine = engine
         self.request_builder = RequestBuilder(
             engine,
             store,
             PromptEncoder(
                 tokenizer,
-                max_positions=engine.geometry.max_positions,
-                vocab_size=engine.geometry.vocab_size,
+                max_positions=geometry.max_source_positions or geometry.max_positions,
+                vocab_size=geometry.vocab_size,
+                side=TruncationSide.RIGHT if geometry.has_encoder else TruncationSide.LEFT,
             ),
             eos_ids=eos_ids,
             base_name=base_name,
@@ -68,7 +72,9 @@ class GenerationService:
             prefetch=prefetch,
             grammars=grammars,
             defaults=defaults,
+            decoder_start_id=decoder_start_id,
         )
+        self.decoder_start_id = decoder_start_id
         self.defaults = defaults
         self.base_name = base_name
         self.limiter = ConcurrencyLimiter(engine.max_open)

@@ -16,6 +16,7 @@ class OutputProcessor:
     def __init__(
         self, tables: DetokenizerTables, prompt_ids: Sequence[int], parameters: GenerationParameters
     ) -> None:
+        """`prompt_ids`: those that the answer goes on after; of an encoder-decoder, the decoder's own."""
         self._tables = tables
         self._prompt_ids = prompt_ids
         self._detokenizer = Detokenizer(tables, prompt_ids)

@@ -83,7 +83,8 @@ class GenerationParameters(SamplingChoices):
     skip_special_tokens: bool = parameter(True, "Leave special tokens out of the text")
     truncate: int | None = parameter(
         None,
-        "Keep this many tokens of the inputs, the last ones. Default: all",
+        "Keep this many tokens of the inputs, the last ones; of an encoder-decoder, the first ones, so that "
+        "there are this many with template and EOS. Default: all",
         ge=1,
         le=1_000_000,
         openai=False,
@@ -97,7 +98,10 @@ class GenerationParameters(SamplingChoices):
         openai=False,
     )
     decoder_input_details: bool = parameter(
-        False, "Also report the prompt's tokens and their log-probabilities", openai=False
+        False,
+        "Also report the prompt's tokens and their log-probabilities; of an encoder-decoder, with what its "
+        "decoder begins",
+        openai=False,
     )
 
     @classmethod

@@ -13,11 +13,12 @@ from app.caching import SingleFlightCache
 from app.engine.client import EngineClient
 from app.errors import DeadlineExceeded, InvalidRequest, NotServable, RequestTooLong
 from app.prompt import PromptKind, TaskVersion
-from app.request import BAN, Request, Segment, segments_of
+from app.request import BAN, Request
 from app.serving.admitted import Admitted
 from app.serving.base_defaults import BaseDefaults
 from app.serving.compatibility import Compatibility
 from app.serving.generation_request import GenerationRequest
+from app.serving.model_input import Input, causal_request, check_source, encoder_decoder_request
 from app.serving.parameters import (
     DEFAULT_MAX_NEW_TOKENS,
     SEED_BITS,
@@ -60,7 +61,9 @@ class RequestBuilder:
         prefetch: Callable[[str], object],
         grammars: Grammars,
         defaults: BaseDefaults,
+        decoder_start_id: int | None = None,
     ) -> None:
+        """`decoder_start_id`: what an encoder-decoder's decoder begins with; None: the base is causal."""
         self.prompts = prompts
         self.base_name = base_name
         self.eos_ids = eos_ids
@@ -68,6 +71,7 @@ class RequestBuilder:
         self._engine = engine
         self._grammars = grammars
         self._defaults = defaults
+        self._decoder_start_id = decoder_start_id
         self._store = store
         self._timeout = timeout
         self._prefetch = prefetch
@@ -161,13 +165,10 @@ class RequestBuilder:
         parameters: GenerationParameters,
         tokenized: Tokenized,
     ) -> Request:
-        virtual = 0 if version is None else version.num_virtual_tokens
-        scored = len(tokenized.ids) - 1 if parameters.decoder_input_details else 0
-        # What samples share is a segment too; the last token stays each one's own.
-        leading = 0 if scored else _num_leading(tokenized.ids, prepared.leading_ids)
-        shared = len(tokenized.ids) - 1 if request.num_samples > 1 and not scored else leading
+        bare = self._model_input(version, prepared, request, parameters, tokenized)
+        num_prompt = len(bare.prompt_ids)
         max_new_tokens = self._max_new_tokens(
-            request.parameters.get("max_new_tokens"), parameters, virtual, len(tokenized.ids)
+            request.parameters.get("max_new_tokens"), parameters, bare.num_virtual_tokens, num_prompt
         )
         stop_ids = self._stop_ids(parameters)
         rules = token_rules(
@@ -176,20 +177,17 @@ class RequestBuilder:
             self.prompts.tokenizer,
             eos_ids=self.eos_ids,
             stop_ids=stop_ids,
-            num_prompt=len(tokenized.ids),
+            num_prompt=num_prompt,
             max_new_tokens=max_new_tokens,
         )
-        return Request(
-            id=f"{request.request_id}#{next(self._numbers)}",  # ids that clients choose may repeat
-            token_ids=tokenized.ids[shared:],
-            segments=_segments(version, tokenized.ids[:leading], tokenized.ids[leading:shared]),
+        return replace(
+            bare,
             sampling=replace(
                 parameters.sampling(secrets.randbits(SEED_BITS)),
                 logit_bias=self._bias(request),
                 rules=rules,
             ),
             num_top=parameters.top_n_tokens,
-            num_scored=scored,
             max_new_tokens=max_new_tokens,
             stop_ids=stop_ids,
             tenant=request.tenant,
@@ -197,6 +195,35 @@ class RequestBuilder:
             task_version=0 if version is None else version.version,
             deadline=self.deadline(request),
         )
+
+    def _model_input(
+        self,
+        version: TaskVersion | None,
+        prepared: PreparedVersion,
+        request: GenerationRequest,
+        parameters: GenerationParameters,
+        tokenized: Tokenized,
+    ) -> Request:
+        """Return the request as far as it says what the model reads."""
+        given = Input(
+            version=version,
+            token_ids=tokenized.ids,
+            leading_ids=prepared.leading_ids,
+            num_samples=request.num_samples,
+            is_scored=parameters.decoder_input_details,
+        )
+        id_ = f"{request.request_id}#{next(self._numbers)}"  # ids that clients choose may repeat
+        if self._decoder_start_id is None:
+            return causal_request(id_, given)
+        forced = self._defaults.rules.forced_bos_token_id
+        # Labels, and answers that a grammar holds, follow the token that the base forces to be the first.
+        is_given = request.classification is not None or request.constraint is not None
+        start = (self._decoder_start_id, *([forced] if is_given and forced is not None else []))
+        built = encoder_decoder_request(id_, given, start)
+        assert built.source is not None
+        truncate = parameters.truncate if request.token_ids is None else None
+        check_source(built.source, self._engine.geometry, truncate)
+        return built
 
     def _max_new_tokens(
         self, given: int | None, parameters: GenerationParameters, virtual: int, prompt: int
@@ -206,11 +233,13 @@ class RequestBuilder:
         left = limit - virtual - prompt
         wanted = 1 if given is None else given
         if wanted > left:
-            total = virtual + prompt + wanted
+            total, is_causal = virtual + prompt + wanted, self._decoder_start_id is None
+            remedy = "shorten inputs, lower max_new_tokens, or set truncate"
             raise RequestTooLong(
                 f"{virtual} virtual + {prompt} prompt + {wanted} new tokens are {total}, "
-                f"but the base has {limit} positions; shorten inputs, lower max_new_tokens, or set truncate.",
-                param="parameters.max_new_tokens" if left > 0 else "inputs",
+                f"but the {'base' if is_causal else 'decoder'} has {limit} positions; "
+                f"{remedy if is_causal else 'lower max_new_tokens'}.",
+                param="inputs" if is_causal and left <= 0 else "parameters.max_new_tokens",
                 asked=f"{total} tokens ({virtual} learned, {prompt} of the prompt, {wanted} of the answer)",
             )
         return wanted if given is not None else min(self._usual(parameters, prompt), left)
@@ -264,25 +293,9 @@ class RequestBuilder:
         if version is None:
             return PreparedVersion(PLAIN, (), {})
         template = parse_template(version.template)
-        # Without a learned prompt, a resident BOS would save nothing.
-        is_useful = version.kind is not PromptKind.TEXT or bool(template.leading)
+        # Without a learned prompt, a resident BOS would save nothing; an encoder's input is never resident.
+        is_causal = self._decoder_start_id is None
+        is_useful = is_causal and (version.kind is not PromptKind.TEXT or bool(template.leading))
         self.prompts.check_template(template)
         leading = self.prompts.tokenizer.leading_ids(template) if is_useful else ()
         return PreparedVersion(template, leading, parse_parameters(version.defaults, where="defaults"))
-
-
-def _segments(
-    version: TaskVersion | None, leading: tuple[int, ...], shared: tuple[int, ...]
-) -> tuple[Segment, ...]:
-    """Return the learned prompt, the template's leading text, and the text that samples share."""
-    learned = (
-        Segment()
-        if version is None
-        else Segment(prompt_digest=version.prompt_digest, num_virtual_tokens=version.num_virtual_tokens)
-    )
-    return segments_of(learned, Segment(token_ids=leading), Segment(token_ids=shared, is_kept=False))
-
-
-def _num_leading(ids: tuple[int, ...], leading: tuple[int, ...]) -> int:
-    """Return how many ids the task's leading segment holds; at least one stays the request's own."""
-    return len(leading) if len(ids) > len(leading) and ids[: len(leading)] == leading else 0

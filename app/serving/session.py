@@ -93,7 +93,7 @@ class Session:
 
         Raise what `EngineClient.generate` raises.
         """
-        output = OutputProcessor(self._resources.tables, admitted.prompt_ids, admitted.parameters)
+        output = OutputProcessor(self._resources.tables, admitted.decoder_ids, admitted.parameters)
         first = 0.0
         with self._attempt_of(admitted) as attempt:
             async with aclosing(self._resources.engine.generate(admitted.request)) as deltas:
@@ -131,7 +131,7 @@ class Session:
 
     def scored_tokens(self, admitted: Admitted, scores: Sequence[TokenScore]) -> tuple[OutputToken, ...]:
         """Return scored ids as they read after the prompt."""
-        prompt = admitted.prompt_ids
+        prompt = admitted.decoder_ids
         ids = [*prompt, *(score.token_id for score in scores)]
         return scored_tokens(self._resources.tables, ids, scores)[len(prompt) :]
 

@@ -25,7 +25,10 @@ Behind = Annotated[Services, Depends(services)]
 async def tokenize(
     body: TokenizeRequest, request: Request, behind: Behind, principal: CurrentPrincipal
 ) -> JSONResponse:
-    """Return the token ids of a request with these inputs, BOS included; virtual tokens are counted apart."""
+    """Return the token ids of a request with these inputs, BOS or EOS included; virtual tokens count apart.
+
+    Of an encoder-decoder they are what the encoder reads.
+    """
     principal.require(body.task_id or behind.generation.base_name)
     wanted = GenerationRequest(
         inputs=body.inputs,
@@ -39,7 +42,7 @@ async def tokenize(
     answer: Tokenization = {
         "tokens": [{"id": id_, "text": text} for id_, text in zip(ids, texts, strict=True)],
         "prompt_tokens": len(ids),
-        "virtual_tokens": admitted.request.num_virtual_tokens,
+        "virtual_tokens": admitted.virtual_tokens,
         "text": admitted.prompt_text,
     }
     return JSONResponse(answer)

@@ -1,7 +1,8 @@
 """Classification: which of some labels the model finds most probable after the input.
 
 Each label's ids follow the prompt's as they are. All labels run at once and share the keys and values
-of the prompt: they stand on one prefix that ends before the prompt's last token, and go with it.
+of the prompt: they stand on one prefix that ends before the prompt's last token, and go with it. In an
+encoder-decoder they follow the tokens that every answer begins with, and share one source.
 """
 
 import math
@@ -84,12 +85,13 @@ class Classify:
 
 def _request(admitted: Admitted, number: int, label: tuple[int, ...]) -> Request:
     """Return the label after the prompt; the prompt's last token gives the score of the label's first one."""
-    *shared, last = admitted.request.token_ids
+    request = admitted.request
+    *shared, last = request.token_ids
     text = Segment(token_ids=tuple(shared), is_kept=False)
     return replace(
-        admitted.request,
-        id=f"{admitted.request.id}-choice-{number}",
-        segments=segments_of(*admitted.request.segments, text),
+        request,
+        id=f"{request.id}-choice-{number}",
+        segments=segments_of(*request.segments, text),
         token_ids=(last, *label),
         num_scored=len(label),
         num_top=0,

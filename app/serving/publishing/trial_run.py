@@ -9,7 +9,7 @@ from typing import Any
 
 from app.errors import PromptplexError, PromptRejected, RequestTooLong
 from app.prompt import TaskVersion
-from app.request import Request, SamplingParams
+from app.request import Request, SamplingParams, Source
 from app.serving.generation import GenerationService
 from app.serving.generation_request import GenerationRequest
 from app.text.template import parse_template
@@ -82,7 +82,7 @@ class TrialRun:
             if len(text) == 1:
                 raise
             return self._request(version, text[: len(text) // 2], tenant)
-        used = admitted.request.num_virtual_tokens + len(admitted.prompt_ids)
+        used = admitted.request.num_virtual_tokens + len(admitted.decoder_ids)
         return replace(
             admitted.request,
             max_new_tokens=min(_NUM_NEW_TOKENS, self._engine.geometry.max_positions - used),
@@ -124,9 +124,11 @@ class TrialRun:
 
 def _bare(request: Request) -> Request:
     """Return a request of the same token ids without the learned prompt."""
+    id_, source = f"{request.id}-bare", request.source
     return replace(
         request,
-        id=f"{request.id}-bare",
+        id=id_,
         segments=(),
         token_ids=request.prompt_ids,
+        source=None if source is None else Source(id=id_, token_ids=source.token_ids),
     )
