@@ -223,6 +223,7 @@ def _assemble(
         eos_ids=base.eos_ids,
         grammars=grammars,
         defaults=reported_defaults(base.generation if settings.generation_config == "auto" else {}),
+        decoder_start_id=base.decoder_start_id,
         base_name=settings.base_name,
         timeout=settings.request_timeout,
         prefetch=source.prefetch,

@@ -52,7 +52,7 @@ class LiveCounts:
     first_token_p95: float | None
 
 
-_Sources = tuple[Callable[[], EngineStats], Callable[[], PromptCacheStats], RedisHealth | None]
+_Watched = tuple[Callable[[], EngineStats], Callable[[], PromptCacheStats], RedisHealth | None]
 
 
 class Metrics(Collector):
@@ -64,6 +64,7 @@ class Metrics(Collector):
         self._step_seconds = histogram("step_duration_seconds", "Duration of an engine step")
         self._batch_size = histogram("batch_size", "Sequences that decode in a step", _SIZES)
         self._distinct_tasks = histogram("distinct_tasks", "Distinct tasks in a step", _SIZES)
+        self._sources = histogram("encoded_sources", "Sources encoded in a step that encodes any", _SIZES)
         self._first_token = histogram(
             "time_to_first_token_seconds", "From arrival in the engine to the first token"
         )
@@ -75,6 +76,7 @@ class Metrics(Collector):
         self._prompt_tokens = counter("prompt_tokens", "Tokens of finished requests' prompts")
         self._generation_tokens = counter("generation_tokens", "Tokens generated")
         self._prefix_tokens = counter("prefix_tokens", "Tokens run through the model to make prefixes")
+        self._encoder_tokens = counter("encoder_tokens", "Rows and tokens run through the encoder")
         self._preemptions = counter("num_preemptions", "Requests preempted")
         self._successes = counter("request_success", "Finished requests", "finish_reason")
         self._failures = counter("request_failure", "Requests that ended otherwise", "reason")
@@ -87,7 +89,7 @@ class Metrics(Collector):
             self._failures.labels(failure)
         self._device_hits = self._device_misses = 0  # shown as a tier of the prompt caches
         self._labels: set[tuple[str, str]] = set()
-        self._sources: _Sources | None = None  # read at each scrape
+        self._watched: _Watched | None = None  # read at each scrape
         self._recent: deque[tuple[float, float]] = deque(maxlen=_MAX_RECENT)  # when, time to first token
         self._lock = threading.Lock()  # of the recent ones, and of hits and misses
         self._registry.register(self)
@@ -105,7 +107,7 @@ class Metrics(Collector):
         redis: RedisHealth | None = None,
     ) -> None:
         """Read the engine's statistics, the prompt cache's and, if any, the Redis tier at every scrape."""
-        self._sources = engine, prompts, redis
+        self._watched = engine, prompts, redis
 
     def on_step(self, step: StepStats) -> None:
         """Count what an engine's step did; called on the engine's thread."""
@@ -124,6 +126,9 @@ class Metrics(Collector):
         self._generation_tokens.inc(step.new_tokens)
         self._preemptions.inc(step.num_preempted)
         self._prefix_tokens.inc(step.num_prefix_tokens)
+        self._encoder_tokens.inc(step.num_encoder_tokens)
+        if step.num_sources:
+            self._sources.observe(step.num_sources)
 
     def on_outcome(self, outcome: Outcome) -> None:
         """Count a request that has ended, for which a task or the base was found."""
@@ -164,9 +169,9 @@ class Metrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Read the engine's gauges and the caches' counters; the registry calls it at a scrape."""
-        if self._sources is None:
+        if self._watched is None:
             return
-        engine, prompts, redis = self._sources
+        engine, prompts, redis = self._watched
         yield from _engine_gauges(engine())
         stats = prompts()
         yield from self._caches(stats)
@@ -216,6 +221,7 @@ def _engine_gauges(engine: EngineStats) -> Iterator[Metric]:
     yield _gauge("kv_cache_usage_ratio", "Share of K/V blocks in use", engine.kv_usage)
     yield _gauge("resident_prefixes", "Prefixes on the device", engine.resident_prefixes)
     yield _gauge("resident_prefix_bytes", "Their bytes", engine.resident_prefix_bytes)
+    yield _gauge("resident_sources", "Encoded sources on the device", engine.num_sources)
 
 
 def _counter(name: str, documentation: str, value: float) -> Metric:

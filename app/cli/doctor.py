@@ -13,6 +13,7 @@ import typer
 from app import __version__
 from app.cli.limits import matmul_throughput, read_bandwidth
 from app.host_memory import host_memory
+from app.prompt import ModelGeometry
 from app.sites import Site
 
 _LIBRARIES = ("torch", "transformers", "fastapi", "pydantic", "safetensors")
@@ -98,6 +99,14 @@ def _model(reference: str, dtype: str, device: str) -> dict[str, Any]:
     base = load_base(reference, dtype=dtype, device=device, progress=lambda line: typer.echo(line, err=True))
     geometry = base.backbone.geometry
     layers = geometry.layers[Site.DECODER_SELF]
+    encoder = {
+        "encoder_layers": len(geometry.layers.get(Site.ENCODER_SELF, ())),
+        "source_positions": geometry.max_source_positions,
+        "cross_kv_bytes_per_source_token": _bytes_at(
+            Site.DECODER_CROSS, geometry, base.backbone.dtype.itemsize
+        ),
+        "decoder_start_id": base.decoder_start_id,
+    }
     return {
         "name": base.name,
         "architecture": geometry.architecture,
@@ -108,10 +117,16 @@ def _model(reference: str, dtype: str, device: str) -> dict[str, Any]:
         "vocabulary": geometry.vocab_size,
         "positions": geometry.max_positions,
         "sliding_windows": sorted({layer.window for layer in layers if layer.window is not None}),
-        "kv_bytes_per_token": geometry.prefix_bytes(1, base.backbone.dtype.itemsize),
+        "kv_bytes_per_token": _bytes_at(Site.DECODER_SELF, geometry, base.backbone.dtype.itemsize),
+        **(encoder if geometry.has_encoder else {}),
         "probe_twin_error": base.report.twin_error,
         "probe_weights_error": base.report.weights_error,
     }
+
+
+def _bytes_at(site: Site, geometry: ModelGeometry, item_bytes: int) -> int:
+    """Bytes of the keys and values that a token has in all layers of a site."""
+    return item_bytes * sum(layer.kv_width for layer in geometry.layers.get(site, ()))
 
 
 def _print_report(report: dict[str, Any]) -> None:

@@ -9,9 +9,10 @@ import typer
 
 from app.cli.server import DEFAULT_SERVER, KeyOption, Row, ServerOption
 from app.cli.targets import ServerTarget, StoreTarget, Target
-from app.prompt import Prompt
+from app.prompt import Prompt, TaskType
 from app.serving.publishing.bundle import Bundle, read_bundle, text_bundle
 from app.serving.publishing.upload import draft_version
+from app.sites import Embedding, Site
 from app.store.saved_tensors import SavedTensor
 from app.store.validation import validate_prompt
 
@@ -139,12 +140,20 @@ def validate(
     if prompt is None:
         typer.echo("a text-only task: no prompt to check")
         return
-    typer.echo(f"{prompt.kind} of {prompt.num_virtual_tokens} virtual tokens, sha256:{prompt.digest}")
+    typer.echo(f"{prompt.kind} of {_lengths(prompt)} virtual tokens, sha256:{prompt.digest}")
     if model is None:
         also = f" (beside it: {', '.join(tensor.name for tensor in beside)})" if beside else ""
         typer.echo(f"a well-formed prompt{also}; give --model to check it against a base")
         return
     _check_fit(prompt, beside, model)
+
+
+def _lengths(prompt: Prompt) -> str:
+    """`20`, or of a prompt for an encoder-decoder each place's: `enc.self 4, dec.self 4, dec.cross 8`."""
+    if prompt.task_type is TaskType.CAUSAL_LM:
+        return str(prompt.num_virtual_tokens)
+    lengths = ((place, prompt.length(place)) for place in (*Embedding, *Site))
+    return ", ".join(f"{place} {length}" for place, length in lengths if length)
 
 
 def _check_fit(prompt: Prompt, beside: list[SavedTensor], model: str) -> None:

@@ -29,6 +29,7 @@ class LoadedBase:
     eos_ids: frozenset[int]
     generation: Mapping[str, Any]  # fields of its generation config, as transformers read them
     report: ProbeReport
+    decoder_start_id: int | None = None  # with which an encoder-decoder's decoder begins
 
 
 def load_base(

@@ -59,8 +59,9 @@ def _lane(row: LiveRow, lane: int, number: int) -> dict[str, Any]:
         "request": number,
         "task": row.task or None,
         "version": row.version or None,
-        "phase": "prefill" if row.is_prefill else "decode",
+        "phase": "encode" if row.is_encoding else "prefill" if row.is_prefill else "decode",
         "tokens": row.num_generated,
+        "source": row.source_length or None,
     }
 
 
@@ -115,6 +116,7 @@ class LiveFeed:
         return {
             "phase": str(self._state.phase),
             "model": behind.generation.base_name,
+            "has_encoder": behind.engine.geometry.has_encoder,
             "rows": self._rows,
             "max_rows": behind.engine.max_rows,
             "running": engine.num_running,
@@ -131,6 +133,7 @@ class LiveFeed:
             "kv_usage": round(engine.kv_usage, 4),
             "resident_prefixes": engine.resident_prefixes,
             "resident_prefix_bytes": engine.resident_prefix_bytes,
+            "resident_sources": engine.num_sources,
             "tiers": _tiers(behind, counts.device_hits, counts.device_misses),
             "redis": behind.redis(),
         }

@@ -31,6 +31,7 @@ from app.errors import InvalidRequest
 from app.keys.key import Scope
 from app.prompt import TaskVersion
 from app.serving.generation_request import GenerationRequest
+from app.sites import Embedding, Site
 
 router = APIRouter(prefix="/v1", tags=["openai"], route_class=OpenAiRoute)
 
@@ -57,6 +58,12 @@ async def completions(
     """Complete each prompt `n` times; prompts that are text are rendered by the task's template."""
     begin = time.monotonic()
     principal.require(body.model)
+    if body.scores_prompt and behind.engine.geometry.has_encoder:
+        raise InvalidRequest(
+            "An encoder reads this base's prompts, so that they have no log-probabilities; leave out echo or "
+            "logprobs. parameters.choices of /generate score answers.",
+            param="echo",
+        )
     prompts = body.prompts
     inputs = [{"inputs": prompt} if isinstance(prompt, str) else {"token_ids": prompt} for prompt in prompts]
     wanted = _requests(body, inputs, request, principal, deadline_ms)
@@ -196,6 +203,9 @@ def _card(behind: Services, name: str, version: TaskVersion | None) -> ModelCard
     base = behind.generation.base_name
     published = None if version is None else version.provenance.get("published_at")
     created = 0 if published is None else int(datetime.fromisoformat(published).timestamp())
+    geometry = behind.engine.geometry
+    places: tuple[Embedding | Site, ...] = (Embedding.DECODER, Site.DECODER_SELF, Embedding.ENCODER)
+    soft, prefix, source = (0, 0, 0) if version is None else map(version.length, places)
     return {
         "id": name,
         "object": "model",
@@ -203,6 +213,6 @@ def _card(behind: Services, name: str, version: TaskVersion | None) -> ModelCard
         "owned_by": "promptplex",
         "root": base,
         "parent": None if version is None else base,
-        "max_model_len": behind.engine.geometry.max_positions
-        - (0 if version is None else version.num_virtual_tokens),
+        "max_model_len": geometry.max_positions - soft - prefix,
+        "max_source_len": geometry.max_source_positions - source if geometry.has_encoder else None,
     }

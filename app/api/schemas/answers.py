@@ -60,7 +60,9 @@ class PromptToken(TypedDict):
 
     id: int
     text: str
-    logprob: Annotated[float | None, Field(description="null: the first token")]
+    logprob: Annotated[
+        float | None, Field(description="null: the first token, or what a decoder begins with")
+    ]
 
 
 @closed
@@ -81,7 +83,9 @@ class ChoiceAnswer(TypedDict):
 
 
 _Finish = Literal["eos_token", "length", "stop_sequence"]
-_PromptTokens = Annotated[int, Field(description="Tokens of the rendered prompt")]
+_PromptTokens = Annotated[
+    int, Field(description="Tokens of the rendered prompt; an encoder reads them where there is one")
+]
 _VirtualTokens = Annotated[int, Field(description="Positions that the learned prompt takes")]
 
 
@@ -215,7 +219,7 @@ class TextToken(TypedDict):
 
 @closed
 class Tokenization(TypedDict):
-    """The tokens of a request's prompt."""
+    """The tokens of a request's prompt; of an encoder-decoder, those that its encoder reads."""
 
     tokens: list[TextToken]
     prompt_tokens: Annotated[int, Field(description="Length of `tokens`")]
@@ -284,10 +288,21 @@ class Info(TypedDict):
     model_device: str
     model_fingerprint: Annotated[str, Field(description="Digest of weights, configuration and tokenizer")]
     probe: Annotated[str, Field(description="Report of the check of the model at load")]
-    num_layers: int
+    num_layers: Annotated[int, Field(description="Of the decoder")]
+    num_encoder_layers: Annotated[int, Field(description="0: the base is a decoder alone")]
     hidden_size: int
     vocab_size: int
-    max_total_tokens: Annotated[int, Field(description="Virtual, prompt and new tokens, at most")]
+    max_total_tokens: Annotated[
+        int,
+        Field(description="Virtual, prompt and new tokens, at most; of an encoder-decoder, the decoder's"),
+    ]
+    max_source_tokens: Annotated[
+        int | None,
+        Field(description="Virtual and prompt tokens that the encoder reads, at most; null: there is none"),
+    ]
+    decoder_start_token_id: Annotated[
+        int | None, Field(description="What a decoder beside an encoder begins with; null: there is none")
+    ]
     default_max_new_tokens: int
     generation_defaults: Annotated[
         dict[str, Any],

@@ -120,7 +120,13 @@ class ModelCard(TypedDict):
     owned_by: str
     root: Annotated[str, Field(description="Name of the base model")]
     parent: Annotated[str | None, Field(description="Name of the base model; null: this is it")]
-    max_model_len: Annotated[int, Field(description="Tokens of prompt and answer, at most")]
+    max_model_len: Annotated[
+        int, Field(description="Tokens of prompt and answer, at most; of an encoder-decoder, of the answer")
+    ]
+    max_source_len: Annotated[
+        int | None,
+        Field(description="Tokens of the prompt, which an encoder reads, at most; null: there is none"),
+    ]
 
 
 @closed

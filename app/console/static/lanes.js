@@ -10,7 +10,7 @@ const FEWEST = 6;
 
 export class Lanes {
   constructor() {
-    this.bars = [];  // {row, request, task, version, start, end, prefilled}: seconds of performance.now()
+    this.bars = [];  // {row, request, task, version, start, end, encoded, prefilled}: seconds of performance.now()
     this.rows = [];
     this.labels = [];
     this.canvas = h("canvas", { role: "img", "aria-label": "Requests in the batch over time" });
@@ -35,7 +35,8 @@ export class Lanes {
       const bar = open.get(row.request) ?? this.begin(row, now);
       bar.end = now;
       bar.open = true;
-      if (row.phase === "prefill") bar.prefilled = now;
+      if (row.phase === "encode") bar.encoded = now;
+      if (row.phase !== "decode") bar.prefilled = now;
     }
     this.rows = rows;
     this.bars = this.bars.filter((bar) => bar.end > now - this.span - 2);
@@ -44,7 +45,7 @@ export class Lanes {
   }
 
   begin(row, now) {
-    const bar = { ...row, start: now - TICK, prefilled: now - TICK };
+    const bar = { ...row, start: now - TICK, encoded: now - TICK, prefilled: now - TICK };
     this.bars.push(bar);
     return bar;
   }
@@ -95,17 +96,18 @@ export class Lanes {
     const from = x(bar.start) + 0.75;
     const to = Math.min(width, bar.open ? Math.max(x(bar.end), width) : x(bar.end)) - 0.75;
     if (to <= 0 || from >= width) return;
-    const turn = Math.min(to, x(bar.prefilled));
+    const [read, turn] = [Math.min(to, x(bar.encoded)), Math.min(to, x(bar.prefilled))];
     context.fillStyle = fill(bar.task);
     context.beginPath();
     context.roundRect(from, top, Math.max(to - from, 1), tall, Math.min(3, tall / 3));
     context.fill();
-    if (turn > from) this.hatch(context, from, top, turn - from, tall);
+    if (read > from) this.hatch(context, from, top, read - from, tall, true);
+    if (turn > Math.max(from, read)) this.hatch(context, Math.max(from, read), top, turn - Math.max(from, read), tall);
     this.name(context, bar, Math.max(from, 0), to, top + tall / 2);
   }
 
-  // Prefill: stripes, so that it differs by more than its shade.
-  hatch(context, left, top, wide, tall) {
+  // Prefill: stripes, so that it differs by more than its shade; the encoder's pass: stripes both ways.
+  hatch(context, left, top, wide, tall, isCrossed = false) {
     context.save();
     context.beginPath();
     context.rect(left, top, wide, tall);
@@ -117,6 +119,7 @@ export class Lanes {
     for (let at = first; at < left + wide + tall; at += 5) {
       context.moveTo(at, top + tall);
       context.lineTo(at + tall, top);
+      if (isCrossed) { context.moveTo(at, top); context.lineTo(at + tall, top + tall); }
     }
     context.stroke();
     context.restore();
@@ -157,7 +160,7 @@ function label() {
       element.dataset.phase = row?.phase ?? "free";
       setText(name, row ? title(row) : "free");
       setText(phase, row?.phase ?? "");
-      setText(tokens, row ? row.tokens : "");
+      setText(tokens, row ? `${row.source ? `${row.source} → ` : ""}${row.tokens}` : "");
       setVars(element, taskVars(row?.task));
     },
   };

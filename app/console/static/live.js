@@ -48,6 +48,7 @@ function build(signal) {
   };
   const lanes = new Lanes();
   const [status, empty, chips] = [h("div", {}), h("div", { class: "empty", hidden: true }), h("ul", { class: "chips", "aria-label": "Tasks in the batch" })];
+  const encodes = h("span", { hidden: true }, h("i", { class: "swatch crossed" }), "encode: reads the source");
   const pause = h("button", { type: "button", class: "small", "aria-pressed": "false" }, "Pause");
   const [rateBox, firstBox] = [plotBox("Tokens per second, the last two minutes"), plotBox("Time to the first token, the last two minutes")];
   const memory = memoryPanel();
@@ -70,7 +71,7 @@ function build(signal) {
     h("dl", { class: "stats" }, Object.values(stats).map((each) => each.element)),
     h("section", { class: "panel", "aria-labelledby": "batch-title" },
       h("div", { class: "panel-head" }, h("h2", { id: "batch-title" }, "The batch"),
-        h("p", { class: "legend" }, h("span", {}, h("i", { class: "swatch hatched" }), "prefill: reads the prompt"), h("span", {}, h("i", { class: "swatch" }), "decode: a token a step")),
+        h("p", { class: "legend" }, encodes, h("span", {}, h("i", { class: "swatch hatched" }), "prefill: reads the prompt"), h("span", {}, h("i", { class: "swatch" }), "decode: a token a step")),
         pause),
       empty, lanes.element, chips),
     h("div", { class: "pair" },
@@ -90,6 +91,7 @@ function build(signal) {
       if (isPaused) return;
       ticks += 1;
       status.replaceChildren();
+      encodes.hidden = !snapshot.has_encoder;
       lanes.add(snapshot.rows);
       plots[0].add([snapshot.tokens_per_second]);
       plots[1].add([snapshot.first_token_ms.p50, snapshot.first_token_ms.p95]);
