@@ -1,38 +1,19 @@
 """A causal transformers model as a Backbone."""
 
-from collections.abc import Sequence
-
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from app.models.attention.kv_cache import KVCache, group_layers
-from app.models.attention.metadata import PackedItem, PackedSource, StepMetadata, plan_step
-from app.models.attention.registry import choose_backend
-from app.models.own_tensors import DTYPES, own_tensor
-from app.prompt import ModelGeometry, Prompt
-from app.sites import SIDES, Embedding
+from app.models.attention.metadata import StepMetadata
+from app.models.packed_model import PackedModel
+from app.prompt import ModelGeometry
 
 
-def tensor_of(prompt: Prompt, name: str) -> Tensor:
-    """Return a prompt's tensor in its stored dtype, on the CPU."""
-    info = prompt.tensors[name]
-    raw = torch.frombuffer(bytearray(prompt.tensor_bytes(name)), dtype=DTYPES[info.dtype])
-    return raw.view(info.shape)
-
-
-class DecoderOnly:
-    """Runs a model that was loaded with our attention implementation (attention/packed.py)."""
+class DecoderOnly(PackedModel):
+    """Runs a plain decoder, whose prompts are all resident keys and values."""
 
     def __init__(self, model: PreTrainedModel, geometry: ModelGeometry) -> None:
-        self.geometry = geometry
-        self.kv_groups = group_layers(geometry.layers)
-        self.device = model.device
-        self.dtype = model.dtype
-        self.model = model
-        self.backends = [choose_backend(group.geometry, self.dtype, self.device) for group in self.kv_groups]
+        super().__init__(model, geometry)
         self._embedding = model.get_input_embeddings()
 
     def embed(self, token_ids: Tensor) -> Tensor:
@@ -41,15 +22,6 @@ class DecoderOnly:
 
     def embed_source(self, token_ids: Tensor, *, follows_soft_prompt: bool) -> Tensor:
         raise NotImplementedError("there is no encoder")
-
-    def plan(
-        self,
-        cache: KVCache,
-        items: Sequence[PackedItem],
-        logit_rows: NDArray[np.int64],
-        sources: Sequence[PackedSource] = (),
-    ) -> StepMetadata:
-        return plan_step(cache, self.backends, items, logit_rows)
 
     @torch.inference_mode()
     def forward(
@@ -64,18 +36,3 @@ class DecoderOnly:
         )
         logits: Tensor = outputs.logits[0].float()
         return logits
-
-    def prompt_embeddings(self, prompt: Prompt, place: Embedding = Embedding.DECODER) -> Tensor:
-        return tensor_of(prompt, place).to(self.device, self.dtype)
-
-    def own_tensor(self, name: str) -> Tensor | None:
-        return own_tensor(self.model, name)
-
-    def write_prefix(self, prompt: Prompt, cache: KVCache, slots: tuple[Tensor, ...]) -> None:
-        for (site, layer), group in cache.group_of_layer.items():
-            keys, values = (
-                tensor_of(prompt, site.tensor(layer, side)).to(self.device, self.dtype).transpose(0, 1)
-                for side in SIDES
-            )
-            last = slice(-len(slots[group]), None)
-            cache.write((site, layer), slots[group], keys[last], values[last])

@@ -8,7 +8,8 @@ from transformers import DynamicCache, PreTrainedModel
 
 from app.engine.engine import Engine, EngineConfig
 from app.engine.statistics import StepStats
-from app.models.decoder_only import DecoderOnly, tensor_of
+from app.models.decoder_only import DecoderOnly
+from app.models.packed_model import tensor_of
 from app.prompt import Prompt, PromptKind, VersionDraft
 from app.request import Request, Segment
 from app.sites import SIDES, Site

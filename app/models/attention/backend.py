@@ -17,10 +17,11 @@ Layout = TypeVar("Layout")
 
 
 class Context(NamedTuple):
-    """What consecutive tokens of one sequence attend to in one KV group."""
+    """What consecutive tokens of one sequence, or of one source, attend to in one KV group."""
 
     num_tokens: int
-    slots: Slots  # device slots that any of the tokens can see; the last `num_tokens` are their own
+    slots: Slots  # of the pools: all that any of the tokens can see
+    has_own: bool = True  # the last `num_tokens` slots are the tokens' own; False in cross-attention
 
 
 class AttentionBackend(Protocol[Layout]):
@@ -39,7 +40,10 @@ class AttentionBackend(Protocol[Layout]):
         ...
 
     def plan(self, contexts: Sequence[Context]) -> Layout:
-        """Lay out a step: contexts of one token come first, in the order of the packed row."""
+        """Lay out a step, in the order of the packed row.
+
+        Decoders' contexts of one token come first. Sources, which an encoder reads, come in any order.
+        """
         ...
 
     def forward(
@@ -53,6 +57,12 @@ class AttentionBackend(Protocol[Layout]):
         scaling: float,
         softcap: float | None,
         sinks: Tensor | None,  # [H]
+        position_bias: Tensor | None,  # [H, 2M + 1], where the geometry has one
     ) -> Tensor:
-        """Return causal attention of each context's tokens over its slots, `[T, H, Dv]`."""
+        """Return attention of each context's tokens over its slots, `[T, H, Dv]`: causal, or to all of them.
+
+        In cross-attention `key` and `value` are the step's new sources', already written to the pools.
+        Column `M + distance` of `position_bias` is added to a query's scores of the keys at this distance:
+        slot index of the key, minus that of the query. Distances beyond -M and M count as -M and M.
+        """
         ...

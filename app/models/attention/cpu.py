@@ -27,6 +27,8 @@ class CPUBackend:
         kernels = kernels_for(dtype, device)
         if kernels is None or geometry.softcap is not None or geometry.has_sinks:
             return False
+        if not geometry.is_causal or geometry.has_position_bias:
+            return False
         return kernels.can_attend(geometry.queries_per_kv, geometry.key_dim, geometry.value_dim)
 
     def plan(self, contexts: Sequence[Context]) -> PackedContexts:
@@ -48,6 +50,7 @@ class CPUBackend:
         scaling: float,
         softcap: float | None,
         sinks: Tensor | None,
+        position_bias: Tensor | None,
     ) -> Tensor:
         """Return attention `[T, H, Dv]`; the shapes are those of `AttentionBackend.forward`."""
         if query.stride(2) != 1:

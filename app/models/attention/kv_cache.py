@@ -19,6 +19,7 @@ PADDING_SLOT = 0
 
 Slots = NDArray[np.int64]
 Layer = tuple[Site, int]  # a site and the number of a layer there
+_ORDER = (Site.DECODER_SELF, Site.DECODER_CROSS, Site.ENCODER_SELF)  # of a backbone's groups
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +36,10 @@ class KVGroup:
 
 
 def group_layers(layers: Mapping[Site, Sequence[LayerGeometry]]) -> tuple[KVGroup, ...]:
-    """Gather a site's layers of equal geometry into groups, in order of first appearance."""
+    """Gather a site's layers of equal geometry into groups, by site, then in order of first appearance."""
     members: dict[tuple[Site, LayerGeometry], list[int]] = {}
-    for site, geometries in layers.items():
-        for index, geometry in enumerate(geometries):
+    for site in _ORDER:
+        for index, geometry in enumerate(layers.get(site, ())):
             members.setdefault((site, geometry), []).append(index)
     return tuple(KVGroup(*key, tuple(indices)) for key, indices in members.items())
 

@@ -1,7 +1,7 @@
 """What a forward pass needs to know of its step. It travels as an argument through the model.
 
 All tokens of a step are one packed row of T tokens: first rows of one token each (decoding sequences),
-then chunks of several tokens (prefill).
+then chunks of several tokens (prefill). An encoder reads the step's sources as a packed row of S rows.
 
 "Slot index" counts a sequence's own slots from 0 (virtual tokens first), whatever the positions
 are that the model sees: windows and causality are about slots (docs/architecture.md).
@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from app.models.attention.backend import AttentionBackend, Context
-from app.models.attention.kv_cache import KVCache, Slots
+from app.models.attention.kv_cache import KVCache, KVGroup, Slots
+from app.sites import Site
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +39,10 @@ class PackedSource:
     """The whole input of one encoder pass: `num_tokens` rows, which all see each other."""
 
     num_tokens: int
-    cross_slots: tuple[
-        Slots, ...
-    ]  # per group of cross-attention: where its keys and values go, `[num_tokens]`
-    prefix_slots: tuple[Slots, ...] = ()  # per group of encoder self-attention: a resident prefix before it
+    # Per group of cross-attention: where its keys and values go, [num_tokens].
+    cross_slots: tuple[Slots, ...]
+    # Per group of the encoder's self-attention: a resident prefix before it. Empty: there is none.
+    prefix_slots: tuple[Slots, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +50,9 @@ class GroupMetadata:
     """One KV group's view of the step."""
 
     backend: AttentionBackend[Any]
-    write_slots: Tensor  # [T], where the step's keys and values go
-    layout: Any  # what the backend's `plan` returned
+    layout: Any  # what the backend's `plan` returned; None: no layer of the group runs in this step
+    write_slots: Tensor | None  # where keys and values go, those of T tokens or of S rows; None: nowhere
+    prefix_slots: Tensor | None = None  # [P], in an encoder: what its rows see before the step's own
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,55 @@ class StepMetadata:
     cache: KVCache
     groups: tuple[GroupMetadata, ...]
     logit_rows: Tensor  # [N], indices into the packed row
+    source_positions: Tensor | None = None  # [S]; None: no source is encoded in this step
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """What the views of all groups are made from."""
+
+    items: Sequence[PackedItem]
+    sources: Sequence[PackedSource]
+    groups: Sequence[KVGroup]
+    device: torch.device
+
+    def view(self, number: int, backend: AttentionBackend[Any]) -> GroupMetadata:
+        group = self.groups[number]
+        if group.site is Site.DECODER_SELF:
+            return self._of_tokens(number, group.geometry.window, backend)
+        numbers = [at for at, each in enumerate(self.groups) if each.site is group.site]
+        if group.site is Site.DECODER_CROSS:
+            return self._of_cross(number, numbers.index(number), backend)
+        return self._of_encoder(numbers.index(number), backend)
+
+    def _of_tokens(self, number: int, window: int | None, backend: AttentionBackend[Any]) -> GroupMetadata:
+        written = [item.slots[number][-item.num_tokens :] for item in self.items]
+        layout = backend.plan([_context(item, number, window) for item in self.items])
+        return GroupMetadata(backend, layout, self._to_device(written))
+
+    def _of_cross(self, number: int, place: int, backend: AttentionBackend[Any]) -> GroupMetadata:
+        written = [source.cross_slots[place] for source in self.sources]
+        seen = [Context(item.num_tokens, item.slots[number], has_own=False) for item in self.items]
+        return GroupMetadata(backend, backend.plan(seen), self._to_device(written) if written else None)
+
+    def _of_encoder(self, place: int, backend: AttentionBackend[Any]) -> GroupMetadata:
+        """Lay out sources over pools of the step: rows of prefixes, each once, then the step's own."""
+        if not self.sources:
+            return GroupMetadata(backend, None, None)
+        none = np.empty(0, np.int64)
+        prefixes = [source.prefix_slots[place] if source.prefix_slots else none for source in self.sources]
+        gathered, places = np.unique(np.concatenate(prefixes), return_inverse=True)
+        contexts, seen, begin = [], 0, len(gathered)
+        for source, prefix in zip(self.sources, prefixes, strict=True):
+            own = np.arange(begin, begin + source.num_tokens)
+            before = places[seen : seen + len(prefix)]
+            contexts.append(Context(source.num_tokens, np.concatenate([before, own])))
+            seen, begin = seen + len(prefix), begin + source.num_tokens
+        prefix_slots = self._to_device([gathered]) if len(gathered) else None
+        return GroupMetadata(backend, backend.plan(contexts), None, prefix_slots)
+
+    def _to_device(self, parts: Sequence[Slots]) -> Tensor:
+        return torch.from_numpy(np.concatenate(parts)).to(self.device)
 
 
 def plan_step(
@@ -67,16 +118,21 @@ def plan_step(
     backends: Sequence[AttentionBackend[Any]],  # per group
     items: Sequence[PackedItem],
     logit_rows: NDArray[np.int64],  # [N]
+    sources: Sequence[PackedSource] = (),
 ) -> StepMetadata:
     """Build all tensors of a step. Items of one token come first, as they do in the packed row."""
     num_rows = sum(item.num_tokens == 1 for item in items)
     assert all(item.num_tokens == 1 for item in items[:num_rows]), "rows come before chunks"
-    groups = []
-    for number, (group, backend) in enumerate(zip(cache.groups, backends, strict=True)):
-        written = np.concatenate([item.slots[number][-item.num_tokens :] for item in items])
-        layout = backend.plan([_context(item, number, group.geometry.window) for item in items])
-        groups.append(GroupMetadata(backend, torch.from_numpy(written).to(cache.device), layout))
-    return StepMetadata(cache, tuple(groups), torch.from_numpy(logit_rows).to(cache.device))
+    step = _Step(items, sources, cache.groups, cache.device)
+    positions = None
+    if sources:
+        positions = torch.cat([torch.arange(source.num_tokens) for source in sources]).to(cache.device)
+    return StepMetadata(
+        cache,
+        tuple(step.view(number, backend) for number, backend in enumerate(backends)),
+        torch.from_numpy(logit_rows).to(cache.device),
+        positions,
+    )
 
 
 def _context(item: PackedItem, group: int, window: int | None) -> Context:

@@ -6,7 +6,7 @@ heads, Hk kv heads, R rows of one token, n tokens of a chunk, C context slots, D
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, takewhile
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from app.models.attention.backend import Context
 from app.models.attention.kv_cache import PADDING_SLOT, Slots
+from app.models.attention.position_bias import ChunkDistances, RowDistances
 from app.prompt import LayerGeometry
 
 # Contexts up to 2 * _SHORT slots share a bucket; beyond that a bucket spans a factor of two.
@@ -33,6 +34,7 @@ class RowBucket:
     tokens: slice  # of the packed row
     slots: Tensor  # [R, C], padded with the padding slot
     mask: Tensor | None  # [R, 1, 1, C], additive; None: no padding
+    distances: RowDistances | None = None  # where scores get a position bias
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,8 @@ class Chunk:
 
     tokens: slice
     slots: Tensor | None  # [1, C]; None: the chunk sees itself only, nothing to gather
-    mask: Tensor | None  # [n, C] bool, True: attend; None: plain causal
+    mask: Tensor | None  # [n, C] bool, True: attend; None: plain causal, or everything
+    distances: ChunkDistances | None = None  # where scores get a position bias; they hide what a mask would
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,10 @@ class TorchBackend:
     def __init__(self, geometry: LayerGeometry, dtype: torch.dtype, device: torch.device) -> None:
         self._num_kv_heads = geometry.num_kv_heads
         self._window = geometry.window
+        self._is_causal = geometry.is_causal
+        self._has_position_bias = geometry.has_position_bias
         self._is_fused = geometry.softcap is None and not geometry.has_sinks
+        assert self._is_fused or not self._has_position_bias, "refused when geometry was recorded"
         self._dtype = dtype
         self._device = device
 
@@ -69,9 +75,9 @@ class TorchBackend:
 
     def plan(self, contexts: Sequence[Context]) -> TorchLayout:
         """Pad rows in buckets, and lay out masks of chunks."""
-        num_rows = sum(context.num_tokens == 1 for context in contexts)
-        rows = tuple(self._buckets([context.slots for context in contexts[:num_rows]]))
-        return TorchLayout(rows, tuple(self._chunks(contexts[num_rows:], num_rows)))
+        first = [context.slots for context in takewhile(lambda each: each.num_tokens == 1, contexts)]
+        rows = tuple(self._buckets(first))
+        return TorchLayout(rows, tuple(self._chunks(contexts[len(first) :], len(first))))
 
     def _buckets(self, contexts: Sequence[Slots]) -> Iterator[RowBucket]:
         begin = 0
@@ -80,7 +86,7 @@ class TorchBackend:
             yield RowBucket(slice(begin, begin + len(bucket)), *self._pad(bucket))
             begin += len(bucket)
 
-    def _pad(self, contexts: Sequence[Slots]) -> tuple[Tensor, Tensor | None]:
+    def _pad(self, contexts: Sequence[Slots]) -> tuple[Tensor, Tensor | None, RowDistances | None]:
         lengths = np.array([len(slots) for slots in contexts])
         padded = np.full((len(contexts), lengths.max()), PADDING_SLOT, dtype=np.int64)
         for row, slots in zip(padded, contexts, strict=True):
@@ -91,17 +97,28 @@ class TorchBackend:
             mask = torch.zeros(padded.shape, dtype=self._dtype)
             mask.masked_fill_(torch.from_numpy(hidden), float("-inf"))
             mask = mask[:, None, None, :].to(self._device)
-        return torch.from_numpy(padded).to(self._device), mask
+        distances = None
+        if self._has_position_bias:
+            distances = RowDistances.of(torch.from_numpy(lengths).to(self._device), padded.shape[1])
+        return torch.from_numpy(padded).to(self._device), mask, distances
 
     def _chunks(self, contexts: Sequence[Context], begin: int) -> Iterator[Chunk]:
-        for num_tokens, slots in contexts:
+        for num_tokens, slots, has_own in contexts:
             tokens = slice(begin, begin + num_tokens)
-            sees_itself = num_tokens == len(slots)
+            sees_itself = has_own and num_tokens == len(slots)
             gathered = None if sees_itself else torch.from_numpy(slots).to(self._device).unsqueeze(0)
-            is_plain = sees_itself and (self._window is None or num_tokens <= self._window)
-            mask = None if is_plain and self._is_fused else self._mask(num_tokens, len(slots))
-            yield Chunk(tokens, gathered, mask)
+            if self._has_position_bias:
+                yield Chunk(tokens, gathered, None, self._distances(num_tokens, len(slots)))
+            else:
+                is_plain = sees_itself and (self._window is None or num_tokens <= self._window)
+                is_seen = not self._is_causal or (is_plain and self._is_fused)
+                yield Chunk(tokens, gathered, None if is_seen else self._mask(num_tokens, len(slots)))
             begin = tokens.stop
+
+    def _distances(self, num_tokens: int, context: int) -> ChunkDistances:
+        return ChunkDistances.of(
+            num_tokens, context, is_causal=self._is_causal, window=self._window, device=self._device
+        )
 
     def _mask(self, num_tokens: int, context: int) -> Tensor:
         """Return which of `context` slots each of the last `num_tokens` sees, `[n, C]`."""
@@ -123,22 +140,37 @@ class TorchBackend:
         scaling: float,
         softcap: float | None,
         sinks: Tensor | None,
+        position_bias: Tensor | None,
     ) -> Tensor:
         """Return attention `[T, H, Dv]`; the shapes are those of `AttentionBackend.forward`."""
-        kernel = _Kernel(scaling, softcap, sinks)
+        kernel = _Kernel(scaling, softcap, sinks, is_causal=self._is_causal)
         outputs = []
         for bucket in layout.rows:
             rows = query[:, bucket.tokens].transpose(0, 1).unsqueeze(2)  # [R, H, 1, D]
             keys, values = (self._gather(pool, bucket.slots) for pool in pools)
-            outputs.append(kernel(rows, keys, values, bucket.mask).squeeze(2))
+            outputs.append(kernel(rows, keys, values, self._row_mask(bucket, position_bias)).squeeze(2))
         for chunk in layout.chunks:
             if chunk.slots is None:
                 keys, values = key[None, :, chunk.tokens], value[None, :, chunk.tokens]
             else:
                 keys, values = (self._gather(pool, chunk.slots) for pool in pools)
-            attended = kernel(query[None, :, chunk.tokens], keys, values, chunk.mask)  # [1, H, n, Dv]
+            queries = query[None, :, chunk.tokens]
+            if chunk.distances is None:
+                attended = kernel(queries, keys, values, chunk.mask)  # [1, H, n, Dv]
+            else:
+                assert position_bias is not None
+                blocks = chunk.distances.blocks(position_bias)
+                parts = [kernel(queries[:, :, block], keys, values, mask) for block, mask in blocks]
+                attended = torch.cat(parts, dim=2)
             outputs.append(attended[0].transpose(0, 1))
         return torch.cat(outputs)
+
+    def _row_mask(self, bucket: RowBucket, position_bias: Tensor | None) -> Tensor | None:
+        if bucket.distances is None:
+            return bucket.mask
+        assert position_bias is not None
+        biases = bucket.distances.biases(position_bias)
+        return biases if bucket.mask is None else biases + bucket.mask
 
     def _gather(self, pool: Tensor, slots: Tensor) -> Tensor:
         """Return the numbers at `slots [B, C]` as `[B, Hk, C, D]`.
@@ -153,16 +185,20 @@ class TorchBackend:
 class _Kernel:
     """Softmax attention of one layer."""
 
-    def __init__(self, scaling: float, softcap: float | None, sinks: Tensor | None) -> None:
+    def __init__(
+        self, scaling: float, softcap: float | None, sinks: Tensor | None, *, is_causal: bool
+    ) -> None:
         self._scaling = scaling
+        self._is_causal = is_causal
         self._softcap = softcap
         self._sinks = sinks  # [H]
 
     def __call__(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         """Return `[B, H, n, Dv]` for `query [B, H, n, D]`, `keys [B, Hk, C, D]`, `values [B, Hk, C, Dv]`.
 
-        `mask` broadcasts to `[B, 1, n, C]`, additive or bool. None means that everything is seen by rows,
-        n = 1; for n > 1, where caps and sinks always come with a mask, it means causal.
+        `mask` broadcasts to `[B, H, n, C]`, additive or bool. None means that everything is seen by rows,
+        n = 1, and where attention is not causal; else, where caps and sinks always come with a mask, it
+        means causal.
         """
         if self._softcap is not None or self._sinks is not None:
             blocks = self._query_blocks(query, keys)
@@ -170,12 +206,14 @@ class _Kernel:
         is_row = query.shape[2] == 1
         if is_row:  # query heads fold into the query axis, so K/V are read once per kv head
             query = query.view(query.shape[0], keys.shape[1], -1, query.shape[3])
+            if mask is not None and mask.shape[1] > 1:
+                mask = mask.reshape(query.shape[0], *query.shape[1:3], mask.shape[3])
         attended = functional.scaled_dot_product_attention(
             query,
             keys,
             values,
             attn_mask=mask,
-            is_causal=mask is None and not is_row,
+            is_causal=self._is_causal and mask is None and not is_row,
             scale=self._scaling,
             enable_gqa=query.shape[1] != keys.shape[1],
         )

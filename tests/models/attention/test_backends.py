@@ -172,9 +172,11 @@ class NoFactories(TorchDispatchMode):
     [
         (PLAIN, torch.float32),
         (LayerGeometry(2, 16, 16, window=4, queries_per_kv=2, softcap=30.0), torch.float32),
+        (LayerGeometry(2, 16, 16, queries_per_kv=2, has_position_bias=True), torch.float32),
+        (LayerGeometry(2, 16, 16, queries_per_kv=2, is_causal=False), torch.float32),
         pytest.param(PLAIN, BF16, marks=needs_kernels),
     ],
-    ids=["torch", "by hand", "cpu"],
+    ids=["torch", "by hand", "biased", "not causal", "cpu"],
 )
 def test_every_tensor_of_a_step_exists_before_its_forward_pass(
     geometry: LayerGeometry, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
@@ -188,6 +190,14 @@ def test_every_tensor_of_a_step_exists_before_its_forward_pass(
     monkeypatch.setattr(torch, "from_numpy", None)
     with torch.inference_mode(), NoFactories():
         out = backend.forward(
-            query, key, value, pools, layout, scaling=0.2, softcap=geometry.softcap, sinks=None
+            query,
+            key,
+            value,
+            pools,
+            layout,
+            scaling=0.2,
+            softcap=geometry.softcap,
+            sinks=None,
+            position_bias=torch.randn(4, 9) if geometry.has_position_bias else None,
         )
     assert out.shape == (12, 4, 16)
