@@ -15,6 +15,7 @@ from app.models.user_cache import cache_directory
 log = logging.getLogger("promptplex.models")
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
+_HEADERS = sorted(SOURCE.parent.glob("*.h"))
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fPIC")
 _COMPILERS = ("g++", "c++", "clang++")
 _SECONDS = 120.0
@@ -61,7 +62,8 @@ def _is_private(directory: Path) -> bool:
 
 def _key(compiler: str, openmp: str) -> str:
     version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
-    parts = [SOURCE.read_bytes(), version, openmp.encode(), " ".join(_FLAGS).encode(), _processor()]
+    sources = [path.read_bytes() for path in (SOURCE, *_HEADERS)]
+    parts = [*sources, version, openmp.encode(), " ".join(_FLAGS).encode(), _processor()]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:24]
 
 

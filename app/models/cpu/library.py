@@ -17,7 +17,7 @@ _POINTER, _LONG, _FLOAT, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float,
 _ARGUMENTS = {
     "promptplex_attention": [
         *(_POINTER, _LONG, _LONG, *[_POINTER] * 6, _LONG),
-        *(*[_LONG] * 5, _FLOAT, _INT),
+        *(*[_LONG] * 5, _INT, _POINTER, _LONG, _FLOAT, _INT),
     ],
     "promptplex_silu_times": [_POINTER, _POINTER, _POINTER, _LONG, _INT],
     "promptplex_rms_norm": [_POINTER, _POINTER, _POINTER, _LONG, _LONG, _FLOAT, _INT],
@@ -26,7 +26,10 @@ _ARGUMENTS = {
 
 @dataclass(frozen=True, slots=True)
 class PackedContexts:
-    """What each item of a packed row attends to: its slots, the last ones its own tokens."""
+    """What each item of a packed row attends to: its slots, the last ones its own tokens.
+
+    Without causality and a position bias the tokens needn't have slots of their own, as in cross-attention.
+    """
 
     slots: Tensor  # [sum of context lengths]
     slot_begin: Tensor  # [items + 1]
@@ -64,10 +67,18 @@ class Kernels:
         num_kv_heads: int,
         window: int | None,
         scaling: float,
+        is_causal: bool = True,
+        position_bias: Tensor | None = None,  # [H, 2M + 1] in float32
     ) -> Tensor:
-        """Return causal attention of each item over its context, `[T, H, Dv]`."""
+        """Return attention of each item over its context, `[T, H, Dv]`.
+
+        Not causal: every token sees every slot, and `window` must be None. A position bias is added to the
+        scores by the distance of a key's slot to its query's, from -M to M; larger distances count as these.
+        """
         heads, tokens, width = query.shape
         assert query.stride(2) == 1
+        assert is_causal or window is None
+        bias, reach = _table(position_bias, heads)
         value_width = values.shape[1] // num_kv_heads
         out = query.new_empty(tokens, heads, value_width)
         self._attention(
@@ -86,6 +97,9 @@ class Kernels:
             width,
             value_width,
             window or 0,
+            is_causal,
+            bias,
+            reach,
             scaling,
             torch.get_num_threads(),
         )
@@ -113,6 +127,16 @@ class Kernels:
             torch.get_num_threads(),
         )
         return out
+
+
+def _table(position_bias: Tensor | None, heads: int) -> tuple[int | None, int]:
+    """Return the address of a table `[H, 2M + 1]`, and M."""
+    if position_bias is None:
+        return None, 0
+    assert position_bias.dtype == torch.float32
+    assert position_bias.is_contiguous()
+    assert position_bias.shape == (heads, position_bias.shape[1] // 2 * 2 + 1)
+    return position_bias.data_ptr(), position_bias.shape[1] // 2
 
 
 @cache
@@ -146,19 +170,33 @@ def kernels_for(dtype: torch.dtype, device: torch.device) -> Kernels | None:
 
 
 def _check(kernels: Kernels) -> None:
-    """Compare a small attention with torch's: a compiler can be wrong."""
+    """Compare small attentions of each kind with torch's: a compiler can be wrong."""
     generator = torch.Generator().manual_seed(0)
     query, key, value = (
         torch.randn(2, 9, 32, generator=generator).to(torch.bfloat16) for _ in range(3)
     )  # [heads, tokens, width]
+    table = torch.randn(2, 7, generator=generator)
     begin = torch.tensor([0, 9])
     pool_keys, pool_values = (part.transpose(0, 1).reshape(9, 64) for part in (key, value))
     contexts = PackedContexts(torch.arange(9), begin, begin)
-    ours = kernels.attention(
-        query, pool_keys, pool_values, contexts, num_kv_heads=2, window=None, scaling=0.2
-    )
-    theirs = functional.scaled_dot_product_attention(
-        query.float(), key.float(), value.float(), is_causal=True, scale=0.2
-    )
-    if not torch.allclose(ours.transpose(0, 1).float(), theirs, atol=2e-2):
-        raise NotBuilt("the compiled attention differs from torch's")
+    distance = (torch.arange(9) - torch.arange(9)[:, None]).clamp(-3, 3)  # [queries, keys]
+    for is_causal, bias in ((True, None), (True, table), (False, None), (False, table)):
+        ours = kernels.attention(
+            query,
+            pool_keys,
+            pool_values,
+            contexts,
+            num_kv_heads=2,
+            window=None,
+            scaling=0.2,
+            is_causal=is_causal,
+            position_bias=bias,
+        )
+        mask = torch.zeros(2, 9, 9) if bias is None else bias[:, distance + 3]
+        if is_causal:
+            mask = mask.masked_fill(distance > 0, float("-inf"))
+        theirs = functional.scaled_dot_product_attention(
+            query.float(), key.float(), value.float(), attn_mask=mask, scale=0.2
+        )
+        if not torch.allclose(ours.transpose(0, 1).float(), theirs, atol=2e-2):
+            raise NotBuilt("the compiled attention differs from torch's")

@@ -43,7 +43,14 @@ class Layout:
             torch.tensor([0, *new]).cumsum(0),
         )
 
-    def attend(self, kernels: Kernels, window: int | None = None) -> Tensor:
+    def attend(
+        self,
+        kernels: Kernels,
+        window: int | None = None,
+        *,
+        is_causal: bool = True,
+        bias: Tensor | None = None,
+    ) -> Tensor:
         return kernels.attention(
             self.query,
             self.keys,
@@ -52,10 +59,14 @@ class Layout:
             num_kv_heads=self.kv_heads,
             window=window,
             scaling=0.3,
+            is_causal=is_causal,
+            position_bias=bias,
         )
 
-    def expected(self, window: int | None = None) -> Tensor:
-        """Each sequence alone, in float32."""
+    def expected(
+        self, window: int | None = None, *, is_causal: bool = True, bias: Tensor | None = None
+    ) -> Tensor:
+        """Each sequence alone, in float32, with a dense mask."""
         parts = []
         begin, tokens = self.contexts.slot_begin, self.contexts.token_begin
         for item in range(len(begin) - 1):
@@ -66,12 +77,17 @@ class Layout:
                 pool[slots].view(last, self.kv_heads, -1).transpose(0, 1).float()
                 for pool in (self.keys, self.values)
             )
-            slot, own = torch.arange(last), torch.arange(last - new, last)[:, None]
-            mask = slot <= own
+            distance = torch.arange(last) - torch.arange(last - new, last)[:, None]
+            mask = torch.zeros(len(query), new, last)
+            if bias is not None:
+                reach = bias.shape[1] // 2
+                mask += bias[:, distance.clamp(-reach, reach) + reach]
+            if is_causal:
+                mask.masked_fill_(distance > 0, float("-inf"))
             if window is not None:
-                mask &= slot > own - window
+                mask.masked_fill_(distance <= -window, float("-inf"))
             attended = functional.scaled_dot_product_attention(
-                query[None], keys[None], values[None], attn_mask=mask, scale=0.3, enable_gqa=True
+                query[None], keys[None], values[None], attn_mask=mask[None], scale=0.3, enable_gqa=True
             )
             parts.append(attended[0].transpose(0, 1))
         return torch.cat(parts)
@@ -89,6 +105,44 @@ def test_attention_is_torchs(
     layout = Layout(lengths, new, heads=heads, kv_heads=kv_heads, width=width, values=values)
     ours, theirs = layout.attend(kernels, window), layout.expected(window)
     torch.testing.assert_close(ours.float(), theirs, rtol=1e-2, atol=1e-2)
+
+
+LENGTHS = [1, 2, 15, 16, 17, 31, 256, 257, 300, 3000]
+
+
+@pytest.mark.parametrize("reach", [1, 7, 128])
+@pytest.mark.parametrize("is_causal", [True, False])
+@pytest.mark.parametrize(("heads", "kv_heads", "width"), [(3, 3, 64), (2, 2, 32), (4, 2, 16), (2, 1, 128)])
+def test_a_position_bias_is_a_table_by_clamped_distance(
+    kernels: Kernels, heads: int, kv_heads: int, width: int, is_causal: bool, reach: int
+) -> None:
+    """Decoding rows and chunks, contexts much longer than the table reaches, and blocks of 256 slots."""
+    new = [1, 2, 1, 16, 9, 1, 200, 1, 300, 70]
+    layout = Layout(LENGTHS, new, heads=heads, kv_heads=kv_heads, width=width, values=width)
+    bias = torch.randn(heads, 2 * reach + 1) * 2
+    ours = layout.attend(kernels, is_causal=is_causal, bias=bias)
+    theirs = layout.expected(is_causal=is_causal, bias=bias)
+    torch.testing.assert_close(ours.float(), theirs, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize(("heads", "width", "values"), [(3, 64, 64), (2, 80, 80), (2, 32, 48), (1, 128, 128)])
+def test_without_causality_all_tokens_see_all_slots(
+    kernels: Kernels, heads: int, width: int, values: int
+) -> None:
+    """Cross-attention too: there may be more tokens than slots."""
+    new = [1, 9, 1, 16, 70, 1, 200, 1, 300, 3]
+    layout = Layout(LENGTHS, new, heads=heads, kv_heads=heads, width=width, values=values)
+    ours, theirs = layout.attend(kernels, is_causal=False), layout.expected(is_causal=False)
+    torch.testing.assert_close(ours.float(), theirs, rtol=1e-2, atol=1e-2)
+
+
+def test_a_later_slot_is_seen_without_causality(kernels: Kernels) -> None:
+    layout = Layout([40, 20], [40, 1], heads=2, kv_heads=2, width=32, values=32)
+    layout.values[layout.contexts.slots[39]] = float("nan")
+    assert layout.attend(kernels)[:39].isfinite().all()
+    after = layout.attend(kernels, is_causal=False)
+    assert after[:40].isnan().all()
+    assert after[40].isfinite().all()
 
 
 def test_what_a_row_does_not_see_does_not_matter(kernels: Kernels) -> None:
