@@ -5,8 +5,8 @@ Everything here is for bf16 on CPUs. float32 runs transformers' own modules, and
 
 from transformers import PreTrainedModel
 
-from app.models.cpu.gated_mlp import GatedMLP, fuse_gated_mlps
 from app.models.cpu.library import kernels_for
+from app.models.cpu.mlp import GatedMLP, fuse_mlps
 from app.models.cpu.openmp import release_workers
 from app.models.cpu.packed_linear import pack_linears
 from app.models.cpu.rms_norm import fuse_rms_norms
@@ -17,8 +17,9 @@ def accelerate(model: PreTrainedModel) -> None:
     """Replace modules by faster ones where this machine has them, each after comparing the two."""
     kernels = kernels_for(model.dtype, model.device)
     if pack_linears(model):
-        fuse_gated_mlps(model, kernels)
-        skip_unread_rows(model, GatedMLP, model.config.get_text_config().num_hidden_layers)
+        fuse_mlps(model, kernels)
+        if not model.config.is_encoder_decoder:  # there a prompt's tokens are the encoder's, and all are read
+            skip_unread_rows(model, GatedMLP, model.config.get_text_config().num_hidden_layers)
     if kernels is not None:
         fuse_rms_norms(model, kernels)
     release_workers()

@@ -7,7 +7,7 @@ oneDNN compiles a product anew for every number of rows, in a millisecond, and i
 last 1,024 of them, half a megabyte each. So large numbers of rows are rounded up to few.
 """
 
-from typing import TypeGuard
+from typing import NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,16 @@ from app.models.cpu.replacement import replace_modules
 # Rows that the blocked layout is chosen for; decoding steps have about as many.
 _TYPICAL_ROWS = 32
 _EXACT_ROWS = 64  # steps that only decode are not rounded: as many rows as run at once by default
+
+
+class PostOp(NamedTuple):
+    """What oneDNN does to a product while it is written, by its names."""
+
+    name: str = "none"
+    algorithm: str = ""
+
+
+_NO_POST_OP = PostOp()
 
 
 class PackedLinear(nn.Module):
@@ -37,15 +47,16 @@ class PackedLinear(nn.Module):
         plain: Tensor = self._weight.to_dense()
         return plain
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor, post_op: PostOp = _NO_POST_OP) -> Tensor:
         """Return `[..., N, out]` for `inputs [..., N, in]`."""
         num_rows = inputs.shape[-2]
         count = _rounded(num_rows)
+        name, algorithm = post_op
         if count == num_rows:
-            exact: Tensor = self._multiply(inputs, self._weight, self.bias, "none", [], "")
+            exact: Tensor = self._multiply(inputs, self._weight, self.bias, name, [], algorithm)
             return exact
         padded = functional.pad(inputs, (0, 0, 0, count - num_rows))
-        product: Tensor = self._multiply(padded, self._weight, self.bias, "none", [], "")
+        product: Tensor = self._multiply(padded, self._weight, self.bias, name, [], algorithm)
         return product[..., :num_rows, :]
 
     def times(self, inputs: Tensor, factor: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ from torch import Tensor, nn
 from app.models.cpu.library import Kernels
 from app.models.cpu.replacement import replace_modules
 
+_NAMES = ("RMSNorm", "T5LayerNorm")
+
 
 class RMSNorm(nn.Module):
     """A drop-in for transformers' norms of the Llama kind: `weight * (x / rms(x))`, rounded in between."""
@@ -30,7 +32,7 @@ def fuse_rms_norms(model: nn.Module, kernels: Kernels) -> int:
 def _fused(module: nn.Module, kernels: Kernels) -> RMSNorm | None:
     epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
     weight = getattr(module, "weight", None)
-    if not type(module).__name__.endswith("RMSNorm") or not isinstance(epsilon, float):
+    if not type(module).__name__.endswith(_NAMES) or not isinstance(epsilon, float):
         return None
     if not isinstance(weight, Tensor) or weight.dtype != torch.bfloat16 or weight.ndim != 1:
         return None

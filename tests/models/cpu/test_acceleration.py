@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig, MixtralConfig, PhiConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    BartConfig,
+    GemmaConfig,
+    LlamaConfig,
+    MixtralConfig,
+    PhiConfig,
+    T5Config,
+)
 
 from app.models.attention import registry
 from app.models.attention.kv_cache import KVCache
@@ -15,8 +24,8 @@ from app.models.attention.packed import IMPLEMENTATION, register
 from app.models.attention.torch import TorchBackend
 from app.models.cpu.acceleration import accelerate
 from app.models.cpu.building import NotBuilt
-from app.models.cpu.gated_mlp import GatedMLP
 from app.models.cpu.library import load_kernels
+from app.models.cpu.mlp import GatedMLP, PlainMLP
 from app.models.cpu.packed_linear import PackedLinear, _has_operators
 from app.models.cpu.rms_norm import RMSNorm
 from app.models.cpu.sampled_rows import OnlySampled
@@ -79,6 +88,44 @@ def test_a_llama_says_the_same(length: int) -> None:
         assert (count(model, PackedLinear), count(model, GatedMLP)) == (2 * 7 + 1, 2)
     if has_kernels():
         assert count(model, RMSNorm) == 5
+
+
+T5_SIZES = {"d_model": 64, "d_kv": 32, "d_ff": 96, "num_layers": 2, "num_heads": 4, "vocab_size": 128}
+BART_SIZES = {
+    "d_model": 64,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 96,
+    "decoder_ffn_dim": 96,
+    "vocab_size": 128,
+    "init_std": 0.25,
+}
+SEQ2SEQ = {  # the configuration; how many linear layers, MLPs of each kind and norms there are to replace
+    "t5": (T5Config(**T5_SIZES), 33, 4, 0, 12),
+    "t5 gated": (T5Config(**T5_SIZES, feed_forward_proj="gated-gelu"), 37, 0, 4, 12),
+    "t5 gated by silu": (T5Config(**T5_SIZES, feed_forward_proj="gated-silu"), 37, 0, 4, 12),
+    "bart": (BartConfig(**BART_SIZES), 33, 0, 0, 0),
+}
+
+
+@pytest.mark.parametrize("name", SEQ2SEQ)
+def test_an_encoder_decoder_says_the_same(name: str) -> None:
+    config, *numbers = SEQ2SEQ[name]
+    torch.manual_seed(0)
+    model = AutoModelForSeq2SeqLM.from_config(config).to(torch.bfloat16).eval().requires_grad_(False)
+    given = {"input_ids": torch.randint(3, 128, (1, 600)), "decoder_input_ids": torch.randint(3, 128, (1, 9))}
+    with torch.inference_mode():
+        before = model(**given).logits
+        accelerate(model)
+        after = model(**given).logits
+    assert (after - before).norm() / before.norm() < 5e-2
+    if _has_operators():
+        assert [count(model, kind) for kind in (PackedLinear, PlainMLP, GatedMLP)] == numbers[:3]
+    if has_kernels():
+        assert count(model, RMSNorm) == numbers[3]
+    assert count(model, OnlySampled) == 0
 
 
 def test_other_norms_stay() -> None:
