@@ -20,6 +20,7 @@ class CPUBackend:
         self._attention = kernels.attention
         self._num_kv_heads = geometry.num_kv_heads
         self._window = geometry.window
+        self._is_causal = geometry.is_causal
 
     @staticmethod
     def supports(geometry: LayerGeometry, dtype: torch.dtype, device: torch.device) -> bool:
@@ -27,12 +28,13 @@ class CPUBackend:
         kernels = kernels_for(dtype, device)
         if kernels is None or geometry.softcap is not None or geometry.has_sinks:
             return False
-        if not geometry.is_causal or geometry.has_position_bias:
+        if not geometry.is_causal and geometry.window is not None:
             return False
         return kernels.can_attend(geometry.queries_per_kv, geometry.key_dim, geometry.value_dim)
 
     def plan(self, contexts: Sequence[Context]) -> PackedContexts:
-        """Put the contexts' slots in a row."""
+        """Put the contexts' slots in a row; neighbours that read the same source share a pass over it."""
+        contexts = _joined(contexts)
         return PackedContexts(
             torch.from_numpy(np.concatenate([context.slots for context in contexts])),
             _begins([len(context.slots) for context in contexts]),
@@ -62,7 +64,21 @@ class CPUBackend:
             num_kv_heads=self._num_kv_heads,
             window=self._window,
             scaling=scaling,
+            is_causal=self._is_causal,
+            position_bias=None if position_bias is None else position_bias.float(),
         )
+
+
+def _joined(contexts: Sequence[Context]) -> list[Context]:
+    """Join neighbours in cross-attention that see the same slots: beams, samples and labels of a request."""
+    joined: list[Context] = []
+    for context in contexts:
+        last = joined[-1] if joined else None
+        if last is None or context.has_own or not np.array_equal(last.slots, context.slots):
+            joined.append(context)
+        else:
+            joined[-1] = last._replace(num_tokens=last.num_tokens + context.num_tokens)
+    return joined
 
 
 def _begins(lengths: Sequence[int]) -> Tensor:

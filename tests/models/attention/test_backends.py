@@ -68,6 +68,9 @@ def test_a_new_backend_is_a_class_and_a_line_in_the_table(monkeypatch: pytest.Mo
     [
         (PLAIN, BF16, CPUBackend),
         (LayerGeometry(2, 16, 32, window=8), BF16, CPUBackend),
+        (LayerGeometry(2, 16, 16, has_position_bias=True), BF16, CPUBackend),
+        (LayerGeometry(2, 16, 16, is_causal=False, has_position_bias=True), BF16, CPUBackend),
+        (LayerGeometry(2, 16, 16, is_causal=False, window=8), BF16, TorchBackend),
         (PLAIN, torch.float32, TorchBackend),
         (LayerGeometry(2, 12, 12), BF16, TorchBackend),
         (LayerGeometry(1, 16, 16, queries_per_kv=64), BF16, TorchBackend),
@@ -175,8 +178,13 @@ class NoFactories(TorchDispatchMode):
         (LayerGeometry(2, 16, 16, queries_per_kv=2, has_position_bias=True), torch.float32),
         (LayerGeometry(2, 16, 16, queries_per_kv=2, is_causal=False), torch.float32),
         pytest.param(PLAIN, BF16, marks=needs_kernels),
+        pytest.param(
+            LayerGeometry(2, 16, 16, queries_per_kv=2, is_causal=False, has_position_bias=True),
+            BF16,
+            marks=needs_kernels,
+        ),
     ],
-    ids=["torch", "by hand", "biased", "not causal", "cpu"],
+    ids=["torch", "by hand", "biased", "not causal", "cpu", "cpu for encoders"],
 )
 def test_every_tensor_of_a_step_exists_before_its_forward_pass(
     geometry: LayerGeometry, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
@@ -201,3 +209,54 @@ def test_every_tensor_of_a_step_exists_before_its_forward_pass(
             position_bias=torch.randn(4, 9) if geometry.has_position_bias else None,
         )
     assert out.shape == (12, 4, 16)
+
+
+ENCODER = [(1, 1), (1, 300), (40, 40), (300, 300), (7, 9)]  # tokens, slots
+DECODER = [(1, 1), (1, 700), (1, 20), (33, 33), (270, 400), (5, 6)]
+CROSS = [(1, 1), (1, 300), (1, 300), (1, 300), (1, 40), (9, 3), (20, 40)]
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("geometry", "lengths", "has_own"),
+    [
+        (LayerGeometry(2, 16, 32, is_causal=False), ENCODER, True),
+        (LayerGeometry(4, 32, 32, is_causal=False, has_position_bias=True), ENCODER, True),
+        (LayerGeometry(4, 32, 32, has_position_bias=True), DECODER, True),
+        (LayerGeometry(2, 32, 16, is_causal=False, queries_per_kv=2), CROSS, False),
+    ],
+    ids=["encoder", "biased encoder", "biased decoder", "cross"],
+)
+def test_both_backends_agree_on_encoder_decoders(
+    geometry: LayerGeometry, lengths: list[tuple[int, int]], has_own: bool
+) -> None:
+    """Permuted slots; in cross-attention neighbours that read the same source, and more tokens than slots."""
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    slots = [1 + rng.permutation(700)[:number] for _, number in lengths]
+    slots = [slots[lengths.index(each)] for each in lengths]  # equal lengths are of one source
+    contexts = [Context(num, own, has_own) for (num, _), own in zip(lengths, slots, strict=True)]
+    kv_heads, heads = geometry.num_kv_heads, geometry.num_kv_heads * geometry.queries_per_kv
+    num_tokens = sum(num for num, _ in lengths)
+    query = torch.randn(heads, num_tokens, geometry.key_dim)
+    keys, values = (torch.randn(701, kv_heads * width) for width in (geometry.key_dim, geometry.value_dim))
+    if has_own:  # a chunk that sees itself only is computed from its own keys and values
+        written = torch.from_numpy(np.concatenate([each.slots[-each.num_tokens :] for each in contexts]))
+        own_keys, own_values = (pool[written].view(num_tokens, kv_heads, -1) for pool in (keys, values))
+    else:
+        own_keys = own_values = torch.empty(0, kv_heads, 16)
+    table = torch.randn(heads, 2 * 9 + 1) if geometry.has_position_bias else None
+    found = []
+    for backend in (TorchBackend(geometry, torch.float32, CPU), CPUBackend(geometry, BF16, CPU)):
+        dtype = torch.float32 if isinstance(backend, TorchBackend) else BF16
+        given = [
+            each.to(BF16).to(dtype) for each in (query, own_keys.transpose(0, 1), own_values.transpose(0, 1))
+        ]
+        pools = keys.to(BF16).to(dtype), values.to(BF16).to(dtype)
+        layout = backend.plan(contexts)
+        found.append(
+            backend.forward(
+                *given, pools, layout, scaling=0.3, softcap=None, sinks=None, position_bias=table
+            ).float()
+        )
+    torch.testing.assert_close(*found, rtol=1e-2, atol=1e-2)
