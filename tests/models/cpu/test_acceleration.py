@@ -18,8 +18,9 @@ from transformers import (
 )
 
 from app.models.attention import registry
+from app.models.attention.cpu import CPUBackend
 from app.models.attention.kv_cache import KVCache
-from app.models.attention.metadata import PackedItem
+from app.models.attention.metadata import PackedItem, PackedSource
 from app.models.attention.packed import IMPLEMENTATION, register
 from app.models.attention.torch import TorchBackend
 from app.models.cpu.acceleration import accelerate
@@ -30,6 +31,7 @@ from app.models.cpu.packed_linear import PackedLinear, _has_operators
 from app.models.cpu.rms_norm import RMSNorm
 from app.models.cpu.sampled_rows import OnlySampled
 from app.models.decoder_only import DecoderOnly
+from app.models.encoder_decoder import EncoderDecoder
 from app.models.geometry import model_geometry
 from app.models.probe import own_logits, probe_weights
 from tests.tiny_models import packed_backbone, tiny_model
@@ -196,3 +198,48 @@ def packed_logits(backbone: DecoderOnly, num_tokens: int, rows: list[int]) -> to
     metadata = backbone.plan(cache, [item], np.array(rows))
     ids = torch.arange(num_tokens)
     return backbone.forward(backbone.embed(ids), ids, metadata)
+
+
+@pytest.mark.parametrize("name", SEQ2SEQ)
+def test_a_packed_encoder_decoder_says_the_same(name: str) -> None:
+    """Two sources of different lengths in one step, then a step without a new one."""
+    torch.manual_seed(0)
+    model: Any = AutoModelForSeq2SeqLM.from_config(SEQ2SEQ[name][0]).to(torch.bfloat16).eval()
+    sources = [torch.randint(3, 128, (number,)) for number in (300, 9)]
+    ids = torch.randint(3, 128, (2, 3))
+    with torch.inference_mode():
+        own = [
+            model(input_ids=source[None], decoder_input_ids=row[None]).logits[0, 1:].float()
+            for source, row in zip(sources, ids, strict=True)
+        ]
+    register()
+    model.set_attn_implementation(IMPLEMENTATION)
+    backbone = EncoderDecoder(model, model_geometry(model, "tiny"))
+    accelerate(model)
+    if has_kernels():
+        assert {type(backend) for backend in backbone.backends} == {CPUBackend}
+    found = packed_decoding(backbone, sources, ids)
+    assert (found - torch.stack(own)).norm() / torch.stack(own).norm() < 8e-2
+
+
+def packed_decoding(backbone: EncoderDecoder, sources: list[torch.Tensor], ids: torch.Tensor) -> torch.Tensor:
+    """Return logits `[sequences, 2, V]` of two steps: after two tokens with their sources, and one more."""
+    slots = torch.randperm(400).add(1).numpy()
+    own = [slots[:3], slots[3:6]]
+    cross = np.split(slots[6:], np.cumsum([len(source) for source in sources]))[:-1]
+    cache = KVCache(
+        backbone.kv_groups, [401] * len(backbone.kv_groups), dtype=backbone.dtype, device=torch.device("cpu")
+    )
+    packed = [PackedSource(len(ids), (to,)) for ids, to in zip(sources, cross, strict=True)]
+    embeds = backbone.embed_source(torch.cat(sources), follows_soft_prompt=False)
+    found = []
+    for begin, end in ((0, 2), (2, 3)):
+        items = [
+            PackedItem(begin, end - begin, (mine[:end], read)) for mine, read in zip(own, cross, strict=True)
+        ]
+        last = np.arange(1, 3) * (end - begin) - 1
+        metadata = backbone.plan(cache, items, last, [] if begin else packed)
+        tokens, positions = ids[:, begin:end].flatten(), torch.arange(begin, end).repeat(2)
+        step = backbone.embed(tokens), positions, metadata
+        found.append(backbone.forward(*step, None if begin else embeds))
+    return torch.stack(found, dim=1)
