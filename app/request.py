@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 
 class FinishReason(StrEnum):
@@ -13,6 +13,9 @@ class FinishReason(StrEnum):
     STOP = "stop_sequence"
 
 
+EarlyStopping = bool | Literal["never"]
+
+MAX_BEAMS = 16
 MIN_TEMPERATURE = 0.001  # smaller ones would underflow in float32; this one is greedy already
 BAN = -100.0  # a bias that rules its token out, whatever the temperature
 
@@ -118,6 +121,9 @@ class SamplingParams(SamplingChoices):
 
     seed: int = 0  # the caller draws one where the user gave none, and reports it
     logit_bias: tuple[tuple[int, float], ...] = ()  # (id, what is added to its logit), each id once
+    num_beams: int = 1  # of beam search; 1: none
+    length_penalty: float = 1.0
+    early_stopping: EarlyStopping = False
     sample_index: int = 0  # which of the `n` samples this is; hashed with the seed
     rules: TokenRules | None = None
 
@@ -234,7 +240,7 @@ class RequestTimings:
 
 @dataclass(frozen=True, slots=True)
 class TokenScore:
-    """How probable the model found a token of the prompt, after all that stands before it."""
+    """How probable the model found a token of the prompt or an answer, after all that stands before it."""
 
     token_id: int
     logprob: float
@@ -242,17 +248,29 @@ class TokenScore:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Hypothesis:
+    """A finished answer of beam search."""
+
+    tokens: tuple[TokenScore, ...]  # with the one that ends it
+    score: float  # the sum of its tokens' processed log-probabilities, after the length penalty
+    finish: FinishReason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TokenDelta:
     """What one step brought for one request. The last one carries `finish`.
+
+    Beam search has one delta, without a token.
 
     `logprob` is the natural log-probability of the token under the model's own distribution,
     before temperature, filters and penalties.
     """
 
-    token_id: int | None = None  # None: the prompt was only scored
+    token_id: int | None = None  # None: the prompt was only scored, or beams were searched
     logprob: float = 0.0
     top: tuple[tuple[int, float], ...] = ()  # (id, log-probability) of the `num_top` most probable tokens
     scores: tuple[TokenScore, ...] = ()  # of the prompt; with the first token
+    hypotheses: tuple[Hypothesis, ...] = ()  # of beam search, best first
     finish: FinishReason | None = None
     timings: RequestTimings | None = None  # on the last delta
 

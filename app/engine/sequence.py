@@ -54,7 +54,15 @@ class Sequence:
     def sampling(self) -> SamplingState:
         """Made for the first token, so that a sequence in the queue holds no arrays."""
         request = self.request
-        return SamplingState(request.sampling, request.prompt_ids, request.max_new_tokens, request.num_top)
+        beams = request.sampling.num_beams
+        return SamplingState(
+            request.sampling,
+            request.prompt_ids,
+            request.max_new_tokens,
+            num_top=request.num_top,
+            num_candidates=beams + len(request.stop_ids) if beams > 1 else 0,
+            inputs=None if request.source is None else request.source.token_ids,
+        )
 
     @property
     def num_generated(self) -> int:

@@ -42,7 +42,16 @@ class SamplingInput:
     position: int
     edits: LogitsEdits | None = None
     num_top: int = 0  # most probable tokens to report
+    num_candidates: int = 0  # best next tokens to return, instead of choosing one: a beam's row
     is_constrained: bool = False  # a grammar's mask comes beside the batch
+
+
+class Candidate(NamedTuple):
+    """A token that may come next in a beam."""
+
+    token_id: int
+    score: float  # its log-probability after all processors, which don't normalise it again
+    logprob: float  # the model's own
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +59,8 @@ class SampledToken:
     """The next token of one sampling item; `is_finite` is False where its logits were not.
 
     With an `error`, no token may come, and `token_id` means nothing; nor does it where the token `is_late`:
-    the row's mask wasn't known in time, and its last token has to be taken again.
+    the row's mask wasn't known in time, and its last token has to be taken again. A beam's row has the best
+    `candidates` that may come, and its `token_id` means nothing.
     """
 
     token_id: int
@@ -59,3 +69,4 @@ class SampledToken:
     top: tuple[tuple[int, float], ...] = ()  # (id, log-probability), most probable first
     error: PromptplexError | None = None
     is_late: bool = False
+    candidates: tuple[Candidate, ...] = ()  # best first

@@ -1,6 +1,7 @@
 """Logits processors: bias, penalties, rules and masks of grammars, applied to all rows at once.
 
-The order is that of `transformers`. Shapes: N rows, V vocabulary, E single logits.
+The order is that of `transformers`, and so is what they act on: the log-probabilities of beams' rows, the
+logits of all others. Shapes: N rows, V vocabulary, E single logits.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,15 +26,22 @@ _NO_EDITS = LogitsEdits()
 
 @contextmanager
 def processed(
-    logits: Tensor, inputs: Sequence[SamplingInput], masks: Mapping[int, PackedMask]
+    logits: Tensor, normaliser: Tensor, inputs: Sequence[SamplingInput], masks: Mapping[int, PackedMask]
 ) -> Iterator[None]:
-    """Change `logits [N, V]` in place by the rows' inputs and some rows' masks; put them back at the end."""
-    changed = [row for row, given in enumerate(inputs) if given.edits is not None or row in masks]
+    """Change `logits [N, V]` in place by the rows' inputs and some rows' masks; put them back at the end.
+
+    Less `normaliser [N]`, logits are log-probabilities.
+    """
+    beams = [row for row, given in enumerate(inputs) if given.num_candidates]
+    edited = (row for row, given in enumerate(inputs) if given.edits is not None or row in masks)
+    changed = sorted({*beams, *edited})
     if not changed:
         yield
         return
     rows = torch.tensor(changed, device=logits.device)
     own = logits[rows]
+    if beams:
+        logits[beams] -= normaliser[beams, None]
     _edit(logits, inputs)
     if masks:
         _mask(logits, masks)

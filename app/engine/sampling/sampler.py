@@ -1,4 +1,7 @@
-"""The sampler: from logits to tokens, greedy or drawn. Shapes: N rows, V vocabulary."""
+"""The sampler: from logits to tokens, greedy or drawn, or to a beam's candidates.
+
+Shapes: N rows, V vocabulary, n rows of N, k candidates.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,7 +9,7 @@ import torch
 from torch import Tensor
 
 from app.engine.sampling.batch import SamplingBatch
-from app.engine.sampling.inputs import SampledToken
+from app.engine.sampling.inputs import Candidate, SampledToken
 from app.engine.sampling.logits_processors import processed
 from app.engine.sampling.token_masks import PackedMask
 from app.errors import ConstraintFailed
@@ -25,8 +28,10 @@ def sample(logits: Tensor, batch: SamplingBatch, masks: Mapping[int, PackedMask]
     normaliser = logits.logsumexp(dim=-1)  # [N]
     top = _top(logits, normaliser, [given.num_top for given in batch.inputs])
     finite = normaliser.isfinite()
-    with processed(logits, batch.inputs, masks):
+    with processed(logits, normaliser, batch.inputs, masks):
         chosen, is_stuck = _choose(logits, batch, finite)
+        best = _best(logits, [given.num_candidates for given in batch.inputs])
+    candidates = _candidates(best, logits, normaliser)
     logprobs = logits.gather(1, chosen[:, None]).squeeze(1) - normaliser
     columns = torch.stack([chosen, logprobs.double(), finite, is_stuck])
     return tuple(
@@ -37,6 +42,7 @@ def sample(logits: Tensor, batch: SamplingBatch, masks: Mapping[int, PackedMask]
             top[row],
             _nothing_left() if stuck else None,
             batch.inputs[row].is_constrained and row not in masks,
+            candidates.get(row, ()),
         )
         for row, (token_id, logprob, is_finite, stuck) in enumerate(columns.T.tolist())  # one transfer
     )
@@ -66,18 +72,44 @@ def score_tokens(logits: Tensor, token_ids: Sequence[int], num_top: int) -> tupl
 
 
 def _top(logits: Tensor, normaliser: Tensor, counts: Sequence[int]) -> list[_Top]:
-    """Return the most probable tokens of each row, as many as it wants.
-
-    One selection for all rows that want equally many: which of tied tokens it takes depends on that number.
-    """
+    """Return the most probable tokens of each row, as many as it wants."""
     top: list[_Top] = [()] * len(counts)
-    for count in set(counts) - {0}:
-        rows = [row for row, each in enumerate(counts) if each == count]
+    for count, rows in _rows_by_count(counts):
         index = rows if len(rows) < len(counts) else slice(None)  # a view, where all want as many
         found = _most_probable(logits[index] - normaliser[index, None], count)
         for row, each in zip(rows, found, strict=True):
             top[row] = each
     return top
+
+
+def _rows_by_count(counts: Sequence[int]) -> list[tuple[int, list[int]]]:
+    """Return the rows that want equally many tokens: which of tied ones a selection takes depends on that."""
+    wanted = set(counts) - {0}
+    return [(count, [row for row, each in enumerate(counts) if each == count]) for count in wanted]
+
+
+_Best = list[tuple[list[int], Tensor, Tensor]]  # rows, their best scores `[n, k]`, and the tokens' ids
+
+
+def _best(scores: Tensor, counts: Sequence[int]) -> _Best:
+    """Select the best tokens of each row of `scores [N, V]`, as many as it wants."""
+    width = scores.shape[1]
+    return [(rows, *scores[rows].topk(min(count, width))) for count, rows in _rows_by_count(counts)]
+
+
+def _candidates(best: _Best, logits: Tensor, normaliser: Tensor) -> dict[int, tuple[Candidate, ...]]:
+    """Return what was selected, by row, apart from what may not come."""
+    found = {}
+    for rows, scores, ids in best:
+        logprobs = logits[rows].gather(1, ids) - normaliser[rows, None]
+        columns = torch.stack([ids, scores.double(), logprobs.double()], dim=-1).tolist()
+        for row, triples in zip(rows, columns, strict=True):
+            found[row] = tuple(
+                Candidate(int(id_), score, logprob)
+                for id_, score, logprob in triples
+                if score > float("-inf")
+            )
+    return found
 
 
 def _most_probable(logprobs: Tensor, count: int) -> list[_Top]:

@@ -1,6 +1,7 @@
 """The sampling state of one sequence: prepared once, and extended with each token."""
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import replace
 
 import numpy as np
@@ -15,15 +16,29 @@ class SamplingState:
     """Kept with a sequence through preemptions; makes the input of each of its tokens."""
 
     def __init__(
-        self, params: SamplingParams, prompt: Sequence[int], max_new_tokens: int, num_top: int = 0
+        self,
+        params: SamplingParams,
+        prompt: Sequence[int],
+        max_new_tokens: int,
+        num_top: int = 0,
+        *,
+        num_candidates: int = 0,
+        inputs: Sequence[int] | None = None,
     ) -> None:
-        """`prompt` are the ids of its text, those of resident segments included."""
+        """`prompt` are the ids of its text, those of resident segments included; `inputs` an encoder's."""
         looks_back = params.has_penalty or params.rules is not None
-        self._history = TokenHistory(prompt, max_new_tokens) if looks_back else None
+        self._history = TokenHistory(prompt, max_new_tokens, inputs) if looks_back else None
         self._rules = RowRules(params.rules) if params.rules is not None else None
         self._edits = _bias(params) if params.logit_bias else LogitsEdits() if looks_back else None
         self._params = replace(params, logit_bias=(), rules=None)
         self._num_top = num_top
+        self._num_candidates = num_candidates
+
+    def fork(self) -> "SamplingState":
+        """Return another one, which goes on by itself."""
+        twin = copy(self)
+        twin._history = None if self._history is None else self._history.fork()
+        return twin
 
     def accept(self, token_id: int) -> None:
         """Take a generated token."""
@@ -38,7 +53,9 @@ class SamplingState:
                 edits = edits._replace(seen_ids=history.seen_ids, counts=history.counts)
             if self._rules is not None:
                 edits = self._rules.add_to(edits, history)
-        return SamplingInput(self._params, position, edits, self._num_top, is_constrained)
+        return SamplingInput(
+            self._params, position, edits, self._num_top, self._num_candidates, is_constrained
+        )
 
 
 def _bias(params: SamplingParams) -> LogitsEdits:

@@ -1,6 +1,7 @@
 """The ids of one sequence, kept for penalties and rules as tokens are accepted."""
 
 from collections.abc import Sequence
+from copy import copy
 
 import numpy as np
 
@@ -13,15 +14,27 @@ class TokenHistory:
     Arrays grow at their ends only, so views of them stay as they were; `counts` are copied.
     """
 
-    def __init__(self, prompt: Sequence[int], max_new_tokens: int) -> None:
+    def __init__(
+        self, prompt: Sequence[int], max_new_tokens: int, inputs: Sequence[int] | None = None
+    ) -> None:
+        """`inputs` are those of an encoder beside the prompt; None: the prompt is the input."""
         self._ids = np.empty(len(prompt) + max_new_tokens, dtype=np.int64)
         self._ids[: len(prompt)] = prompt
         self._length = len(prompt)
         self.prompt = self._ids[: len(prompt)]  # in order
         self.prompt_ids = np.unique(self.prompt)  # each once
+        self.inputs = self.prompt if inputs is None else np.array(inputs, dtype=np.int64)  # in order
+        self.input_ids = self.prompt_ids if inputs is None else np.unique(self.inputs)  # each once
         self._seen = np.concatenate([self.prompt_ids, np.empty(max_new_tokens, dtype=np.int64)])
         self._counts = np.zeros(len(self._seen), dtype=np.int64)
         self._places = {id_: place for place, id_ in enumerate(self.prompt_ids.tolist())}
+
+    def fork(self) -> "TokenHistory":
+        """Return another one with the same ids, which goes on by itself."""
+        twin = copy(self)
+        twin._ids, twin._seen = self._ids.copy(), self._seen.copy()
+        twin._counts, twin._places = self._counts.copy(), self._places.copy()
+        return twin
 
     def append(self, token_id: int) -> None:
         """Take a generated token."""

@@ -33,7 +33,7 @@ class RowRules:
         return edits._replace(
             completing_ids=_array([ids[-1] for ids in biased]),
             completing_bias=np.array([self._biases[ids] for ids in biased], dtype=np.float64),
-            prompt_ids=history.prompt_ids if rules.encoder_repetition_penalty != 1 else NO_IDS,
+            prompt_ids=history.input_ids if rules.encoder_repetition_penalty != 1 else NO_IDS,
             encoder_repetition_penalty=rules.encoder_repetition_penalty,
             banned_ids=self._banned(history),
             forced_ids=_forced(rules, history),
@@ -49,7 +49,7 @@ class RowRules:
         return np.concatenate(
             [
                 continuations(history.ids, history.ids, rules.no_repeat_ngram_size),
-                continuations(history.prompt, history.ids, rules.encoder_no_repeat_ngram_size),
+                continuations(history.inputs, history.ids, rules.encoder_no_repeat_ngram_size),
                 _array(bad),
                 self._stops if len(history.generated) < rules.min_new_tokens else NO_IDS,
             ]
