@@ -139,13 +139,17 @@ def validate(
     prompt = draft_version(bundle, beside.append).prompt
     if prompt is None:
         typer.echo("a text-only task: no prompt to check")
-        return
-    typer.echo(f"{prompt.kind} of {_lengths(prompt)} virtual tokens, sha256:{prompt.digest}")
-    if model is None:
+    elif model is None:
         also = f" (beside it: {', '.join(tensor.name for tensor in beside)})" if beside else ""
-        typer.echo(f"a well-formed prompt{also}; give --model to check it against a base")
-        return
-    _check_fit(prompt, beside, model)
+        typer.echo(
+            f"{_in_words(prompt)}\na well-formed prompt{also}; give --model to check it against a base"
+        )
+    else:
+        _check_fit(bundle, model)
+
+
+def _in_words(prompt: Prompt) -> str:
+    return f"{prompt.kind} of {_lengths(prompt)} virtual tokens, sha256:{prompt.digest}"
 
 
 def _lengths(prompt: Prompt) -> str:
@@ -156,17 +160,19 @@ def _lengths(prompt: Prompt) -> str:
     return ", ".join(f"{place} {length}" for place, length in lengths if length)
 
 
-def _check_fit(prompt: Prompt, beside: list[SavedTensor], model: str) -> None:
+def _check_fit(bundle: Bundle, model: str) -> None:
+    """Import once more, for this base, and check the prompt against it."""
     from app.models.loading import load_base  # brings torch, which takes seconds
     from app.serving.publishing.own_embeddings import OwnEmbeddings
 
     base = load_base(model, progress=lambda line: typer.echo(line, err=True))
-    own = OwnEmbeddings(base.backbone)
-    for tensor in beside:
-        own.check(tensor)
+    own, geometry = OwnEmbeddings(base.backbone), base.backbone.geometry
+    prompt = draft_version(bundle, own.check, geometry).prompt
+    assert prompt is not None
     for warning in own.warnings:
         typer.echo(f"warning: {warning}", err=True)
-    validate_prompt(prompt, base.backbone.geometry)
+    typer.echo(_in_words(prompt))
+    validate_prompt(prompt, geometry)
     typer.echo(f"fits {base.name}")
 
 

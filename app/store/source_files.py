@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from app.errors import PromptRejected
-from app.prompt import Prompt
+from app.prompt import ModelGeometry, Prompt
 from app.store.safetensors_file import SafetensorsFile, parse_safetensors
 from app.store.saved_tensors import SavedTensor
 from app.strict_json import parse_json
@@ -67,6 +67,9 @@ class Importer(Protocol):
         """Return whether the files, of which PROMPT is one, are of this format."""
         ...
 
-    def read(self, files: SourceFiles) -> Imported:
-        """Import files that it recognises. Raise PromptRejected (UnsafeFile)."""
+    def read(self, files: SourceFiles, base: ModelGeometry | None) -> Imported:
+        """Import files that it recognises. Raise PromptRejected (UnsafeFile).
+
+        `base`, where one is loaded, says what a format leaves out; whether the prompt fits is checked later.
+        """
         ...

@@ -75,7 +75,6 @@ def test_provenance(adapter: Adapter) -> None:
         ({"peft_type": "x" * 500}, "PROMPT_TUNING, P_TUNING, PREFIX_TUNING or CARTRIDGE"),
         ({"peft_type": None}, "peft_type is wrong"),
         ({"peft_type": ["PROMPT_TUNING"]}, "peft_type is wrong"),
-        ({"task_type": "SEQ_2_SEQ_LM"}, "encoder-decoder"),
         ({"task_type": "SEQ_CLS"}, "expected: CAUSAL_LM"),
         ({"task_type": None}, "expected: CAUSAL_LM"),
         ({"num_virtual_tokens": 4}, "[4, 16]; found: [3, 16]"),

@@ -127,11 +127,12 @@ class PublishingService:
 
     def _draft(self, upload: Upload, own: OwnEmbeddings) -> VersionDraft:
         """Return the draft, after every check that needs nothing stored."""
-        draft = draft_version(upload, own.check)
+        geometry = self._generation.engine.geometry
+        draft = draft_version(upload, own.check, geometry)
         if draft.prompt is not None:
             self._builder.compatibility.validate(draft.prompt)
         self._check_room(draft)
-        vouched = vouched_base(self._generation.engine.geometry)
+        vouched = vouched_base(geometry)
         return replace(draft, provenance={**draft.provenance, **vouched})
 
     def _check_room(self, draft: VersionDraft) -> None:

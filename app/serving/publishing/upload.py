@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from app.errors import InvalidRequest, PromptRejected
-from app.prompt import Prompt, TaskVersion, VersionDraft
+from app.prompt import ModelGeometry, Prompt, TaskVersion, VersionDraft
 from app.serving.publishing.task_settings import parse_task
 from app.store.importers import import_prompt
 from app.store.prompt_store import PromptStore
@@ -45,16 +45,18 @@ def refuse_saved(saved: SavedTensor) -> None:
     )
 
 
-def draft_version(upload: Upload, check_saved: CheckSaved = refuse_saved) -> VersionDraft:
-    """Check an upload and import its prompt; whether it fits a base is left to the caller.
+def draft_version(
+    upload: Upload, check_saved: CheckSaved = refuse_saved, base: ModelGeometry | None = None
+) -> VersionDraft:
+    """Check an upload and import its prompt, with the help of `base` if one is loaded.
 
-    `check_saved` is called for every tensor beside the prompt. Raise InvalidRequest, PromptRejected
-    (UnsafeFile).
+    Whether the prompt fits a base is left to the caller. `check_saved` is called for every tensor beside the
+    prompt. Raise InvalidRequest, PromptRejected (UnsafeFile).
     """
     if upload.target_alias is not None:
         check_alias(upload.target_alias)
     draft = parse_task(upload.task)
-    prompt, provenance = _import(upload, draft, check_saved)
+    prompt, provenance = _import(upload, draft, check_saved, base)
     return replace(
         draft,
         prompt=prompt,
@@ -68,11 +70,11 @@ def draft_version(upload: Upload, check_saved: CheckSaved = refuse_saved) -> Ver
 
 
 def _import(
-    upload: Upload, draft: VersionDraft, check_saved: CheckSaved
+    upload: Upload, draft: VersionDraft, check_saved: CheckSaved, base: ModelGeometry | None
 ) -> tuple[Prompt | None, Mapping[str, Any]]:
     """Return the prompt and its provenance."""
     if PROMPT in upload.files:
-        imported = import_prompt(upload.files)
+        imported = import_prompt(upload.files, base)
         for saved in imported.beside:
             check_saved(saved)
         return imported.prompt, imported.provenance
