@@ -1,15 +1,19 @@
 """Tiny random models of real architectures, with weights large enough that outputs vary."""
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from app.models.attention.packed import IMPLEMENTATION, register
 from app.models.decoder_only import DecoderOnly
+from app.models.encoder_decoder import EncoderDecoder
 from app.models.geometry import model_geometry
+from app.models.weights import model_class
 
 VOCABULARY = 211
 WINDOW = 16
@@ -38,26 +42,87 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 ARCHITECTURES = tuple(SHAPES)
 
+_STACKS = {"vocab_size": VOCABULARY, "d_model": 48, "decoder_start_token_id": 2, "eos_token_id": None}
+_T5 = _STACKS | {
+    "d_kv": 16,
+    "d_ff": 64,
+    "num_layers": 3,
+    "num_decoder_layers": 2,
+    "num_heads": 3,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 20,
+}
+_BART = _STACKS | {
+    "encoder_layers": 3,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 64,
+    "max_position_embeddings": 160,
+    "scale_embedding": True,
+}
+_GATED = {"num_heads": 4, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+# By a name of ours, where an architecture comes in several shapes: "t5-gated" is T5 1.1, and Flan.
+SEQ2SEQ_SHAPES: dict[str, dict[str, Any]] = {
+    "t5": _T5,
+    "t5-gated": _T5 | _GATED,
+    "mt5": _T5 | _GATED,
+    "umt5": _T5 | _GATED,
+    "bart": _BART,
+    "mbart": _BART,
+    "plbart": _BART,
+    "pegasus": _BART,
+    "marian": _BART | {"pad_token_id": VOCABULARY - 1},
+    "blenderbot": _BART,
+    "blenderbot-small": _BART,
+    "m2m_100": _BART,
+}
+SEQ2SEQ_ARCHITECTURES = tuple(SEQ2SEQ_SHAPES)
+
 
 def tiny_model(architecture: str, *, seed: int = 0, **overrides: Any) -> PreTrainedModel:
     """A float32 model as its users have it, with transformers' own eager attention."""
     config = CONFIG_MAPPING[architecture](**_COMMON | SHAPES[architecture] | overrides)
+    return _random(config, seed)
+
+
+def tiny_seq2seq(architecture: str, *, seed: int = 0, **overrides: Any) -> PreTrainedModel:
+    """An encoder-decoder of SEQ2SEQ_SHAPES, made in the same way."""
+    shape = SEQ2SEQ_SHAPES[architecture] | overrides
+    return _random(CONFIG_MAPPING[architecture.removesuffix("-gated")](**shape), seed)
+
+
+def _random(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32)
+        model = model_class(config).from_config(config, attn_implementation="eager", dtype=torch.float32)
         for parameter in model.parameters():
             if parameter.ndim >= 2:
                 parameter.normal_(std=1.5 * parameter.shape[-1] ** -0.5)
             else:
                 parameter.add_(0.1 * torch.randn_like(parameter))
+        modules: Iterable[Any] = model.modules()
+        for module in modules:
+            if hasattr(module, "has_relative_attention_bias"):  # T5 scales its queries, not its scores
+                module.q.weight.mul_(module.key_value_proj_dim**-0.5)
     return model.eval().requires_grad_(False)
 
 
 def packed_backbone(model: PreTrainedModel, fingerprint: str = "tiny") -> DecoderOnly:
     """The same weights behind our attention."""
-    register()
-    config = copy.deepcopy(model.config)
-    packed = AutoModelForCausalLM.from_config(config, attn_implementation=IMPLEMENTATION, dtype=torch.float32)
-    packed.load_state_dict(model.state_dict())
-    packed.eval().requires_grad_(False)
+    packed = _packed(model)
     return DecoderOnly(packed, model_geometry(packed, fingerprint))
+
+
+def packed_seq2seq(model: PreTrainedModel, fingerprint: str = "tiny") -> EncoderDecoder:
+    """The same weights of an encoder-decoder behind our attention."""
+    packed = _packed(model)
+    return EncoderDecoder(packed, model_geometry(packed, fingerprint))
+
+
+def _packed(model: PreTrainedModel) -> PreTrainedModel:
+    register()
+    packed = copy.deepcopy(model)
+    packed.set_attn_implementation(IMPLEMENTATION)
+    return packed

@@ -4,15 +4,14 @@ from transformers import PreTrainedModel
 
 from app.models.decoder_only import DecoderOnly
 from app.models.encoder_decoder import EncoderDecoder
-from app.models.geometry import model_geometry
+from app.prompt import ModelGeometry
+
+AnyBackbone = DecoderOnly | EncoderDecoder
 
 
-def backbone_of(
-    model: PreTrainedModel, fingerprint: str, max_context: int | None = None
-) -> DecoderOnly | EncoderDecoder:
-    """Record the geometry of a model that was loaded with our attention implementation; return its backbone.
+def backbone_of(model: PreTrainedModel, geometry: ModelGeometry) -> AnyBackbone:
+    """Return the backbone of a model; `geometry` was recorded from it.
 
-    Raise UnsupportedModel: it can't be served exactly.
+    Raise UnsupportedModel: an encoder-decoder can't be taken over exactly.
     """
-    geometry = model_geometry(model, fingerprint, max_context)
     return EncoderDecoder(model, geometry) if geometry.has_encoder else DecoderOnly(model, geometry)

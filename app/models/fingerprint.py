@@ -30,11 +30,12 @@ def fingerprint(
     progress: Callable[[str], None],
     *,
     adapter: dict[str, Any] | None = None,
+    beginning: dict[str, Any] | None = None,
 ) -> str:
     """Return the hex sha256 that names the base; equal for equal weights however they are sharded.
 
     `files` are all that weights were read from; `adapter` is the configuration of an adapter that was
-    applied to them.
+    applied to them; `beginning` are ids that an encoder-decoder's decoder begins and ends with.
     """
     digest = hashlib.sha256()
     digest.update(_weights_digest(sorted(files), progress).encode())
@@ -43,6 +44,8 @@ def fingerprint(
     digest.update(_tokenizer_state(tokenizer).encode())
     if adapter is not None:
         digest.update(json.dumps(adapter, sort_keys=True).encode())
+    if beginning is not None:
+        digest.update(json.dumps(beginning, sort_keys=True).encode())
     return digest.hexdigest()
 
 

@@ -9,12 +9,12 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from app.models.attention.packed import IMPLEMENTATION, register
+from app.models.backbones import AnyBackbone, backbone_of
 from app.models.base_name import base_name
 from app.models.cpu.acceleration import accelerate
 from app.models.cpu.library import kernels_in_words
-from app.models.decoder_only import DecoderOnly
 from app.models.geometry import model_geometry
-from app.models.placement import choose_device, choose_dtype
+from app.models.placement import check_dtype, choose_device, choose_dtype
 from app.models.pretrained import load_pretrained, read_config
 from app.models.probe import ProbeReport, own_logits, probe_architecture, probe_weights
 
@@ -24,7 +24,7 @@ class LoadedBase:
     """A base model that may serve: it passed both probes."""
 
     name: str  # what it is called where its operator gives it no name
-    backbone: DecoderOnly
+    backbone: AnyBackbone
     tokenizer: PreTrainedTokenizerBase
     eos_ids: frozenset[int]
     generation: Mapping[str, Any]  # fields of its generation config, as transformers read them
@@ -40,15 +40,16 @@ def load_base(
     max_context: int | None = None,
     progress: Callable[[str], None] = print,
 ) -> LoadedBase:
-    """Load and probe a causal language model, and make it fast.
+    """Load and probe a language model, and make it fast.
 
-    Raise UnsupportedModel: not a causal model, no safetensors, or a probe out of tolerance. Raise ValueError:
-    `dtype` or `device` name nothing that this machine has.
+    Raise UnsupportedModel: not a language model, no safetensors, a dtype in which it can't be exact, or a
+    probe out of tolerance. Raise ValueError: `dtype` or `device` name nothing that this machine has.
     """
     register()
     target = choose_device(device)
     load_dtype = choose_dtype(dtype, target)
     config = read_config(reference)
+    check_dtype(config, load_dtype)
     progress(f"probing the architecture '{config.model_type}' on a tiny twin")
     twin_figure = probe_architecture(config)
     progress(f"loading {reference}")
@@ -64,8 +65,8 @@ def load_base(
     if model.dtype == torch.bfloat16 and target.type == "cpu":
         progress(f"CPU kernels: {kernels_in_words()}")
     progress("checking the real weights against the model's own forward pass")
-    backbone = DecoderOnly(model, model_geometry(model, loaded.fingerprint, max_context))
-    own = own_logits(model)
+    own = own_logits(model)  # before anything in the model is replaced
+    backbone = backbone_of(model, model_geometry(model, loaded.fingerprint, max_context))
     accelerate(model)
     weights_figure = probe_weights(backbone, own)
     gc.collect()
@@ -77,4 +78,5 @@ def load_base(
         eos_ids=loaded.eos_ids,
         generation=model.generation_config.to_dict(),
         report=ProbeReport(twin_figure, weights_figure),
+        decoder_start_id=loaded.decoder_start_id,
     )

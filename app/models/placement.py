@@ -1,6 +1,9 @@
 """Where a base model runs and in which dtype."""
 
 import torch
+from transformers.configuration_utils import PreTrainedConfig
+
+from app.errors import UnsupportedModel
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -39,3 +42,17 @@ def cpu_has_native_bfloat16() -> bool:
     return capabilities.startswith("SVE") or bool(
         torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     )
+
+
+def check_dtype(config: PreTrainedConfig, dtype: torch.dtype) -> None:
+    """Refuse float16 for encoder-decoders.
+
+    Their layers clamp all rows of a call where one of them overflows, so a request would change others.
+
+    Raise UnsupportedModel.
+    """
+    if config.is_encoder_decoder and dtype == torch.float16:
+        raise UnsupportedModel(
+            f"'{config.model_type}' is an encoder-decoder, which can't be served exactly in float16: one "
+            "request's overflow would change its neighbours; take --dtype bfloat16 or float32"
+        )

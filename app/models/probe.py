@@ -2,10 +2,12 @@
 
 First on a tiny float32 twin of the architecture: prompts of every kind, two chunks, decoding past the
 window, a short row beside a long neighbour, each against the model's own eager forward pass alone, from
-token ids, as its users run it. Then shortly on the real weights.
+token ids, as its users run it. Encoder-decoders read sources of different lengths, some of them new beside
+rows that decode. Then shortly on the real weights.
 """
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -16,12 +18,25 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from app.errors import UnsupportedModel
 from app.models.attention.packed import IMPLEMENTATION
-from app.models.decoder_only import DecoderOnly
-from app.models.geometry import check_layer_kinds, model_geometry
-from app.models.probe_sequences import ProbeSequence, eager_logits, own_logits_of, packed_logits
+from app.models.attention.prefixed import register_prefixed
+from app.models.backbones import AnyBackbone, backbone_of
+from app.models.geometry import check_layer_kinds, model_geometry, stack_depths
+from app.models.probe_sequences import (
+    ProbeSequence,
+    ProbeSource,
+    eager_logits,
+    own_logits_of,
+    packed_logits,
+)
+from app.models.probe_sources import (
+    one_by_one_from_source,
+    random_prefix,
+    source_ids,
+    source_sequences,
+)
 from app.models.twin import TWIN_VOCABULARY, TWIN_WINDOW, build_twin, special_ids
 from app.models.weights import in_one_line, is_quantized
-from app.prompt import LayerGeometry
+from app.prompt import ModelGeometry
 from app.sites import Site
 
 # Largest difference of a log-probability between packed and own forward in float32.
@@ -32,7 +47,6 @@ WEIGHTS_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 8e-2, torch.float16: 2
 _MIN_PREFIX_EFFECT = 1e-2
 # Logits of the same tokens given in another way differ by rounding, or by far more than this.
 _INPUTS_TOLERANCE = 1e-3
-_PREFIX_LENGTH = 5
 _SOFT_LENGTH = 6
 _LONGEST_REASON = 200
 
@@ -60,22 +74,40 @@ def probe_architecture(config: PreTrainedConfig) -> float:
     name = config.model_type
     with _refusing(name, "its configuration doesn't say which part generates text"):
         check_layer_kinds(config)
+    if config.is_encoder_decoder:
+        with _refusing(name, "its configuration doesn't say how many layers its encoder and decoder have"):
+            stack_depths(config)
     if not hasattr(config.get_text_config(), "num_attention_heads"):
         raise UnsupportedModel(f"the architecture '{name}' has no attention layers for a prompt to reach")
+    _check_experts(config)
     with torch.random.fork_rng(devices=[]), torch.inference_mode():
         torch.manual_seed(0)
         twin = _running_twin(config)
         with _refusing(name, "its attention can't be taken over"):
-            backbone = DecoderOnly(twin, model_geometry(twin, "twin"))
-        _check_inputs(twin, name)
+            geometry = model_geometry(twin, "twin")
+            own = copy.deepcopy(twin)  # a backbone may replace modules
+            backbone = backbone_of(twin, geometry)
+        if geometry.has_encoder:
+            register_prefixed()
+            _check_generation(own, name)
+        else:
+            _check_inputs(own, name)
         with _refusing(name, "packed sequences don't run through it"):
-            error = _twin_error(twin, backbone)
+            error = _twin_error(own, backbone)
     if not error <= TWIN_TOLERANCE:  # a NaN fails too
         raise UnsupportedModel(
             f"the architecture '{name}' differs from its own forward pass by {error:.2e} in log-probability "
             f"when sequences are packed (tolerance {TWIN_TOLERANCE:.0e}); it would serve wrong numbers"
         )
     return error
+
+
+def _check_experts(config: PreTrainedConfig) -> None:
+    if getattr(config, "expert_capacity", None) is not None:
+        raise UnsupportedModel(
+            f"the architecture '{config.model_type}' can't be served exactly: its experts take a limited "
+            "number of a call's tokens, so a request would change its neighbours"
+        )
 
 
 @contextlib.contextmanager
@@ -101,12 +133,17 @@ def _running_twin(config: PreTrainedConfig) -> PreTrainedModel:
     """Build a twin that runs. Some architectures tie numbers of heads to others: those stay then."""
     with contextlib.suppress(Exception):
         twin = build_twin(config)
-        own_logits_of(twin, ProbeSequence(_random_ids(3), [3]))
+        own_logits_of(twin, _shortest(config))
         return twin
     with _refusing(config.model_type, "no small twin of it runs, so nothing can be compared"):
         twin = build_twin(config, narrow=False)
-        own_logits_of(twin, ProbeSequence(_random_ids(3), [3]))
+        own_logits_of(twin, _shortest(config))
     return twin
+
+
+def _shortest(config: PreTrainedConfig) -> ProbeSequence:
+    source = ProbeSource(_random_ids(3)) if config.is_encoder_decoder else None
+    return ProbeSequence(_random_ids(3), [3], source=source)
 
 
 def _random_ids(number: int) -> Tensor:
@@ -141,6 +178,20 @@ def _check_inputs(twin: PreTrainedModel, name: str) -> None:
             )
 
 
+def _check_generation(own: PreTrainedModel, name: str) -> None:
+    """Refuse an encoder-decoder that generates, one token at a time, what one pass doesn't give."""
+    source, row = (source_ids(own.config, number)[None] for number in (2 * TWIN_WINDOW, TWIN_WINDOW))
+    how = "one token at a time"
+    with _refusing(name, f"it doesn't run {how}"):
+        expected = eager_logits(own, input_ids=source, decoder_input_ids=row)
+        difference = _distance(one_by_one_from_source(own, source, row), expected)
+    if not difference <= _INPUTS_TOLERANCE:
+        raise UnsupportedModel(
+            f"the architecture '{name}' can't be served exactly: {how} it computes something else than "
+            f"from token ids in one pass (log-probabilities differ by {difference:.1e})"
+        )
+
+
 def _one_by_one(twin: PreTrainedModel, row: Tensor) -> Tensor:
     """Return logits `[n, V]` of `row [1, n]` as generation computes them, with the model's own cache."""
     cache = DynamicCache(config=twin.config)
@@ -162,7 +213,7 @@ def own_logits(model: PreTrainedModel) -> list[Tensor]:
         return [own_logits_of(model, sequence) for sequence in _weights_sequences(model)]
 
 
-def probe_weights(backbone: DecoderOnly, own: list[Tensor]) -> float:
+def probe_weights(backbone: AnyBackbone, own: list[Tensor]) -> float:
     """Compare packed logits with the model's `own_logits`; return their relative error.
 
     Raise UnsupportedModel: the error is out of tolerance for the load dtype.
@@ -188,18 +239,27 @@ def probe_weights(backbone: DecoderOnly, own: list[Tensor]) -> float:
     return error
 
 
-def _tolerance(backbone: DecoderOnly) -> float:
+def _tolerance(backbone: AnyBackbone) -> float:
     """Return the tolerance; quantized layers may round their inputs as coarsely as bfloat16 does."""
     dtype = torch.bfloat16 if is_quantized(backbone.model.config) else backbone.dtype
     return WEIGHTS_TOLERANCE[dtype]
 
 
 def _weights_sequences(model: PreTrainedModel) -> list[ProbeSequence]:
-    """Return a sequence, a shorter one, so that there is padding, and one that begins with a soft prompt."""
+    """Return a sequence, a shorter one, so that there is padding, and one that begins with a soft prompt.
+
+    An encoder-decoder's soft prompt stands in its encoder; the last sequence begins after the others.
+    """
     vocabulary = model.config.get_text_config().vocab_size
     ids = torch.tensor([(7919 * i) % vocabulary for i in range(1, 9)], device=model.device)
     embeds = model.get_input_embeddings()(ids)
     between = (embeds[:2] + embeds[2:4]) / 2  # rows of no token
+    if model.config.is_encoder_decoder:
+        return [
+            ProbeSequence(ids[:4], chunks=[1, 1, 1, 1], source=ProbeSource(ids)),
+            ProbeSequence(ids[4:7], chunks=[2, 1], source=ProbeSource(ids[5:])),
+            ProbeSequence(ids[:3], chunks=[1, 1, 1], source=ProbeSource(ids[2:6], soft=between), starts_at=2),
+        ]
     return [
         ProbeSequence(ids, chunks=[5, 1, 1, 1]),
         ProbeSequence(ids[:3], chunks=[1, 1, 1]),
@@ -207,37 +267,43 @@ def _weights_sequences(model: PreTrainedModel) -> list[ProbeSequence]:
     ]
 
 
-def _twin_error(twin: PreTrainedModel, backbone: DecoderOnly) -> float:
+def _twin_error(own: PreTrainedModel, backbone: AnyBackbone) -> float:
+    geometry = backbone.geometry
+    sequences = source_sequences(own.config, geometry) if geometry.has_encoder else _sequences(geometry)
+    for sequence in sequences:
+        _check_prefixes(own, sequence)
+    expected = [own_logits_of(own, each)[each.ends] for each in sequences]
+    return max(map(_distance, packed_logits(backbone, sequences), expected))
+
+
+def _sequences(geometry: ModelGeometry) -> list[ProbeSequence]:
     past_window = [1] * (TWIN_WINDOW + 4)
-    soft = torch.randn(_SOFT_LENGTH, backbone.geometry.hidden_size)
+    soft = torch.randn(_SOFT_LENGTH, geometry.hidden_size)
     sequences = [
         ProbeSequence(_random_ids(40 + len(past_window)), [23, 17, *past_window]),
         ProbeSequence(_random_ids(3 + 9), [3, *[1] * 9]),
         ProbeSequence(_random_ids(1 + 4), [1] * 5),
         ProbeSequence(_random_ids(11 + len(past_window)), [_SOFT_LENGTH + 4, 7, *past_window], soft=soft),
     ]
-    if backbone.geometry.takes_prefixes:
-        prefix = tuple(_random_prefix(layer) for layer in backbone.geometry.layers[Site.DECODER_SELF])
+    if geometry.takes_prefixes:
+        prefixes = {Site.DECODER_SELF: random_prefix(geometry.layers[Site.DECODER_SELF])}
         ids = _random_ids(13 + len(past_window))
-        sequences.append(ProbeSequence(ids, [6, 7, *past_window], prefix=prefix))
-        _check_prefix(twin, sequences[-1])
-    expected = [own_logits_of(twin, each)[each.ends] for each in sequences]
-    return max(map(_distance, packed_logits(backbone, sequences), expected))
+        sequences.append(ProbeSequence(ids, [6, 7, *past_window], prefixes=prefixes))
+    return sequences
 
 
-def _check_prefix(twin: PreTrainedModel, prefixed: ProbeSequence) -> None:
-    bare = replace(prefixed, prefix=())
-    effect = _distance(own_logits_of(twin, bare), own_logits_of(twin, prefixed))
-    if not effect >= _MIN_PREFIX_EFFECT:
-        raise UnsupportedModel(
-            f"the architecture '{twin.config.model_type}' ignores keys and values put before its "
-            f"tokens (they change log-probabilities by {effect:.1e}), so prefixes would have no effect"
-        )
-
-
-def _random_prefix(layer: LayerGeometry) -> tuple[Tensor, Tensor]:
-    keys = torch.randn(1, layer.num_kv_heads, _PREFIX_LENGTH, layer.key_dim)
-    return keys, torch.randn(1, layer.num_kv_heads, _PREFIX_LENGTH, layer.value_dim)
+def _check_prefixes(own: PreTrainedModel, prefixed: ProbeSequence) -> None:
+    """Refuse a model that one of a sequence's prefixes doesn't reach."""
+    for site in prefixed.prefixes:
+        others = {each: prefix for each, prefix in prefixed.prefixes.items() if each is not site}
+        bare = replace(prefixed, prefixes=others)
+        effect = _distance(own_logits_of(own, bare), own_logits_of(own, prefixed))
+        if not effect >= _MIN_PREFIX_EFFECT:
+            raise UnsupportedModel(
+                f"the architecture '{own.config.model_type}' ignores keys and values put before its "
+                f"tokens ({site}: they change log-probabilities by {effect:.1e}), so prefixes would have no "
+                "effect"
+            )
 
 
 def _distance(left: Tensor, right: Tensor) -> float:

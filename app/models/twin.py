@@ -5,22 +5,32 @@ shared keys and values, special token ids, scales. Only sizes and counts become 
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
 
 from app.models.attention.packed import IMPLEMENTATION
+from app.models.geometry import stack_depths
+from app.models.weights import model_class
 
 TWIN_VOCABULARY = 128
 TWIN_WINDOW = 8
+TWIN_DISTANCE = 24  # beyond which biases by distance are all the same
+_TWIN_POSITIONS = 128  # at least, in an encoder-decoder: its sequences are that long
 
 # At most this, where the field is a number.
 _BOUNDS = {
     "vocab_size": TWIN_VOCABULARY,
     "vocab_size_per_layer_input": TWIN_VOCABULARY,
+    "decoder_vocab_size": TWIN_VOCABULARY,
+    "d_ff": 96,
+    "encoder_ffn_dim": 96,
+    "decoder_ffn_dim": 96,
+    "relative_attention_num_buckets": 16,
+    "relative_attention_max_distance": TWIN_DISTANCE,
     "intermediate_size": 96,
     "ffn_dim": 96,
     "n_inner": 96,
@@ -50,6 +60,8 @@ def twin_config(config: PreTrainedConfig, *, narrow: bool = True) -> PreTrainedC
     _cut_layers(text)
     if narrow:
         _narrow(text)
+    if config.is_encoder_decoder:
+        _shape_stacks(config, small, narrow=narrow)
     for name, bound in _BOUNDS.items():
         value = getattr(text, name, None)
         if isinstance(value, int):
@@ -72,6 +84,27 @@ def _token_ids(config: PreTrainedConfig) -> Iterator[tuple[PreTrainedConfig, str
         for name in [name for name in vars(part) if name.endswith("_token_id")]:
             if isinstance(getattr(part, name), int):
                 yield part, name
+
+
+def _shape_stacks(config: PreTrainedConfig, small: PreTrainedConfig, *, narrow: bool) -> None:
+    """Give both stacks few layers, not as many each, and keep what is tied in both."""
+    encoder, decoder = (min(depth, few) for depth, few in zip(stack_depths(config), (3, 2), strict=True))
+    wanted = {
+        "encoder_layers": encoder,
+        "num_hidden_layers": encoder,
+        "decoder_layers": decoder,
+        "num_decoder_layers": decoder,
+    }
+    if narrow and hasattr(config, "decoder_attention_heads"):
+        wanted["decoder_attention_heads"] = small.num_attention_heads
+    heads, width = config.num_attention_heads, getattr(config, "d_kv", None)
+    if narrow and width is not None and heads * width != config.hidden_size:
+        wanted["hidden_size"] = small.hidden_size + width  # as wide as no number of heads
+    if getattr(config, "max_position_embeddings", None):
+        wanted["max_position_embeddings"] = max(config.max_position_embeddings, _TWIN_POSITIONS)
+    for name, value in wanted.items():
+        if hasattr(small, name):
+            setattr(small, name, value)
 
 
 def _narrow(text: PreTrainedConfig) -> None:
@@ -121,7 +154,7 @@ def _first_of_every_kind(entries: list[Any] | tuple[Any, ...]) -> int:
 def build_twin(config: PreTrainedConfig, *, narrow: bool = True) -> PreTrainedModel:
     """Return a random model of `twin_config`, in float32, behind our attention implementation."""
     small = twin_config(config, narrow=narrow)
-    twin: PreTrainedModel = AutoModelForCausalLM.from_config(
+    twin: PreTrainedModel = model_class(config).from_config(
         small, attn_implementation=IMPLEMENTATION, dtype=torch.float32
     )
     for parameter in twin.parameters():
@@ -130,5 +163,10 @@ def build_twin(config: PreTrainedConfig, *, narrow: bool = True) -> PreTrainedMo
             parameter.normal_(std=parameter.shape[-1] ** -0.5)
         else:
             parameter.add_(torch.randn_like(parameter) * 0.1)
+    modules: Iterable[Any] = twin.modules()
+    for module in modules:
+        # T5 doesn't scale scores: its queries begin small instead, else a softmax only takes maxima.
+        if hasattr(module, "has_relative_attention_bias"):
+            module.q.weight.mul_(module.key_value_proj_dim**-0.5)
     twin.eval()
     return twin

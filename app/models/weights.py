@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.quantizers.auto import AutoHfQuantizer
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
@@ -43,6 +43,11 @@ def find_file(reference: str, name: str) -> Path | None:
     return None if found is None else Path(found)
 
 
+def model_class(config: PreTrainedConfig) -> Any:
+    """Return the class of transformers that makes a text-generating model of a configuration."""
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+
+
 def load_weights(
     reference: str,
     config: PreTrainedConfig,
@@ -63,7 +68,7 @@ def load_weights(
     table = _Table()
     _MODELING.addFilter(table)
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = model_class(config).from_pretrained(
             reference,
             dtype=dtype,
             attn_implementation=attention,

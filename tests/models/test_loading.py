@@ -69,11 +69,6 @@ def test_refusals_say_what_is_wrong(tmp_path: Path) -> None:
     (no_weights / "model.safetensors").unlink()
     with pytest.raises(UnsupportedModel, match="weights"):
         load(no_weights)
-    encoder_decoder = tmp_path / "t5"
-    encoder_decoder.mkdir()
-    (encoder_decoder / "config.json").write_text('{"model_type": "t5", "is_encoder_decoder": true}')
-    with pytest.raises(UnsupportedModel, match="encoder-decoder"):
-        load(encoder_decoder)
     with pytest.raises(ValueError, match="unknown dtype 'int4'"):
         choose_dtype("int4", torch.device("cpu"))
 
