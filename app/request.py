@@ -214,6 +214,11 @@ class Request:
         return sum(segment.num_slots for segment in self.segments)
 
     @property
+    def num_kept_segments(self) -> int:
+        """Segments that come before the first that is not kept."""
+        return next((i for i, segment in enumerate(self.segments) if not segment.is_kept), len(self.segments))
+
+    @property
     def num_virtual_tokens(self) -> int:
         """Slots of all learned prompts."""
         return sum(segment.num_virtual_tokens for segment in self.segments)

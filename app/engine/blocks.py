@@ -89,6 +89,7 @@ class KVBlocks:
         """`num_blocks`: of each pool, the reserved one included."""
         self.groups = tuple(groups)
         self._at = {site: tuple(group for group in groups if group.site is site) for site in Site}
+        self.sites = tuple(dict.fromkeys(group.site for group in groups))  # in the order of the groups
         self.block_size = groups[0].block_size
         self.pools = tuple(map(BlockPool, num_blocks))
         self.capacity: Counts = np.array([pool.num_blocks for pool in self.pools])

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from app.concurrency import Workers
+from app.engine.admissibility import check_segments, check_source, check_tokens
 from app.engine.client import EngineStats, LiveRow
 from app.engine.executor import Executor
 from app.engine.loop import Cancel, EngineLoop, Message, Stop, Submit
@@ -20,7 +21,7 @@ from app.engine.runner import Runner
 from app.engine.sampling.token_masks import NUM_WORKERS, GrammarSource
 from app.engine.scheduler import Scheduler, SchedulerConfig
 from app.engine.statistics import StepRecorder, StepStats
-from app.errors import EngineStopped, InvalidRequest, Overloaded, PromptplexError, RequestTooLong
+from app.errors import EngineStopped, InvalidRequest, Overloaded, PromptplexError
 from app.models.attention.kv_cache import KVCache
 from app.models.backbone import Backbone
 from app.prompt import ModelGeometry, PromptSource
@@ -171,28 +172,14 @@ class Engine:
             raise InvalidRequest("a request needs at least one prompt token, and 0 or more new ones")
         if not 0 <= request.num_scored < len(request.token_ids):
             raise InvalidRequest("every scored token needs a token before it")
-        for segment in request.segments:
-            if (segment.prompt_digest is None) != (segment.num_virtual_tokens == 0):
-                raise InvalidRequest("a prompt and its virtual tokens come together or not at all")
-            if (segment.prompt_digest is None) == (not segment.token_ids):
-                raise InvalidRequest("a segment is a learned prompt or text: give it one of them")
+        check_segments(request, self.geometry)
+        check_source(request, self.geometry)
         if request.deadline is not None and not math.isfinite(request.deadline):
             raise InvalidRequest("a deadline is a finite time, or None")
         if request.grammar is not None and self._grammars is None:
             raise InvalidRequest("this engine can't constrain its answers; leave the grammar out")
-        ids = (*request.prompt_ids, *(id_ for id_, _ in request.sampling.logit_bias))
-        if min(ids) < 0 or max(ids) >= self.geometry.vocab_size:
-            raise InvalidRequest(f"token ids must be from 0 to {self.geometry.vocab_size - 1}")
-        prompt = len(request.prompt_ids)
-        total = request.num_virtual_tokens + prompt + request.max_new_tokens
-        if total > self.geometry.max_positions:
-            raise RequestTooLong(
-                f"{request.num_virtual_tokens} virtual + {prompt} prompt + {request.max_new_tokens} new "
-                f"tokens = {total}, but the model has {self.geometry.max_positions} positions; shorten the "
-                "input, ask for fewer new tokens, or set 'truncate'",
-                param="max_new_tokens",
-            )
-        self._scheduler.check_fits(request)
+        check_tokens(request, self.geometry)
+        self._scheduler.residency.check_fits(request)
 
     async def generate(self, request: Request) -> AsyncGenerator[TokenDelta, None]:
         """Yield the request's deltas; the last one carries `finish`. Raise what EngineClient names."""

@@ -7,14 +7,17 @@ fails with any input), the error is raised as it was, and ends the engine.
 
 import logging
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from app.engine.plan import Plan, PlanItem, StepResult
 from app.engine.prefixes import Key, Prefix
 from app.engine.sampling.inputs import SamplingInput
 from app.engine.sequence import Sequence as Row
 from app.errors import PromptplexError, RequestFailed
+from app.models.attention.kv_cache import PADDING_SLOT
 from app.models.attention.metadata import PackedItem
 from app.request import SamplingParams
 
@@ -34,7 +37,7 @@ def run_apart(run: Run, plan: Plan, error: Exception) -> tuple[StepResult, dict[
     parts = _Parts(run, plan)
     _log.error("a step failed; its parts are run one by one to find out why", exc_info=error)
     parts.blame(parts.ids(), error)
-    if parts.failures and not _works(run, plan.part({next(iter(parts.failures))})):
+    if parts.failures and not _works(run, plan, parts.failures.keys()):
         raise error
     return parts.result, parts.failures
 
@@ -92,14 +95,25 @@ class Refusals:
         return next((error for until, error in found if now < until), None)
 
 
-def _works(run: Run, part: Plan) -> bool:
-    """Return whether the model still takes a token, in the place of what failed."""
-    slots = part.items[0].kv.slots if part.items else part.writes[0].slots
-    own_slot = tuple(group[-1:] for group in slots)  # the first ones may be a prefix's that others share
+def _works(run: Run, plan: Plan, failed: Collection[int]) -> bool:
+    """Return whether the model still takes a token, in the place of one that failed or could not be tried.
+
+    Where only prefixes failed that no token of the plan needs, the next step shows it.
+    """
+    tried = (item for item in plan.items if not {item.id, *item.stands_on}.isdisjoint(failed))
+    item = next(tried, None)
+    if item is None:
+        return True
+    # Its last slot: the first ones may be a prefix's that others share.
+    slots = [group[-1:] for group in item.kv.slots]
+    for source in plan.sources:
+        if source.id == item.reads:  # and what its slots hold is anything
+            num_own = len(slots) - len(source.kv.cross_slots)
+            slots[num_own:] = [np.array([PADDING_SLOT])] * len(source.kv.cross_slots)
     sampling = SamplingInput(SamplingParams(), 0)
-    item = PlanItem(0, PackedItem(0, 1, own_slot), position=0, token_ids=(0,), sampling=sampling)
+    token = PlanItem(0, PackedItem(0, 1, tuple(slots)), position=0, token_ids=(0,), sampling=sampling)
     try:
-        return run(Plan(writes=(), items=(item,))).tokens[0].is_finite
+        return run(Plan(writes=(), items=(token,))).tokens[0].is_finite
     except Exception:
         _log.exception("the model does not take a single token any more")
         return False
@@ -110,7 +124,7 @@ def request_error(owner: Row | Prefix, error: Exception) -> PromptplexError:
     _log.error("at fault: %s (%s)", _name(owner), type(error).__name__)
     if isinstance(error, PromptplexError):
         return error
-    if isinstance(owner, Prefix):
+    if isinstance(owner, Prefix) and owner.is_kept:
         return RequestFailed(
             "the model can't run this task's prompt or leading text; requests that need it are refused for "
             f"{REFUSAL_SECONDS:.0f} seconds: roll the task back, or see the server's log"

@@ -1,10 +1,11 @@
-"""What a sequence or a prefix contributes to a step: its next tokens as an item of the Plan."""
+"""What a sequence, a prefix or a source contributes to a step, as an item of the Plan."""
 
-from app.engine.plan import PlanItem
+from app.engine.plan import PlanItem, SourceItem
 from app.engine.prefixes import Prefix
 from app.engine.sampling.inputs import SamplingInput
 from app.engine.sequence import Sequence
-from app.models.attention.metadata import PackedItem
+from app.engine.sources import Source
+from app.models.attention.metadata import PackedItem, PackedSource
 
 MAX_SCORED_ROWS = 256  # logits over the whole vocabulary are large: so many at a time
 
@@ -18,12 +19,12 @@ def decode_item(sequence: Sequence, kv: PackedItem) -> PlanItem:
         token_ids=(sequence.tokens[-1],),
         sampling=_sampling_input(sequence),
         stands_on=sequence.stands_on,
+        reads=sequence.reads,
     )
 
 
 def prefill_item(sequence: Sequence, budget: int) -> PlanItem:
     """Return as many pending tokens as the budget allows; the last of them samples."""
-    assert sequence.table is not None
     count = min(sequence.num_pending, budget)
     start = sequence.num_computed
     score_from, score_ids = _scoring(sequence, start)
@@ -32,7 +33,7 @@ def prefill_item(sequence: Sequence, budget: int) -> PlanItem:
     before, _ = sequence.pending_slots
     return PlanItem(
         id=sequence.id,
-        kv=PackedItem(before, count, sequence.table.slots(before + count)),
+        kv=sequence.kv(before, count),
         position=sequence.first_position + start,
         token_ids=tuple(sequence.tokens[start : start + count]),
         sampling=_sampling_input(sequence) if count == sequence.num_pending else None,
@@ -40,6 +41,7 @@ def prefill_item(sequence: Sequence, budget: int) -> PlanItem:
         score_ids=score_ids[: max(start + count - score_from, 0)],
         num_top=sequence.request.num_top,
         stands_on=sequence.stands_on,
+        reads=sequence.reads,
     )
 
 
@@ -48,14 +50,27 @@ def prefix_item(prefix: Prefix, budget: int) -> PlanItem:
     done, segment = prefix.num_computed, prefix.segment
     count = min(segment.num_slots - done, budget)
     start = prefix.first_slot + done
+    source = prefix.source
+    cross_slots = () if source is None else source.slots
     return PlanItem(
         id=prefix.id,
-        kv=PackedItem(start, count, prefix.table.slots(start + count)),
+        kv=PackedItem(start, count, prefix.table.slots(start + count) + cross_slots),
         position=prefix.first_position + done,
         token_ids=segment.token_ids[done : done + count],
         soft_prompt=prefix.prompt,
         soft_from=done,
         stands_on=prefix.ancestors,
+        reads=None if source is None else source.id,
+    )
+
+
+def source_item(source: Source) -> SourceItem:
+    """Return the whole input of the encoder."""
+    return SourceItem(
+        id=source.id,
+        kv=PackedSource(source.input.num_slots, source.own_slots, source.prefix_slots),
+        token_ids=source.input.token_ids,
+        soft_prompt=source.prompt,
     )
 
 

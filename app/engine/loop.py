@@ -18,7 +18,7 @@ from app.engine.deadlines import Deadlines
 from app.engine.executor import Executor
 from app.engine.isolation import Refusals, request_error, run_apart
 from app.engine.plan import Plan, StepResult
-from app.engine.prefixes import Prefix, prefix_keys
+from app.engine.prefixes import Prefix, prefix_keys, segment_slots
 from app.engine.router import OutputRouter
 from app.engine.sampling.token_masks import AsyncTokenMask, GrammarSource, PackedMask, collect_masks
 from app.engine.scheduler import Scheduler
@@ -33,8 +33,9 @@ from app.errors import (
     PromptRejected,
     RequestFailed,
 )
-from app.prompt import ModelGeometry, Prompt, PromptSource
+from app.prompt import ModelGeometry, Prompt, PromptKind, PromptSource
 from app.request import Request
+from app.sites import Embedding, Site
 
 _log = logging.getLogger("promptplex.engine")
 
@@ -159,7 +160,7 @@ class EngineLoop:
                 return
 
     def _accept(self, request: Request, arrived: float) -> None:
-        sequence = Sequence(request, prefix_keys(request.segments, self._geometry), arrived=arrived)
+        sequence = Sequence(request, prefix_keys(request, self._geometry), arrived=arrived)
         refusal = self._refusals.get(sequence.prefix_keys, time.monotonic())
         if refusal is not None:
             self._router.deliver([(request.id, refusal)])
@@ -194,12 +195,12 @@ class EngineLoop:
             self._end(sequence, _lost(error))
             return
         prompt = result.result()
-        for segment in sequence.request.segments:
-            if segment.prompt_digest == prompt.digest and segment.num_slots != prompt.num_virtual_tokens:
+        for place, length in _expected_lengths(sequence.request, prompt):
+            if prompt.length(place) != length:
                 mismatch = PromptRejected(
-                    "the stored prompt differs from the task's manifest",
-                    expected=f"{segment.num_slots} virtual tokens",
-                    found=f"{prompt.num_virtual_tokens}",
+                    f"the stored prompt differs at {place} from the task's manifest",
+                    expected=f"{length} virtual tokens",
+                    found=f"{prompt.length(place)}",
                 )
                 self._end(sequence, mismatch)
                 return
@@ -260,6 +261,7 @@ class EngineLoop:
             return self._executor.collect(partial(self._masks, step, plan))
         except Exception as error:
             result, failures = run_apart(partial(self._run_part, step), plan, error)
+        step.note_failures(plan, failures)
         for id_, cause in failures.items():
             self._end_at_fault(step.owners[id_], cause)
         return result
@@ -283,7 +285,7 @@ class EngineLoop:
 
     def _give_up(self, prefix: Prefix, error: PromptplexError) -> None:
         """End all that stand on a prefix, or wait for it, and the prefix with them."""
-        self._scheduler.prefixes.discard(prefix)
+        self._scheduler.residency.prefixes.discard(prefix)
         self._refusals.add(prefix.key, error, time.monotonic())
         for sequence in [each for each in self._open.values() if prefix.key in each.prefix_keys]:
             self._end(sequence, error)
@@ -305,6 +307,22 @@ class EngineLoop:
             self._deadlines.clean(0)
         self._recorder.refresh()
         self._idle = True
+
+
+def _expected_lengths(request: Request, prompt: Prompt) -> Iterable[tuple[Embedding | Site, int]]:
+    """Yield how many virtual tokens a request expects of a prompt at each place where it uses it.
+
+    What is kept for other requests with other sources can only be keys and values.
+    """
+    source = request.source
+    for segment in request.segments:
+        if segment.prompt_digest == prompt.digest:
+            if prompt.kind is PromptKind.SOFT and (source is None or not segment.is_kept):
+                yield Embedding.DECODER, segment.num_virtual_tokens
+            else:
+                yield from segment_slots(segment).items()
+    if source is not None and source.prompt_digest == prompt.digest:
+        yield Embedding.ENCODER, source.num_virtual_tokens
 
 
 def _lost(error: BaseException) -> PromptplexError:

@@ -4,33 +4,50 @@ Prefixes form a tree: each is one segment on those of its parent, so a request s
 them, from a root on. A prefix is built inside ordinary Plans (its tokens count against the token
 budget), pinned while a running sequence stands on it, and kept afterwards until its blocks are
 needed, least recently used first. Its key never holds a name (invariant 5).
+
+In an encoder-decoder a prefix has slots at three sites, perhaps none at some. What its decoder computes
+depends on the source, so the requests of one source share it, and it goes with them.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from app.engine.blocks import Counts, KVBlocks, SlotTable
 from app.engine.plan import new_id
+from app.engine.sources import Source
 from app.models.attention.kv_cache import Slots
 from app.prompt import ModelGeometry, Prompt, PromptKind
-from app.request import Segment
+from app.request import Request, Segment
+from app.sites import Site
 
 Key = bytes
 
 
-def prefix_keys(segments: Sequence[Segment], geometry: ModelGeometry) -> tuple[Key, ...]:
+def prefix_keys(request: Request, geometry: ModelGeometry) -> tuple[Key, ...]:
     """Return the key of each segment on those before it: the same key means the same keys and values."""
     key = hashlib.sha256(f"{geometry.fingerprint} {geometry.dtype}".encode()).digest()
     keys = []
-    for segment in segments:
-        learned = f"{segment.prompt_digest} {segment.num_virtual_tokens} ".encode()
+    for segment in request.segments:
+        source = "" if request.source is None or segment.is_kept else request.source.id
+        learned = (
+            f"{segment.prompt_digest} {[*segment_slots(segment).values()]} {len(source)} {source}".encode()
+        )
         ids = np.array(segment.token_ids, dtype=np.int64).tobytes()
         key = hashlib.sha256(key + learned + ids).digest()
         keys.append(key)
     return tuple(keys)
+
+
+def segment_slots(segment: Segment) -> dict[Site, int]:
+    """Return how many slots a segment takes at each site."""
+    return {
+        Site.DECODER_SELF: segment.num_slots,
+        Site.DECODER_CROSS: segment.num_cross_tokens,
+        Site.ENCODER_SELF: segment.num_encoder_tokens,
+    }
 
 
 @dataclass(eq=False)
@@ -44,48 +61,73 @@ class Prefix:
     key: Key
     segment: Segment
     parent: "Prefix | None"
-    table: SlotTable
+    tables: Mapping[Site, SlotTable]  # at each site of the base
     prompt: Prompt | None  # the learned one, until it is built
     is_kept: bool  # False: gone as soon as it has no pins
-    num_computed: int = 0  # own slots whose keys and values exist
+    source: Source | None = None  # that its tokens attend to
+    num_computed: int = 0  # own slots in the decoder's self-attention whose keys and values exist
     pins: int = 0  # sequences that stand on it, or on one of its descendants
     id: int = field(default_factory=new_id)  # in Plans
-    first_slot: int = field(init=False)
+    end_slots: Mapping[Site, int] = field(init=False)  # the slot index after its last one
+    first_slot: int = field(init=False)  # in the decoder's self-attention
     first_position: int = field(init=False)
     end_position: int = field(init=False)  # the position of what follows
     ancestors: tuple[int, ...] = field(init=False)  # their ids
 
     def __post_init__(self) -> None:
         above = self.parent
-        self.first_slot = 0 if above is None else above.end_slot
+        self.end_slots = {site: _end(above, site) + own for site, own in segment_slots(self.segment).items()}
+        self.first_slot = _end(above, Site.DECODER_SELF)
         self.first_position = 0 if above is None else above.end_position
         self.ancestors = () if above is None else (*above.ancestors, above.id)
         own = len(self.segment.token_ids) if self.prompt is None else self.prompt.position_offset
         self.end_position = self.first_position + own
 
     @property
+    def table(self) -> SlotTable:
+        """Its slots in the decoder's self-attention."""
+        return self.tables[Site.DECODER_SELF]
+
+    @property
     def end_slot(self) -> int:
-        """The slot index after its last one."""
-        return self.first_slot + self.segment.num_slots
+        """The slot index after its last one, in the decoder's self-attention."""
+        return self.end_slots[Site.DECODER_SELF]
+
+    @property
+    def num_blocks(self) -> Counts:
+        """Its own blocks at all sites, in each pool."""
+        first, *others = (table.num_blocks for table in self.tables.values())
+        return sum(others, first)
 
     @property
     def is_ready(self) -> bool:
         """Whether all its keys and values exist, or will with the step that was planned last."""
-        return self.num_computed == self.segment.num_slots
+        return self.num_computed == self.segment.num_slots and not self.needs_write
 
     @property
     def needs_write(self) -> bool:
         """Whether keys and values are to be put in as they are, which costs no forward pass."""
-        return self.num_computed == 0 and self.prompt is not None and self.prompt.kind == PromptKind.PREFIX
+        return self.prompt is not None and self.prompt.kind == PromptKind.PREFIX
 
     @property
     def outlives_pins(self) -> bool:
         """Whether it stays when no sequence stands on it."""
         return self.is_ready and self.is_kept and (self.parent is None or self.parent.outlives_pins)
 
+    def slots(self, site: Site) -> tuple[Slots, ...]:
+        """Return the device slots of a site's groups up to its last one, its ancestors' included."""
+        return self.tables[site].slots(self.end_slots[site])
+
     def own_slots(self) -> tuple[Slots, ...]:
-        """Return the device slots of its own last slot indices, without its parent's."""
-        return tuple(slots[-self.segment.num_slots :] for slots in self.table.slots(self.end_slot))
+        """Return the device slots of its own last slot indices in all groups, without its parent's."""
+        own = segment_slots(self.segment)
+        return tuple(
+            slots[max(0, len(slots) - own[site]) :] for site in self.tables for slots in self.slots(site)
+        )
+
+
+def _end(above: Prefix | None, site: Site) -> int:
+    return 0 if above is None else above.end_slots[site]
 
 
 class PrefixCache:
@@ -111,31 +153,47 @@ class PrefixCache:
         """Return the prefix of a key, built or under construction, if there is one."""
         return self._prefixes.get(key)
 
-    def create(self, key: Key, segment: Segment, parent: Prefix | None, prompt: Prompt | None) -> Prefix:
-        """Start a prefix, pinned once, with blocks for all of it; the caller has made room."""
-        table = (
-            SlotTable(self._blocks)
-            if parent is None
-            else SlotTable(self._blocks, parent.table, parent.end_slot)
+    def blocks_for(self, segment: Segment) -> Counts:
+        """Return the most blocks that a segment's prefix holds at any time, in each pool."""
+        first, *others = (
+            self._blocks.blocks_for(count, site) for site, count in segment_slots(segment).items()
         )
-        prefix = Prefix(key, segment, parent, table, prompt, segment.is_kept, pins=1)
+        return sum(others, first)
+
+    def create(
+        self,
+        key: Key,
+        segment: Segment,
+        parent: Prefix | None,
+        prompt: Prompt | None,
+        source: Source | None = None,
+    ) -> Prefix:
+        """Start a prefix, pinned once, with blocks for all of it; the caller has made room."""
+        tables = {site: self._table(site, parent) for site in self._blocks.sites}
+        prefix = Prefix(key, segment, parent, tables, prompt, segment.is_kept, source, pins=1)
         self._prefixes[key] = prefix
         self.grow(prefix)
         return prefix
 
+    def _table(self, site: Site, parent: Prefix | None) -> SlotTable:
+        head = None if parent is None else parent.tables[site]
+        return SlotTable(self._blocks, head, _end(parent, site), site=site)
+
     def grow(self, prefix: Prefix) -> None:
         """Make room for what one step builds. What is written as it is needs none before its last slots."""
-        start = prefix.end_slot if prefix.needs_write else prefix.first_slot + prefix.num_computed
-        before = prefix.table.num_blocks
-        grown = prefix.table.grow(start, prefix.end_slot)
-        assert grown, "callers make room before they create"
-        self._count(prefix, prefix.table.num_blocks - before)
+        before = prefix.num_blocks
+        for site, table in prefix.tables.items():
+            end = prefix.end_slots[site]
+            is_computed = site is Site.DECODER_SELF and not prefix.needs_write
+            grown = table.grow(prefix.first_slot + prefix.num_computed if is_computed else end, end)
+            assert grown, "callers make room before they create"
+        self._count(prefix, prefix.num_blocks - before)
 
     def advance(self, prefix: Prefix, num_slots: int) -> None:
         """Note that `num_slots` more exist; the prompt's bytes are dropped with the last."""
         prefix.num_computed += num_slots
         assert prefix.num_computed <= prefix.segment.num_slots
-        if prefix.is_ready:
+        if prefix.num_computed == prefix.segment.num_slots:
             prefix.prompt = None
             self._resident_digests = None
             self._built.append(prefix)
@@ -143,9 +201,9 @@ class PrefixCache:
     def trim(self) -> None:
         """Give back what was needed to build prefixes only, when the step that built them is planned."""
         for prefix in self._built:
-            before = prefix.table.num_blocks
+            before = prefix.num_blocks
             prefix.table.trim(prefix.end_slot)
-            self._count(prefix, prefix.table.num_blocks - before)
+            self._count(prefix, prefix.num_blocks - before)
         self._built.clear()
 
     def pin(self, line: Sequence[Prefix]) -> None:
@@ -153,7 +211,7 @@ class PrefixCache:
         for prefix in line:
             if not prefix.pins:
                 del self._idle[prefix.key]
-                self._num_idle_blocks -= prefix.table.num_blocks
+                self._num_idle_blocks -= prefix.num_blocks
             prefix.pins += 1
 
     def unpin(self, line: Sequence[Prefix]) -> None:
@@ -165,7 +223,7 @@ class PrefixCache:
                 continue
             if prefix.outlives_pins:
                 self._idle[prefix.key] = prefix
-                self._num_idle_blocks += prefix.table.num_blocks
+                self._num_idle_blocks += prefix.num_blocks
             else:
                 self._remove(prefix)
 
@@ -188,7 +246,7 @@ class PrefixCache:
 
     def _evict(self, prefix: Prefix) -> None:
         del self._idle[prefix.key]
-        self._num_idle_blocks -= prefix.table.num_blocks
+        self._num_idle_blocks -= prefix.num_blocks
         self._remove(prefix)
 
     def resident_digests(self) -> frozenset[str]:
@@ -200,8 +258,9 @@ class PrefixCache:
 
     def _remove(self, prefix: Prefix) -> None:
         assert not prefix.pins
-        self.num_blocks -= prefix.table.num_blocks
-        prefix.table.release()
+        self.num_blocks -= prefix.num_blocks
+        for table in prefix.tables.values():
+            table.release()
         del self._prefixes[prefix.key]
         self._resident_digests = None
 
@@ -221,9 +280,15 @@ class PrefixCache:
             assert prefix.pins or prefix.is_ready, "an unfinished prefix without a user"
             assert (key in self._idle) == (not prefix.pins), "idle and unpinned are the same"
             assert prefix.table.end >= prefix.first_slot + prefix.num_computed
+            assert all(
+                table.end >= prefix.end_slots[site]
+                for site, table in prefix.tables.items()
+                if site is not Site.DECODER_SELF or prefix.is_ready
+            )
+            assert prefix.source is None or prefix.source.users, "it attends to a source that is gone"
             above = prefix.parent
             assert above is None or self._prefixes.get(above.key) is above, "it stands on what is gone"
         assert not pins.keys() - self._prefixes.keys(), "a pinned prefix is gone"
         assert self._idle.keys() <= self._prefixes.keys()
         for count, prefixes in ((self.num_blocks, self), (self._num_idle_blocks, self._idle.values())):
-            assert (count == sum(prefix.table.num_blocks for prefix in prefixes)).all()
+            assert (count == sum(prefix.num_blocks for prefix in prefixes)).all()

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from app.engine.plan import Plan, PlanItem, StepResult
+from app.engine.plan import Plan, PlanItem, SourceItem, StepResult
 from app.engine.sampling.batch import SamplingBatch
 from app.engine.sampling.inputs import SampledToken
 from app.engine.sampling.sampler import sample, score_tokens
@@ -17,6 +17,7 @@ from app.engine.sampling.token_masks import PackedMask
 from app.models.attention.kv_cache import KVCache
 from app.models.backbone import Backbone
 from app.request import TokenScore
+from app.sites import Embedding
 
 Masks = Callable[[], Mapping[int, PackedMask]]  # of constrained rows, by id
 
@@ -30,7 +31,7 @@ class Runner:
 
     @torch.inference_mode()
     def run(self, plan: Plan, masks: Masks) -> StepResult:
-        """Copy slots, write given prefixes, run all items as one packed row, choose the next tokens.
+        """Copy slots, write given prefixes, run sources and items as packed rows, choose next tokens.
 
         `masks` is called after the forward pass, where rows are constrained; a row without one is late.
         """
@@ -45,9 +46,11 @@ class Runner:
         sampled, scored = _sampled_rows(plan.items, ends), _scored_rows(plan.items, ends)
         # Some architectures take an empty selection for "all rows", so one row is always asked for.
         rows = np.array([*sampled, *scored] or [0], dtype=np.int64)
-        metadata = self._backbone.plan(self._cache, [item.kv for item in plan.items], rows)
+        sources = [source.kv for source in plan.sources]
+        metadata = self._backbone.plan(self._cache, [item.kv for item in plan.items], rows, sources)
         embeds, positions = self._embeds(plan.items, ends), self._positions(plan.items)
-        logits = self._backbone.forward(embeds, positions, metadata)
+        source_embeds = self._source_embeds(plan.sources) if sources else None
+        logits = self._backbone.forward(embeds, positions, metadata, source_embeds)
         given = masks() if any(item.is_constrained for item in plan.items) else {}
         tokens = _sample(logits[: len(sampled)], plan.items, given) if sampled else {}
         return StepResult(tokens, _scores(logits[len(sampled) :], plan.items) if scored else {})
@@ -62,6 +65,17 @@ class Runner:
                 first = item.soft_from
                 embeds[end - item.kv.num_tokens : end] = rows[first : first + item.kv.num_tokens]
         return embeds
+
+    def _source_embeds(self, sources: Sequence[SourceItem]) -> Tensor:
+        """Return the encoder's input embeddings `[S, d]`: of each source soft prompt rows, then ids."""
+        parts = []
+        for source in sources:
+            if source.soft_prompt is not None:
+                parts.append(self._backbone.prompt_embeddings(source.soft_prompt, Embedding.ENCODER))
+            ids = torch.tensor(source.token_ids, dtype=torch.long, device=self._backbone.device)
+            follows = source.soft_prompt is not None
+            parts.append(self._backbone.embed_source(ids, follows_soft_prompt=follows))
+        return torch.cat(parts)
 
     def _positions(self, items: Sequence[PlanItem]) -> Tensor:
         return self._to_device(

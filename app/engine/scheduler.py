@@ -2,7 +2,8 @@
 
 The order of a step: decoding rows first (they were promised), then prefill of what was admitted,
 then admission by fair share, all under one token budget. A prefix that is missing is built in
-the same step as the prefill that needs it, where the budget allows.
+the same step as the prefill that needs it, where the budget allows. A source is encoded in the step that
+takes the first tokens that read it.
 
 `schedule` counts a step's tokens as computed at once, since a Plan always runs (what can't run ends,
 engine/isolation.py). `update` takes one back where nothing could be chosen after it yet. Sequences may end
@@ -16,19 +17,21 @@ import math
 import time
 from dataclasses import dataclass
 
-from app.engine.blocks import KVBlocks, SlotTable
+from app.engine.blocks import KVBlocks
 from app.engine.fair_queue import FairQueue
-from app.engine.items import decode_item, prefill_item, prefix_item
+from app.engine.items import decode_item, prefill_item, prefix_item, source_item
 from app.engine.plan import PrefixWrite, StepResult
-from app.engine.prefixes import Prefix, PrefixCache
+from app.engine.prefixes import Prefix
+from app.engine.residency import Residency
 from app.engine.router import Output
 from app.engine.sampling.inputs import SampledToken
 from app.engine.sequence import Phase, Sequence
+from app.engine.sources import Source
 from app.engine.step import Step
-from app.errors import NonFiniteLogits, PromptplexError, RequestTooLong
+from app.errors import NonFiniteLogits, PromptplexError
 from app.models.attention.metadata import PackedItem
 from app.prompt import Prompt
-from app.request import FinishReason, Request, TokenDelta
+from app.request import FinishReason, TokenDelta
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,8 +53,7 @@ class Scheduler:
     """Owns every sequence, block and prefix. Called by one thread only."""
 
     def __init__(self, blocks: KVBlocks, config: SchedulerConfig) -> None:
-        self.blocks = blocks
-        self.prefixes = PrefixCache(blocks)
+        self.residency = Residency(blocks)
         self.running: list[Sequence] = []  # in order of admission
         self.waiting = FairQueue()
         self.loading: set[Sequence] = set()
@@ -63,33 +65,9 @@ class Scheduler:
     def num_open(self) -> int:
         return len(self.running) + len(self.waiting) + len(self.loading)
 
-    def check_fits(self, request: Request) -> None:
-        """Refuse a request that could not run even alone.
-
-        Raises:
-            RequestTooLong: Its keys and values exceed all blocks there are.
-        """
-        needed = self.blocks.blocks_for(len(request.token_ids) + request.max_new_tokens)
-        for segment in request.segments:
-            needed += self.blocks.blocks_for(segment.num_slots)
-        # No argmax of numpy's: it gives up the GIL, and the device's thread may keep it for a step.
-        pairs = zip(needed.tolist(), self.blocks.capacity.tolist(), strict=True)
-        asked, limit = (
-            count * self.blocks.block_size for count in max(pairs, key=lambda pair: pair[0] - pair[1])
-        )
-        if asked > limit:
-            raise RequestTooLong(
-                f"the request needs {asked} K/V slots (prefix {request.num_prefix_slots}, prompt "
-                f"{len(request.token_ids)}, new {request.max_new_tokens}), but the server has "
-                f"{limit}; ask for fewer new tokens or give the server more K/V memory",
-                param="max_new_tokens",
-                limit=limit,
-                asked=f"{asked} tokens",
-            )
-
     def add(self, sequence: Sequence) -> None:
         """Take in a new sequence. Prompts of sequences that come next are fetched at once."""
-        if self._missing_prompts(sequence) and self.num_open < self._config.max_rows:
+        if self.residency.missing_prompts(sequence) and self.num_open < self._config.max_rows:
             self._park(sequence)
         else:
             self.waiting.push(sequence)
@@ -113,7 +91,7 @@ class Scheduler:
         """Free everything that a sequence holds, in whatever phase it is."""
         if sequence.phase is Phase.RUNNING:
             self.running.remove(sequence)
-            self._vacate(sequence)
+            self.residency.vacate(sequence)
         elif sequence.phase is Phase.WAITING:
             self.waiting.remove(sequence)
         self.loading.discard(sequence)
@@ -126,7 +104,7 @@ class Scheduler:
 
     def schedule(self) -> Step:
         """Decide one step."""
-        self.prefixes.trim()
+        self.residency.prefixes.trim()
         step = Step(self._config.token_budget)
         for sequence in [sequence for sequence in self.running if sequence.is_decoding]:
             if sequence.phase is Phase.RUNNING and self._decode(sequence, step):
@@ -151,7 +129,7 @@ class Scheduler:
             slot, _ = sequence.pending_slots
             if not sequence.table.grow(slot, slot + 1):
                 return
-            self._ahead[sequence.id] = PackedItem(slot, 1, sequence.table.slots(slot + 1))
+            self._ahead[sequence.id] = sequence.kv(slot, 1)
 
     def _decode(self, sequence: Sequence, step: Step) -> bool:
         """Plan the one pending token of a row; False where the row itself had to be preempted."""
@@ -160,8 +138,7 @@ class Scheduler:
         if kv is None or kv.num_computed != slot:  # a late row takes its last token again
             if not self._grow(sequence, step):
                 return False
-            assert sequence.table is not None
-            kv = PackedItem(slot, 1, sequence.table.slots(slot + 1))
+            kv = sequence.kv(slot, 1)
         step.add(sequence, decode_item(sequence, kv))
         sequence.num_computed += 1
         return True
@@ -174,7 +151,7 @@ class Scheduler:
         assert sequence.table is not None
         start, end = sequence.pending_slots
         while not sequence.table.grow(start, end):
-            if self.prefixes.evict_until(sequence.table.missing_blocks(start, end)):
+            if self.residency.prefixes.evict_until(sequence.table.missing_blocks(start, end)):
                 continue
             youngest = self.running[-1]
             self._preempt(youngest, step)
@@ -185,26 +162,19 @@ class Scheduler:
     def _preempt(self, sequence: Sequence, step: Step) -> None:
         """Take everything back; the sequence recomputes its keys and values when it is readmitted."""
         self.running.remove(sequence)
-        self._vacate(sequence)
+        self.residency.vacate(sequence)
         sequence.num_computed = 0
         sequence.phase = Phase.WAITING
         self.waiting.push(sequence, front=True)
         step.counts.preempted += 1
 
-    def _vacate(self, sequence: Sequence) -> None:
-        assert sequence.table is not None
-        sequence.table.release()
-        sequence.table = None
-        self.prefixes.unpin(sequence.prefixes)
-        sequence.prefixes = sequence.stands_on = ()
-
     def _prefill(self, sequence: Sequence, step: Step) -> None:
         for prefix in sequence.prefixes:
-            if not prefix.is_ready:
+            if not prefix.is_ready and self._encode(prefix.source, step):
                 self._build_prefix(prefix, step)
             if not prefix.is_ready:
                 return
-        if step.budget:
+        if self._encode(sequence.source, step) and step.budget:
             grown = sequence.table is not None and sequence.table.grow(*sequence.pending_slots)
             assert grown, "blocks for the whole prompt were taken at admission"
             item = prefill_item(sequence, step.budget)
@@ -212,17 +182,31 @@ class Scheduler:
             sequence.num_computed += item.kv.num_tokens
             step.counts.prefill_tokens += item.kv.num_tokens
 
+    @staticmethod
+    def _encode(source: Source | None, step: Step) -> bool:
+        """Plan a source's pass through the encoder; return whether its readers' tokens can follow.
+
+        It can't be cut in chunks: one that exceeds what is left of the budget is the first of its step.
+        """
+        if source is None or source.is_encoded:
+            return True
+        if source.input.num_slots >= step.budget and (step.sources or not step.budget):
+            return False
+        step.encode(source, source_item(source))
+        source.is_encoded = True
+        return True
+
     def _build_prefix(self, prefix: Prefix, step: Step) -> None:
         """Plan the next part of a prefix: written as it is, or run through the model."""
-        self.prefixes.grow(prefix)
+        self.residency.prefixes.grow(prefix)
         if prefix.needs_write:
             assert prefix.prompt is not None
             step.write(prefix, PrefixWrite(prefix.id, prefix.prompt, prefix.own_slots()))
-            self.prefixes.advance(prefix, prefix.segment.num_slots)
+            self.residency.prefixes.advance(prefix, prefix.segment.num_slots)
         elif step.budget:
             item = prefix_item(prefix, step.budget)
             step.add(prefix, item)
-            self.prefixes.advance(prefix, item.kv.num_tokens)
+            self.residency.prefixes.advance(prefix, item.kv.num_tokens)
             step.counts.prefix_tokens += item.kv.num_tokens
 
     # -- admission --------------------------------------------------------------------------
@@ -232,73 +216,32 @@ class Scheduler:
             sequence = self.waiting.peek()
             if sequence is None:
                 return
-            if self._missing_prompts(sequence):
+            if self.residency.missing_prompts(sequence):
                 if len(self.loading) >= self._config.max_rows:  # prompts take memory too
                     return
                 self.waiting.remove(sequence)
                 self._park(sequence)
-            elif self._place(sequence, step):
+            # While others run, a block for each of them stays free, so that admission doesn't preempt.
+            elif self.residency.place(sequence, len(self.running), step.counts):
+                self._start(sequence)
                 self._prefill(sequence, step)
             else:
                 return
 
-    def _missing_prompts(self, sequence: Sequence) -> set[str]:
-        """Return the digests of the prompts that it needs the bytes of, and hasn't got."""
-        return {
-            segment.prompt_digest
-            for key, segment in zip(sequence.prefix_keys, sequence.request.segments, strict=True)
-            if segment.prompt_digest is not None
-            and segment.prompt_digest not in sequence.prompts
-            and self.prefixes.get(key) is None
-        }
-
     def _park(self, sequence: Sequence) -> None:
-        sequence.awaited = self._missing_prompts(sequence)
+        sequence.awaited = self.residency.missing_prompts(sequence)
         sequence.phase = Phase.LOADING
         self.loading.add(sequence)
         self._to_load.append(sequence)
 
-    def _place(self, sequence: Sequence, step: Step) -> bool:
-        """Give a sequence its prefixes and blocks for all its tokens; False when they don't suffice.
-
-        While others run, a block for each of them stays free, so that admission doesn't preempt.
-        """
-        segments = sequence.request.segments
-        found = [prefix for key in sequence.prefix_keys if (prefix := self.prefixes.get(key)) is not None]
-        needed = self.blocks.blocks_for(len(sequence.tokens)) + len(self.running) * self.blocks.blocks_for(1)
-        for segment in segments[len(found) :]:
-            needed += self.blocks.blocks_for(segment.num_slots)
-        self.prefixes.pin(found)  # before anything is evicted
-        if not self.prefixes.evict_until(needed):
-            self.prefixes.unpin(found)
-            return False
-        if len(found) < len(segments):
-            step.counts.prefix_misses += 1
-        elif segments:
-            step.counts.prefix_hits += 1
-        for key, segment in zip(sequence.prefix_keys[len(found) :], segments[len(found) :], strict=True):
-            parent = found[-1] if found else None
-            found.append(
-                self.prefixes.create(key, segment, parent, sequence.prompts.get(segment.prompt_digest or ""))
-            )
-        self._start(sequence, found)
-        return True
-
-    def _start(self, sequence: Sequence, prefixes: list[Prefix]) -> None:
+    def _start(self, sequence: Sequence) -> None:
         self.waiting.take(sequence)
-        sequence.prompts.clear()  # the prefixes have them now, for as long as they are needed
-        sequence.prefixes = tuple(prefixes)
-        sequence.stands_on = tuple(prefix.id for prefix in prefixes)
-        first_slot, _ = sequence.pending_slots
-        sequence.table = SlotTable(self.blocks, prefixes[-1].table if prefixes else None, first_slot)
-        grown = sequence.table.grow(*sequence.pending_slots)
-        assert grown, "blocks were counted before"
         sequence.phase = Phase.RUNNING
         self.running.append(sequence)
         if sequence.constraint is not None:
             sequence.constraint.begin()
         if sequence.admitted is None:  # recomputing after a preemption is not charged
-            self.waiting.charge(sequence, len(sequence.tokens))
+            self.waiting.charge(sequence, len(sequence.tokens) + _new_source_tokens(sequence))
             sequence.admitted = time.monotonic()
 
     # -- update -----------------------------------------------------------------------------
@@ -306,6 +249,8 @@ class Scheduler:
     def update(self, step: Step, result: StepResult, now: float) -> list[tuple[Sequence, Output]]:
         """Apply a step's result; sequences that end free what they hold. A late row has no output."""
         outputs: list[tuple[Sequence, Output]] = []
+        for source in step.sources.values():
+            source.prompt = None if source.is_encoded else source.prompt
         for sequence in step.sequences():
             if sequence.phase is not Phase.RUNNING:
                 continue
@@ -346,16 +291,20 @@ class Scheduler:
 
     def check_integrity(self) -> None:
         """Assert that blocks, slots, pins and phases are conserved; run at idle and between test steps."""
-        tables = [prefix.table for prefix in self.prefixes]
-        tables += [sequence.table for sequence in self.running if sequence.table is not None]
-        self.blocks.check_integrity(tables)
-        self.prefixes.check_integrity([sequence.prefixes for sequence in self.running])
+        self.residency.check_integrity(self.running)
         for sequence in self.waiting:
             assert sequence.phase is Phase.WAITING
             assert sequence.table is None
             assert not sequence.prefixes
+            assert sequence.source is None
         assert all(sequence.phase is Phase.RUNNING for sequence in self.running)
         assert all(sequence.phase is Phase.LOADING for sequence in self.loading)
+
+
+def _new_source_tokens(sequence: Sequence) -> int:
+    """Return the encoder's tokens that a sequence is the first to need."""
+    source = sequence.source
+    return source.input.num_slots if source is not None and source.users == 1 else 0
 
 
 def _not_finite() -> NonFiniteLogits:

@@ -10,6 +10,9 @@ from app.engine.plan import new_id
 from app.engine.prefixes import Key, Prefix
 from app.engine.sampling.state import SamplingState
 from app.engine.sampling.token_masks import AsyncTokenMask
+from app.engine.sources import Source, SourceKey, source_key
+from app.models.attention.kv_cache import Slots
+from app.models.attention.metadata import PackedItem
 from app.prompt import Prompt
 from app.request import FinishReason, Request, RequestTimings, TokenScore
 
@@ -37,17 +40,22 @@ class Sequence:
     prompts: dict[str, Prompt] = field(default_factory=dict)  # by digest, between arrival and admission
     prefixes: tuple[Prefix, ...] = ()  # of its segments, pinned while running
     stands_on: tuple[int, ...] = ()  # their ids
+    source: Source | None = None  # that its tokens attend to, in an encoder-decoder; used while running
+    reads: int | None = None  # its id
     table: SlotTable | None = None
+    cross_slots: tuple[Slots, ...] = ()  # of the source and the prefixes before it, per group
     num_computed: int = 0  # own tokens whose keys and values exist
     arrived: float = field(default_factory=time.monotonic)  # all times: time.monotonic() seconds
     admitted: float | None = None
     first_token: float | None = None
     last_token: float | None = None
+    source_key: SourceKey | None = field(init=False)
     scores: list[TokenScore] = field(default_factory=list)  # as far as they are known
     latency: float = 0.0  # seconds that the last token took since the one before, or since arrival
 
     def __post_init__(self) -> None:
         self.tokens = list(self.request.token_ids)
+        self.source_key = source_key(self.request, self.prefix_keys)
         self._first_slot = self.request.num_prefix_slots
 
     @cached_property
@@ -63,6 +71,11 @@ class Sequence:
             num_candidates=beams + len(request.stop_ids) if beams > 1 else 0,
             inputs=None if request.source is None else request.source.token_ids,
         )
+
+    def kv(self, start: int, count: int) -> PackedItem:
+        """Return where `count` tokens from slot index `start` on are written, and what they see."""
+        assert self.table is not None
+        return PackedItem(start, count, self.table.slots(start + count) + self.cross_slots)
 
     @property
     def num_generated(self) -> int:

@@ -67,14 +67,16 @@ class StepRecorder:
 
     def refresh(self) -> None:
         """Replace the snapshot by the scheduler's state."""
-        scheduler = self._scheduler
+        scheduler, residency = self._scheduler, self._scheduler.residency
+        prefixes, blocks = residency.prefixes, residency.blocks
         self.snapshot = EngineStats(
             num_running=len(scheduler.running),
             num_waiting=len(scheduler.waiting) + len(scheduler.loading),
-            kv_usage=scheduler.blocks.usage,
-            resident_prefixes=len(scheduler.prefixes),
-            resident_prefix_bytes=int(scheduler.prefixes.num_blocks @ scheduler.blocks.block_bytes),
-            resident_digests=scheduler.prefixes.resident_digests(),
+            kv_usage=blocks.usage,
+            resident_prefixes=len(prefixes),
+            resident_prefix_bytes=int(prefixes.num_blocks @ blocks.block_bytes),
+            resident_digests=prefixes.resident_digests(),
+            num_sources=len(residency.sources),
             steps=self._num_steps,
         )
 
@@ -121,6 +123,7 @@ class StepRecorder:
 
 def _rows_of(step: Step, running: Collection[Sequence]) -> tuple[LiveRow, ...]:
     """Return the sequences of a step, those that ended with it included, and all others that run."""
+    encoding = {source.input.id for source in step.sources.values()}
     return tuple(
         LiveRow(
             each.request.id,
@@ -128,6 +131,13 @@ def _rows_of(step: Step, running: Collection[Sequence]) -> tuple[LiveRow, ...]:
             each.request.task_version,
             each.num_generated < 2,
             each.num_generated,
+            *_source_of(each, encoding),
         )
         for each in dict.fromkeys([*running, *step.sequences()])
     )
+
+
+def _source_of(sequence: Sequence, encoding: Collection[str]) -> tuple[int, bool]:
+    """Return the length of a sequence's source, and whether it is among those that a step encoded."""
+    source = sequence.request.source
+    return (0, False) if source is None else (source.num_slots, source.id in encoding)

@@ -1,11 +1,13 @@
 """One step of the engine: a Plan in the making, and what the engine keeps beside it."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from app.engine.plan import Plan, PlanItem, PrefixWrite
+from app.engine.plan import Plan, PlanItem, PrefixWrite, SourceItem
 from app.engine.prefixes import Prefix
 from app.engine.sampling.token_masks import AsyncTokenMask
 from app.engine.sequence import Sequence
+from app.engine.sources import Source
 from app.errors import PromptplexError
 
 
@@ -30,6 +32,8 @@ class Step:
     budget: int  # tokens that it may still take
     writes: list[PrefixWrite] = field(default_factory=list)
     items: list[PlanItem] = field(default_factory=list)
+    source_items: list[SourceItem] = field(default_factory=list)
+    sources: dict[int, Source] = field(default_factory=dict)  # that it encodes, by id
     owners: dict[int, Sequence | Prefix] = field(default_factory=dict)  # what the Plan's ids stand for
     counts: StepCounts = field(default_factory=StepCounts)
     errors: dict[int, PromptplexError] = field(default_factory=dict)  # of rows that can't go on
@@ -40,6 +44,14 @@ class Step:
         self.items.append(item)
         self.budget -= item.kv.num_tokens
 
+    def encode(self, source: Source, item: SourceItem) -> None:
+        """Add a source. However long it is, a token of a sequence that reads it goes along."""
+        self.sources[item.id] = source
+        self.source_items.append(item)
+        self.budget = max(1, self.budget - item.kv.num_tokens)
+        self.counts.sources += 1
+        self.counts.encoder_tokens += item.kv.num_tokens
+
     def write(self, prefix: Prefix, write: PrefixWrite) -> None:
         """Add a write, which costs no tokens."""
         self.owners[write.id] = prefix
@@ -48,7 +60,14 @@ class Step:
     def plan(self) -> Plan:
         """Return the Plan. Rows of like length stand together, since they share a bucket."""
         rows_first = sorted(self.items, key=lambda item: (item.kv.num_tokens > 1, item.kv.num_computed))
-        return Plan(writes=tuple(self.writes), items=tuple(rows_first))
+        return Plan(writes=tuple(self.writes), items=tuple(rows_first), sources=tuple(self.source_items))
+
+    def note_failures(self, plan: Plan, failed: Collection[int]) -> None:
+        """Take a source for encoded only where an item that reads it ran; `failed` are ids that didn't."""
+        ran = [item for item in plan.items if not {item.id, *item.stands_on} & set(failed)]
+        read = {item.reads for item in ran}
+        for source in self.sources.values():
+            source.is_encoded = source.id in read
 
     def sequences(self) -> list[Sequence]:
         """Return the sequences that take part."""

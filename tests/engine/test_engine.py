@@ -364,7 +364,9 @@ class FailingBackbone(DecoderOnly):
         super().__init__(model, geometry)
         self.gate = threading.Event()
 
-    def forward(self, embeds: Tensor, positions: Tensor, metadata: StepMetadata) -> Tensor:
+    def forward(
+        self, embeds: Tensor, positions: Tensor, metadata: StepMetadata, source_embeds: Tensor | None = None
+    ) -> Tensor:
         assert self.gate.wait(60)
         self.calls += 1
         if self.calls >= 5:

@@ -254,7 +254,9 @@ class TransientBackbone(DecoderOnly):
 
     calls = 0
 
-    def forward(self, embeds: Tensor, positions: Tensor, metadata: StepMetadata) -> Tensor:
+    def forward(
+        self, embeds: Tensor, positions: Tensor, metadata: StepMetadata, source_embeds: Tensor | None = None
+    ) -> Tensor:
         self.calls += 1
         if self.calls == 5:
             raise RuntimeError("out of memory for so many at once")
@@ -276,7 +278,9 @@ def test_a_step_whose_parts_all_run_costs_nobody_anything(bench: Bench, llama_ba
 class NumbedBackbone(FailingBackbone):
     """A device that breaks, and takes further work in silence: its numbers mean nothing."""
 
-    def forward(self, embeds: Tensor, positions: Tensor, metadata: StepMetadata) -> Tensor:
+    def forward(
+        self, embeds: Tensor, positions: Tensor, metadata: StepMetadata, source_embeds: Tensor | None = None
+    ) -> Tensor:
         if self.calls < 5 or len(embeds) > 1:
             return super().forward(embeds, positions, metadata)
         return torch.full((len(metadata.logit_rows), self.geometry.vocab_size), float("nan"))

@@ -99,7 +99,7 @@ def test_a_plan_runs_in_another_process_with_equal_tokens(tmp_path: Path) -> Non
     scheduler = Scheduler(blocks, SchedulerConfig(max_rows=MAX_ROWS, token_budget=TOKEN_BUDGET))
     sequences = []
     for request, prompt in requests(soft, prefix):
-        sequence = Sequence(request, prefix_keys(request.segments, geometry))
+        sequence = Sequence(request, prefix_keys(request, geometry))
         scheduler.add(sequence)
         sequences.append(sequence)
         for parked in scheduler.take_loads():

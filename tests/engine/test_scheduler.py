@@ -3,8 +3,10 @@
 Beside the scheduler runs a model of the device's memory that remembers who wrote what into each
 slot. Every planned token must find, in the slots that it attends to, its prefix and its own
 earlier tokens in order, and nothing of anybody else; in a window group, as far as the window reaches.
+In an encoder-decoder it must find its whole source too, with the prefix before it.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -14,43 +16,47 @@ import torch
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from app.engine.blocks import KVBlocks, table_groups
-from app.engine.plan import PlanItem, StepResult
-from app.engine.prefixes import Prefix, prefix_keys
+from app.engine.blocks import KVBlocks, TableGroup, table_groups
+from app.engine.plan import Plan, PlanItem, SourceItem, StepResult
+from app.engine.prefixes import Prefix, prefix_keys, segment_slots
 from app.engine.sampling.inputs import SampledToken
 from app.engine.scheduler import Scheduler, SchedulerConfig
 from app.engine.sequence import Phase, Sequence
+from app.engine.sources import Source
 from app.engine.step import Step
 from app.errors import PromptplexError, RequestTooLong
 from app.models.attention.kv_cache import Slots, group_layers
 from app.prompt import LayerGeometry, ModelGeometry, Prompt, PromptKind
 from app.request import Request, Segment, TokenDelta, TokenScore, segments_of
+from app.request import Source as Input
 from app.sites import Site
 
-GEOMETRY = ModelGeometry(
-    architecture="test",
-    hidden_size=4,
-    vocab_size=100,
-    max_positions=1000,
-    layers={
-        Site.DECODER_SELF: (
-            LayerGeometry(1, 4, 4),
-            LayerGeometry(1, 4, 4, window=8),
-            LayerGeometry(2, 4, 4, window=5),
-        )
-    },
-    dtype="float32",
-    fingerprint="test",
-)
+
+def geometry(**layers: tuple[LayerGeometry, ...]) -> ModelGeometry:
+    at = {site: layers[site.name] for site in SITES if site.name in layers}
+    return ModelGeometry(
+        architecture="test",
+        hidden_size=4,
+        vocab_size=100,
+        max_positions=1000,
+        max_source_positions=1000 if Site.DECODER_CROSS in at else 0,
+        layers=at,
+        dtype="float32",
+        fingerprint="test",
+    )
+
+
+SITES = (Site.DECODER_SELF, Site.DECODER_CROSS, Site.ENCODER_SELF)
+FULL = LayerGeometry(1, 4, 4)
+GEOMETRY = geometry(DECODER_SELF=(FULL, replace(FULL, window=8), LayerGeometry(2, 4, 4, window=5)))
+# Both of the decoder's sites draw from one pool; the encoder has more layers.
+WITH_ENCODER = geometry(DECODER_SELF=(FULL,), DECODER_CROSS=(FULL,), ENCODER_SELF=(FULL, FULL))
 BLOCK_SIZE = 4
 NUM_BLOCKS = 24  # for the full group of a row that is alone
 NUM_WINDOW_BLOCKS = 7  # in the window group that shares the pool, however long it is
 MAX_ROWS = 6
 TOKEN_BUDGET = 13
 STOP_ID = 99
-GROUPS = table_groups(
-    group_layers(GEOMETRY.layers), torch.float32, block_size=BLOCK_SIZE, max_chunk=TOKEN_BUDGET
-)
 
 
 def prompt(name: str, kind: PromptKind, length: int, offset: int) -> Prompt:
@@ -65,7 +71,7 @@ def prompt(name: str, kind: PromptKind, length: int, offset: int) -> Prompt:
     )
 
 
-PROMPTS = [
+CAUSAL_PROMPTS = [
     prompt("soft", PromptKind.SOFT, 7, 7),
     prompt("one", PromptKind.SOFT, 1, 1),
     prompt("long", PromptKind.SOFT, 30, 30),
@@ -74,8 +80,27 @@ PROMPTS = [
 ]
 
 
+PREFIXES = {  # of an encoder-decoder: virtual tokens at each of SITES
+    "three": (5, 3, 6),
+    "cross": (0, 4, 0),
+    "self": (9, 0, 0),
+    "encoder": (0, 0, 2),
+}
+PROMPTS = [*CAUSAL_PROMPTS, *(prompt(name, PromptKind.PREFIX, 9, 0) for name in PREFIXES)]
+
+
 def learned(prompt: Prompt) -> Segment:
     return Segment(prompt_digest=prompt.digest, num_virtual_tokens=prompt.num_virtual_tokens)
+
+
+def prefix_of(name: str) -> Segment:
+    at_self, at_cross, at_encoder = PREFIXES[name]
+    return Segment(
+        prompt_digest=name,
+        num_virtual_tokens=at_self,
+        num_cross_tokens=at_cross,
+        num_encoder_tokens=at_encoder,
+    )
 
 
 def num_positions(prefixes: Iterable[Prefix]) -> int:
@@ -85,8 +110,11 @@ def num_positions(prefixes: Iterable[Prefix]) -> int:
     return sum(offsets.get(segment.prompt_digest or "", len(segment.token_ids)) for segment in segments)
 
 
-def new_scheduler() -> Scheduler:
-    blocks = KVBlocks(GROUPS, (NUM_BLOCKS + NUM_WINDOW_BLOCKS + 1, 16 + 1))
+def new_scheduler(shape: ModelGeometry = GEOMETRY) -> Scheduler:
+    groups = table_groups(
+        group_layers(shape.layers), torch.float32, block_size=BLOCK_SIZE, max_chunk=TOKEN_BUDGET
+    )
+    blocks = KVBlocks(groups, (NUM_BLOCKS + NUM_WINDOW_BLOCKS + 1, 16 + 1))
     config = SchedulerConfig(max_rows=MAX_ROWS, token_budget=TOKEN_BUDGET)
     return Scheduler(blocks, config)
 
@@ -97,67 +125,245 @@ def result_of(step: Step, tokens: list[SampledToken]) -> StepResult:
     return StepResult(dict(zip(ids, tokens, strict=True)))
 
 
-def expected_content(owner: Sequence | Prefix, num_slots: int) -> list[object]:
-    """What the first `num_slots` slots of an owner must hold."""
+def prefix_content(owner: Sequence | Prefix, site: Site) -> list[object]:
+    """What the slots of all that an owner stands on must hold; a prefix stands on itself."""
     if isinstance(owner, Prefix):
-        above = [] if owner.parent is None else expected_content(owner.parent, owner.first_slot)
-        return [*above, *((owner.key, i) for i in range(num_slots - owner.first_slot))]
+        above = [] if owner.parent is None else prefix_content(owner.parent, site)
+        return [*above, *((owner.key, i) for i in range(segment_slots(owner.segment)[site]))]
     segments = zip(owner.prefix_keys, owner.request.segments, strict=True)
-    head = [(key, i) for key, segment in segments for i in range(segment.num_slots)]
-    return [*head, *((owner.request.id, token) for token in owner.tokens)][:num_slots]
+    return [(key, i) for key, segment in segments for i in range(segment_slots(segment)[site])]
+
+
+def expected_content(owner: Sequence | Prefix, num_slots: int) -> list[object]:
+    """What the first `num_slots` slots of an owner must hold in the decoder's self-attention."""
+    head = prefix_content(owner, Site.DECODER_SELF)
+    own = [] if isinstance(owner, Prefix) else [(owner.request.id, token) for token in owner.tokens]
+    return [*head, *own][:num_slots]
+
+
+def source_content(source: Source) -> list[object]:
+    return [(source.input.id, i) for i in range(source.input.num_slots)]
 
 
 class Device:
     """Remembers what was written to each slot of each pool, and for which KV group."""
 
-    def __init__(self) -> None:
+    def __init__(self, groups: tuple[TableGroup, ...]) -> None:
+        self.at = {site: [group for group in groups if group.site is site] for site in SITES}
         self.memory: dict[tuple[int, int], object] = {}  # (pool, slot) -> (group, content)
+        self.num_encoded: Counter[int] = Counter()  # passes through the encoder, by source
 
-    def run(self, step: Step) -> None:
-        plan, owners = step.plan(), step.owners
+    def run(self, step: Step, plan: Plan) -> None:
+        owners = step.owners
         for write in plan.writes:
             owner = owners[write.id]
             assert isinstance(owner, Prefix)
-            content = expected_content(owner, owner.end_slot)
-            self.write(write.slots, content, write.prompt.num_virtual_tokens)
+            groups = iter(write.slots)
+            for site in SITES:
+                slots = [next(groups) for _ in self.at[site]]
+                self.write(site, slots, prefix_content(owner, site), segment_slots(owner.segment)[site])
+            assert not [*groups]
+        for item in plan.sources:
+            self.encode(
+                item, step.sources[item.id], owners[next(i.id for i in plan.items if i.reads == item.id)]
+            )
+        num_self = len(self.at[Site.DECODER_SELF])
         for item in plan.items:  # all writes of a step come before all reads
             content = expected_content(owners[item.id], item.kv.num_computed + item.kv.num_tokens)
-            self.write(item.kv.slots, content, item.kv.num_tokens)
+            self.write(Site.DECODER_SELF, item.kv.slots[:num_self], content, item.kv.num_tokens)
         for item in plan.items:
             self.check(item, owners[item.id])
 
-    def write(self, groups: tuple[Slots, ...], content: list[object], num_new: int) -> None:
+    def encode(self, item: SourceItem, source: Source, reader: Sequence | Prefix) -> None:
+        """The encoder's rows see the resident prefix; what comes of them goes to cross-attention."""
+        prefix = prefix_content(reader, Site.ENCODER_SELF)
+        slots = item.kv.prefix_slots or [()] * len(self.at[Site.ENCODER_SELF])
+        for group, its_slots in zip(self.at[Site.ENCODER_SELF], slots, strict=True):
+            assert self.found(group, its_slots) == [(group.number, each) for each in prefix]
+        assert item.kv.num_tokens == source.input.num_slots
+        assert item.token_ids == source.input.token_ids
+        assert (item.soft_prompt is None) == (source.input.prompt_digest is None)
+        self.write(Site.DECODER_CROSS, item.kv.cross_slots, source_content(source), item.kv.num_tokens)
+        self.num_encoded[source.id] += 1
+
+    def write(self, site: Site, slots: Iterable[Slots], content: list[object], num_new: int) -> None:
         """Put the last `num_new` of a content where its slots are; a window group may leave some out."""
-        for number, (slots, group) in enumerate(zip(groups, GROUPS, strict=True)):
-            assert 0 not in slots, "the padding block is nobody's"
-            new = slots[-num_new:].tolist()
+        for its_slots, group in zip(slots, self.at[site], strict=True):
+            assert 0 not in its_slots, "the padding block is nobody's"
+            new = its_slots[len(its_slots) - min(num_new, len(its_slots)) :].tolist()
             assert len(new) == len(set(new))
-            for slot, each in zip(new, content[-len(new) :], strict=True):
-                self.memory[group.pool, slot] = number, each
+            for slot, each in zip(new, content[len(content) - len(new) :], strict=True):
+                self.memory[group.pool, slot] = group.number, each
+
+    def found(self, group: TableGroup, slots: Iterable[int]) -> list[object]:
+        return [self.memory.get((group.pool, slot)) for slot in slots]
 
     def check(self, item: PlanItem, owner: Sequence | Prefix) -> None:
         """Each group holds what the item's tokens may see, and slots for little more than that."""
         num_slots = item.kv.num_computed + item.kv.num_tokens
         content = expected_content(owner, num_slots)
-        for number, (slots, group) in enumerate(zip(item.kv.slots, GROUPS, strict=True)):
+        num_self = len(self.at[Site.DECODER_SELF])
+        for slots, group in zip(item.kv.slots[:num_self], self.at[Site.DECODER_SELF], strict=True):
             visible = min(num_slots, item.kv.num_tokens - 1 + (group.window or num_slots))
-            found = [self.memory.get((group.pool, slot)) for slot in slots[-visible:].tolist()]
-            assert found == [(number, each) for each in content[-visible:]]
+            found = self.found(group, slots[-visible:].tolist())
+            assert found == [(group.number, each) for each in content[-visible:]]
             assert len(slots) <= (group.window or num_slots) + BLOCK_SIZE * group.max_blocks
+        if not self.at[Site.DECODER_CROSS]:
+            assert item.reads is None
+            return
+        assert owner.source is not None
+        assert item.reads == owner.source.id
+        content = prefix_content(owner, Site.DECODER_CROSS) + source_content(owner.source)
+        for slots, group in zip(item.kv.slots[num_self:], self.at[Site.DECODER_CROSS], strict=True):
+            assert self.found(group, slots.tolist()) == [(group.number, each) for each in content]
 
 
-class SchedulerMachine(RuleBasedStateMachine):
+class Machine(RuleBasedStateMachine):
+    """Everything but the requests."""
+
+    shape = GEOMETRY
+
     def __init__(self) -> None:
         super().__init__()
         self.parked: list[Sequence] = []
-        self.scheduler = new_scheduler()
-        self.device = Device()
+        self.scheduler = new_scheduler(self.shape)
+        self.device = Device(self.scheduler.residency.blocks.groups)
         self.sequences: dict[str, Sequence] = {}
         self.ended: set[str] = set()
         self.number = 0
 
+    def submit_request(self, request: Request) -> None:
+        try:
+            self.scheduler.residency.check_fits(request)
+        except RequestTooLong:
+            return
+        sequence = Sequence(request, prefix_keys(request, self.shape))
+        self.sequences[request.id] = sequence
+        self.scheduler.add(sequence)
+        self.parked += self.scheduler.take_loads()
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.parked)
+    def a_prompt_arrives(self, data: st.DataObject) -> None:
+        sequence = self.parked[data.draw(st.integers(0, len(self.parked) - 1))]
+        if sequence.phase is Phase.LOADING:
+            digest = data.draw(st.sampled_from(sorted(sequence.awaited)))
+            self.scheduler.loaded(sequence, next(each for each in PROMPTS if each.digest == digest))
+        self.parked = [each for each in self.parked if each.phase is Phase.LOADING]
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.sequences)
+    def cancel(self, data: st.DataObject) -> None:
+        self.end(data.draw(st.sampled_from(sorted(self.sequences))), by_caller=True)
+
     @rule(
-        prompts=st.lists(st.sampled_from(PROMPTS), max_size=2),
+        fate=st.sampled_from(["go on", "go on", "go on", "stop", "nan"]),
+        pick=st.integers(0, 5),
+        late=st.sets(st.integers(0, 5), max_size=3),
+        leaving=st.sets(st.integers(0, 5), max_size=2),
+        failing=st.sets(st.integers(0, 5), max_size=2),
+        plans_ahead=st.booleans(),
+    )
+    def step(
+        self, fate: str, pick: int, late: set[int], leaving: set[int], failing: set[int], plans_ahead: bool
+    ) -> None:
+        """One step. Rows that are `leaving` end while it runs, those that are `failing` with it, unrun.
+
+        No token can be chosen for `late` ones yet.
+        """
+        step = self.scheduler.schedule()
+        self.parked += self.scheduler.take_loads()
+        self.check_plan(step)
+        plan = step.plan()
+        order = [step.owners[item.id] for item in plan.items if item.sampling is not None]
+        sampling = [owner for owner in order if isinstance(owner, Sequence)]
+        failed = {sampling[i].id for i in failing if i < len(sampling)}
+        self.device.run(step, plan.part({*step.owners} - failed))
+        step.note_failures(plan, failed)
+        for sequence in [each for each in sampling if each.id in failed]:
+            self.end(sequence.request.id, by_caller=True)
+        sampling = [sequence for sequence in sampling if sequence.id not in failed]
+        for sequence in [sampling[i] for i in leaving if i < len(sampling)]:
+            self.end(sequence.request.id, by_caller=True)
+        if plans_ahead:
+            self.scheduler.plan_ahead(step)
+            self.scheduler.check_integrity()
+        tokens = [SampledToken(50 + i, -1.0, True) for i in range(len(sampling))]
+        if sampling and fate != "go on":
+            tokens[pick % len(tokens)] = SampledToken(STOP_ID, -1.0, fate == "stop")
+        tokens = [replace(token, is_late=i in late) for i, token in enumerate(tokens)]
+        staying = [sequence for sequence in sampling if sequence.phase is Phase.RUNNING]
+        waiting = [sampling[i] for i in late if i < len(sampling) and sampling[i] in staying]
+        before = [list(sequence.tokens) for sequence in waiting]
+        result = StepResult(dict(zip([each.id for each in sampling], tokens, strict=True)))
+        news = self.scheduler.update(step, result, 0.0)
+        assert {id(sequence) for sequence, _ in news} == {id(each) for each in staying if each not in waiting}
+        for sequence, its_tokens in zip(waiting, before, strict=True):
+            assert (sequence.tokens, sequence.num_pending) == (its_tokens, 1)
+        for sequence, output in news:
+            if isinstance(output, PromptplexError) or output.is_last:
+                self.end(sequence.request.id, by_caller=False)
+
+    def check_plan(self, step: Step) -> None:
+        plan = step.plan()
+        sizes = [item.kv.num_tokens for item in plan.items]
+        read = {item.reads for item in plan.items}
+        assert all(source.id in read for source in plan.sources), "cross-attention runs where sources are new"
+        lengths = [source.kv.num_tokens for source in plan.sources]
+        assert sum(sizes) + sum(lengths[1:]) <= TOKEN_BUDGET, "only the first source may be longer"
+        assert len(self.scheduler.running) <= MAX_ROWS
+        assert sizes == sorted(sizes, key=lambda size: size > 1), "rows of one token come first"
+        for item in plan.items:
+            sequence = step.owners[item.id]
+            if isinstance(sequence, Sequence):
+                assert all(prefix.is_ready for prefix in sequence.prefixes), "a row runs on what isn't there"
+                assert item.stands_on == tuple(prefix.id for prefix in sequence.prefixes)
+                first, begin = sequence.request.num_prefix_slots, num_positions(sequence.prefixes)
+                assert len(item.token_ids) == item.kv.num_tokens
+            else:
+                above = []
+                while (parent := (above[-1] if above else sequence).parent) is not None:
+                    above.append(parent)
+                first, begin = sequence.first_slot, num_positions(above)
+                assert item.soft_from == item.kv.num_computed - first
+            assert item.position == begin + item.kv.num_computed - first
+
+    def end(self, request_id: str, *, by_caller: bool) -> None:
+        sequence = self.sequences.pop(request_id)
+        assert request_id not in self.ended, "a request ends once"
+        self.ended.add(request_id)
+        if by_caller:
+            self.scheduler.finish(sequence)
+        assert sequence.phase is Phase.FINISHED
+        assert sequence.table is None
+        assert sequence.source is None
+
+    @invariant()
+    def nothing_is_lost(self) -> None:
+        self.scheduler.check_integrity()
+        assert self.scheduler.num_open == len(self.sequences)
+        held = [sequence for sequence in self.sequences.values() if sequence.prompts]
+        assert all(each.phase in (Phase.LOADING, Phase.WAITING) for each in held), (
+            "bytes are let go at admission"
+        )
+
+    def teardown(self) -> None:
+        """Whatever the state, everything ends when prompts arrive and steps go on."""
+        for _ in range(5000):
+            if not self.sequences:
+                break
+            while self.parked:
+                sequence = self.parked.pop()
+                for digest in sorted(sequence.awaited) if sequence.phase is Phase.LOADING else ():
+                    self.scheduler.loaded(sequence, next(each for each in PROMPTS if each.digest == digest))
+            self.step("go on", 0, set(), set(), set(), plans_ahead=True)
+            self.scheduler.check_integrity()
+        assert not self.sequences, "every accepted request ends"
+
+
+class CausalMachine(Machine):
+    @rule(
+        prompts=st.lists(st.sampled_from(CAUSAL_PROMPTS), max_size=2),
         num_resident=st.sampled_from([0, 0, 1, 6]),
         num_transient=st.sampled_from([0, 0, 10]),
         num_tokens=st.integers(1, 30),
@@ -188,151 +394,105 @@ class SchedulerMachine(RuleBasedStateMachine):
             tenant=tenant,
             task=prompts[0].digest if prompts else "",
         )
-        try:
-            self.scheduler.check_fits(request)
-        except RequestTooLong:
-            return
-        sequence = Sequence(request, prefix_keys(request.segments, GEOMETRY))
-        self.sequences[request.id] = sequence
-        self.scheduler.add(sequence)
-        self.parked += self.scheduler.take_loads()
+        self.submit_request(request)
 
-    @rule(data=st.data())
-    @precondition(lambda self: self.parked)
-    def a_prompt_arrives(self, data: st.DataObject) -> None:
-        sequence = self.parked[data.draw(st.integers(0, len(self.parked) - 1))]
-        if sequence.phase is Phase.LOADING:
-            digest = data.draw(st.sampled_from(sorted(sequence.awaited)))
-            self.scheduler.loaded(sequence, next(each for each in PROMPTS if each.digest == digest))
-        self.parked = [each for each in self.parked if each.phase is Phase.LOADING]
 
-    @rule(data=st.data())
-    @precondition(lambda self: self.sequences)
-    def cancel(self, data: st.DataObject) -> None:
-        self.end(data.draw(st.sampled_from(sorted(self.sequences))), by_caller=True)
+class EncoderDecoderMachine(Machine):
+    shape = WITH_ENCODER
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last: Request | None = None
 
     @rule(
-        fate=st.sampled_from(["go on", "go on", "go on", "stop", "nan"]),
-        pick=st.integers(0, 5),
-        late=st.sets(st.integers(0, 5), max_size=3),
-        leaving=st.sets(st.integers(0, 5), max_size=2),
-        plans_ahead=st.booleans(),
+        prefixes=st.lists(st.sampled_from(sorted(PREFIXES)), max_size=2),
+        soft=st.sampled_from([(), (), ("soft",), ("one",)]),
+        encoder_soft=st.sampled_from([None, None, "soft", "one"]),
+        num_shared=st.sampled_from([0, 0, 10]),
+        num_tokens=st.integers(1, 6),
+        num_read=st.integers(0, 40),
+        max_new_tokens=st.integers(1, 20),
     )
-    def step(self, fate: str, pick: int, late: set[int], leaving: set[int], plans_ahead: bool) -> None:
-        """One step. Rows that are `leaving` end while it runs; no token can be chosen for `late` ones yet."""
-        step = self.scheduler.schedule()
-        self.parked += self.scheduler.take_loads()
-        self.check_plan(step)
-        self.device.run(step)
-        order = [step.owners[item.id] for item in step.plan().items if item.sampling is not None]
-        sampling = [owner for owner in order if isinstance(owner, Sequence)]
-        for sequence in [sampling[i] for i in leaving if i < len(sampling)]:
-            self.end(sequence.request.id, by_caller=True)
-        if plans_ahead:
-            self.scheduler.plan_ahead(step)
-            self.scheduler.check_integrity()
-        tokens = [SampledToken(50 + i, -1.0, True) for i in range(len(sampling))]
-        if sampling and fate != "go on":
-            tokens[pick % len(tokens)] = SampledToken(STOP_ID, -1.0, fate == "stop")
-        tokens = [replace(token, is_late=i in late) for i, token in enumerate(tokens)]
-        staying = [sequence for sequence in sampling if sequence.phase is Phase.RUNNING]
-        waiting = [sampling[i] for i in late if i < len(sampling) and sampling[i] in staying]
-        before = [list(sequence.tokens) for sequence in waiting]
-        news = self.scheduler.update(step, result_of(step, tokens), 0.0)
-        assert {id(sequence) for sequence, _ in news} == {id(each) for each in staying if each not in waiting}
-        for sequence, its_tokens in zip(waiting, before, strict=True):
-            assert (sequence.tokens, sequence.num_pending) == (its_tokens, 1)
-        for sequence, output in news:
-            if isinstance(output, PromptplexError) or output.is_last:
-                self.end(sequence.request.id, by_caller=False)
-
-    def check_plan(self, step: Step) -> None:
-        plan = step.plan()
-        sizes = [item.kv.num_tokens for item in plan.items]
-        assert sum(sizes) <= TOKEN_BUDGET
-        assert len(self.scheduler.running) <= MAX_ROWS
-        assert sizes == sorted(sizes, key=lambda size: size > 1), "rows of one token come first"
-        for item in plan.items:
-            sequence = step.owners[item.id]
-            if isinstance(sequence, Sequence):
-                assert all(prefix.is_ready for prefix in sequence.prefixes), "a row runs on what isn't there"
-                assert item.stands_on == tuple(prefix.id for prefix in sequence.prefixes)
-                first, begin = sequence.request.num_prefix_slots, num_positions(sequence.prefixes)
-                assert len(item.token_ids) == item.kv.num_tokens
-            else:
-                above = []
-                while (parent := (above[-1] if above else sequence).parent) is not None:
-                    above.append(parent)
-                first, begin = sequence.first_slot, num_positions(above)
-                assert item.soft_from == item.kv.num_computed - first
-            assert item.position == begin + item.kv.num_computed - first
-
-    def end(self, request_id: str, *, by_caller: bool) -> None:
-        sequence = self.sequences.pop(request_id)
-        assert request_id not in self.ended, "a request ends once"
-        self.ended.add(request_id)
-        if by_caller:
-            self.scheduler.finish(sequence)
-        assert sequence.phase is Phase.FINISHED
-        assert sequence.table is None
-
-    @invariant()
-    def nothing_is_lost(self) -> None:
-        self.scheduler.check_integrity()
-        assert self.scheduler.num_open == len(self.sequences)
-        held = [sequence for sequence in self.sequences.values() if sequence.prompts]
-        assert all(each.phase in (Phase.LOADING, Phase.WAITING) for each in held), (
-            "bytes are let go at admission"
+    def submit(
+        self,
+        prefixes: list[str],
+        soft: tuple[str, ...],
+        encoder_soft: str | None,
+        num_shared: int,
+        num_tokens: int,
+        num_read: int,
+        max_new_tokens: int,
+    ) -> None:
+        self.number += 1
+        by_name = {each.digest: each for each in PROMPTS}
+        rows = 0 if encoder_soft is None else by_name[encoder_soft].num_virtual_tokens
+        source = Input(
+            id=f"source {self.number}",
+            token_ids=tuple(range(num_read if rows else num_read + 1)),
+            prompt_digest=encoder_soft,
+            num_virtual_tokens=rows,
         )
+        self.last = Request(
+            id=str(self.number),
+            token_ids=tuple(1000 * self.number + i for i in range(num_tokens)),
+            segments=segments_of(
+                *map(prefix_of, prefixes),
+                *(replace(learned(by_name[name]), is_kept=False) for name in soft),
+                Segment(token_ids=tuple(range(num_shared)), is_kept=False),
+            ),
+            source=source,
+            max_new_tokens=max_new_tokens,
+            stop_ids=frozenset({STOP_ID}),
+        )
+        self.submit_request(self.last)
 
-    def teardown(self) -> None:
-        """Whatever the state, everything ends when prompts arrive and steps go on."""
-        for _ in range(5000):
-            if not self.sequences:
-                break
-            while self.parked:
-                sequence = self.parked.pop()
-                for digest in sorted(sequence.awaited) if sequence.phase is Phase.LOADING else ():
-                    self.scheduler.loaded(sequence, next(each for each in PROMPTS if each.digest == digest))
-            self.step("go on", 0, set(), set(), plans_ahead=True)
-            self.scheduler.check_integrity()
-        assert not self.sequences, "every accepted request ends"
+    @rule(max_new_tokens=st.integers(1, 20))
+    @precondition(lambda self: self.last)
+    def submit_another_sample(self, max_new_tokens: int) -> None:
+        assert self.last is not None
+        self.number += 1
+        self.submit_request(replace(self.last, id=str(self.number), max_new_tokens=max_new_tokens))
 
 
-TestScheduler = SchedulerMachine.TestCase
-TestScheduler.settings = settings(
+_SETTINGS = settings(
     max_examples=100, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
 )
+TestScheduler = CausalMachine.TestCase
+TestScheduler.settings = _SETTINGS
+TestEncoderDecoderScheduler = EncoderDecoderMachine.TestCase
+TestEncoderDecoderScheduler.settings = _SETTINGS
 
 
 def test_what_can_never_fit_is_refused_and_what_just_fits_is_not() -> None:
     scheduler = new_scheduler()
     capacity, limit = (count * BLOCK_SIZE for count in (NUM_BLOCKS, NUM_BLOCKS + NUM_WINDOW_BLOCKS))
     just_fits = Request(id="a", token_ids=(1,) * (capacity - 10), max_new_tokens=10)
-    scheduler.check_fits(just_fits)
+    scheduler.residency.check_fits(just_fits)
     too_long = Request(id="b", token_ids=(1,) * (capacity - 10), max_new_tokens=11)
     with pytest.raises(RequestTooLong, match=f"the server has {limit}"):
-        scheduler.check_fits(too_long)
+        scheduler.residency.check_fits(too_long)
 
 
 def test_a_request_that_fills_the_memory_runs_when_idle_prefixes_must_go() -> None:
     scheduler = new_scheduler()
     soft = PROMPTS[2]
     first = Request(id="1", token_ids=(1, 2), max_new_tokens=1, segments=(learned(PROMPTS[2]),))
-    sequence = Sequence(first, prefix_keys(first.segments, GEOMETRY))
+    sequence = Sequence(first, prefix_keys(first, GEOMETRY))
     scheduler.add(sequence)
     scheduler.loaded(scheduler.take_loads()[0], soft)
     while sequence.phase is not Phase.FINISHED:
         step = scheduler.schedule()
         tokens = [SampledToken(5, 0.0, True) for item in step.items if item.sampling is not None]
         scheduler.update(step, result_of(step, tokens), 0.0)
-    assert [prefix.is_ready for prefix in scheduler.prefixes] == [True], "it stays for the next request"
+    assert [prefix.is_ready for prefix in scheduler.residency.prefixes] == [True], (
+        "it stays for the next request"
+    )
     huge = Request(id="2", token_ids=(1,) * (NUM_BLOCKS * BLOCK_SIZE - 1), max_new_tokens=1)
     giant = Sequence(huge)
     scheduler.add(giant)
     scheduler.schedule()
     assert giant.phase is Phase.RUNNING
-    assert len(scheduler.prefixes) == 0
+    assert len(scheduler.residency.prefixes) == 0
     scheduler.check_integrity()
 
 

@@ -1,0 +1,149 @@
+"""What running sequences hold in K/V memory: prefixes that they share, a source, and blocks of their own."""
+
+from app.engine.blocks import Counts, KVBlocks, SlotTable
+from app.engine.prefixes import Prefix, PrefixCache
+from app.engine.sequence import Sequence
+from app.engine.sources import Source, SourceTable
+from app.engine.step import StepCounts
+from app.errors import RequestTooLong
+from app.request import Request
+from app.sites import Site
+
+
+class Residency:
+    """All that is on the device; a sequence gets all that it needs or nothing."""
+
+    def __init__(self, blocks: KVBlocks) -> None:
+        self.blocks = blocks
+        self.prefixes = PrefixCache(blocks)
+        self.sources = SourceTable(blocks)
+
+    def check_fits(self, request: Request) -> None:
+        """Refuse a request that could not run even alone.
+
+        Raises:
+            RequestTooLong: Its keys and values exceed all blocks there are.
+        """
+        needed = self.blocks.blocks_for(len(request.token_ids) + request.max_new_tokens)
+        for segment in request.segments:
+            needed += self.prefixes.blocks_for(segment)
+        needed += self._blocks_of_source(request)
+        # No argmax of numpy's: it gives up the GIL, and the device's thread may keep it for a step.
+        pairs = zip(needed.tolist(), self.blocks.capacity.tolist(), strict=True)
+        asked, limit = (
+            count * self.blocks.block_size for count in max(pairs, key=lambda pair: pair[0] - pair[1])
+        )
+        if asked > limit:
+            source = "" if request.source is None else f"source {request.source.num_slots}, "
+            raise RequestTooLong(
+                f"the request needs {asked} K/V slots (prefix {request.num_prefix_slots}, {source}prompt "
+                f"{len(request.token_ids)}, new {request.max_new_tokens}), but the server has "
+                f"{limit}; ask for fewer new tokens or give the server more K/V memory",
+                param="max_new_tokens",
+                limit=limit,
+                asked=f"{asked} tokens",
+            )
+
+    def missing_prompts(self, sequence: Sequence) -> set[str]:
+        """Return the digests of the prompts that it needs the bytes of, and hasn't got."""
+        request, prompts = sequence.request, sequence.prompts
+        missing = {
+            segment.prompt_digest
+            for key, segment in zip(sequence.prefix_keys, request.segments, strict=True)
+            if segment.prompt_digest not in prompts and self.prefixes.get(key) is None
+        }
+        if request.source is not None and self.sources.get(sequence.source_key) is None:
+            missing |= {request.source.prompt_digest} - prompts.keys()
+        return {digest for digest in missing if digest is not None}
+
+    def place(self, sequence: Sequence, num_spare: int, counts: StepCounts) -> bool:
+        """Give a sequence its prefixes, its source and blocks for all its tokens.
+
+        Return False, with nothing given, where they don't suffice or `num_spare` more wouldn't stay free.
+        """
+        segments = sequence.request.segments
+        found = [prefix for key in sequence.prefix_keys if (prefix := self.prefixes.get(key)) is not None]
+        needed = self.blocks.blocks_for(len(sequence.tokens)) + num_spare * self.blocks.blocks_for(1)
+        for segment in segments[len(found) :]:
+            needed += self.prefixes.blocks_for(segment)
+        if self.sources.get(sequence.source_key) is None:
+            needed += self._blocks_of_source(sequence.request)
+        self.prefixes.pin(found)  # before anything is evicted
+        if not self.prefixes.evict_until(needed):
+            self.prefixes.unpin(found)
+            return False
+        if len(found) < len(segments):
+            counts.prefix_misses += 1
+        elif segments:
+            counts.prefix_hits += 1
+        self._give(sequence, found)
+        return True
+
+    def vacate(self, sequence: Sequence) -> None:
+        """Take everything back."""
+        assert sequence.table is not None
+        sequence.table.release()
+        sequence.table = None
+        self.prefixes.unpin(sequence.prefixes)
+        sequence.prefixes = sequence.stands_on = ()
+        if sequence.source is not None:
+            self.sources.let_go(sequence.source)
+            sequence.source = sequence.reads = None
+            sequence.cross_slots = ()
+
+    def check_integrity(self, running: list[Sequence]) -> None:
+        """Assert that blocks, slots, pins and users are conserved."""
+        tables = [table for prefix in self.prefixes for table in prefix.tables.values()]
+        tables += [source.table for source in self.sources]
+        tables += [sequence.table for sequence in running if sequence.table is not None]
+        self.blocks.check_integrity(tables)
+        self.prefixes.check_integrity([sequence.prefixes for sequence in running])
+        self.sources.check_integrity([each.source for each in running if each.source is not None])
+
+    def _blocks_of_source(self, request: Request) -> Counts:
+        num_slots = 0 if request.source is None else request.source.num_slots
+        return self.blocks.blocks_for(num_slots, Site.DECODER_CROSS)
+
+    def _give(self, sequence: Sequence, line: list[Prefix]) -> None:
+        """Complete the line of prefixes that a sequence stands on, and begin its own table."""
+        num_kept = sequence.request.num_kept_segments
+        self._extend(sequence, line, num_kept)
+        sequence.source = source = self._source(sequence, line[:num_kept])
+        if source is not None:
+            sequence.reads, sequence.cross_slots = source.id, source.slots
+        self._extend(sequence, line, len(sequence.prefix_keys))
+        sequence.prompts.clear()  # prefixes and source have them now, for as long as they are needed
+        sequence.prefixes = tuple(line)
+        sequence.stands_on = tuple(prefix.id for prefix in line)
+        first_slot, _ = sequence.pending_slots
+        sequence.table = SlotTable(self.blocks, line[-1].table if line else None, first_slot)
+        grown = sequence.table.grow(*sequence.pending_slots)
+        assert grown, "blocks were counted before"
+
+    def _extend(self, sequence: Sequence, line: list[Prefix], length: int) -> None:
+        for number in range(len(line), length):
+            segment = sequence.request.segments[number]
+            prompt = sequence.prompts.get(segment.prompt_digest or "")
+            parent = line[-1] if line else None
+            source = None if segment.is_kept else sequence.source
+            line.append(self.prefixes.create(sequence.prefix_keys[number], segment, parent, prompt, source))
+
+    def _source(self, sequence: Sequence, before: list[Prefix]) -> Source | None:
+        """Return the source that a sequence reads: one that others run on, or a new one."""
+        key, given = sequence.source_key, sequence.request.source
+        if key is None or given is None:
+            return None
+        source = self.sources.get(key)
+        if source is not None:
+            source.users += 1
+            return source
+        last = before[-1] if before else None
+        is_prefixed = last is not None and last.end_slots[Site.ENCODER_SELF]
+        return self.sources.create(
+            key,
+            given,
+            head=None if last is None else last.tables[Site.DECODER_CROSS],
+            head_slots=0 if last is None else last.end_slots[Site.DECODER_CROSS],
+            prefix_slots=last.slots(Site.ENCODER_SELF) if last is not None and is_prefixed else (),
+            prompt=sequence.prompts.get(given.prompt_digest or ""),
+        )
