@@ -14,7 +14,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from app.api.middleware.access_log import note_outcome
 from app.engine.engine import Engine, EngineConfig
+from app.engine.statistics import StepStats
 from app.metrics import Metrics
+from app.models.backbone import Backbone
 from app.models.decoder_only import DecoderOnly
 from app.models.geometry import model_geometry
 from app.request import Outcome
@@ -51,6 +53,7 @@ class Stack:
     publishing: PublishingService
     metrics: Metrics
     outcomes: list[Outcome]
+    steps: list[StepStats]
 
     def adapter(self, config: PeftConfig, directory: Path, seed: int = 1) -> tuple[PeftModel, bytes, bytes]:
         """A PEFT model with a strong random prompt, and the two files that it saves."""
@@ -96,14 +99,35 @@ def running_stack(
     vocab_size = len(tokenizer) + padding
     base = tiny_model("llama", vocab_size=vocab_size, max_position_embeddings=positions)
     base.generation_config.update(**generation or {})
+    packed = packed_backbone(base).model.to(dtype)
+    backbone = DecoderOnly(packed, model_geometry(packed, "tiny"))
+    with stack_of(base, backbone, tokenizer, root, **config) as stack:
+        yield stack
+
+
+@contextmanager
+def stack_of(
+    base: PreTrainedModel,
+    backbone: Backbone,
+    tokenizer: PreTrainedTokenizerFast,
+    root: Path,
+    *,
+    decoder_start_id: int | None = None,
+    **config: Any,
+) -> Iterator[Stack]:
+    """Run an engine and the services over a backbone of the base's weights."""
     store, metrics, outcomes = open_store(root), Metrics(), list[Outcome]()
     source = PromptCache(store, host_bytes=1 << 24)
     settings = EngineConfig(**{"max_rows": 16, "token_budget": 256, "kv_cache_bytes": 1 << 22} | config)
-    packed = packed_backbone(base).model.to(dtype)
-    backbone = DecoderOnly(packed, model_geometry(packed, "tiny"))
     eos_ids = frozenset({tokenizer.eos_token_id} - {None})
-    grammars = Grammars(tokenizer, eos_ids=eos_ids, vocab_size=vocab_size)
-    engine = Engine(backbone, source, settings, grammars=grammars, on_step=metrics.on_step)
+    grammars = Grammars(tokenizer, eos_ids=eos_ids, vocab_size=backbone.geometry.vocab_size)
+    steps: list[StepStats] = []
+
+    def on_step(step: StepStats) -> None:
+        steps.append(step)
+        metrics.on_step(step)
+
+    engine = Engine(backbone, source, settings, grammars=grammars, on_step=on_step)
 
     def on_outcome(outcome: Outcome) -> None:
         outcomes.append(outcome)
@@ -117,6 +141,7 @@ def running_stack(
         eos_ids=eos_ids,
         grammars=grammars,
         defaults=base_defaults(base.generation_config.to_dict()),
+        decoder_start_id=decoder_start_id,
         base_name=BASE_NAME,
         on_outcome=on_outcome,
     )
@@ -135,6 +160,7 @@ def running_stack(
             publishing,
             metrics,
             outcomes,
+            steps,
         )
     finally:
         engine.stop()
