@@ -9,7 +9,7 @@ import sys
 import typer
 
 from app import __version__
-from app.cli import doctor, evaluate, keys, releases, serve, store, tasks
+from app.cli import convert, doctor, evaluate, keys, releases, serve, store, tasks
 from app.errors import PromptplexError
 
 cli = typer.Typer(
@@ -21,6 +21,7 @@ cli = typer.Typer(
 )
 serve.register(cli)
 tasks.register(cli)
+convert.register(cli)
 releases.register(cli)
 store.register(cli)
 keys.register(cli)

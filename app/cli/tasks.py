@@ -142,13 +142,14 @@ def validate(
     elif model is None:
         also = f" (beside it: {', '.join(tensor.name for tensor in beside)})" if beside else ""
         typer.echo(
-            f"{_in_words(prompt)}\na well-formed prompt{also}; give --model to check it against a base"
+            f"{prompt_in_words(prompt)}\na well-formed prompt{also}; give --model to check it against a base"
         )
     else:
         _check_fit(bundle, model)
 
 
-def _in_words(prompt: Prompt) -> str:
+def prompt_in_words(prompt: Prompt) -> str:
+    """Return its kind, its virtual tokens and its digest."""
     return f"{prompt.kind} of {_lengths(prompt)} virtual tokens, sha256:{prompt.digest}"
 
 
@@ -171,7 +172,7 @@ def _check_fit(bundle: Bundle, model: str) -> None:
     assert prompt is not None
     for warning in own.warnings:
         typer.echo(f"warning: {warning}", err=True)
-    typer.echo(_in_words(prompt))
+    typer.echo(prompt_in_words(prompt))
     validate_prompt(prompt, geometry)
     typer.echo(f"fits {base.name}")
 

@@ -26,7 +26,8 @@ ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 
 _PICKLE_ADVICE = (
     "Such files can run code when they are opened, so they are never loaded here. Save the adapter with "
-    "save_pretrained(..., safe_serialization=True) and send adapter_model.safetensors"
+    "save_pretrained(..., safe_serialization=True) and send adapter_model.safetensors, or convert other "
+    "formats with `promptplex convert`"
 )
 _FOREIGN = (
     (b"PK\x03\x04", f"This is a zip archive or a PyTorch file (.bin, .pt, .nemo). {_PICKLE_ADVICE}"),

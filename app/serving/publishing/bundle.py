@@ -19,7 +19,7 @@ MAX_JSON_BYTES = 1 << 20  # of a configuration or a task file
 _PICKLES = (".bin", ".pt", ".pth", ".pkl")
 _NO_PICKLES = (
     "a pickle can run code when read, so it isn't accepted; save it again with save_pretrained of a "
-    "current PEFT, which writes .safetensors"
+    "current PEFT, which writes .safetensors, or make a canonical file of it with `promptplex convert`"
 )
 _CHECKPOINT = re.compile(r"checkpoint-([0-9]{1,18})")
 _WHOLE_MODEL = "model*.safetensors"
