@@ -193,11 +193,11 @@ def random_decoder_rows(model: PreTrainedModel, p: int, seed: int) -> Learned:
 def reference(model: PreTrainedModel, learned: Learned, source: Sequence[int], num_tokens: int) -> Expected:
     """Greedy tokens of a canonical prompt, without a cache; positions start at 0 beside keys and values."""
     config = model.generation_config
-    with _seeing(model, learned.sites) as seeing, torch.inference_mode():
-        encoded = seeing.get_encoder()(input_ids=torch.tensor([source])).last_hidden_state
+    with seeing(model, learned.sites) as prefixed, torch.inference_mode():
+        encoded = prefixed.get_encoder()(input_ids=torch.tensor([source])).last_hidden_state
         ids, logprobs = [config.decoder_start_token_id], []
         for number in range(num_tokens):
-            logprob = _next_logits(seeing, learned, encoded, ids).log_softmax(-1)
+            logprob = next_logits(prefixed, learned, encoded, ids).log_softmax(-1)
             token = _chosen(config, logprob, number, num_tokens)
             ids.append(token)
             logprobs.append(float(logprob[token]))
@@ -206,7 +206,7 @@ def reference(model: PreTrainedModel, learned: Learned, source: Sequence[int], n
     return Expected(ids[1:], logprobs)
 
 
-def _next_logits(model: PreTrainedModel, learned: Learned, encoded: Tensor, ids: list[int]) -> Tensor:
+def next_logits(model: PreTrainedModel, learned: Learned, encoded: Tensor, ids: list[int]) -> Tensor:
     embeds = model.get_decoder().get_input_embeddings()(torch.tensor([ids]))
     if learned.decoder_rows is not None:
         embeds = torch.cat([learned.decoder_rows[None], embeds], 1)
@@ -228,22 +228,22 @@ def _chosen(config: Any, logprob: Tensor, number: int, num_tokens: int) -> int:
 
 
 @contextmanager
-def _seeing(model: PreTrainedModel, sites: Mapping[tuple[Site, int], tuple[Tensor, Tensor]]) -> Any:
+def seeing(model: PreTrainedModel, sites: Mapping[tuple[Site, int], tuple[Tensor, Tensor]]) -> Any:
     """Yield a copy in which attention sees these keys and values first."""
     AttentionInterface.register("reference", _attend)
     AttentionMaskInterface.register("reference", lambda *_, **__: None)
-    seeing = copy.deepcopy(model)
-    seeing.set_attn_implementation("reference")
+    prefixed = copy.deepcopy(model)
+    prefixed.set_attn_implementation("reference")
     for site, stack, names in (
-        (Site.ENCODER_SELF, seeing.get_encoder(), ("self_attn", "SelfAttention")),
-        (Site.DECODER_SELF, seeing.get_decoder(), ("self_attn", "SelfAttention")),
-        (Site.DECODER_CROSS, seeing.get_decoder(), ("encoder_attn", "EncDecAttention")),
+        (Site.ENCODER_SELF, prefixed.get_encoder(), ("self_attn", "SelfAttention")),
+        (Site.DECODER_SELF, prefixed.get_decoder(), ("self_attn", "SelfAttention")),
+        (Site.DECODER_CROSS, prefixed.get_decoder(), ("encoder_attn", "EncDecAttention")),
     ):
         modules = [module for name, module in stack.named_modules() if name.split(".")[-1] in names]
         for layer, module in enumerate(modules):
             module.seen_first = sites.get((site, layer))  # type: ignore[assignment]
             module.sees_past = site is Site.DECODER_SELF  # type: ignore[assignment]
-    yield seeing
+    yield prefixed
 
 
 def _attend(
