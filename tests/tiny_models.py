@@ -60,8 +60,8 @@ _BART = _STACKS | {
     "encoder_ffn_dim": 64,
     "decoder_ffn_dim": 64,
     "max_position_embeddings": 160,
-    "scale_embedding": True,
 }
+_SCALED = _BART | {"scale_embedding": True}
 _GATED = {"num_heads": 4, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
 # By a name of ours, where an architecture comes in several shapes: "t5-gated" is T5 1.1, and Flan.
 SEQ2SEQ_SHAPES: dict[str, dict[str, Any]] = {
@@ -70,13 +70,13 @@ SEQ2SEQ_SHAPES: dict[str, dict[str, Any]] = {
     "mt5": _T5 | _GATED,
     "umt5": _T5 | _GATED,
     "bart": _BART,
-    "mbart": _BART,
+    "mbart": _SCALED,
     "plbart": _BART,
-    "pegasus": _BART,
-    "marian": _BART | {"pad_token_id": VOCABULARY - 1},
+    "pegasus": _SCALED,
+    "marian": _SCALED | {"pad_token_id": VOCABULARY - 1},
     "blenderbot": _BART,
-    "blenderbot-small": _BART,
-    "m2m_100": _BART,
+    "blenderbot-small": _SCALED,
+    "m2m_100": _SCALED,
 }
 SEQ2SEQ_ARCHITECTURES = tuple(SEQ2SEQ_SHAPES)
 

@@ -19,7 +19,7 @@ from app.models.weights import model_class
 TWIN_VOCABULARY = 128
 TWIN_WINDOW = 8
 TWIN_DISTANCE = 24  # beyond which biases by distance are all the same
-_TWIN_POSITIONS = 128  # at least, in an encoder-decoder: its sequences are that long
+_TWIN_POSITIONS = 128  # of an encoder-decoder; the probes' sequences are shorter
 
 # At most this, where the field is a number.
 _BOUNDS = {
@@ -101,7 +101,7 @@ def _shape_stacks(config: PreTrainedConfig, small: PreTrainedConfig, *, narrow: 
     if narrow and width is not None and heads * width != config.hidden_size:
         wanted["hidden_size"] = small.hidden_size + width  # as wide as no number of heads
     if getattr(config, "max_position_embeddings", None):
-        wanted["max_position_embeddings"] = max(config.max_position_embeddings, _TWIN_POSITIONS)
+        wanted["max_position_embeddings"] = _TWIN_POSITIONS
     for name, value in wanted.items():
         if hasattr(small, name):
             setattr(small, name, value)
