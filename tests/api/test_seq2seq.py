@@ -94,8 +94,11 @@ def canonical_file(learned: Learned) -> bytes:
 
 
 @contextmanager
-def server_of(family: str, root: Path, **config: Any) -> Iterator[tuple[Stack, httpx.Client]]:
-    base = tiny_seq2seq(family)
+def server_of(
+    family: str, root: Path, base: PreTrainedModel | None = None, **config: Any
+) -> Iterator[tuple[Stack, httpx.Client]]:
+    """`base`: one of the family, of another shape."""
+    base = base or tiny_seq2seq(family)
     packed = packed_copy(base)
     backbone = backbone_of(packed, model_geometry(packed, "tiny"))
     start = base.generation_config.decoder_start_token_id
