@@ -2,14 +2,14 @@
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import cache
 
 from app.engine.client import EngineClient
-from app.request import FinishReason, Request, RequestTimings
+from app.request import FinishReason, Request, RequestTimings, TokenDelta, TokenScore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,10 +69,19 @@ async def _complete(engine: EngineClient, request: Request) -> Completion:
     last = deltas[-1]
     assert last.finish is not None
     assert last.timings is not None
-    tokens = [delta for delta in deltas if delta.token_id is not None]
+    tokens = list(_tokens(deltas))
     return Completion(
-        token_ids=tuple(delta.token_id for delta in tokens if delta.token_id is not None),
-        logprobs=tuple(delta.logprob for delta in tokens),
+        token_ids=tuple(token.token_id for token in tokens),
+        logprobs=tuple(token.logprob for token in tokens),
         finish=last.finish,
         timings=last.timings,
     )
+
+
+def _tokens(deltas: Sequence[TokenDelta]) -> Iterator[TokenScore]:
+    """Yield the tokens of an answer, the best one where beam search has several."""
+    if hypotheses := deltas[-1].hypotheses:
+        yield from hypotheses[0].tokens
+    for delta in deltas:
+        if delta.token_id is not None:
+            yield TokenScore(delta.token_id, delta.logprob)

@@ -46,7 +46,7 @@ class RemoteSide:
     @property
     def label(self) -> str:
         """What tells it from the others of a run."""
-        work = self.work.label if self.uses_prompts else f"{self.work.requests} requests"
+        work = self.work.label if self.uses_prompts else self.work.promptless_label
         return f"{self.name} ({work})"
 
     def run(self, asks: Sequence[Ask], *, watch_memory: bool = False) -> Run:

@@ -10,10 +10,10 @@ from transformers import PreTrainedModel
 from app.engine.engine import Engine, EngineConfig
 from app.engine.statistics import StepStats
 from app.models.attention.packed import IMPLEMENTATION, register
+from app.models.backbones import backbone_of
 from app.models.cpu.acceleration import accelerate
-from app.models.decoder_only import DecoderOnly
 from app.models.geometry import model_geometry
-from app.prompt import Prompt, PromptKind
+from app.prompt import Prompt, PromptKind, TaskType
 from app.sites import Embedding
 from app.store.prompt_file import make_prompt
 from app.store.safetensors_file import RawTensor
@@ -26,11 +26,15 @@ class MemorySource:
     def __init__(self) -> None:
         self._prompts: dict[str, Prompt] = {}
 
-    def add(self, rows: Tensor) -> str:
-        """Take in a soft prompt `[p, d]` as the store would hold it; its digest."""
+    def add(self, rows: Tensor, task_type: TaskType = TaskType.CAUSAL_LM) -> str:
+        """Take in a soft prompt `[p, d]` as the store would hold it; its digest.
+
+        It comes before the text, which an encoder-decoder's encoder reads.
+        """
         data = rows.contiguous().view(torch.uint8).numpy().tobytes()
         raw = RawTensor("BF16", tuple(rows.shape), data)
-        prompt = make_prompt(PromptKind.SOFT, {Embedding.DECODER: raw})
+        place = Embedding.DECODER if task_type is TaskType.CAUSAL_LM else Embedding.ENCODER
+        prompt = make_prompt(PromptKind.SOFT, {place: raw}, task_type=task_type)
         self._prompts[prompt.digest] = prompt
         return prompt.digest
 
@@ -49,12 +53,11 @@ class SharedEngine:
         model.set_attn_implementation(IMPLEMENTATION)
         self.source = MemorySource()
         self.steps: list[StepStats] = []
-        geometry = model_geometry(model, "benchmark")
-        backbone = DecoderOnly(model, geometry)
+        backbone = backbone_of(model, model_geometry(model, "benchmark"))
         self.embedding_width = embedding_width(model)
         accelerate(backbone.model)  # as load_base does
         config = EngineConfig(
-            max_rows=max(work.requests for work in works), kv_cache_bytes=sum(map(_kv_bytes, works))
+            max_rows=max(work.rows for work in works), kv_cache_bytes=sum(map(_kv_bytes, works))
         )
         self.engine = Engine(backbone, self.source, config, on_step=self.steps.append)
         self.engine.start()
@@ -66,5 +69,4 @@ class SharedEngine:
 
 def _kv_bytes(work: Work) -> int:
     """Room for every request and every prompt, twice: scarcity isn't what is measured here."""
-    own = work.requests * (work.prompt_tokens + work.new_tokens)
-    return 2 * work.shape.kv_bytes_per_token * (own + work.tasks * work.virtual_tokens + 4096)
+    return 2 * work.shape.kv_bytes_per_token * (work.slots + work.tasks * work.virtual_tokens + 4096)

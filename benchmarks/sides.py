@@ -28,7 +28,11 @@ class Side(Protocol):
 
     name: str
     uses_prompts: bool  # False: it does the work without any prompt, however many virtual tokens there are
-    work: Work
+
+    @property
+    def work(self) -> Work:
+        """What it does."""
+        ...
 
     def run(self, asks: Sequence[Ask]) -> list[Answer]:
         """Answers in the order of `asks`; of a sample of them, where all would take too long."""

@@ -57,6 +57,21 @@ class Work:
         """What tells it from the other works of a run."""
         return f"p={self.virtual_tokens}, {self.tasks} task{'s' if self.tasks > 1 else ''}"
 
+    @property
+    def promptless_label(self) -> str:
+        """What tells it from the other works of a run where no prompts are used."""
+        return f"{self.requests} requests"
+
+    @property
+    def rows(self) -> int:
+        """Sequences that run at once."""
+        return self.requests
+
+    @property
+    def slots(self) -> int:
+        """Slots of the K/V cache that all requests take, without their tasks' prompts."""
+        return self.requests * (self.prompt_tokens + self.new_tokens)
+
 
 @dataclass(frozen=True, slots=True)
 class Ask:
@@ -114,6 +129,6 @@ def embedding_width(model: PreTrainedModel) -> float:
 
 def embedding_of(model: PreTrainedModel) -> nn.Embedding:
     """The input embeddings."""
-    embedding = model.get_submodule("model.embed_tokens")
+    embedding = model.get_input_embeddings()
     assert isinstance(embedding, nn.Embedding)
     return embedding
