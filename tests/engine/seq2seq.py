@@ -99,10 +99,10 @@ def build_world(architecture: str, root: Path) -> World:
         weights, config = oracle.saved(model, root / name)
         files = {PROMPT: weights, CONFIG: config}
         tasks.append(Task(name, import_prompt(files, backbone.geometry).prompt, model))
-    tasks.append(_prefix_task("cross", base, {Site.DECODER_CROSS: 5}))
+    tasks.append(prefix_task("cross", base, {Site.DECODER_CROSS: 5}))
     tasks.append(_decoder_soft_task(base))
     if not layer.has_position_bias:
-        tasks.append(_prefix_task("three-site", base, dict(zip(Site, (7, 3, 4), strict=True))))
+        tasks.append(prefix_task("three-site", base, dict(zip(Site, (7, 3, 4), strict=True))))
     store = open_store(root / "store")
     for task in tasks:
         if task.prompt is not None:
@@ -110,7 +110,7 @@ def build_world(architecture: str, root: Path) -> World:
     return World(base, backbone, tuple(tasks), PromptCache(store, host_bytes=1 << 20))
 
 
-def _prefix_task(name: str, base: PreTrainedModel, lengths: Mapping[Site, int]) -> Task:
+def prefix_task(name: str, base: PreTrainedModel, lengths: Mapping[Site, int]) -> Task:
     learned = random_prefix(base, lengths, seed=len(name))
     raw = {
         site.tensor(layer, side): _raw(tensor)

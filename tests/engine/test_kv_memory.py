@@ -30,13 +30,20 @@ class Shape:
     dtype: torch.dtype = torch.float32
 
 
-def blocks_of(*layers: LayerGeometry, kv_cache_bytes: int, max_positions: int = 4096) -> KVBlocks:
+def blocks_of(
+    *layers: LayerGeometry,
+    kv_cache_bytes: int,
+    max_positions: int = 4096,
+    cross: tuple[LayerGeometry, ...] = (),
+    encoder: tuple[LayerGeometry, ...] = (),
+) -> KVBlocks:
     geometry = ModelGeometry(
         architecture="test",
         hidden_size=8,
         vocab_size=100,
         max_positions=max_positions,
-        layers={Site.DECODER_SELF: layers},
+        max_source_positions=1024 if cross else 0,
+        layers={Site.DECODER_SELF: layers, Site.DECODER_CROSS: cross, Site.ENCODER_SELF: encoder},
         dtype="float32",
         fingerprint="test",
     )
@@ -72,6 +79,21 @@ def test_of_unequal_groups_full_ones_get_more_where_rows_are_longer_than_windows
     assert window >= needed, "windows don't run out before the full group does"
     assert num_bytes // BLOCK_BYTES - 3 <= window * 2 + full <= num_bytes // BLOCK_BYTES or full == 4096
     assert full >= window
+
+
+def test_both_sites_of_a_decoder_draw_from_one_pool_and_an_encoder_needs_room_for_prefixes_only() -> None:
+    wide = LayerGeometry(3, 8, 8)
+    blocks = blocks_of(FULL, cross=(FULL,), encoder=(wide,), kv_cache_bytes=1 << 30)
+    assert [group.pool for group in blocks.groups] == [0, 0, 1]
+    rows, sources, prefixes = MAX_ROWS * 4096 // 16, MAX_ROWS * 1024 // 16, MAX_ROWS * 256 // 16
+    assert blocks.capacity.tolist() == [2 * rows + 2 * sources, prefixes], "and as many prefixes as rows"
+    shared = blocks_of(FULL, cross=(FULL,), encoder=(FULL,), kv_cache_bytes=BLOCK_BYTES * 90)
+    assert shared.capacity.tolist() == [90]
+    small = blocks_of(FULL, cross=(FULL,), encoder=(wide,), kv_cache_bytes=BLOCK_BYTES * 1000)
+    decoder, encoder = small.capacity.tolist()
+    assert decoder > 3 * encoder > 0
+    with pytest.raises(ValueError, match="don't hold one block"):
+        blocks_of(FULL, cross=(FULL,), encoder=(wide,), kv_cache_bytes=BLOCK_BYTES * 3)
 
 
 def test_memory_for_less_than_a_block_is_refused() -> None:

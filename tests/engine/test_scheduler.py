@@ -454,13 +454,12 @@ class EncoderDecoderMachine(Machine):
         self.submit_request(replace(self.last, id=str(self.number), max_new_tokens=max_new_tokens))
 
 
-_SETTINGS = settings(
+TestScheduler = CausalMachine.TestCase
+TestScheduler.settings = settings(
     max_examples=100, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
 )
-TestScheduler = CausalMachine.TestCase
-TestScheduler.settings = _SETTINGS
 TestEncoderDecoderScheduler = EncoderDecoderMachine.TestCase
-TestEncoderDecoderScheduler.settings = _SETTINGS
+TestEncoderDecoderScheduler.settings = settings(TestScheduler.settings, max_examples=60)
 
 
 def test_what_can_never_fit_is_refused_and_what_just_fits_is_not() -> None:
@@ -494,6 +493,81 @@ def test_a_request_that_fills_the_memory_runs_when_idle_prefixes_must_go() -> No
     assert giant.phase is Phase.RUNNING
     assert len(scheduler.residency.prefixes) == 0
     scheduler.check_integrity()
+
+
+def reading(number: int, num_read: int, **settings: object) -> Sequence:
+    source = Input(id=f"source {number}", token_ids=tuple(range(num_read)))
+    request = Request(id=str(number), token_ids=(1,), source=source, max_new_tokens=5, **settings)  # type: ignore[arg-type]
+    return Sequence(request, prefix_keys(request, WITH_ENCODER))
+
+
+def advance(scheduler: Scheduler) -> Step:
+    step = scheduler.schedule()
+    tokens = [SampledToken(5, 0.0, True) for item in step.items if item.sampling is not None]
+    scheduler.update(step, result_of(step, tokens), 0.0)
+    return step
+
+
+def test_sources_beyond_the_budget_come_first_in_their_steps_and_decoding_rows_go_along() -> None:
+    scheduler = new_scheduler(WITH_ENCODER)
+    for number, num_read in enumerate((3, 20, 8, 30, 5)):
+        scheduler.add(reading(number, num_read))
+    steps = [advance(scheduler) for _ in range(4)]
+    assert [[*each.sources] and [s.input.num_slots for s in each.sources.values()] for each in steps] == [
+        [3, 8],
+        [20],
+        [30],
+        [5],
+    ]
+    assert [step.counts.decode_rows for step in steps] == [0, 2, 3, 4]
+    assert [step.counts.encoder_tokens for step in steps] == [11, 20, 30, 5]
+
+
+def test_a_source_is_encoded_again_for_those_who_wait_where_its_only_reader_failed() -> None:
+    scheduler = new_scheduler(WITH_ENCODER)
+    first, broken = reading(0, 3), reading(1, 20)
+    waiting = Sequence(replace(broken.request, id="waiting"), broken.prefix_keys)
+    for sequence in (first, broken, waiting):
+        scheduler.add(sequence)
+    advance(scheduler)
+    assert waiting.source is broken.source is not None, (
+        "placed, but the source doesn't fit beside the first one"
+    )
+    step = scheduler.schedule()
+    assert [item.id for item in step.items if item.reads == waiting.reads] == [broken.id]
+    step.note_failures(step.plan(), {broken.id})
+    scheduler.finish(broken)
+    scheduler.update(step, StepResult({first.id: SampledToken(5, 0.0, True)}), 0.0)
+    assert [*advance(scheduler).sources.values()] == [waiting.source]
+    scheduler.check_integrity()
+
+
+def test_encoder_tokens_are_charged_once_for_all_samples() -> None:
+    """Fair share: a tenant with long sources waits for one with short ones; samples share what they read."""
+    scheduler = new_scheduler(WITH_ENCODER)
+    first = reading(0, 10, tenant="long")
+    scheduler.add(first)
+    advance(scheduler)
+    again = replace(first.request, id="again")
+    scheduler.add(Sequence(again, first.prefix_keys))
+    scheduler.add(reading(2, 1, tenant="short"))
+    charged = scheduler.waiting._tenants._served
+    assert charged["long"] == 1 + 10 + 1, "its token, its source, and the first token of the answer"
+    advance(scheduler)
+    assert charged["long"] == 1 + 10 + 1 + 1 + 1 + 1, "the sample costs its own tokens only"
+    assert charged["short"] >= 1 + 1
+
+
+def test_blocks_that_are_freed_while_a_row_needs_them_are_noticed() -> None:
+    scheduler = new_scheduler(WITH_ENCODER)
+    row = reading(0, 9)
+    scheduler.add(row)
+    advance(scheduler)
+    scheduler.check_integrity()
+    assert row.source is not None
+    scheduler.residency.sources.let_go(row.source)
+    with pytest.raises(AssertionError, match="sources and their users differ"):
+        scheduler.check_integrity()
 
 
 def test_a_late_row_keeps_its_scores_and_takes_its_last_token_again() -> None:
