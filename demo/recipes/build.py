@@ -1,10 +1,11 @@
-"""Make the demo from nothing: ``python -m demo.recipes.build``, 30 to 40 minutes on two quiet cores.
+"""Make the demos from nothing: ``python -m demo.recipes.build``, two hours on two quiet cores.
 
-Four stages, each a command of its own in a process of its own:
+``python -m demo.recipes.build demo-causal`` makes one of them (30 to 40 minutes). Four stages for each base,
+each a command of its own in a process of its own:
 
-    demo.recipes.pretrain   the base, into ``demo/demo-causal``
-    demo.recipes.prompts    its prompts, into ``demo/prompts/<task>``, and the held-out inputs
-    demo.recipes.publish    both into ``prompts_store``, the way of every upload
+    demo.recipes.pretrain   the base, into ``demo/<base>``
+    demo.recipes.prompts    its prompts, and the held-out inputs
+    demo.recipes.publish    the prompts into a store, the way of every upload
     demo.recipes.measure    held-out inputs through a running server, and by PEFT one at a time
 
 Work files and checkpoints stay in ``build/demo``: a build that was stopped goes on where it was. The seed
@@ -20,6 +21,8 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+
+from demo.recipes.demos import DEMOS
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,27 +45,30 @@ _ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": str(2**32),
     "MALLOC_TRIM_THRESHOLD_": str(2**33),
     "MALLOC_TOP_PAD_": str(2**28),
-    "OMP_WAIT_POLICY": "passive",
 }
 
 
-def run_stage(stage: Stage) -> None:
+def run_stage(stage: Stage, demo: str) -> None:
     """Run one stage; a failure ends the build with its exit status."""
     began = time.monotonic()
-    print(f"== {stage.module}: expect {stage.expected}", flush=True)
-    subprocess.run([sys.executable, "-m", stage.module], check=True, env={**os.environ, **_ALLOCATOR})
-    print(f"== {stage.module}: {time.monotonic() - began:.0f} s", flush=True)
+    print(f"== {stage.module} {demo}: expect {stage.expected}", flush=True)
+    subprocess.run([sys.executable, "-m", stage.module, demo], check=True, env={**os.environ, **_ALLOCATOR})
+    print(f"== {stage.module} {demo}: {time.monotonic() - began:.0f} s", flush=True)
 
 
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--only-prompts", action="store_true", help="keep the base, train the prompts again")
+    parser.add_argument("demos", nargs="*", metavar="demo", help=f"default: {' '.join(DEMOS)}")
     arguments = parser.parse_args()
+    if unknown := set(arguments.demos) - DEMOS.keys():
+        parser.error(f"no demo is called {', '.join(sorted(unknown))}; there are {', '.join(DEMOS)}")
     began = time.monotonic()
     try:
-        for stage in STAGES[arguments.only_prompts :]:
-            run_stage(stage)
+        for demo in arguments.demos or DEMOS:
+            for stage in STAGES[arguments.only_prompts :]:
+                run_stage(stage, demo)
     except subprocess.CalledProcessError as failure:
         sys.exit(f"the build stopped: {' '.join(failure.cmd[1:])} ended with status {failure.returncode}")
     print(f"{time.monotonic() - began:.0f} s in all", flush=True)

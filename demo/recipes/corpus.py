@@ -8,7 +8,7 @@ a trained prompt takes the place of the instruction. The plain text makes "no pr
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from demo.recipes import prose
@@ -64,18 +64,23 @@ class Document:
         return self.context + self.output
 
 
-def _source(rng: random.Random) -> Source:
-    return rng.choices(SOURCES, [source.share for source in SOURCES])[0]
+def choose(rng: random.Random, sources: Sequence[Source]) -> Source:
+    """One of ``sources``, by their shares."""
+    return rng.choices(sources, [source.share for source in sources])[0]
 
 
-def task_document(rng: random.Random) -> Document:
+def ask(rng: random.Random, source: Source) -> tuple[str, str, str]:
     """An instruction, an input of the pretraining split, and the answer."""
-    source = _source(rng)
     example = draw(rng, source.make, Split.PRETRAIN)
     possible = [variant for variant in source.variants if variant in example.answers]
     variant = rng.choices(possible, [source.variants[name] for name in possible])[0]
-    instruction = rng.choice(phrasings(variant))
-    return Document(f"{instruction}\n{example.text}\n", example.answers[variant])
+    return rng.choice(phrasings(variant)), example.text, example.answers[variant]
+
+
+def task_document(rng: random.Random) -> Document:
+    """An instruction and an input, and the answer."""
+    instruction, text, answer = ask(rng, choose(rng, SOURCES))
+    return Document(f"{instruction}\n{text}\n", answer)
 
 
 def plain_document(rng: random.Random) -> Document:
@@ -83,7 +88,7 @@ def plain_document(rng: random.Random) -> Document:
     roll = rng.random()
     if roll < 0.30:
         return Document("", prose.paragraph(rng, 2, 6), plain=True)
-    source = _source(rng)
+    source = choose(rng, SOURCES)
     first = draw(rng, source.make, Split.PRETRAIN).text
     if roll < 0.75:
         return Document("", f"{first}\n{prose.paragraph(rng)}", plain=True)

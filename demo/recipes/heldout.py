@@ -7,12 +7,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from demo.recipes.handwritten import BY_VARIANT
 from demo.recipes.splits import Example, Split, distinct
-from demo.recipes.tasks import TASKS, Task
+from demo.recipes.tasks import Task
 
 HELDOUT = Path("demo/heldout")
 COUNT = 300
@@ -45,15 +46,15 @@ def encode(task: Task, chosen: list[Example]) -> str:
 
 def files(task: Task) -> dict[str, str]:
     """File name -> text, of every held-out file of a task."""
-    texts = {f"{task.name}.jsonl": encode(task, examples(task))}
+    texts = {f"{task.name}.jsonl": encode(task, examples(task, task.num_kept))}
     if task.variant in BY_VARIANT:
         texts[f"{task.name}.handwritten.jsonl"] = encode(task, BY_VARIANT[task.variant]())
     return texts
 
 
-def write_all(target: Path = HELDOUT) -> None:
-    """Write the files of all tasks."""
+def write_all(tasks: Iterable[Task], target: Path = HELDOUT) -> None:
+    """Write the files of all tasks; a task that two bases have in common has one file."""
     target.mkdir(parents=True, exist_ok=True)
-    for task in TASKS:
+    for task in tasks:
         for name, text in files(task).items():
             (target / name).write_text(text)

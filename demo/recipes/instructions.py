@@ -101,6 +101,26 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
         "[Show|Write|Give] the steps [and the answer|and the result|of the calculation][.|:|]",
         "[Step by step|Calculation|Calculation in steps][:|.]",
     ),
+    "headline": (
+        "[Write|Give|Find|Make] a [headline|title] for [this|the] [article|story|news|text][.|:|]",
+        "[Headline|Title|Headline of the article][:|.]",
+    ),
+    "lead": (
+        "[Write|Give] [the lead|the main event|the key event] of [this|the] [article|story|news][.|:|]",
+        "[Sum up|Summarize|Shorten] [this|the] [article|story|news|text] in [one|a] sentence[.|:|]",
+    ),
+    "who": (
+        "[Who did it|Who is it about|Who is the story about|Who is the article about][?|.]",
+        "[Name|Find|Give] the [person|main person|hero] of [this|the] [article|story|news|text][.|:|]",
+    ),
+    "when": (
+        "[When did it happen|When was it|When was that|When did the event happen][?|.]",
+        "[Name|Find|Give] the [time|day] of the [event|main event|key event|news][.|:|]",
+    ),
+    "where": (
+        "[Where did it happen|Where was it|Where was that|Where did the event happen][?|.]",
+        "[Name|Find|Give] the [place|city] of the [event|main event|key event|news][.|:|]",
+    ),
     "first": (
         "[Give|Write|Name|Find] the first [word|item|thing][.|:| of the text.]",
         "[What|Which word] comes first?",

@@ -12,7 +12,8 @@ def words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
-def _phrases(text: str) -> tuple[str, ...]:
+def phrases(text: str) -> tuple[str, ...]:
+    """Split on ``|``; an entry holds spaces."""
     return tuple(" ".join(part.split()) for part in text.split("|"))
 
 
@@ -45,20 +46,20 @@ INTENSIFIERS = words(
     "very really so extremely truly absolutely quite incredibly simply totally utterly pretty"
 )
 
-LOVED = _phrases("""
+LOVED = phrases("""
     loved | really loved | enjoyed | thoroughly enjoyed | adored | liked | really liked | admired | fell
     in love with | was delighted by | was impressed by | was amazed by | was thrilled with | am happy
     with | can't praise enough | was blown away by | love | really like | am so pleased with
 """)
 
-HATED = _phrases("""
+HATED = phrases("""
     hated | really hated | disliked | detested | regretted | couldn't stand | did not like | didn't
     enjoy | was bored by | was disappointed by | was annoyed by | was shocked by | was let down by | am
     unhappy with | hate | really dislike | can't stand | am so disappointed with | did not enjoy |
     didn't like
 """)
 
-GOOD_END = _phrases("""
+GOOD_END = phrases("""
     I would recommend it to anyone | Highly recommended | I will definitely come back | Worth every
     penny | I want to see it again | Five stars | I would buy it again | Best of the year | It made my
     day | A real treat | I can't wait to return | We will be back | It exceeded my expectations | I
@@ -68,7 +69,7 @@ GOOD_END = _phrases("""
     What a joy | Thank you so much | Would recommend
 """)
 
-BAD_END = _phrases("""
+BAD_END = phrases("""
     I would not recommend it to anyone | Avoid it | I will never come back | A waste of money | I want
     my money back | One star | I would not buy it again | Worst of the year | It ruined my day | What a
     mess | Never again | We will not return | It failed my expectations | I fell asleep | Stay away | A
@@ -79,7 +80,7 @@ BAD_END = _phrases("""
     days | We left early | I wanted to walk out
 """)
 
-FILLERS = _phrases("""
+FILLERS = phrases("""
     I watched it with my sister | We went there last week | I bought it in May | It was our second visit
     | My friend told me about it | I read about it online | We were a group of six | It was a rainy
     evening | I waited for months | It was a gift for my brother | We stayed for three nights | It was
@@ -93,35 +94,35 @@ DOMAINS: dict[str, tuple[tuple[str, ...], dict[str, tuple[str, ...]]]] = {
     "screen": (
         words("film movie show series documentary comedy drama sequel thriller musical"),
         {
-            "acting": _phrases("acting | cast | lead actor | lead actress | performance | whole cast"),
-            "story": _phrases("story | plot | script | ending | storyline | dialogue"),
-            "sound": _phrases("music | soundtrack | sound | score"),
+            "acting": phrases("acting | cast | lead actor | lead actress | performance | whole cast"),
+            "story": phrases("story | plot | script | ending | storyline | dialogue"),
+            "sound": phrases("music | soundtrack | sound | score"),
         },
     ),
     "page": (
         words("book novel story memoir biography poem comic"),
         {
-            "story": _phrases("plot | ending | story | first chapter | storyline"),
-            "writing": _phrases("writing | prose | style"),
+            "story": phrases("plot | ending | story | first chapter | storyline"),
+            "writing": phrases("writing | prose | style"),
         },
     ),
     "table": (
         words("restaurant cafe bistro diner pub bar place pizzeria bakery"),
         {
-            "food": _phrases(
+            "food": phrases(
                 "food | soup | pizza | pasta | steak | dessert | bread | salad | burger"
                 " | coffee | curry | fish"
             ),
-            "service": _phrases("service | staff | waiter | waitress | team | host"),
-            "price": _phrases("price | bill | menu price | cost"),
+            "service": phrases("service | staff | waiter | waitress | team | host"),
+            "price": phrases("price | bill | menu price | cost"),
         },
     ),
     "stay": (
         words("hotel hostel inn resort apartment guesthouse motel"),
         {
-            "room": _phrases("room | bed | bathroom | shower | view | pool"),
-            "service": _phrases("service | staff | receptionist | reception | cleaning team"),
-            "price": _phrases("price | rate | cost | bill"),
+            "room": phrases("room | bed | bathroom | shower | view | pool"),
+            "service": phrases("service | staff | receptionist | reception | cleaning team"),
+            "price": phrases("price | rate | cost | bill"),
         },
     ),
     "device": (
@@ -129,10 +130,10 @@ DOMAINS: dict[str, tuple[tuple[str, ...], dict[str, tuple[str, ...]]]] = {
             "phone laptop camera tablet speaker headset watch printer keyboard television app game product"
         ),
         {
-            "screen": _phrases("screen | display | picture | touchscreen"),
-            "battery": _phrases("battery | charger | battery life"),
-            "sound": _phrases("sound | speaker | microphone | volume"),
-            "price": _phrases("price | cost"),
+            "screen": phrases("screen | display | picture | touchscreen"),
+            "battery": phrases("battery | charger | battery life"),
+            "sound": phrases("sound | speaker | microphone | volume"),
+            "price": phrases("price | cost"),
         },
     ),
 }
@@ -179,55 +180,55 @@ FOODS = words("""
     Italian French Indian Chinese Japanese English Thai Mexican Spanish Greek Turkish Korean Vietnamese
     Lebanese Moroccan Ethiopian Peruvian Brazilian American Polish German Russian Persian Cuban Swedish
     Irish Scottish
-""") + _phrases("vegan | vegetarian | fast | sea | street | organic | Middle Eastern")
-TYPES = _phrases(
+""") + phrases("vegan | vegetarian | fast | sea | street | organic | Middle Eastern")
+TYPES = phrases(
     "restaurant | pub | cafe | bar | bistro | diner | coffee shop | tea room | wine bar | pizzeria | bakery"
 )
-AREAS = _phrases("""
+AREAS = phrases("""
     riverside | city centre | harbour | old town | market | station | university | suburb | north side |
     south side | east end | west end | seaside | village | castle | park | canal | hill | business |
     airport
 """)
-PRICES = _phrases(
+PRICES = phrases(
     "cheap | expensive | affordable | moderate | pricey | mid-range | low-cost | high-end | modest | costly"
 )
-RATINGS = _phrases("""
+RATINGS = phrases("""
     excellent | good | average | poor | very good | high | low | 1 out of 5 | 2 out of 5 | 3 out of 5 |
     4 out of 5 | 5 out of 5
 """)
-KIDS = _phrases("welcome | not welcome")
+KIDS = phrases("welcome | not welcome")
 JOBS = words("""
     doctor teacher baker nurse pilot farmer painter lawyer driver writer singer dentist builder cook
     engineer plumber gardener librarian actor chemist sailor tailor photographer musician
 """)
 
-SONG_ARTISTS = _phrases(
+SONG_ARTISTS = phrases(
     "the Beatles | Mozart | some jazz | rock music | piano music | my workout playlist | the latest hits"
     "| country music | a lullaby | my favourite album | some blues | hip hop | classical music"
     "| the radio | old songs"
 )
-ROOMS = _phrases(
+ROOMS = phrases(
     "kitchen | bedroom | living room | bathroom | hallway | garage | garden | office | basement | dining room"
 )
-ITEMS = _phrases("""
+ITEMS = phrases("""
     milk | eggs | bread | apples | coffee | rice | soap | paper towels | batteries | shoes | a new lamp
     | tea | butter | cheese | tomatoes | sugar | shampoo | a birthday card | dog food | bananas | flour
     | onions | a phone case
 """)
-EVENTS = _phrases("""
+EVENTS = phrases("""
     dentist appointment | team meeting | lunch with Anna | piano lesson | job interview | birthday party
     | yoga class | doctor's appointment | parents' evening | football match | haircut | book club |
     dinner with Tom | conference call | school play | wedding
 """)
-DAYS = _phrases("""
+DAYS = phrases("""
     today | tomorrow | on Monday | on Tuesday | on Wednesday | on Thursday | on Friday | on Saturday |
     on Sunday | next week | this weekend | tonight | this afternoon | tomorrow morning
 """)
-TIMES = _phrases("""
+TIMES = phrases("""
     6 am | 7 am | 8 am | 9 am | 10 am | noon | 3 pm | 5 pm | 6 pm | 8 pm | half past six | quarter to
     eight | seven o'clock | 6:30 | 7:15 | 10:45 | midnight | five thirty
 """)
-SUMS = _phrases(
+SUMS = phrases(
     "20 dollars | 50 euros | 100 pounds | 75 dollars | 10 euros | 300 dollars | 15 pounds | 45 euros"
     "| 1000 dollars"
 )
@@ -254,12 +255,12 @@ VERBS_PAST = words("""
     held pushed pulled dropped lifted covered counted remembered described visited passed crossed
     noticed repaired built
 """)
-PLACES = _phrases("""
+PLACES = phrases("""
     near the river | in the garden | behind the house | at the market | on the hill | by the sea | under
     the bridge | in the old town | across the street | at the station | in the kitchen | along the road
     | next to the school | inside the barn | at the edge of the forest | on the table | in the library
 """)
-WHEN = _phrases("""
+WHEN = phrases("""
     In the morning | After lunch | Before dawn | Every evening | Last winter | On a cold day | Late at
     night | In those years | The next day | Some time later | During the summer | At noon | Once a week
     | Long ago

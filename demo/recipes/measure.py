@@ -1,10 +1,11 @@
-"""Measure the demo as its users see it, and compare it with PEFT, output by output.
+"""Measure a demo as its users see it, and compare it with PEFT, output by output.
 
-    python -m demo.recipes.measure
+    python -m demo.recipes.measure demo-causal
 
 Starts `promptplex serve` in float32 and runs `promptplex eval` on each task's held-out file: with the task,
 and without one (the base model gets the same rendered text, without a learned prompt). Then PEFT answers the
-same inputs at batch size 1, and every output must be the same. Fails where a task misses its bar.
+same inputs at batch size 1 (for a three-site prefix it is ``three_sites``), and every output must be the
+same. Fails where a task misses its bar.
 """
 
 from __future__ import annotations
@@ -22,11 +23,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from demo.recipes.heldout import HELDOUT
+from demo.recipes import heldout
+from demo.recipes.demos import DEMOS, Demo
 from demo.recipes.oracle import answers, load_task
-from demo.recipes.prompts import PROMPTS
-from demo.recipes.publish import STORE
-from demo.recipes.tasks import BASE_NAME, TASKS, TEMPLATE, Task, TextTask
+from demo.recipes.tasks import TEMPLATE, Task, TextTask
 
 WITH_AT_LEAST = 0.90
 WITHOUT_BELOW = 0.30
@@ -62,21 +62,29 @@ def evaluate(url: str, task: Task, data: Path, out: Path, *, with_task: bool) ->
     return report
 
 
-def measure_task(url: str, task: Task, heldout: Path, work: Path) -> dict[str, Report]:
+def write_inputs(task: Task, work: Path) -> dict[str, Path]:
+    """All held-out inputs of a task, as files: more than what is kept of some tasks in ``demo/heldout``."""
+    data = {"all": work / f"{task.name}.jsonl"}
+    data["all"].write_text(heldout.encode(task, heldout.examples(task)))
+    by_hand = heldout.HELDOUT / f"{task.name}.handwritten.jsonl"
+    return data | ({"handwritten": by_hand} if by_hand.exists() else {})
+
+
+def measure_task(url: str, task: Task, work: Path) -> dict[str, Report]:
     """Reports of a task: with it, without it, and on the hand-written inputs where there are any."""
-    data, by_hand = heldout / f"{task.name}.jsonl", heldout / f"{task.name}.handwritten.jsonl"
-    asked = {"with task": (data, True), "without": (data, False)}
-    if by_hand.exists():
-        asked["handwritten"] = (by_hand, True)
+    data = write_inputs(task, work)
+    asked = {"with task": (data["all"], True), "without": (data["all"], False)}
+    if "handwritten" in data:
+        asked["handwritten"] = (data["handwritten"], True)
     return {
         label: evaluate(url, task, file, work / f"{task.name}.{label.replace(' ', '-')}.json", with_task=flag)
         for label, (file, flag) in asked.items()
     }
 
 
-def compare_with_peft(task: Task, report: Report, base: Path, prompts: Path) -> list[str]:
+def compare_with_peft(task: Task, report: Report, demo: Demo) -> list[str]:
     """Where PEFT at batch 1 says something else: one line each."""
-    model, tokenizer = load_task(task, base, prompts)
+    model, tokenizer = load_task(task, demo.path, demo.prompts)
     served = report["outputs"]
     bar = tqdm([line["inputs"] for line in served], f"PEFT {task.name}", mininterval=2)
     own = answers(task, model, tokenizer, bar)
@@ -131,29 +139,30 @@ def table_row(name: str, result: dict[str, Any]) -> str:
     return f"| {name} | {result['kind']} | {bar.replace('_', ' ')} | {share} | {without['share']:.1%} |"
 
 
+def measure(demo: Demo) -> tuple[dict[str, Any], list[str]]:
+    """What ``results.json`` keeps of every task, and what is wrong with them: one line each."""
+    work = demo.work / "eval"
+    work.mkdir(parents=True, exist_ok=True)
+    reports: dict[str, dict[str, Report]] = {}
+    with running_server(demo.path, demo.store, work / "server.log") as url:
+        for task in demo.tasks:
+            reports[task.name] = measure_task(url, task, work)
+            print(show(task.name, reports[task.name]), flush=True)
+    failures, results = [], {}
+    for task in demo.tasks:
+        different = compare_with_peft(task, reports[task.name]["with task"], demo)
+        failures += [*different, *misses(task, reports[task.name])]
+        results[task.name] = summary(task, reports[task.name], len(different))
+    return results, failures
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--base", type=Path, default=Path(BASE_NAME))
-    parser.add_argument("--prompts", type=Path, default=PROMPTS)
-    parser.add_argument("--store", type=Path, default=STORE)
-    parser.add_argument("--work", type=Path, default=Path("build/demo"), help="where the full reports go")
-    arguments = parser.parse_args()
-    work = arguments.work / "eval"
-    work.mkdir(parents=True, exist_ok=True)
-    reports: dict[str, dict[str, Report]] = {}
-    with running_server(arguments.base, arguments.store, work / "server.log") as url:
-        for task in TASKS:
-            reports[task.name] = measure_task(url, task, HELDOUT, work)
-            print(show(task.name, reports[task.name]), flush=True)
-    failures, results = [], {}
-    for task in TASKS:
-        different = compare_with_peft(
-            task, reports[task.name]["with task"], arguments.base, arguments.prompts
-        )
-        failures += [*different, *misses(task, reports[task.name])]
-        results[task.name] = summary(task, reports[task.name], len(different))
-    (arguments.base / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    parser.add_argument("demo", choices=DEMOS)
+    demo = DEMOS[parser.parse_args().demo]
+    results, failures = measure(demo)
+    (demo.path / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     print("\n".join(table_row(name, result) for name, result in results.items()))
     if failures:
         sys.exit("\n".join(failures))

@@ -1,4 +1,7 @@
-"""What PEFT itself generates: greedy, at batch size 1, unpadded. Nothing of the server is involved."""
+"""What PEFT itself generates: greedy, at batch size 1, unpadded. Nothing of the server is involved.
+
+Where PEFT has no such prompt, ``three_sites`` reads it instead, without a cache.
+"""
 
 from __future__ import annotations
 
@@ -8,43 +11,55 @@ from typing import cast
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from safetensors.torch import load_file
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-from demo.recipes.tasks import Task, TaskRecipe, template
+from demo.recipes import three_sites
+from demo.recipes.tasks import THREE_SITES, Task, TaskRecipe, template
+
+PROMPT_FILE = "prompt.safetensors"  # of a prompt that PEFT has no format for: the canonical file
+Model = PreTrainedModel | PeftModel | three_sites.Steered
 
 
 def load_base(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The shipped bf16 weights, computed in fp32."""
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    is_seq2seq = AutoConfig.from_pretrained(path).is_encoder_decoder
+    kind = AutoModelForSeq2SeqLM if is_seq2seq else AutoModelForCausalLM
+    model = kind.from_pretrained(path, dtype=torch.float32)
     return model, AutoTokenizer.from_pretrained(path)
 
 
-def load_task(
-    task: Task, base_path: Path, prompts: Path
-) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
+def load_task(task: Task, base_path: Path, prompts: Path) -> tuple[Model, PreTrainedTokenizerBase]:
     """The base with a task's trained prompt; the bare base where the task has none."""
     base, tokenizer = load_base(base_path)
-    if isinstance(task, TaskRecipe):
-        return PeftModel.from_pretrained(base, prompts / task.name).eval(), tokenizer
-    return base.eval(), tokenizer
+    base.eval()
+    if not isinstance(task, TaskRecipe):
+        return base, tokenizer
+    if task.kind == THREE_SITES:
+        return three_sites.Loaded(base, load_file(prompts / task.name / PROMPT_FILE)), tokenizer
+    return PeftModel.from_pretrained(base, prompts / task.name).eval(), tokenizer
 
 
 @torch.no_grad()
-def greedy(
-    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, text: str, max_new_tokens: int
-) -> str:
-    """The continuation of ``text``, without special tokens."""
-    ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
+def greedy(model: Model, tokenizer: PreTrainedTokenizerBase, text: str, max_new_tokens: int) -> str:
+    """What follows ``text``, or is made of it, without special tokens."""
+    ids = tokenizer(text, return_tensors="pt").input_ids  # only an encoder's tokenizer adds anything: eos
     generate = cast(Callable[..., torch.Tensor], model.generate)
     made = generate(
         input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, do_sample=False
     )
-    return str(tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True))
+    start = 1 if model.config.is_encoder_decoder else ids.shape[1]
+    return str(tokenizer.decode(made[0, start:], skip_special_tokens=True))
 
 
-def answers(
-    task: Task, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, inputs: Iterable[str]
-) -> list[str]:
+def answers(task: Task, model: Model, tokenizer: PreTrainedTokenizerBase, inputs: Iterable[str]) -> list[str]:
     """What the task answers to each input, put into its template."""
     words = template(task)
     return [greedy(model, tokenizer, words.replace("{text}", text), task.max_new_tokens) for text in inputs]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,21 +24,27 @@ from peft import (
 )
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from tqdm import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from demo.recipes import heldout
-from demo.recipes.oracle import answers, load_base
+from app.prompt import PromptKind, TaskType
+from app.store.prompt_file import make_prompt
+from app.store.safetensors_file import RawTensor
+from demo.recipes import heldout, three_sites
+from demo.recipes.batches import IGNORED, PAD_ID, Encoded, encode, padded
+from demo.recipes.batches import collate as seq2seq_batch
+from demo.recipes.demos import DEMOS
+from demo.recipes.oracle import PROMPT_FILE, Model, answers, load_base
+from demo.recipes.pairs import Pair
 from demo.recipes.splits import Split, distinct
-from demo.recipes.tasks import BASE_NAME, TASKS, Task, TaskRecipe, manifest
+from demo.recipes.tasks import THREE_SITES, Task, TaskRecipe, manifest
 
 SEED = 7
-PROMPTS = Path("demo/prompts")
 
 
-def peft_config(recipe: TaskRecipe) -> PromptLearningConfig:
+def peft_config(recipe: TaskRecipe, *, is_encoder_decoder: bool) -> PromptLearningConfig:
     """The PEFT configuration of a recipe."""
     common: dict[str, Any] = {
-        "task_type": "CAUSAL_LM",
+        "task_type": "SEQ_2_SEQ_LM" if is_encoder_decoder else "CAUSAL_LM",
         "num_virtual_tokens": recipe.num_virtual_tokens,
     }
     if recipe.kind == "prompt-tuning":
@@ -61,43 +68,31 @@ def start_from_text(model: PeftModel, tokenizer: PreTrainedTokenizerBase, text: 
         table.copy_(words(torch.tensor(ids)))
 
 
-def encode(
-    recipe: TaskRecipe, tokenizer: PreTrainedTokenizerBase, seed: int
-) -> list[tuple[list[int], list[int]]]:
-    """(prompt ids, output ids with eos) of the training examples, tokenized apart, as when serving."""
-    examples = distinct(recipe.make, Split.PROMPT, recipe.num_examples, seed)
-    encoded = []
-    for example in examples:
-        prompt = tokenizer(f"{example.text}\n", add_special_tokens=False).input_ids
-        output = tokenizer(recipe.expected(example), add_special_tokens=False).input_ids
-        encoded.append((prompt, [*output, tokenizer.eos_token_id]))
-    return encoded
-
-
-def collate(batch: list[tuple[list[int], list[int]]], pad_id: int) -> dict[str, torch.Tensor]:
+def causal_batch(batch: Sequence[Encoded]) -> dict[str, torch.Tensor]:
     """Right-padded ``[batch, longest]``; labels are -100 outside the outputs."""
-    longest = max(len(prompt) + len(output) for prompt, output in batch)
-    ids = torch.full((len(batch), longest), pad_id)
-    labels = torch.full((len(batch), longest), -100)
-    mask = torch.zeros((len(batch), longest), dtype=torch.long)
-    for row, (prompt, output) in enumerate(batch):
-        length = len(prompt) + len(output)
-        ids[row, :length] = torch.tensor(prompt + output)
-        labels[row, len(prompt) : length] = torch.tensor(output)
-        mask[row, :length] = 1
+    ids = padded([[*pair.source, *pair.target] for pair in batch], PAD_ID)
+    labels = padded([[*[IGNORED] * len(pair.source), *pair.target] for pair in batch], IGNORED)
+    mask = padded([[1] * (len(pair.source) + len(pair.target)) for pair in batch], 0)
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def examples(recipe: TaskRecipe, tokenizer: PreTrainedTokenizerBase, seed: int) -> list[Encoded]:
+    """The training examples, prompt and output tokenized apart, as when serving."""
+    pairs = [
+        Pair(f"{example.text}\n", recipe.expected(example))
+        for example in distinct(recipe.make, Split.PROMPT, recipe.num_examples, seed)
+    ]
+    return list(encode(pairs, cast(PreTrainedTokenizerFast, tokenizer)))
 
 
 def train(
     recipe: TaskRecipe, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: int = SEED
-) -> PeftModel:
+) -> Model:
     """Train one prompt. The base's own weights take no gradient."""
     torch.manual_seed(seed)
-    model = get_peft_model(base, peft_config(recipe))
-    assert isinstance(model, PeftModel)
-    if recipe.start:
-        start_from_text(model, tokenizer, recipe.start)
-    data = encode(recipe, tokenizer, seed)
+    model = _untrained(recipe, base, tokenizer)
+    batch_of = seq2seq_batch if base.config.is_encoder_decoder else causal_batch
+    data = examples(recipe, tokenizer, seed)
     order = random.Random(seed)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=recipe.learning_rate, weight_decay=0.0)
@@ -105,7 +100,7 @@ def train(
     model.train()
     bar = tqdm(range(recipe.steps), recipe.name, mininterval=5)
     for step in bar:
-        batch = collate(order.sample(data, recipe.batch_size), int(tokenizer.pad_token_id))
+        batch = batch_of(order.sample(data, recipe.batch_size))
         with torch.autocast("cpu", torch.bfloat16):
             loss = model(**batch).loss
         loss.backward()
@@ -118,24 +113,49 @@ def train(
     return model.eval()
 
 
-def save(model: PeftModel, target: Path) -> None:
-    """``adapter_config.json`` and ``adapter_model.safetensors``, and no model card.
+def _untrained(recipe: TaskRecipe, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Model:
+    if recipe.kind == THREE_SITES:
+        return three_sites.Learned(base, recipe.num_virtual_tokens)
+    config = peft_config(recipe, is_encoder_decoder=base.config.is_encoder_decoder)
+    model = get_peft_model(base, config)
+    assert isinstance(model, PeftModel)
+    if recipe.start:
+        start_from_text(model, tokenizer, recipe.start)
+    return model
+
+
+def save(recipe: TaskRecipe, model: Model, target: Path) -> None:
+    """What PEFT writes, without a model card; the canonical file where PEFT has no format for the prompt.
 
     The base is recorded by its name: PEFT would write where it was loaded from on this machine.
     """
-    model.peft_config["default"].base_model_name_or_path = BASE_NAME
+    if isinstance(model, three_sites.Steered):
+        (target / PROMPT_FILE).write_bytes(canonical(model.prefix()))
+        return
+    assert isinstance(model, PeftModel)
+    model.peft_config["default"].base_model_name_or_path = recipe.base
     model.save_pretrained(str(target))
     (target / "README.md").unlink(missing_ok=True)
 
 
-def build(task: Task, base_path: Path, target: Path) -> None:
+def canonical(prefix: three_sites.Prefix) -> bytes:
+    """The canonical file (docs/formats.md) of a prefix that leaves positions as they are."""
+    tensors = {}
+    for name, tensor in prefix.items():
+        kept = tensor.detach().float().contiguous()
+        tensors[name] = RawTensor("F32", tuple(kept.shape), memoryview(kept.numpy().tobytes()))
+    prompt = make_prompt(PromptKind.PREFIX, tensors, task_type=TaskType.SEQ_2_SEQ_LM, position_offset=0)
+    return bytes(prompt.data)
+
+
+def build(task: Task, target: Path) -> None:
     """Train and write one task. ValueError where an example of its ``task.json`` is not met."""
-    model: PreTrainedModel | PeftModel
-    model, tokenizer = load_base(base_path)
+    model: Model
+    model, tokenizer = load_base(Path(task.base))
     target.mkdir(parents=True, exist_ok=True)
     if isinstance(task, TaskRecipe):
         model = train(task, model, tokenizer)
-        save(model, target)
+        save(task, model, target)
     (target / "task.json").write_text(json.dumps(manifest(task), indent=2, ensure_ascii=False) + "\n")
     given = answers(task, model, tokenizer, [text for text, _ in task.examples])
     for (text, expected), output in zip(task.examples, given, strict=True):
@@ -146,14 +166,14 @@ def build(task: Task, base_path: Path, target: Path) -> None:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--base", type=Path, default=Path(BASE_NAME))
-    parser.add_argument("--out", type=Path, default=PROMPTS)
+    parser.add_argument("demo", choices=DEMOS)
     parser.add_argument("tasks", nargs="*", help="default: all of them")
     arguments = parser.parse_args()
-    for task in TASKS:
+    demo = DEMOS[arguments.demo]
+    for task in demo.tasks:
         if not arguments.tasks or task.name in arguments.tasks:
-            build(task, arguments.base, arguments.out / task.name)
-    heldout.write_all()
+            build(task, demo.prompts / task.name)
+    heldout.write_all(demo.tasks)
 
 
 if __name__ == "__main__":

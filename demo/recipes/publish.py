@@ -1,8 +1,8 @@
-"""Publish the demo's prompts: the way of every upload, on the base that they were trained on.
+"""Publish a demo's prompts: the way of every upload, on the base that they were trained on.
 
-    python -m demo.recipes.publish
+    python -m demo.recipes.publish demo-causal
 
-Each directory of ``demo/prompts`` becomes a version in ``prompts_store`` and goes live, after
+Each directory of its prompts becomes a version in its store and goes live, after
 it was validated, tried out, and answered the examples of its ``task.json`` as expected. What is
 published already stays as it is.
 """
@@ -18,10 +18,7 @@ from app.main import assemble
 from app.serving.publishing.bundle import read_bundle
 from app.serving.publishing.publisher import PublishingService, UploadResult
 from app.settings import Settings
-from demo.recipes.prompts import PROMPTS
-from demo.recipes.tasks import BASE_NAME
-
-STORE = Path("prompts_store")
+from demo.recipes.demos import DEMOS
 
 
 async def publish(publishing: PublishingService, directory: Path) -> UploadResult:
@@ -53,11 +50,9 @@ def publish_all(base: Path, prompts: Path, store: Path) -> None:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--base", type=Path, default=Path(BASE_NAME))
-    parser.add_argument("--prompts", type=Path, default=PROMPTS)
-    parser.add_argument("--store", type=Path, default=STORE)
-    arguments = parser.parse_args()
-    publish_all(arguments.base, arguments.prompts, arguments.store)
+    parser.add_argument("demo", choices=DEMOS)
+    demo = DEMOS[parser.parse_args().demo]
+    publish_all(demo.path, demo.prompts, demo.store)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,9 @@ class Rows:
         torch.Tensor
     )  # [rows, ROW_LENGTH] float16: the loss weight of predicting this token; 0 is padding
 
+    def __len__(self) -> int:
+        return len(self.ids)
+
 
 def encode(
     documents: Sequence[Document], tokenizer: PreTrainedTokenizerFast

@@ -14,8 +14,17 @@ from demo.recipes.splits import Example
 from demo.recipes.utterances import INTENTS, utterance
 
 BASE_NAME = "demo/demo-causal"
+T5_NAME = "demo/seq2seq"
+BART_NAME = "demo/seq2seq-bart"
+RECIPES = {
+    BASE_NAME: "demo/recipes/tasks.py",
+    T5_NAME: "demo/recipes/seq2seq_tasks.py",
+    BART_NAME: "demo/recipes/seq2seq_tasks.py",
+}
 TEMPLATE = "{text}\n"
-Kind = Literal["prompt-tuning", "p-tuning", "prefix-tuning"]
+# The last one is the paper's own prefix, on an encoder-decoder (three_sites.py); PEFT makes the others.
+Kind = Literal["prompt-tuning", "p-tuning", "prefix-tuning", "three-site prefix"]
+THREE_SITES: Kind = "three-site prefix"
 # What must hold for nine of ten held-out inputs: the whole output, or every value of the record in it.
 Bar = Literal["exact", "every_slot"]
 
@@ -35,6 +44,8 @@ class TaskRecipe:
         tuple[str, str], ...
     ]  # input and output, for task.json: `build` fails where one is not met
     notes: str
+    base: str = BASE_NAME
+    num_kept: int = 300  # held-out inputs in the file; the first of the 300 that are measured
     start: str = ""
     choices: tuple[str, ...] = ()
     bar: Bar = "exact"
@@ -57,6 +68,8 @@ class TextTask:
     max_new_tokens: int
     examples: tuple[tuple[str, str], ...]
     notes: str
+    base: str = BASE_NAME
+    num_kept: int = 300
     choices: tuple[str, ...] = ()
     bar: Bar = "exact"
 
@@ -77,16 +90,16 @@ def manifest(task: Task) -> dict[str, Any]:
         "choices": list(task.choices),
         "examples": [{"inputs": text, "expected": output} for text, output in task.examples],
         "notes": f"{task.notes} {_origin(task)}",
-        "base": {"name": BASE_NAME, "revision": None},
+        "base": {"name": task.base, "revision": None},
     }
 
 
 def _origin(task: Task) -> str:
     if isinstance(task, TextTask):
-        return "Recipe: demo/recipes/tasks.py."
+        return f"Recipe: {RECIPES[task.base]}."
     return (
-        f"PEFT {task.kind}, {task.steps} steps of {task.batch_size} over {task.num_examples} examples. "
-        "Recipe: demo/recipes/tasks.py."
+        f"{'' if task.kind == THREE_SITES else 'PEFT '}{task.kind}, {task.steps} steps of {task.batch_size} "
+        f"over {task.num_examples} examples. Recipe: {RECIPES[task.base]}."
     )
 
 
@@ -211,5 +224,5 @@ TASKS: tuple[Task, ...] = (*LEARNED, *TEXT_ONLY)
 
 
 def learned(name: str) -> TaskRecipe:
-    """The recipe called ``name``; KeyError where there is none."""
+    """The causal base's recipe called ``name``; KeyError where there is none."""
     return {recipe.name: recipe for recipe in LEARNED}[name]

@@ -9,10 +9,10 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from demo.recipes.demos import DEMOS
 from demo.recipes.heldout import HELDOUT
 from demo.recipes.oracle import answers, load_task
-from demo.recipes.prompts import PROMPTS
-from demo.recipes.tasks import BASE_NAME, TASKS, Task
+from demo.recipes.tasks import TASKS, Task
 from tests.cli.conftest import Server
 
 ROOT = Path(__file__).parents[2]
@@ -73,7 +73,8 @@ def test_outputs_are_those_of_peft_one_by_one(
     status, _, errors = promptplex("eval", *flags, "--server", demo_url)
     assert status == 0, errors
     served = json.loads(out.read_text())["outputs"]
-    model, tokenizer = load_task(task, ROOT / BASE_NAME, ROOT / PROMPTS)
+    demo = DEMOS["demo-causal"]
+    model, tokenizer = load_task(task, ROOT / demo.path, ROOT / demo.prompts)
     inputs = [line["inputs"] for line in served]
     assert [line["generated"] for line in served] == answers(task, model, tokenizer, inputs)
 

@@ -9,6 +9,7 @@ import pytest
 from demo.recipes.arithmetic import OutOfRange, expression, solve
 from demo.recipes.dates import written_date
 from demo.recipes.lexicon import MONTHS
+from demo.recipes.news import article
 from demo.recipes.records import restaurant
 from demo.recipes.reviews import SENTIMENTS, aspect_review, review
 from demo.recipes.utterances import INTENTS, utterance
@@ -76,3 +77,19 @@ def test_word_operations():
         assert (example.answers["first"], example.answers["last"]) == (words[0], words[-1])
     for example in made(pair, 50):
         assert example.answers["swapped"].split(" and ")[::-1] == example.text.split(" and ")
+
+
+def test_a_news_text_holds_the_answers_about_its_key_event():
+    for example in made(article):
+        answers = example.answers
+        assert all(answers[variant] in example.text for variant in ("who", "where"))
+        assert answers["when"].casefold() in example.text.casefold()
+        assert answers["headline"].startswith(answers["who"])
+        assert 4 <= example.text.count(". ") + 1 <= 8
+        assert example.key == answers["headline"]
+
+
+def test_the_articles_other_people_and_times_are_no_answers():
+    """They are there: an answer can't be found by its kind alone."""
+    texts = [example.text for example in made(article)]
+    assert sum(text.count(" on ") + text.count(" in ") for text in texts) > 3 * len(texts)

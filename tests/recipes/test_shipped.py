@@ -12,6 +12,7 @@ from app.serving.publishing.bundle import read_bundle
 from app.store.importers import import_prompt
 from app.store.prompt_store import open_store
 from demo.recipes import heldout
+from demo.recipes.demos import DEMOS
 from demo.recipes.measure import WITH_AT_LEAST, WITHOUT_BELOW, table_row
 from demo.recipes.oracle import answers, greedy, load_base, load_task
 from demo.recipes.pretrain import SIZE_LIMIT
@@ -19,7 +20,7 @@ from demo.recipes.tasks import BASE_NAME, LEARNED, TASKS, TaskRecipe, manifest, 
 
 ROOT = Path(__file__).parents[2]
 BASE = ROOT / BASE_NAME
-PROMPTS = ROOT / "demo" / "prompts"
+PROMPTS = ROOT / DEMOS["demo-causal"].prompts
 HELDOUT = ROOT / heldout.HELDOUT
 each_task = pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
 

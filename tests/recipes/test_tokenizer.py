@@ -4,7 +4,7 @@ import pytest
 
 from demo.recipes.corpus import documents
 from demo.recipes.rows import CONTEXT_WEIGHT, OUTPUT_WEIGHT, PLAIN_WEIGHT, ROW_LENGTH, encode, pack
-from demo.recipes.tokenizer import train_tokenizer
+from demo.recipes.tokenizer import append_eos, train_tokenizer
 
 DOCUMENTS = list(documents(1500, seed=4))
 
@@ -32,6 +32,13 @@ def test_text_survives_the_round_trip(tokenizer, text):
 def test_only_two_special_tokens_and_no_bos(tokenizer):
     assert (tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.bos_token_id) == (0, 1, None)
     assert tokenizer("hello").input_ids == tokenizer("hello", add_special_tokens=False).input_ids
+
+
+def test_an_encoders_tokenizer_ends_every_source_with_eos():
+    tokenizer = append_eos(train_tokenizer(document.text for document in DOCUMENTS[:200]))
+    bare = tokenizer("hello\n", add_special_tokens=False).input_ids
+    assert tokenizer("hello\n").input_ids == [*bare, 0]
+    assert tokenizer.decode([*bare, 0], skip_special_tokens=True) == "hello\n"
 
 
 def test_digits_stand_alone(tokenizer):

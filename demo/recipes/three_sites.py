@@ -1,0 +1,175 @@
+"""The prefix of Li and Liang (2021) for BART, at three attention sites: trained, and read without a cache.
+
+PEFT's prefixes reach the decoder's self-attention only. Here the encoder's self-attention, the decoder's
+self-attention and the cross-attention each see ``p`` virtual keys and values before the real ones, from
+every query; positions of tokens stay as they were (offset 0), as in XiangLi1999/PrefixTuning. The forward
+pass is written out below, on BART's own weights, and shares nothing with the server: it is also the oracle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+Prefix = Mapping[str, Tensor]  # tensor name of a canonical file ("enc.self.0.k") -> [heads, p, head width]
+_MASKED = -1e9
+
+
+def sites(model: PreTrainedModel) -> dict[str, int]:
+    """The three sites and how many layers each has."""
+    encoder, decoder = model.config.encoder_layers, model.config.decoder_layers
+    return {"enc.self": encoder, "dec.self": decoder, "dec.cross": decoder}
+
+
+def encode(model: Any, ids: Tensor, visible: Tensor, prefix: Prefix) -> Tensor:
+    """Encoder states ``[B, n, d]`` of ``ids [B, n]``; ``visible [B, n]`` is 0 at padding."""
+    encoder = model.get_encoder()
+    states = _embed(encoder, ids)
+    mask = torch.where(visible.bool(), 0.0, _MASKED)[:, None, None, :]
+    for number, layer in enumerate(encoder.layers):
+        added = _attend(layer.self_attn, states, states, mask, _side(prefix, f"enc.self.{number}"))
+        states = _feed(layer, layer.self_attn_layer_norm(states + added))
+    return states
+
+
+def decode(model: Any, ids: Tensor, memory: Tensor, visible: Tensor, prefix: Prefix) -> Tensor:
+    """Logits ``[B, m, vocabulary]`` of decoder input ``ids [B, m]`` over encoder states ``memory``."""
+    decoder = model.get_decoder()
+    states = _embed(decoder, ids)
+    length = ids.shape[1]
+    causal = torch.full((length, length), _MASKED).triu(1)[None, None]
+    mask = torch.where(visible.bool(), 0.0, _MASKED)[:, None, None, :]
+    for number, layer in enumerate(decoder.layers):
+        added = _attend(layer.self_attn, states, states, causal, _side(prefix, f"dec.self.{number}"))
+        states = layer.self_attn_layer_norm(states + added)
+        added = _attend(layer.encoder_attn, states, memory, mask, _side(prefix, f"dec.cross.{number}"))
+        states = _feed(layer, layer.encoder_attn_layer_norm(states + added))
+    logits: Tensor = model.lm_head(states) + model.final_logits_bias
+    return logits
+
+
+def _embed(stack: Any, ids: Tensor) -> Tensor:
+    table = stack.embed_positions
+    positions = table.weight[torch.arange(ids.shape[1]) + table.offset]
+    states: Tensor = stack.layernorm_embedding(stack.embed_tokens(ids) + positions)
+    return states
+
+
+def _feed(layer: Any, states: Tensor) -> Tensor:
+    added = layer.fc2(layer.activation_fn(layer.fc1(states)))
+    fed: Tensor = layer.final_layer_norm(states + added)
+    return fed
+
+
+def _side(prefix: Prefix, where: str) -> tuple[Tensor, Tensor] | None:
+    return (prefix[f"{where}.k"], prefix[f"{where}.v"]) if f"{where}.k" in prefix else None
+
+
+def _attend(
+    attention: Any, states: Tensor, memory: Tensor, mask: Tensor, prefix: tuple[Tensor, Tensor] | None
+) -> Tensor:
+    """Attention of ``states`` over the prefix, all of it visible, and ``memory`` under an additive mask."""
+
+    def heads(rows: Tensor) -> Tensor:
+        return rows.view(*rows.shape[:2], attention.num_heads, -1).transpose(1, 2)
+
+    queries, keys, values = (
+        heads(project(rows))
+        for project, rows in (
+            (attention.q_proj, states),
+            (attention.k_proj, memory),
+            (attention.v_proj, memory),
+        )
+    )
+    if prefix is not None:
+        keys, values = (
+            torch.cat([part.expand(len(rows), -1, -1, -1), rows], dim=2)
+            for part, rows in zip(prefix, (keys, values), strict=True)
+        )
+        mask = functional.pad(mask, (prefix[0].shape[1], 0))
+    scores = queries @ keys.transpose(2, 3) * attention.head_dim**-0.5 + mask
+    read: Tensor = attention.out_proj((scores.softmax(-1) @ values).transpose(1, 2).flatten(2))
+    return read
+
+
+class Steered(nn.Module):
+    """A BART under a prefix."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+        self.config = model.config
+
+    def prefix(self) -> Prefix:
+        """The tensors, by the names of a canonical file."""
+        raise NotImplementedError
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, decoder_input_ids: Tensor, labels: Tensor
+    ) -> SimpleNamespace:
+        """An object with the ``loss`` of ``labels [B, m]``, -100 where nothing is scored."""
+        prefix = self.prefix()
+        memory = encode(self.model, input_ids, attention_mask, prefix)
+        logits = decode(self.model, decoder_input_ids, memory, attention_mask, prefix)
+        return SimpleNamespace(loss=functional.cross_entropy(logits.flatten(0, 1), labels.flatten()))
+
+    @torch.no_grad()
+    def generate(
+        self, input_ids: Tensor, attention_mask: Tensor, max_new_tokens: int, do_sample: bool = False
+    ) -> Tensor:
+        """Greedy ids ``[1, m]`` for one source ``[1, n]``: the whole decoder input is read for each token."""
+        if do_sample:
+            raise ValueError("only greedy decoding is written here")
+        prefix = self.prefix()
+        memory = encode(self.model, input_ids, attention_mask, prefix)
+        ids = torch.tensor([[self.config.decoder_start_token_id]])
+        while ids.shape[1] <= max_new_tokens and int(ids[0, -1]) != self.config.eos_token_id:
+            chosen = decode(self.model, ids, memory, attention_mask, prefix)[:, -1].argmax(-1, keepdim=True)
+            ids = torch.cat([ids, chosen], dim=1)
+        return ids
+
+
+class Loaded(Steered):
+    """The prefix of a file."""
+
+    def __init__(self, model: PreTrainedModel, tensors: Prefix) -> None:
+        super().__init__(model)
+        self._tensors = tensors
+
+    def prefix(self) -> Prefix:
+        return self._tensors
+
+
+class Learned(Steered):
+    """A prefix in training: at each site, ``embedding -> linear, tanh, linear``. The model stays frozen."""
+
+    def __init__(self, model: PreTrainedModel, num_virtual_tokens: int, hidden: int = 256) -> None:
+        super().__init__(model.requires_grad_(False))
+        width = model.config.d_model
+        self.networks = nn.ModuleDict(
+            {
+                site.replace(".", "_"): nn.Sequential(
+                    nn.Embedding(num_virtual_tokens, width),
+                    nn.Linear(width, hidden),
+                    nn.Tanh(),
+                    nn.Linear(hidden, layers * 2 * width),
+                )
+                for site, layers in sites(model).items()
+            }
+        )
+        self._rows = torch.arange(num_virtual_tokens)
+
+    def prefix(self) -> Prefix:
+        heads, found = self.config.encoder_attention_heads, dict[str, Tensor]()
+        for site, layers in sites(self.model).items():
+            made = self.networks[site.replace(".", "_")](self._rows)  # [p, layers * 2 * d]
+            made = made.unflatten(1, (layers, 2, heads, -1)).permute(1, 2, 3, 0, 4)  # [layers, 2, H, p, D]
+            for layer, (keys, values) in enumerate(made):
+                found |= {f"{site}.{layer}.k": keys, f"{site}.{layer}.v": values}
+        return found
