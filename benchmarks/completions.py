@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from app.engine.client import EngineClient
-from app.request import FinishReason, Request, RequestTimings, TokenDelta, TokenScore
+from app.request import FinishReason, Hypothesis, Request, RequestTimings, TokenDelta, TokenScore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +20,7 @@ class Completion:
     logprobs: tuple[float, ...]
     finish: FinishReason
     timings: RequestTimings
+    hypotheses: tuple[Hypothesis, ...] = ()  # of beam search
 
 
 def submit(engine: EngineClient, request: Request) -> "Future[Completion]":
@@ -75,6 +76,7 @@ async def _complete(engine: EngineClient, request: Request) -> Completion:
         logprobs=tuple(token.logprob for token in tokens),
         finish=last.finish,
         timings=last.timings,
+        hypotheses=last.hypotheses,
     )
 
 

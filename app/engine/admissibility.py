@@ -63,6 +63,23 @@ def _check_length(source: Source, limit: int) -> None:
         )
 
 
+def check_beams(request: Request, max_rows: int) -> None:
+    """Refuse more beams than rows run at once, and beams that can't be held to a grammar.
+
+    Raises:
+        InvalidRequest: as the message says.
+    """
+    beams = request.sampling.num_beams
+    if not 1 <= beams <= max_rows:
+        raise InvalidRequest(
+            f"{beams} beams need as many rows, but the server runs {max_rows} rows at once: ask for 1 to "
+            f"{max_rows} beams",
+            param="num_beams",
+        )
+    if beams > 1 and request.grammar is not None:
+        raise InvalidRequest("beams don't go with a grammar; leave one of them out", param="num_beams")
+
+
 def check_tokens(request: Request, geometry: ModelGeometry) -> None:
     """Refuse ids outside the vocabulary, and more tokens than the base has positions.
 

@@ -52,7 +52,7 @@ class BeamSearch:
     """The beams of one request and its answers so far."""
 
     def __init__(self, request: Request) -> None:
-        self._num_beams = request.sampling.num_beams
+        self.num_beams = request.sampling.num_beams
         self._length_penalty = request.sampling.length_penalty
         self._early_stopping = request.sampling.early_stopping
         self._stop_ids = request.stop_ids
@@ -80,10 +80,10 @@ class BeamSearch:
         for rank, (score, parent, candidate) in enumerate(ranked):
             finish = self._finish(candidate.token_id)
             if finish is None:
-                if len(beams) < self._num_beams:
+                if len(beams) < self.num_beams:
                     beams.append(_Beam(score, self._node(parent, candidate, rows[parent])))
                     extensions.append(Extension(parent, candidate.token_id))
-            elif rank < self._num_beams:
+            elif rank < self.num_beams:
                 self._end(score, self._node(parent, candidate, rows[parent]), finish)
         self._beams = beams
         return extensions if beams and self._may_improve() else []
@@ -106,7 +106,7 @@ class BeamSearch:
     def _end(self, score: float, node: _Node, finish: FinishReason) -> None:
         self._ended.append(_Ended(self._penalised(score, self._num_generated), node, finish))
         self._ended.sort(key=lambda each: -each.score)
-        del self._ended[self._num_beams :]
+        del self._ended[self.num_beams :]
 
     def _penalised(self, score: float, length: int) -> float:
         return score / math.pow(length, self._length_penalty)
@@ -117,7 +117,7 @@ class BeamSearch:
         Unless early stopping is "never", it is compared as if it ended now, which is a heuristic of
         `transformers`: with a positive length penalty it might become better yet.
         """
-        if len(self._ended) < self._num_beams:
+        if len(self._ended) < self.num_beams:
             return True
         if self._early_stopping is True:
             return False

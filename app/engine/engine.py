@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from app.concurrency import Workers
-from app.engine.admissibility import check_segments, check_source, check_tokens
+from app.engine.admissibility import check_beams, check_segments, check_source, check_tokens
 from app.engine.client import EngineStats, LiveRow
 from app.engine.executor import Executor
 from app.engine.loop import Cancel, EngineLoop, Message, Stop, Submit
@@ -172,6 +172,7 @@ class Engine:
             raise InvalidRequest("a request needs at least one prompt token, and 0 or more new ones")
         if not 0 <= request.num_scored < len(request.token_ids):
             raise InvalidRequest("every scored token needs a token before it")
+        check_beams(request, self.max_rows)
         check_segments(request, self.geometry)
         check_source(request, self.geometry)
         if request.deadline is not None and not math.isfinite(request.deadline):

@@ -25,6 +25,7 @@ class Residency:
             RequestTooLong: Its keys and values exceed all blocks there are.
         """
         needed = self.blocks.blocks_for(len(request.token_ids) + request.max_new_tokens)
+        needed *= request.sampling.num_beams
         for segment in request.segments:
             needed += self.prefixes.blocks_for(segment)
         needed += self._blocks_of_source(request)
@@ -57,13 +58,16 @@ class Residency:
         return {digest for digest in missing if digest is not None}
 
     def place(self, sequence: Sequence, num_spare: int, counts: StepCounts) -> bool:
-        """Give a sequence its prefixes, its source and blocks for all its tokens.
+        """Give a sequence, and all rows of its beams, prefixes, a source and blocks for all tokens.
 
         Return False, with nothing given, where they don't suffice or `num_spare` more wouldn't stay free.
         """
         segments = sequence.request.segments
         found = [prefix for key in sequence.prefix_keys if (prefix := self.prefixes.get(key)) is not None]
-        needed = self.blocks.blocks_for(len(sequence.tokens)) + num_spare * self.blocks.blocks_for(1)
+        num_spare += sequence.num_rows - len(sequence.rows)
+        needed = num_spare * self.blocks.blocks_for(1)
+        for row in sequence.rows:
+            needed += self.blocks.blocks_for(len(row.tokens))
         for segment in segments[len(found) :]:
             needed += self.prefixes.blocks_for(segment)
         if self.sources.get(sequence.source_key) is None:
@@ -78,6 +82,15 @@ class Residency:
             counts.prefix_hits += 1
         self._give(sequence, found)
         return True
+
+    def fork(self, parent: Sequence, row: Sequence) -> None:
+        """Let a row of beam search go on from its parent's slots, in place of its own."""
+        assert parent.table is not None
+        if row.table is None:
+            self._join(row, parent)
+        else:
+            row.table.release()
+        row.table = parent.table.fork()
 
     def vacate(self, sequence: Sequence) -> None:
         """Take everything back."""
@@ -115,10 +128,21 @@ class Residency:
         sequence.prompts.clear()  # prefixes and source have them now, for as long as they are needed
         sequence.prefixes = tuple(line)
         sequence.stands_on = tuple(prefix.id for prefix in line)
-        first_slot, _ = sequence.pending_slots
-        sequence.table = SlotTable(self.blocks, line[-1].table if line else None, first_slot)
-        grown = sequence.table.grow(*sequence.pending_slots)
-        assert grown, "blocks were counted before"
+        for row in sequence.rows:
+            if row is not sequence:
+                self._join(row, sequence)
+            first_slot, _ = row.pending_slots
+            row.table = SlotTable(self.blocks, line[-1].table if line else None, first_slot)
+            grown = row.table.grow(*row.pending_slots)
+            assert grown, "blocks were counted before"
+
+    def _join(self, row: Sequence, other: Sequence) -> None:
+        """Let a row of beam search stand on what another one of its group stands on."""
+        self.prefixes.pin(other.prefixes)
+        row.prefixes, row.stands_on = other.prefixes, other.stands_on
+        row.source, row.reads, row.cross_slots = other.source, other.reads, other.cross_slots
+        if row.source is not None:
+            row.source.users += 1
 
     def _extend(self, sequence: Sequence, line: list[Prefix], length: int) -> None:
         for number in range(len(line), length):

@@ -15,8 +15,10 @@ can always have everything else's (docs/architecture.md, "Preempted rows hold no
 
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from app.engine.beam_rows import advance
 from app.engine.blocks import KVBlocks
 from app.engine.fair_queue import FairQueue
 from app.engine.items import decode_item, prefill_item, prefix_item, source_item
@@ -25,13 +27,13 @@ from app.engine.prefixes import Prefix
 from app.engine.residency import Residency
 from app.engine.router import Output
 from app.engine.sampling.inputs import SampledToken
-from app.engine.sequence import Phase, Sequence
+from app.engine.sequence import BeamGroup, Phase, Sequence
 from app.engine.sources import Source
 from app.engine.step import Step
 from app.errors import NonFiniteLogits, PromptplexError
 from app.models.attention.metadata import PackedItem
 from app.prompt import Prompt
-from app.request import FinishReason, TokenDelta
+from app.request import FinishReason, TokenDelta, TokenScore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +59,7 @@ class Scheduler:
         self.running: list[Sequence] = []  # in order of admission
         self.waiting = FairQueue()
         self.loading: set[Sequence] = set()
+        self._searches: set[BeamGroup] = set()  # that run
         self._ahead: dict[int, PackedItem] = {}  # of rows that decode in the next step, by id
         self._to_load: list[Sequence] = []  # parked since `take_loads` was asked last
         self._config = config
@@ -88,17 +91,26 @@ class Scheduler:
         self.waiting.push(sequence, front=sequence.admitted is not None)
 
     def finish(self, sequence: Sequence) -> None:
-        """Free everything that a sequence holds, in whatever phase it is."""
+        """Free everything that a sequence and all rows beside it hold, in whatever phase they are."""
         if sequence.phase is Phase.RUNNING:
-            self.running.remove(sequence)
-            self.residency.vacate(sequence)
+            self._leave(sequence, Phase.FINISHED)
         elif sequence.phase is Phase.WAITING:
-            self.waiting.remove(sequence)
+            self.waiting.remove(sequence.leader)
         self.loading.discard(sequence)
         if sequence.constraint is not None:
             sequence.constraint.drop()
             sequence.constraint = None
-        sequence.phase = Phase.FINISHED
+        for row in sequence.rows:
+            row.phase = Phase.FINISHED
+
+    def _leave(self, sequence: Sequence, phase: Phase) -> None:
+        """Take back what a running sequence holds, and all rows beside it."""
+        for row in sequence.rows:
+            self.running.remove(row)
+            self.residency.vacate(row)
+            row.phase = phase
+        if sequence.beams is not None:
+            self._searches.remove(sequence.beams)
 
     # -- schedule ---------------------------------------------------------------------------
 
@@ -114,16 +126,20 @@ class Scheduler:
             self._prefill(sequence, step)
         if not step.counts.preempted:
             self._admit(step)
+        step.copies = self.residency.blocks.take_copies()
         return step
 
     def plan_ahead(self, step: Step) -> None:
         """While a step runs, make room for the tokens that its rows take through the model next.
 
         Only free blocks are taken: evicting, preempting and admitting wait until the step's tokens are
-        known, so that every decision is the same as if nothing had been planned ahead.
+        known, so that every decision is the same as if nothing had been planned ahead. Beams wait too,
+        since it is not known which of them go on.
         """
         for sequence in step.sequences():
             if sequence.phase is not Phase.RUNNING or sequence.num_pending or sequence.is_last_token_next:
+                continue
+            if sequence.beams is not None:
                 continue
             assert sequence.table is not None
             slot, _ = sequence.pending_slots
@@ -146,26 +162,28 @@ class Scheduler:
     def _grow(self, sequence: Sequence, step: Step) -> bool:
         """Make room for one more slot, at the cost of idle prefixes, then of the youngest sequence.
 
-        Return False where that is the sequence itself.
+        All rows beside it get theirs too, since they go together. Return False where the youngest is the
+        sequence itself.
         """
-        assert sequence.table is not None
-        start, end = sequence.pending_slots
-        while not sequence.table.grow(start, end):
-            if self.residency.prefixes.evict_until(sequence.table.missing_blocks(start, end)):
-                continue
-            youngest = self.running[-1]
-            self._preempt(youngest, step)
-            if youngest is sequence:
-                return False
+        for row in sequence.rows:
+            assert row.table is not None
+            start, end = row.pending_slots
+            while not row.table.grow(start, end):
+                if self.residency.prefixes.evict_until(row.table.missing_blocks(start, end)):
+                    continue
+                self._preempt(self.running[-1], step)
+                if sequence.phase is not Phase.RUNNING:
+                    return False
         return True
 
     def _preempt(self, sequence: Sequence, step: Step) -> None:
         """Take everything back; the sequence recomputes its keys and values when it is readmitted."""
-        self.running.remove(sequence)
-        self.residency.vacate(sequence)
-        sequence.num_computed = 0
-        sequence.phase = Phase.WAITING
-        self.waiting.push(sequence, front=True)
+        self._leave(sequence, Phase.WAITING)
+        for row in sequence.rows:
+            row.num_computed = 0
+        if sequence.beams is not None:
+            sequence.beams.results.clear()
+        self.waiting.push(sequence.leader, front=True)
         step.counts.preempted += 1
 
     def _prefill(self, sequence: Sequence, step: Step) -> None:
@@ -212,9 +230,10 @@ class Scheduler:
     # -- admission --------------------------------------------------------------------------
 
     def _admit(self, step: Step) -> None:
-        while step.budget and len(self.running) < self._config.max_rows:
+        while step.budget:
             sequence = self.waiting.peek()
-            if sequence is None:
+            num_rows = len(self.running) + sum(each.num_missing for each in self._searches)
+            if sequence is None or num_rows + sequence.num_rows > self._config.max_rows:
                 return
             if self.residency.missing_prompts(sequence):
                 if len(self.loading) >= self._config.max_rows:  # prompts take memory too
@@ -222,9 +241,10 @@ class Scheduler:
                 self.waiting.remove(sequence)
                 self._park(sequence)
             # While others run, a block for each of them stays free, so that admission doesn't preempt.
-            elif self.residency.place(sequence, len(self.running), step.counts):
+            elif self.residency.place(sequence, num_rows, step.counts):
                 self._start(sequence)
-                self._prefill(sequence, step)
+                for row in sequence.rows:
+                    self._prefill(row, step)
             else:
                 return
 
@@ -236,8 +256,11 @@ class Scheduler:
 
     def _start(self, sequence: Sequence) -> None:
         self.waiting.take(sequence)
-        sequence.phase = Phase.RUNNING
-        self.running.append(sequence)
+        for row in sequence.rows:
+            row.phase = Phase.RUNNING
+            self.running.append(row)
+        if sequence.beams is not None:
+            self._searches.add(sequence.beams)
         if sequence.constraint is not None:
             sequence.constraint.begin()
         if sequence.admitted is None:  # recomputing after a preemption is not charged
@@ -258,7 +281,9 @@ class Scheduler:
             token = result.tokens.get(sequence.id)
             if token is None:
                 continue
-            if token.is_late and sequence.id not in step.errors:
+            if sequence.beams is not None:
+                outputs += self._take_beam(sequence, token, now)
+            elif token.is_late and sequence.id not in step.errors:
                 sequence.num_computed -= 1  # taken again with the next step, to the same slot
             else:
                 error = step.errors.get(sequence.id, token.error)
@@ -269,7 +294,7 @@ class Scheduler:
         self, sequence: Sequence, token: SampledToken, error: PromptplexError | None, now: float
     ) -> Output:
         scores = tuple(sequence.scores) if sequence.num_generated == 0 else ()
-        if not token.is_finite or any(math.isnan(score.logprob) for score in scores):
+        if not token.is_finite or _has_nan(scores):
             error = _not_finite()
         if error is not None:
             self.finish(sequence)
@@ -289,6 +314,23 @@ class Scheduler:
             timings=sequence.timings(now) if reason is not None else None,
         )
 
+    def _take_beam(self, row: Sequence, token: SampledToken, now: float) -> list[tuple[Sequence, Output]]:
+        """Take a row's candidates; with those of the last row, its group goes on or ends."""
+        leader, group = row.leader, row.beams
+        assert group is not None
+        if not token.is_finite or _has_nan(row.scores):
+            self.finish(row)
+            return [(leader, _not_finite())]
+        group.results[row.id] = token
+        if len(group.results) < len(group.rows):
+            return []
+        self.waiting.charge(leader, len(group.rows))
+        output = advance(group, self.running, self.residency, now)
+        if output is None:
+            return []
+        self.finish(leader)
+        return [(leader, output)]
+
     def check_integrity(self) -> None:
         """Assert that blocks, slots, pins and phases are conserved; run at idle and between test steps."""
         self.residency.check_integrity(self.running)
@@ -305,6 +347,10 @@ def _new_source_tokens(sequence: Sequence) -> int:
     """Return the encoder's tokens that a sequence is the first to need."""
     source = sequence.source
     return source.input.num_slots if source is not None and source.users == 1 else 0
+
+
+def _has_nan(scores: Iterable[TokenScore]) -> bool:
+    return any(math.isnan(score.logprob) for score in scores)
 
 
 def _not_finite() -> NonFiniteLogits:

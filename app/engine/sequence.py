@@ -5,9 +5,11 @@ import time
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from app.engine.beams import BeamSearch
 from app.engine.blocks import SlotTable
 from app.engine.plan import new_id
 from app.engine.prefixes import Key, Prefix
+from app.engine.sampling.inputs import SampledToken
 from app.engine.sampling.state import SamplingState
 from app.engine.sampling.token_masks import AsyncTokenMask
 from app.engine.sources import Source, SourceKey, source_key
@@ -27,11 +29,27 @@ class Phase(enum.Enum):
 
 
 @dataclass(eq=False)
+class BeamGroup:
+    """A request in beam search: a sequence for each beam, which run, wait and end together."""
+
+    search: BeamSearch
+    leader: "Sequence"  # that the request came with; it alone waits in the queue
+    rows: list["Sequence"]  # one for each beam, in the search's order
+    results: dict[int, SampledToken] = field(default_factory=dict)  # that are known, by a row's id
+
+    @property
+    def num_missing(self) -> int:
+        """Rows that it may get beside those that it has."""
+        return self.search.num_beams - len(self.rows)
+
+
+@dataclass(eq=False)
 class Sequence:
-    """One request on its way. `tokens` are its own: the prompt's, then the generated ones."""
+    """One request on its way, or one of its beams. `tokens` are its own: the prompt's, then the generated."""
 
     request: Request
     prefix_keys: tuple[Key, ...] = ()  # one for each of the request's segments
+    beams: BeamGroup | None = None  # that it is a row of
     tokens: list[int] = field(init=False)
     id: int = field(default_factory=new_id)  # in Plans
     phase: Phase = Phase.WAITING
@@ -57,6 +75,23 @@ class Sequence:
         self.tokens = list(self.request.token_ids)
         self.source_key = source_key(self.request, self.prefix_keys)
         self._first_slot = self.request.num_prefix_slots
+        if self.beams is None and self.request.sampling.num_beams > 1 and self.request.max_new_tokens:
+            self.beams = BeamGroup(BeamSearch(self.request), self, [self])
+
+    @property
+    def leader(self) -> "Sequence":
+        """The sequence that the request came with."""
+        return self if self.beams is None else self.beams.leader
+
+    @property
+    def rows(self) -> tuple["Sequence", ...]:
+        """All sequences of the request that run, wait and end with it, itself included."""
+        return (self,) if self.beams is None else tuple(self.beams.rows)
+
+    @property
+    def num_rows(self) -> int:
+        """How many they may become."""
+        return 1 if self.beams is None else self.beams.search.num_beams
 
     @cached_property
     def sampling(self) -> SamplingState:

@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from app.engine.plan import Plan, PlanItem, PrefixWrite, SourceItem
+from app.engine.plan import Plan, PlanItem, PrefixWrite, SlotCopies, SourceItem
 from app.engine.prefixes import Prefix
 from app.engine.sampling.token_masks import AsyncTokenMask
 from app.engine.sequence import Sequence
@@ -20,6 +20,8 @@ class StepCounts:
     prefix_tokens: int = 0
     sources: int = 0
     encoder_tokens: int = 0
+    beam_rows: int = 0
+    copied_slots: int = 0
     preempted: int = 0
     prefix_hits: int = 0
     prefix_misses: int = 0
@@ -30,6 +32,7 @@ class Step:
     """Filled by the scheduler; its Plan goes to the executor."""
 
     budget: int  # tokens that it may still take
+    copies: tuple[SlotCopies, ...] = ()
     writes: list[PrefixWrite] = field(default_factory=list)
     items: list[PlanItem] = field(default_factory=list)
     source_items: list[SourceItem] = field(default_factory=list)
@@ -60,7 +63,12 @@ class Step:
     def plan(self) -> Plan:
         """Return the Plan. Rows of like length stand together, since they share a bucket."""
         rows_first = sorted(self.items, key=lambda item: (item.kv.num_tokens > 1, item.kv.num_computed))
-        return Plan(writes=tuple(self.writes), items=tuple(rows_first), sources=tuple(self.source_items))
+        return Plan(
+            writes=tuple(self.writes),
+            items=tuple(rows_first),
+            sources=tuple(self.source_items),
+            copies=self.copies,
+        )
 
     def note_failures(self, plan: Plan, failed: Collection[int]) -> None:
         """Take a source for encoded only where an item that reads it ran; `failed` are ids that didn't."""

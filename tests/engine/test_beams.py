@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from app.engine.beams import BeamSearch
 from app.engine.sampling.state import SamplingState
 from app.request import Hypothesis, Request, SamplingParams, TokenRules
+from tests import beam_oracle
 from tests.engine.sampling.rows import chosen
 from tests.tiny_models import tiny_model
 
@@ -38,43 +39,6 @@ def searched(model: PreTrainedModel, request: Request) -> tuple[Hypothesis, ...]
         for ids, state in beams:
             state.accept(ids[-1])
     raise AssertionError
-
-
-def expected(model: Any, request: Request, **settings: Any) -> list[tuple[list[int], float]]:
-    """Token ids with the stop id that ended them, and scores, of all answers."""
-    ids = torch.tensor([request.token_ids])
-    sampling = request.sampling
-    output = model.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=request.max_new_tokens,
-        do_sample=False,
-        num_beams=sampling.num_beams,
-        num_return_sequences=sampling.num_beams,
-        length_penalty=sampling.length_penalty,
-        early_stopping=sampling.early_stopping,
-        eos_token_id=sorted(request.stop_ids) or None,
-        pad_token_id=0,
-        output_scores=True,
-        return_dict_in_generate=True,
-        **settings,
-    )
-    answers = output.sequences[:, ids.shape[1] :].tolist()
-    return [
-        (up_to_stop(answer, request.stop_ids), score)
-        for answer, score in zip(answers, output.sequences_scores.tolist(), strict=True)
-        if score > -1e8  # what transformers fills up with, where few tokens may come
-    ]
-
-
-def up_to_stop(ids: list[int], stop_ids: frozenset[int]) -> list[int]:
-    end = next((place for place, id_ in enumerate(ids) if id_ in stop_ids), len(ids))
-    return ids[: end + 1]
-
-
-def check(found: tuple[Hypothesis, ...], wanted: list[tuple[list[int], float]]) -> None:
-    assert [[token.token_id for token in each.tokens] for each in found] == [ids for ids, _ in wanted]
-    assert [each.score for each in found] == pytest.approx([score for _, score in wanted], abs=1e-4)
 
 
 CASES = list(
@@ -119,7 +83,7 @@ def test_all_answers_and_scores_are_those_of_generate(
             max_new_tokens=NEW,
             stop_ids=stops,
         )
-        check(searched(model, request), expected(model, request, **settings))
+        beam_oracle.check(searched(model, request), beam_oracle.searched(model, request, **settings))
 
 
 def test_log_probabilities_are_the_model_s_own(model: PreTrainedModel) -> None:

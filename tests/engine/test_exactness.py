@@ -76,14 +76,16 @@ def is_windowed(world: World) -> bool:
 
 
 @contextmanager
-def crowded_engine(world: World, steps: list[StepStats], num_blocks: int = 62) -> Iterator[Engine]:
+def crowded_engine(
+    world: World, steps: list[StepStats], num_blocks: int = 62, max_rows: int = 12
+) -> Iterator[Engine]:
     """Few rows, a small budget, and blocks for hardly three requests."""
     block_size = 4
     if is_windowed(world):
         num_blocks //= 2  # each row holds less
     slot_bytes = sum(group.bytes_per_slot(world.backbone.dtype) for group in world.backbone.kv_groups)
     config = EngineConfig(
-        max_rows=12,
+        max_rows=max_rows,
         token_budget=48,
         block_size=block_size,
         kv_cache_bytes=slot_bytes * block_size * num_blocks,
