@@ -143,16 +143,16 @@ def peft_configs(model: PreTrainedModel) -> dict[str, PeftConfig]:
     }
 
 
-def greedy_seq2seq(model: Any, source: Sequence[int], num_tokens: int) -> Expected:
-    """Greedy tokens and their log-probabilities by the model's own `generate`, alone."""
+def greedy_seq2seq(model: Any, source: Sequence[int], num_tokens: int | None) -> Expected:
+    """Greedy tokens and their log-probabilities by the model's own `generate`, alone; None: as it likes."""
     ids = torch.tensor([source])
     output = model.generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
-        max_new_tokens=num_tokens,
         do_sample=False,
         output_logits=True,
         return_dict_in_generate=True,
+        **({} if num_tokens is None else {"max_new_tokens": num_tokens}),
     )
     tokens = output.sequences[0, 1:].tolist()
     logprobs = [

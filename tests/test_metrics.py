@@ -47,6 +47,18 @@ def test_histograms_count_like_prometheus() -> None:
     assert "promptplex_generation_tokens_total 3.0" in text
 
 
+def test_the_encoder_has_metrics_of_its_own() -> None:
+    metrics = Metrics()
+    metrics.watch(lambda: EngineStats(num_sources=3), source_stats)
+    for sources, tokens in ((2, 40), (0, 0), (1, 7)):
+        metrics.on_step(step(num_sources=sources, num_encoder_tokens=tokens))
+    text = lines(metrics)
+    assert "promptplex_encoder_tokens_total 47.0" in text
+    assert "promptplex_encoded_sources_count 2.0" in text
+    assert "promptplex_encoded_sources_sum 3.0" in text
+    assert "promptplex_resident_sources 3.0" in text
+
+
 def test_no_series_tells_when_others_were_created() -> None:
     assert not any("_created" in line for line in lines(Metrics()))
 

@@ -29,6 +29,7 @@ _Model = TypeVar("_Model", bound=StrictModel)
 Layer = Mapping[str, Any]
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
 Stops = Annotated[list[Stop], Field(max_length=MAX_STOPS, strict=False)]  # tuples too
+_Token = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
 _Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=_MAX_IDS, strict=False)]
 
 
@@ -70,6 +71,11 @@ class GenerationParameters(SamplingChoices):
         le=MAX_NEW_TOKENS,
         also="min_tokens",
         in_base=True,
+    )
+    forced_bos_token: _Token | None = parameter(
+        None,
+        "Token that an encoder-decoder's answer begins with, as the vocabulary writes it, such as the target "
+        "language of a translation. Default: the base's",
     )
     ignore_eos: bool = parameter(False, "Treat EOS as a token like any other", also="ignore_eos_token")
     seed: int | None = parameter(

@@ -175,6 +175,7 @@ class RequestBuilder:
             parameters,
             self._defaults.rules,
             self.prompts.tokenizer,
+            forced_bos_id=self._forced_bos_id(parameters),
             eos_ids=self.eos_ids,
             stop_ids=stop_ids,
             num_prompt=num_prompt,
@@ -215,7 +216,7 @@ class RequestBuilder:
         id_ = f"{request.request_id}#{next(self._numbers)}"  # ids that clients choose may repeat
         if self._decoder_start_id is None:
             return causal_request(id_, given)
-        forced = self._defaults.rules.forced_bos_token_id
+        forced = self._forced_bos_id(parameters)
         # Labels, and answers that a grammar holds, follow the token that the base forces to be the first.
         is_given = request.classification is not None or request.constraint is not None
         start = (self._decoder_start_id, *([forced] if is_given and forced is not None else []))
@@ -224,6 +225,21 @@ class RequestBuilder:
         truncate = parameters.truncate if request.token_ids is None else None
         check_source(built.source, self._engine.geometry, truncate)
         return built
+
+    def _forced_bos_id(self, parameters: GenerationParameters) -> int | None:
+        """Return the id that answers begin with, if any. Raise InvalidRequest: it can't be had."""
+        token = parameters.forced_bos_token
+        if token is None:
+            return self._defaults.rules.forced_bos_token_id
+        found = self.prompts.tokenizer.token_id(token)
+        if found is None or self._decoder_start_id is None:
+            why = (
+                "the vocabulary has no token like this" if found is None else "only encoder-decoders have one"
+            )
+            raise InvalidRequest(
+                f"forced_bos_token: {why}; leave it out.", param="parameters.forced_bos_token"
+            )
+        return found
 
     def _max_new_tokens(
         self, given: int | None, parameters: GenerationParameters, virtual: int, prompt: int

@@ -15,12 +15,16 @@ def token_rules(
     base: BaseRules,
     tokenizer: PromptTokenizer,
     *,
+    forced_bos_id: int | None,
     eos_ids: frozenset[int],
     stop_ids: frozenset[int],
     num_prompt: int,
     max_new_tokens: int,
 ) -> TokenRules | None:
-    """Return the rules of one request, if it has any. `num_prompt` counts the ids of the prompt's text."""
+    """Return the rules of one request, if it has any.
+
+    `num_prompt` counts the ids that the answer goes on after; `forced_bos_id` is the first, where it is one.
+    """
     least = parameters.min_new_tokens
     rules = TokenRules(
         sequence_bias=base.sequence_bias + tuple(_bans(base, eos_ids)),
@@ -29,7 +33,7 @@ def token_rules(
         no_repeat_ngram_size=parameters.no_repeat_ngram_size,
         encoder_no_repeat_ngram_size=base.encoder_no_repeat_ngram_size,
         min_new_tokens=max(base.min_length - num_prompt, 0) if least is None else least,
-        forced_first=base.forced_bos_token_id,
+        forced_first=forced_bos_id,
         forced_last=base.forced_eos_token_id,
         length_decay=base.exponential_decay_length_penalty if eos_ids else None,
         suppressed=parameters.suppress_tokens,

@@ -67,6 +67,11 @@ class PromptTokenizer:
         """Return the id of the special token written `text`, if there is one."""
         return self._id_of.get(text)
 
+    def token_id(self, text: str) -> int | None:
+        """Return the id of the one token that the vocabulary writes so, if there is one."""
+        id_: int | None = self._backend.token_to_id(text)
+        return id_
+
     def plain_ids(self, text: str) -> tuple[int, ...]:
         """Return the ids of a text alone, without any special token."""
         return _tuple(self._encoder.literal.tokens(text))

@@ -128,3 +128,10 @@ def test_lanes_are_kept_while_a_request_runs_and_then_given_on() -> None:
     assert lanes.place(()) == []
     (again,) = lanes.place((row("an id of a client's"),))
     assert "client" not in str(again)
+
+
+def test_a_lane_shows_what_the_encoder_reads() -> None:
+    encoding, decoding = LiveRow("a", "t", 1, True, 1, 41, True), LiveRow("b", "t", 1, False, 3, 17)
+    lanes = Lanes().place((encoding, decoding, row("c")))
+    assert [each["phase"] for each in lanes] == ["encode", "decode", "decode"]
+    assert [each["source"] for each in lanes] == [41, 17, None]

@@ -4,7 +4,7 @@ Prompts are pushed to the running server: PEFT's own files, and canonical files 
 """
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -95,10 +95,15 @@ def canonical_file(learned: Learned) -> bytes:
 
 @contextmanager
 def server_of(
-    family: str, root: Path, base: PreTrainedModel | None = None, **config: Any
+    family: str,
+    root: Path,
+    base: PreTrainedModel | None = None,
+    generation: Mapping[str, Any] | None = None,
+    **config: Any,
 ) -> Iterator[tuple[Stack, httpx.Client]]:
-    """`base`: one of the family, of another shape."""
+    """`base`: one of the family, of another shape; `generation`: of its generation config."""
     base = base or tiny_seq2seq(family)
+    base.generation_config.update(**generation or {})
     packed = packed_copy(base)
     backbone = backbone_of(packed, model_geometry(packed, "tiny"))
     start = base.generation_config.decoder_start_token_id

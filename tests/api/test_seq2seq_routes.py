@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -19,6 +20,7 @@ from tests.seq2seq import (
     random_decoder_rows,
     random_prefix,
     source_tokenizer,
+    tiny_seq2seq,
 )
 from tests.serving.stack import BASE_NAME, Stack
 
@@ -184,3 +186,54 @@ def test_a_template_renders_the_source(stack: Stack, client: httpx.Client) -> No
     found = client.post("/generate", json=body).json()
     ids = stack.tokenizer("the food was cold")["input_ids"]
     assert difference(found, greedy_seq2seq(stack.base, ids, NEW_TOKENS)) is None
+
+
+RULES = {
+    "encoder_no_repeat_ngram_size": 2,
+    "encoder_repetition_penalty": 1.6,
+    "repetition_penalty": 1.4,
+    "no_repeat_ngram_size": 3,
+    "min_length": 7,
+    "max_length": 11,
+    "begin_suppress_tokens": [40, 41, 42],
+}
+
+
+@pytest.mark.parametrize("family", ["t5", "bart"])
+def test_a_bases_rules_are_those_of_generate(family: str, tmp_path: Path) -> None:
+    """Lengths count the start token, the encoder's rules see the source, all others the decoder's ids."""
+    with server_of(family, tmp_path, generation=RULES) as (stack, client):
+        changed = 0
+        for text in ("the film was great", TEXT, "1 2 3 Thai Blue Door", "cold"):
+            source = stack.tokenizer(text)["input_ids"]
+            found = client.post("/generate", json={"inputs": text}).json()
+            expected = greedy_seq2seq(stack.base, source, None)
+            assert difference(found, expected) is None
+            assert len(expected.tokens) <= RULES["max_length"] - 1
+            changed += expected.tokens != greedy_seq2seq(tiny_seq2seq(family), source, 10).tokens
+        assert changed > 2, "the rules change what is said"
+
+
+def test_a_prefix_is_resident_once(stack: Stack, client: httpx.Client) -> None:
+    ask(client, "three-sites", TEXT)
+    stack.steps.clear()
+    for text in ("a", TEXT, "film"):
+        ask(client, "three-sites", text, n=2, do_sample=True)
+    assert sum(step.prefix_misses for step in stack.steps) == 0
+
+
+def test_the_live_rows_show_the_encoders_pass(stack: Stack, client: httpx.Client) -> None:
+    stack.engine.take_rows()
+    ask(client, None, TEXT)
+    (row,) = stack.engine.take_rows() or ()
+    assert (row.source_length, row.is_encoding, row.num_generated) == (len(SOURCE), True, 1)
+
+
+def test_a_request_names_the_token_that_its_answer_begins_with(stack: Stack, client: httpx.Client) -> None:
+    ids = torch.tensor([SOURCE])
+    tokens = stack.base.generate(input_ids=ids, max_new_tokens=NEW_TOKENS, forced_bos_token_id=2)[0, 1:]
+    found = ask(client, None, TEXT, forced_bos_token="<turn>")
+    assert [token["id"] for token in found["details"]["tokens"]] == tokens.tolist()
+    body = {"inputs": TEXT, "parameters": {"forced_bos_token": "fr_XX"}}
+    param, message = refused(client, "/generate", body)
+    assert (param, "no token like this" in message) == ("parameters.forced_bos_token", True)

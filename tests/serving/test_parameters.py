@@ -31,6 +31,7 @@ VALID: dict[str, Any] = {
     "suppress_tokens": [3, 3, 4],
     "begin_suppress_tokens": [],
     "min_new_tokens": 0,
+    "forced_bos_token": "fr_XX",
     "ignore_eos": False,
     "stop_token_ids": [5],
     "include_stop_str_in_output": True,
