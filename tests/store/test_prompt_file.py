@@ -78,6 +78,15 @@ def test_bytes_are_pinned() -> None:
     one = RawTensor("F32", (1, 2), np.array([1, -2], dtype="<f4").tobytes())
     digest = "5b33aa5fa220a6745240158afb8b8525c76e7353cfbac02f6eac90a54b567f5c"
     assert make_prompt(SOFT, {"dec.embeds": one}).digest == digest
+    tensors = {
+        f"dec.self.{layer}.{side}": RawTensor("BF16", (1, 2, 3), bytes([layer]) * 12)
+        for layer in (0, 1)
+        for side in "kv"
+    }
+    assert [make_prompt(PREFIX, tensors, position_offset=offset).digest for offset in (2, 0)] == [
+        "ad7f2d55ea8538043498445910112a3ccb410057f6f77cd8e55bc693e52762a6",
+        "1bfa2f360aae29a7ab52b3acd406819680dd850358d2c84966594919fba9f9dd",
+    ]
 
 
 def test_geometry() -> None:
