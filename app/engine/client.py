@@ -64,10 +64,12 @@ class EngineClient(Protocol):
         """Refuse what could never run.
 
         Raises:
-            RequestTooLong: beyond the position limit, or larger than the K/V memory even when alone.
+            RequestTooLong: beyond the position limit of the decoder or the encoder, or larger than the K/V
+                memory even when alone.
             InvalidRequest: no tokens, ids outside the vocabulary, a negative number of new tokens, a prompt
-                without virtual tokens or the other way round, a deadline that is not finite, or a grammar
-                that this engine can't follow.
+                without virtual tokens or the other way round, a deadline that is not finite, a grammar
+                that this engine can't follow, a source where the base has no encoder or none where it has
+                one, or a kept segment that depends on the source.
         """
         ...
 
