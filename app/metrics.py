@@ -77,6 +77,8 @@ class Metrics(Collector):
         self._generation_tokens = counter("generation_tokens", "Tokens generated")
         self._prefix_tokens = counter("prefix_tokens", "Tokens run through the model to make prefixes")
         self._encoder_tokens = counter("encoder_tokens", "Rows and tokens run through the encoder")
+        self._beam_rows = counter("beam_rows", "Rows of beam search that decoded, of all steps")
+        self._block_copies = counter("block_copies", "K/V blocks copied because beams had shared them")
         self._preemptions = counter("num_preemptions", "Requests preempted")
         self._successes = counter("request_success", "Finished requests", "finish_reason")
         self._failures = counter("request_failure", "Requests that ended otherwise", "reason")
@@ -125,6 +127,8 @@ class Metrics(Collector):
             self._device_misses += step.prefix_misses
         self._generation_tokens.inc(step.new_tokens)
         self._preemptions.inc(step.num_preempted)
+        self._beam_rows.inc(step.num_beam_rows)
+        self._block_copies.inc(step.num_copied_blocks)
         self._prefix_tokens.inc(step.num_prefix_tokens)
         self._encoder_tokens.inc(step.num_encoder_tokens)
         if step.num_sources:

@@ -101,6 +101,28 @@ class SamplingChoices:
     repetition_penalty: float = parameter(
         1.0, "Above 1, tokens of prompt and answer become less probable", ge=0.01, le=100, in_base=True
     )
+    num_beams: int = parameter(
+        1,
+        "Beams of beam search, which keeps this many answers at a time; 1 is none. Not with streams, "
+        "do_sample or grammars",
+        ge=1,
+        le=MAX_BEAMS,
+        in_base=True,
+    )
+    length_penalty: float = parameter(
+        1.0,
+        "Of beam search: an answer's score is its log-probability divided by its tokens to this power",
+        ge=-10,
+        le=10,
+        in_base=True,
+    )
+    early_stopping: EarlyStopping = parameter(
+        False,
+        "Of beam search: true ends it with the first num_beams answers, false where a better one is "
+        'unlikely, "never" where there can be none',
+        must='must be true, false or "never"',
+        in_base=True,
+    )
     frequency_penalty: float = parameter(
         0.0, "Subtracted from a token's logit for each time that the answer has it", ge=-2, le=2
     )
@@ -121,9 +143,6 @@ class SamplingParams(SamplingChoices):
 
     seed: int = 0  # the caller draws one where the user gave none, and reports it
     logit_bias: tuple[tuple[int, float], ...] = ()  # (id, what is added to its logit), each id once
-    num_beams: int = 1  # of beam search; 1: none
-    length_penalty: float = 1.0
-    early_stopping: EarlyStopping = False
     sample_index: int = 0  # which of the `n` samples this is; hashed with the seed
     rules: TokenRules | None = None
 

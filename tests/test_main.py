@@ -75,8 +75,8 @@ def test_the_bases_generation_config_counts_unless_turned_off(
         assert not told
         return
     assert "repetition_penalty 1.7" in told[0]
-    assert "num_beams = 4 is not supported" in told[1]
+    assert "num_beams 4" in told[0]
     model = AutoModelForCausalLM.from_pretrained(directory)
     ids = AutoTokenizer.from_pretrained(directory)("the film", return_tensors="pt")
-    expected = model.generate(**ids, do_sample=False, num_beams=1, pad_token_id=1)
+    expected = model.generate(**ids, do_sample=False, pad_token_id=1)
     assert [token.id for token in result.tokens] == expected[0, ids["input_ids"].shape[1] :].tolist()

@@ -69,9 +69,9 @@ class BlockPool:
         return sources, targets
 
     @property
-    def has_copies(self) -> bool:
-        """Whether slots are to be copied before the next step."""
-        return bool(self._copies)
+    def num_copies(self) -> int:
+        """Blocks of which slots are to be copied before the next step."""
+        return len(self._copies)
 
     def check_integrity(self, holders: Mapping[int, int]) -> None:
         """Assert that free and held blocks add up, and that as many tables as noted hold each block.

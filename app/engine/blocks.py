@@ -121,8 +121,13 @@ class KVBlocks:
         return tuple(
             SlotCopies(number, *pool.take_copies(self.block_size))
             for number, pool in enumerate(self.pools)
-            if pool.has_copies
+            if pool.num_copies
         )
+
+    @property
+    def num_copies(self) -> int:
+        """Blocks that are to be copied before the next step."""
+        return sum(pool.num_copies for pool in self.pools)
 
     def check_integrity(self, tables: Sequence["SlotTable"]) -> None:
         """Assert that the pools and all tables agree: a block has as many holders as tables that name it."""

@@ -121,11 +121,13 @@ class Scheduler:
         for sequence in [sequence for sequence in self.running if sequence.is_decoding]:
             if sequence.phase is Phase.RUNNING and self._decode(sequence, step):
                 step.counts.decode_rows += 1
+                step.counts.beam_rows += sequence.beams is not None
         self._ahead.clear()
         for sequence in [sequence for sequence in self.running if sequence.num_pending]:
             self._prefill(sequence, step)
         if not step.counts.preempted:
             self._admit(step)
+        step.counts.copied_blocks = self.residency.blocks.num_copies
         step.copies = self.residency.blocks.take_copies()
         return step
 

@@ -18,6 +18,8 @@ class StepStats:
     duration: float
     device_wait: float  # seconds that the device waited for the step since it ended the one before
     num_decode_rows: int
+    num_beam_rows: int  # of those that decode
+    num_copied_blocks: int  # for beams that had shared them
     num_prefill_tokens: int
     num_prefix_tokens: int
     num_sources: int  # encoded in this step
@@ -101,6 +103,8 @@ class StepRecorder:
                 duration=finished.seconds,
                 device_wait=finished.device_wait,
                 num_decode_rows=counts.decode_rows,
+                num_beam_rows=counts.beam_rows,
+                num_copied_blocks=counts.copied_blocks,
                 num_prefill_tokens=counts.prefill_tokens,
                 num_prefix_tokens=counts.prefix_tokens,
                 num_sources=counts.sources,
@@ -114,15 +118,24 @@ class StepRecorder:
                 resident_prefix_bytes=now.resident_prefix_bytes,
                 prefix_hits=counts.prefix_hits,
                 prefix_misses=counts.prefix_misses,
-                new_tokens=len(served),
+                new_tokens=len(served) + _num_searched(finished.outputs),
                 first_token_latencies=tuple(each.latency for each in served if each.num_generated == 1),
                 inter_token_latencies=tuple(each.latency for each in served if each.num_generated > 1),
             )
         )
 
 
+def _num_searched(outputs: Collection[tuple[Sequence, Output]]) -> int:
+    """Return the tokens of the best answers that beam search found."""
+    ends = (output for _, output in outputs if isinstance(output, TokenDelta) and output.hypotheses)
+    return sum(len(end.hypotheses[0].tokens) for end in ends)
+
+
 def _rows_of(step: Step, running: Collection[Sequence]) -> tuple[LiveRow, ...]:
-    """Return the sequences of a step, those that ended with it included, and all others that run."""
+    """Return the sequences of a step, those that ended with it included, and all others that run.
+
+    A request in beam search has one row.
+    """
     encoding = {source.input.id for source in step.sources.values()}
     return tuple(
         LiveRow(
@@ -133,7 +146,7 @@ def _rows_of(step: Step, running: Collection[Sequence]) -> tuple[LiveRow, ...]:
             each.num_generated,
             *_source_of(each, encoding),
         )
-        for each in dict.fromkeys([*running, *step.sequences()])
+        for each in dict.fromkeys(row.leader for row in [*running, *step.sequences()])
     )
 
 

@@ -21,7 +21,7 @@ class StepCounts:
     sources: int = 0
     encoder_tokens: int = 0
     beam_rows: int = 0
-    copied_slots: int = 0
+    copied_blocks: int = 0
     preempted: int = 0
     prefix_hits: int = 0
     prefix_misses: int = 0

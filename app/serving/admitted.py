@@ -41,6 +41,7 @@ class Admitted:
         tokens: Sequence[OutputToken],
         finish: FinishReason,
         timings: RequestTimings,
+        score: float | None = None,
         prompt_scores: tuple[OutputToken, ...] = (),
         classification: Classification | None = None,
     ) -> GenerationResult:
@@ -56,6 +57,7 @@ class Admitted:
             virtual_tokens=self.virtual_tokens,
             seed=self.request.sampling.seed,
             timings=timings,
+            score=score,
             prompt_scores=prompt_scores,
             classification=classification,
         )

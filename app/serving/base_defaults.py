@@ -37,7 +37,6 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {  # beside None
 }
 # What can't be honoured, and the values that change nothing.
 _NOT_HONOURED: Mapping[str, tuple[Any, ...]] = {
-    "num_beams": (1,),
     "num_beam_groups": (1,),
     "num_return_sequences": (1,),
     "diversity_penalty": (0.0,),

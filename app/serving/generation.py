@@ -116,7 +116,7 @@ class GenerationService:
     async def start(self, requests: Sequence[GenerationRequest]) -> "AnswerStream":
         """Wait for the first delta of each answer, so that what fails early is raised here, as above."""
         async with self._in_time(requests[0]) as deadline:
-            stream = await self._admit(requests, deadline)
+            stream = await self._admit([replace(each, is_stream=True) for each in requests], deadline)
             await stream.begin()
             return stream
 
@@ -179,7 +179,8 @@ class AnswerStream:
         self.admitted = [each for each in admitted for _ in range(samples)]  # of each answer
         self._session = session
         runs = [
-            program_for(request).run(session, each) for request, each in zip(requests, admitted, strict=True)
+            program_for(request, each).run(session, each)
+            for request, each in zip(requests, admitted, strict=True)
         ]
         self._deltas = runs[0] if len(runs) == 1 else _numbered(runs, samples)
         self._first: tuple[int, TextDelta] | None = None

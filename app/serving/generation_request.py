@@ -33,6 +33,8 @@ class GenerationRequest:
     token_ids: tuple[int, ...] | None = None  # instead of inputs: the model sees just these
     messages: tuple[Message, ...] | None = None  # instead of inputs: a chat
     num_samples: int = 1  # answers to these inputs
+    best_of: int | None = None  # draw so many, and answer with the most probable `num_samples` of them
+    is_stream: bool = False  # whether answers are wanted a token at a time
     classification: ClassificationRequest | None = None  # score labels instead of generating
     request_id: str = ""
     task: str | None = None  # a task reference (`task`, `task@alias`, `task@3`); None: the base model
@@ -57,7 +59,19 @@ class GenerationRequest:
     @property
     def num_sequences(self) -> int:
         """Return how many sequences it runs at once, as far as the request alone shows."""
-        return self.num_samples if self.classification is None else self.classification.num_known
+        if self.classification is not None:
+            return self.classification.num_known
+        return self.num_drawn
+
+    @property
+    def num_drawn(self) -> int:
+        """Return how many answers it generates, not all of which may be answered with."""
+        return self.best_of or self.num_samples
+
+    @property
+    def only_scores(self) -> bool:
+        """Return whether nothing is generated."""
+        return self.classification is not None or self.parameters.get("max_new_tokens") == 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +111,7 @@ class GenerationResult:
     virtual_tokens: int
     seed: int
     timings: RequestTimings
+    score: float | None = None  # of beam search
     prompt_scores: tuple[OutputToken, ...] = ()  # the prompt's tokens, if the request wants them
     classification: Classification | None = (
         None  # then the text is the best label's value, the tokens its own

@@ -15,16 +15,16 @@ class Input:
     version: TaskVersion | None  # None: the base model
     token_ids: tuple[int, ...]
     leading_ids: tuple[int, ...]  # with which texts of the version begin, as far as they are known
-    num_samples: int  # answers to it
+    num_rows: int  # that go on after it: samples or beams
     is_scored: bool  # whether log-probabilities of its tokens are wanted
 
 
 def causal_request(id_: str, given: Input) -> Request:
-    """Return a request of a causal base: learned prompt, leading text, what samples share, then the rest."""
+    """Return a request of a causal base: learned prompt, leading text, what rows share, then the rest."""
     ids = given.token_ids
-    # What samples share is a segment too; the last token stays each one's own.
+    # What rows share is a segment too; the last token stays each one's own.
     leading = 0 if given.is_scored else _num_leading(ids, given.leading_ids)
-    shared = len(ids) - 1 if given.num_samples > 1 and not given.is_scored else leading
+    shared = len(ids) - 1 if given.num_rows > 1 and not given.is_scored else leading
     version = given.version
     learned = (
         Segment()

@@ -132,6 +132,7 @@ class Declaration:
     gt: float | None = None
     le: float | None = None
     hint: str = ""  # goes on after what a value must be
+    must: str = ""  # what a value must be, where its bounds don't say it
     also: str | None = None  # another name for it
     same: Mapping[Any, Any] = field(default_factory=dict)  # values that others have for one of ours
     openai: bool = True  # the bodies of OpenAI's routes have it under this name
@@ -144,8 +145,8 @@ class Declaration:
         if self.default is not None:
             description += f". Default: {_shown(self.default)}{'' if self.le is None else ' (no effect)'}"
         kind = self.type | None
-        if self.type is bool:
-            kind = Annotated[kind, Must("must be true or false")]
+        if self.type is bool or self.must:
+            kind = Annotated[kind, Must(self.must or "must be true or false")]
         elif self.le is not None:
             kind = Annotated[kind, Field(**bounds), Must(_numbers(self.type is float, **bounds) + self.hint)]
         return kind, Field(None, description=description)

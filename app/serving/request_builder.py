@@ -17,6 +17,7 @@ from app.request import BAN, Request
 from app.serving.admitted import Admitted
 from app.serving.base_defaults import BaseDefaults
 from app.serving.compatibility import Compatibility
+from app.serving.decoding import resolve
 from app.serving.generation_request import GenerationRequest
 from app.serving.model_input import Input, causal_request, check_source, encoder_decoder_request
 from app.serving.parameters import (
@@ -118,7 +119,9 @@ class RequestBuilder:
         """
         begin = time.monotonic()
         prepared = self._prepared(version)
-        parameters = self._parameters(prepared, request)
+        parameters = resolve(
+            self._defaults.parameters, prepared.defaults, request, max_rows=self._engine.max_rows
+        )
         tokenized = self._encode(request, prepared.template, parameters.truncate)
         check_not_empty(tokenized)
         built = self._request(version, prepared, request, parameters, tokenized)
@@ -140,11 +143,6 @@ class RequestBuilder:
         """Return the ids of a text alone, with one that ends an answer after them if the base has any."""
         ids = self.prompts.tokenizer.plain_ids(text)
         return (*ids, min(self.eos_ids)) if with_eos and self.eos_ids else ids
-
-    def _parameters(self, prepared: PreparedVersion, request: GenerationRequest) -> GenerationParameters:
-        """Resolve parameters: the request's own come before the task's, then the route's, then the base's."""
-        layers = (self._defaults.parameters, request.fallbacks, prepared.defaults, request.parameters)
-        return GenerationParameters.of(*layers)
 
     def _encode(self, request: GenerationRequest, template: Template, truncate: int | None) -> Tokenized:
         if request.token_ids is not None:
@@ -210,7 +208,7 @@ class RequestBuilder:
             version=version,
             token_ids=tokenized.ids,
             leading_ids=prepared.leading_ids,
-            num_samples=request.num_samples,
+            num_rows=max(request.num_drawn, parameters.num_beams),
             is_scored=parameters.decoder_input_details,
         )
         id_ = f"{request.request_id}#{next(self._numbers)}"  # ids that clients choose may repeat

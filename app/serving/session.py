@@ -9,11 +9,12 @@ from typing import TypeVar
 from app.caching import SingleFlightCache
 from app.concurrency import gather_or_cancel
 from app.engine.client import EngineClient
+from app.errors import ConstraintFailed
 from app.prompt import TaskVersion
-from app.request import FinishReason, Request, RequestTimings, TokenDelta, TokenScore
+from app.request import FinishReason, Hypothesis, Request, RequestTimings, TokenDelta, TokenScore
 from app.serving.admitted import Admitted
 from app.serving.concurrency_limiter import ConcurrencyLimiter
-from app.serving.generation_request import GenerationRequest, OutputToken, TextDelta
+from app.serving.generation_request import GenerationRequest, GenerationResult, OutputToken, TextDelta
 from app.serving.lanes import Lanes
 from app.serving.outcomes import Attempt, OutcomeRecorder
 from app.serving.output_processor import OutputProcessor, scored_tokens
@@ -113,6 +114,53 @@ class Session:
             )
             attempt.reason, attempt.timings = str(result.finish), result.timings
             yield replace(written, result=result)
+
+    async def search(self, admitted: Admitted, num_answers: int) -> list[GenerationResult]:
+        """Return the best answers of beam search, best first; the tokens of all are charged.
+
+        Raise what `EngineClient.generate` raises, and ConstraintFailed where there are fewer answers.
+        """
+        with self._attempt_of(admitted) as attempt:
+            delta = await self._only_delta(admitted.request)
+            found = delta.hypotheses
+            attempt.generated_tokens = sum(len(each.tokens) for each in found)
+            if len(found) < num_answers:
+                raise ConstraintFailed(
+                    f"only {len(found)} of {num_answers} answers are possible under the request's rules and "
+                    "length; ask for fewer, or loosen the rules"
+                )
+            results = await self.on_thread(
+                lambda: [self._written(admitted, each, delta) for each in found[:num_answers]],
+                4 * attempt.generated_tokens,
+            )
+            attempt.reason, attempt.timings = str(results[0].finish), delta.timings
+            return results
+
+    def _written(self, admitted: Admitted, found: Hypothesis, delta: TokenDelta) -> GenerationResult:
+        """Return an answer of beam search in text, up to a stop string."""
+        output = OutputProcessor(self._resources.tables, admitted.decoder_ids, admitted.parameters)
+        for number, token in enumerate(found.tokens, 1):
+            finish = found.finish if number == len(found.tokens) else None
+            output.take(
+                TokenDelta(
+                    token_id=token.token_id,
+                    logprob=token.logprob,
+                    top=token.top,
+                    scores=delta.scores,
+                    finish=finish,
+                )
+            )
+            if output.is_stopped:
+                break
+        assert delta.timings is not None
+        return admitted.result(
+            text=output.text,
+            tokens=output.tokens,
+            finish=output.finish(found.finish, self._resources.builder.eos_ids),
+            timings=delta.timings,
+            score=found.score,
+            prompt_scores=output.prompt_scores,
+        )
 
     async def score(self, admitted: Admitted, requests: Sequence[Request]) -> list[TokenDelta]:
         """Run requests that are only scored, all at once and as one outcome; return the delta of each.

@@ -19,9 +19,9 @@ TEXT = "the film was great and the food was the film"
 NEW = 24
 
 # Fields that change no token of an answer by the model alone: outputs, caches, speculation, padding; and
-# what is decided elsewhere: EOS ids by loading, do_sample by each route. Fields of beam search count with it.
+# what is decided elsewhere: EOS ids by loading, do_sample by each route.
 _WITHOUT_EFFECT = {
-    "early_stopping", "length_penalty", "do_sample", "use_mtp", "use_cache", "cache_implementation",
+    "do_sample", "use_mtp", "use_cache", "cache_implementation",
     "cache_config", "max_cache_len", "renormalize_logits", "output_attentions", "output_hidden_states",
     "output_scores", "output_logits", "return_dict_in_generate", "pad_token_id", "bos_token_id",
     "eos_token_id", "decoder_start_token_id", "is_assistant", "num_assistant_tokens",
@@ -143,12 +143,18 @@ def test_stop_strings_and_lengths_end_answers(tmp_path: Path) -> None:
 
 def test_what_cannot_be_had_is_named() -> None:
     values = GenerationConfig(
-        num_beams=4, penalty_alpha=0.6, guidance_scale=1.5, dola_layers="high", max_time=3.0, top_k=9
+        num_beam_groups=2,
+        num_beams=40,
+        penalty_alpha=0.6,
+        guidance_scale=1.5,
+        dola_layers="high",
+        max_time=3.0,
+        top_k=9,
     ).to_dict()
     defaults = base_defaults(values | {"repetition_penalty": -2.0, "bad_words_ids": [["a"]], "top_p": "high"})
     named = {line.split(" = ")[0] for line in defaults.not_honoured}
     assert named == {
-        "num_beams", "penalty_alpha", "guidance_scale", "dola_layers", "max_time",
+        "num_beam_groups", "num_beams", "penalty_alpha", "guidance_scale", "dola_layers", "max_time",
         "repetition_penalty", "bad_words_ids", "top_p",
     }  # fmt: skip
     assert defaults.shown == {"top_k": 9}

@@ -43,20 +43,20 @@ def version(kind: PromptKind, lengths: Any) -> TaskVersion:
 
 
 def given(version: TaskVersion | None = None, *ids: int, **more: Any) -> Input:
-    settings: dict[str, Any] = {"leading_ids": (), "num_samples": 1, "is_scored": False} | more
+    settings: dict[str, Any] = {"leading_ids": (), "num_rows": 1, "is_scored": False} | more
     return Input(version=version, token_ids=ids, **settings)
 
 
 def test_a_causal_base_reads_the_prompt_the_leading_text_and_the_rest() -> None:
     soft = version(PromptKind.SOFT, 3)
-    request = causal_request("r", given(soft, 1, 2, 3, 4, leading_ids=(1, 2), num_samples=4))
+    request = causal_request("r", given(soft, 1, 2, 3, 4, leading_ids=(1, 2), num_rows=4))
     assert request.segments == (
         Segment(prompt_digest="p", num_virtual_tokens=3),
         Segment(token_ids=(1, 2)),
         Segment(token_ids=(3,), is_kept=False),
     )
     assert (request.token_ids, request.source, request.num_scored) == ((4,), None, 0)
-    scored = causal_request("r", given(soft, 1, 2, 3, leading_ids=(1, 2), num_samples=4, is_scored=True))
+    scored = causal_request("r", given(soft, 1, 2, 3, leading_ids=(1, 2), num_rows=4, is_scored=True))
     assert (len(scored.segments), scored.token_ids, scored.num_scored) == (1, (1, 2, 3), 2)
 
 

@@ -36,6 +36,9 @@ VALID: dict[str, Any] = {
     "stop_token_ids": [5],
     "include_stop_str_in_output": True,
     "skip_special_tokens": True,
+    "num_beams": 4,
+    "length_penalty": -2,
+    "early_stopping": "never",
 }
 
 
@@ -53,6 +56,9 @@ def test_all_names_at_valid_values() -> None:
         repetition_penalty=1.1,
         frequency_penalty=-2.0,
         presence_penalty=2.0,
+        num_beams=4,
+        length_penalty=-2.0,
+        early_stopping="never",
         seed=0,
     )
     assert set(VALID) == set(GenerationParameters.__dataclass_fields__)

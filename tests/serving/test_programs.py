@@ -165,7 +165,7 @@ class Vote:
 
 def pick(monkeypatch: pytest.MonkeyPatch, make: Callable[[GenerationRequest], Program]) -> None:
     """Let every request run the program that `make` makes of it."""
-    monkeypatch.setattr("app.serving.generation.program_for", make)
+    monkeypatch.setattr("app.serving.generation.program_for", lambda request, admitted: make(request))
 
 
 def test_a_chain_stays_on_its_version_and_each_step_counts(

@@ -26,6 +26,8 @@ def generate_answer(results: Sequence[GenerationResult], *, with_details: bool) 
         "task_version": None if version is None else version.version,
         "version_digest": None if version is None else f"sha256:{version.digest}",
     }
+    if best.score is not None:
+        answer["score"] = best.score
     if with_details:
         answer["details"] = _details(best)
     if best.classification is not None:
@@ -36,9 +38,12 @@ def generate_answer(results: Sequence[GenerationResult], *, with_details: bool) 
 
 
 def _sample(result: GenerationResult, with_details: bool) -> Sample:
+    sample: Sample = {"generated_text": result.generated_text}
+    if result.score is not None:
+        sample["score"] = result.score
     if with_details:
-        return {"generated_text": result.generated_text, "details": _details(result)}
-    return {"generated_text": result.generated_text}
+        sample["details"] = _details(result)
+    return sample
 
 
 def _choice(best: str, classification: Classification) -> ChoiceAnswer:

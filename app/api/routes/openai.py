@@ -167,9 +167,10 @@ def _requests(
 ) -> list[GenerationRequest]:
     """Return one request for each prompt, with `n` samples each."""
     count = body.n or 1
-    if len(inputs) * count > MAX_ANSWERS:
+    drawn = body.num_candidates or count
+    if len(inputs) * drawn > MAX_ANSWERS:
         raise InvalidRequest(
-            f"{len(inputs)} prompts times n = {count} are more than {MAX_ANSWERS} answers; send fewer.",
+            f"{len(inputs)} prompts with {drawn} answers each are more than {MAX_ANSWERS}; send fewer.",
             param="n",
         )
     begin = time.monotonic()
@@ -178,6 +179,7 @@ def _requests(
         GenerationRequest(
             **each,
             num_samples=count,
+            best_of=body.num_candidates,
             request_id=request.state.request_id,
             task=body.model,
             user=body.user,

@@ -95,12 +95,15 @@ def _usage(prompt: int, completion: int) -> Usage:
 
 
 def _completion_choice(index: int, result: GenerationResult, logprobs: bool, echo: bool) -> CompletionChoice:
-    return {
+    choice: CompletionChoice = {
         "index": index,
         "text": result.prompt_text + result.text if echo else result.text,
         "logprobs": _completion_logprobs((*result.prompt_scores, *result.tokens)) if logprobs else None,
         "finish_reason": finish_reason(result.finish),
     }
+    if result.score is not None:
+        choice["score"] = result.score
+    return choice
 
 
 def _completion_logprobs(tokens: Sequence[OutputToken], offset: int = 0) -> CompletionLogprobs:
@@ -124,12 +127,15 @@ def _alternatives(token: OutputToken) -> dict[str, float | None] | None:
 
 
 def _chat_choice(index: int, result: GenerationResult, logprobs: bool) -> ChatChoice:
-    return {
+    choice: ChatChoice = {
         "index": index,
         "message": {"role": "assistant", "content": result.text, "refusal": None},
         "logprobs": _chat_logprobs(result.tokens) if logprobs else None,
         "finish_reason": finish_reason(result.finish),
     }
+    if result.score is not None:
+        choice["score"] = result.score
+    return choice
 
 
 def _chat_logprobs(tokens: Sequence[OutputToken]) -> ChatLogprobs:

@@ -86,6 +86,13 @@ _Finish = Literal["eos_token", "length", "stop_sequence"]
 _PromptTokens = Annotated[
     int, Field(description="Tokens of the rendered prompt; an encoder reads them where there is one")
 ]
+Score = Annotated[
+    float,
+    Field(
+        description="Of beam search: log-probability divided by the number of tokens to the power of "
+        "length_penalty; absent without beams"
+    ),
+]
 _VirtualTokens = Annotated[int, Field(description="Positions that the learned prompt takes")]
 
 
@@ -112,6 +119,7 @@ class Sample(TypedDict):
     """One of `n` answers."""
 
     generated_text: str
+    score: NotRequired[Score]
     details: NotRequired[Details | None]
 
 
@@ -123,6 +131,7 @@ class GenerateResponse(TypedDict):
     task_id: Annotated[str | None, Field(description="null: the base model")]
     task_version: int | None
     version_digest: str | None
+    score: NotRequired[Score]
     details: NotRequired[Details | None]
     choice: NotRequired[Annotated[ChoiceAnswer | None, Field(description="Result of a classification")]]
     samples: NotRequired[Annotated[list[Sample] | None, Field(description="All answers, if n is above 1")]]

@@ -58,6 +58,9 @@ class Parameters(ParametersBody):
     n: int | None = Field(
         None, ge=1, le=MAX_SAMPLES, description="Number of answers; several are in `samples`. Default: 1"
     )
+    num_return_sequences: int | None = Field(
+        None, ge=1, le=MAX_SAMPLES, description="Another name for n; of beam search, at most num_beams"
+    )
     grammar: Grammar | None = Field(None, description="JSON schema or regex that the answer must match")
     response_format: ResponseFormat | None = Field(
         None, description="The same in the form of LoRAX and the OpenAI API"
@@ -84,6 +87,12 @@ class Parameters(ParametersBody):
             return self.grammar.constraint("parameters.grammar")
         given = self.response_format
         return None if given is None else given.constraint("parameters.response_format")
+
+    @model_validator(mode="after")
+    def _one_n(self) -> Self:
+        if None not in (self.n, self.num_return_sequences):
+            raise ValueError("num_return_sequences and n mean the same; send one of them")
+        return self
 
     @model_validator(mode="after")
     def _one_constraint(self) -> Self:
@@ -152,7 +161,8 @@ class GenerateRequest(StrictModel):
     @property
     def num_answers(self) -> int:
         """How many are asked for."""
-        return (self.parameters.n if self.parameters else None) or 1
+        given = self.parameters or Parameters()
+        return given.n or given.num_return_sequences or 1
 
     @property
     def reference(self) -> str | None:

@@ -138,6 +138,11 @@ class _OpenAi(ParametersBody):
         """Whether to report log-probabilities of the prompt."""
         return False
 
+    @property
+    def num_candidates(self) -> int | None:
+        """How many answers to choose from; None: all that are generated are returned."""
+        return None
+
     def generation(self) -> dict[str, Any]:
         """Return the generation parameters that are set, by our names."""
         given = self.given()
@@ -209,15 +214,32 @@ class CompletionRequest(_OpenAi):
         le=MAX_NEW_TOKENS,
         description="Tokens to generate, at most; 0 only scores the prompt. Default: as for /generate",
     )
-    best_of: int | None = Field(None, ge=1, le=MAX_N, description="Accepted if it equals n")
+    best_of: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_N,
+        description="Generate this many answers to each prompt, and return the n with the highest "
+        "log-probability per token. Default: n",
+    )
 
     @model_validator(mode="after")
-    def _best_of_none(self) -> Self:
-        if self.best_of not in (None, self.n or 1):
+    def _best_of_more(self) -> Self:
+        best_of, count = self.best_of, self.n or 1
+        if best_of is not None and best_of < count:
             raise InvalidRequest(
-                "best_of is not supported; leave it out, or send the value of n.", param="best_of"
+                f"best_of ({best_of}) must be at least n ({count}), which it chooses from.", param="best_of"
+            )
+        if best_of not in (None, count) and self.stream:
+            raise InvalidRequest(
+                "best_of chooses when all answers are there, so it can't be streamed; leave out one of them.",
+                param="best_of",
             )
         return self
+
+    @property
+    def num_candidates(self) -> int | None:
+        """How many answers to choose from; None: all that are generated are returned."""
+        return self.best_of if self.best_of != (self.n or 1) else None
 
     @property
     def num_top(self) -> int | None:

@@ -1,10 +1,11 @@
 """The shapes of answers of the OpenAI routes; see `answers.py`."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NotRequired
 
 from pydantic import Field
 from typing_extensions import TypedDict
 
+from app.api.schemas.answers import Score
 from app.validation import closed
 
 
@@ -38,6 +39,7 @@ class CompletionChoice(TypedDict):
     text: str
     logprobs: CompletionLogprobs | None
     finish_reason: FinishReason
+    score: NotRequired[Score]
 
 
 class OpenAiHead(TypedDict):
@@ -99,6 +101,7 @@ class ChatChoice(TypedDict):
     message: AnswerMessage
     logprobs: ChatLogprobs | None
     finish_reason: FinishReason
+    score: NotRequired[Score]
 
 
 @closed

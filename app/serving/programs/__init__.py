@@ -16,7 +16,8 @@ from typing import Protocol
 from app.serving.admitted import Admitted
 from app.serving.generation_request import GenerationRequest, TextDelta
 from app.serving.programs.classify import Classify
-from app.serving.programs.complete import Complete
+from app.serving.programs.complete import BestOf, Complete
+from app.serving.programs.search import Search
 from app.serving.session import Session
 
 
@@ -31,8 +32,12 @@ class Program(Protocol):
         ...
 
 
-def program_for(request: GenerationRequest) -> Program:
+def program_for(request: GenerationRequest, admitted: Admitted) -> Program:
     """Return the request's program: the one place that picks it."""
     if request.classification is not None:
         return Classify(request.classification)
+    if admitted.parameters.num_beams > 1:
+        return Search(request.num_samples)
+    if request.best_of is not None and request.best_of > request.num_samples:
+        return BestOf(request.best_of, request.num_samples)
     return Complete(request.num_samples)

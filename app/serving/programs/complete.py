@@ -1,11 +1,13 @@
 """Completion: one answer, or several samples that share the prompt, its keys and values, and a seed."""
 
+import math
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 from app.concurrency import interleave
 from app.serving.admitted import Admitted
-from app.serving.generation_request import TextDelta
+from app.serving.generation_request import GenerationResult, TextDelta
 from app.serving.session import Session
 
 
@@ -19,6 +21,29 @@ class Complete:
         """Yield the samples' deltas, each with the number of its sample, which is hashed with the seed."""
         samples = [_sample(admitted, index) for index in range(self.num_samples)]
         return interleave([session.generate(sample) for sample in samples])
+
+
+@dataclass(frozen=True, slots=True)
+class BestOf:
+    """Generate `num_samples` answers, and keep the `num_answers` with the highest mean log-probability."""
+
+    num_samples: int
+    num_answers: int
+
+    async def run(self, session: Session, admitted: Admitted) -> AsyncGenerator[tuple[int, TextDelta], None]:
+        """Yield one delta for each answer that is kept, best first, which carries its result."""
+        results: list[GenerationResult] = []
+        async with aclosing(Complete(self.num_samples).run(session, admitted)) as deltas:
+            async for _, delta in deltas:
+                if delta.result is not None:
+                    results.append(delta.result)
+        results.sort(key=_mean_logprob, reverse=True)
+        for number, result in enumerate(results[: self.num_answers]):
+            yield number, TextDelta(text=result.text, result=result)
+
+
+def _mean_logprob(result: GenerationResult) -> float:
+    return math.fsum(token.logprob for token in result.tokens) / max(1, len(result.tokens))
 
 
 def _sample(admitted: Admitted, index: int) -> Admitted:

@@ -70,7 +70,12 @@ class _TaskSettings(StrictModel):
     @field_validator("defaults")
     @classmethod
     def _check_defaults(cls, defaults: dict[str, Any]) -> dict[str, Any]:
-        parse_parameters(defaults, where="task.defaults")
+        checked = parse_parameters(defaults, where="task.defaults")
+        if checked.get("do_sample") and checked.get("num_beams", 1) > 1:
+            raise InvalidRequest(
+                "task.defaults: beam search doesn't draw tokens; leave out do_sample or num_beams.",
+                param="task.defaults.num_beams",
+            )
         return {name: value for name, value in defaults.items() if value is not None}
 
     @field_validator("base", mode="before")
