@@ -60,7 +60,7 @@ class FairQueue:
             del self._waiting[party]
 
     def charge(self, sequence: Sequence, num_tokens: int) -> None:
-        """Count service: own prompt tokens at first admission, output tokens as they come."""
+        """Count service: own prompt and new source at first admission, output tokens as they come."""
         tenant, task = self._party(sequence)
         self._tenants.charge(tenant, num_tokens)
         self._tasks.setdefault(tenant, _Counters()).charge(task, num_tokens)

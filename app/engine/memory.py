@@ -15,7 +15,7 @@ from app.sites import Site
 _CPU_SHARE = 0.25
 _CUDA_SHARE = 0.85
 _SITES = (Site.DECODER_SELF, Site.DECODER_CROSS, Site.ENCODER_SELF)
-_ENCODER_PREFIX_SLOTS = 256  # more than prefixes have, of which as many as rows fit at a time
+_ENCODER_PREFIX_SLOTS = 256  # more than most prefixes have, of which as many as rows fit at a time
 
 
 def free_bytes(device: torch.device) -> int:
@@ -67,10 +67,11 @@ def kv_blocks(
 def _blocks_of_rows(groups: Sequence[TableGroup], max_rows: int, lengths: Mapping[Site, int]) -> Counts:
     """Return each pool's blocks for rows of `lengths` blocks and as many prefixes, one of each in prefill.
 
-    In the encoder's self-attention only prefixes need blocks.
+    In the encoder's self-attention only prefixes need blocks; one may be as long as a source.
     """
     counts = np.zeros(len(block_bytes(groups)), np.int64)
     for group in groups:
         rows = min(max_rows * lengths[group.site], (max_rows - 1) * group.kept_blocks + group.max_blocks)
-        counts[group.pool] += rows if group.site is Site.ENCODER_SELF else 2 * rows
+        is_encoder = group.site is Site.ENCODER_SELF
+        counts[group.pool] += max(rows, lengths[Site.DECODER_CROSS]) if is_encoder else 2 * rows
     return counts

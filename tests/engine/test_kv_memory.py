@@ -34,6 +34,7 @@ def blocks_of(
     *layers: LayerGeometry,
     kv_cache_bytes: int,
     max_positions: int = 4096,
+    max_rows: int = MAX_ROWS,
     cross: tuple[LayerGeometry, ...] = (),
     encoder: tuple[LayerGeometry, ...] = (),
 ) -> KVBlocks:
@@ -51,7 +52,7 @@ def blocks_of(
         Shape(geometry, group_layers(geometry.layers), torch.device("cpu")),  # type: ignore[arg-type]  # only what is asked for
         block_size=BLOCK_SIZE,
         kv_cache_bytes=kv_cache_bytes,
-        max_rows=MAX_ROWS,
+        max_rows=max_rows,
         token_budget=TOKEN_BUDGET,
     )
 
@@ -87,6 +88,8 @@ def test_both_sites_of_a_decoder_draw_from_one_pool_and_an_encoder_needs_room_fo
     assert [group.pool for group in blocks.groups] == [0, 0, 1]
     rows, sources, prefixes = MAX_ROWS * 4096 // 16, MAX_ROWS * 1024 // 16, MAX_ROWS * 256 // 16
     assert blocks.capacity.tolist() == [2 * rows + 2 * sources, prefixes], "and as many prefixes as rows"
+    alone = blocks_of(FULL, cross=(FULL,), encoder=(wide,), kv_cache_bytes=1 << 30, max_rows=2)
+    assert alone.capacity[1] == 1024 // 16, "but one may be as long as a source"
     shared = blocks_of(FULL, cross=(FULL,), encoder=(FULL,), kv_cache_bytes=BLOCK_BYTES * 90)
     assert shared.capacity.tolist() == [90]
     small = blocks_of(FULL, cross=(FULL,), encoder=(wide,), kv_cache_bytes=BLOCK_BYTES * 1000)
