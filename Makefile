@@ -2,6 +2,7 @@
 #
 #   make serve                 install what serving needs, then serve the demo on localhost:8000
 #   make serve ARGS="--port 9000 --model /path/to/model"
+#   make serve DEMO=seq2seq    another base of demo/, with its own prompts and a store in build/demo
 #   make test                  install what developing needs, then run the tests
 #   make test-fast             the quick ones of them, in a minute or so
 #   make check                 format, lint, types, import contracts, then `make test`
@@ -10,10 +11,12 @@
 # TORCH_INDEX_URL   a package index to take torch from (a CPU-only or another CUDA build);
 #                   empty: pip's own default index
 # ARGS              passed on to the command
+# DEMO              a base of demo/ to serve instead of the default one
 
 PYTHON ?= python3
 TORCH_INDEX_URL ?=
 ARGS ?=
+DEMO =
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -21,6 +24,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Two files at a time; `make soak` and measurements go one by one.
 TESTS := $(BIN)/python -m pytest -n 2 --dist loadfile
 INSTALL := $(PIP) install --quiet --constraint constraints.txt
+OTHER_DEMO = --model demo/$(DEMO) --store build/demo/$(DEMO)/store --import-dir demo/$(DEMO)-prompts
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test test-fast check soak bench demo clean format
@@ -29,7 +33,7 @@ help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 serve: $(VENV)/.serve  ## serve the demo model and its tasks on localhost:8000
-	exec $(BIN)/promptplex serve $(ARGS)
+	exec $(BIN)/promptplex serve $(if $(DEMO),$(OTHER_DEMO)) $(ARGS)
 
 test: $(VENV)/.dev  ## run the tests
 	$(TESTS) $(ARGS)

@@ -142,7 +142,8 @@ class Settings(BaseSettings):
         2048,
         ge=16,
         le=1_048_576,
-        description="Maximum number of tokens in a step; longer prefills are split into chunks",
+        description="Maximum number of tokens in a step; longer prefills are split into chunks, but an "
+        "encoder's longer input is taken whole",
     )
     block_size: int = Field(16, ge=1, le=512, description="Tokens in a K/V block")
     kv_cache_bytes: ByteSize | None = Field(
@@ -151,7 +152,8 @@ class Settings(BaseSettings):
     max_context: int | None = Field(
         None,
         ge=2,
-        description="Maximum virtual, prompt and new tokens of a request; default: the model's limit",
+        description="Maximum virtual, prompt and new tokens of a request, in each stack of an "
+        "encoder-decoder; default: the model's limit",
     )
     generation_config: Literal["auto", "none"] = Field(
         "auto",
