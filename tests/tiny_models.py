@@ -94,19 +94,25 @@ def tiny_seq2seq(architecture: str, *, seed: int = 0, **overrides: Any) -> PreTr
 
 
 def _random(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = model_class(config).from_config(config, attn_implementation="eager", dtype=torch.float32)
-        for parameter in model.parameters():
-            if parameter.ndim >= 2:
-                parameter.normal_(std=1.5 * parameter.shape[-1] ** -0.5)
-            else:
-                parameter.add_(0.1 * torch.randn_like(parameter))
-        modules: Iterable[Any] = model.modules()
-        for module in modules:
-            if hasattr(module, "has_relative_attention_bias"):  # T5 scales its queries, not its scores
-                module.q.weight.mul_(module.key_value_proj_dim**-0.5)
+        make_random(model)
     return model.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def make_random(model: PreTrainedModel) -> None:
+    """Give a model weights that are large enough for its outputs to vary."""
+    for parameter in model.parameters():
+        if parameter.ndim >= 2:
+            parameter.normal_(std=1.5 * parameter.shape[-1] ** -0.5)
+        else:
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    modules: Iterable[Any] = model.modules()
+    for module in modules:
+        if hasattr(module, "has_relative_attention_bias"):  # T5 scales its queries, not its scores
+            module.q.weight.mul_(module.key_value_proj_dim**-0.5)
 
 
 def packed_backbone(model: PreTrainedModel, fingerprint: str = "tiny") -> DecoderOnly:

@@ -16,6 +16,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from app.errors import UnsupportedModel
 from app.models.attention.metadata import StepMetadata
 from app.models.attention.packed import IMPLEMENTATION
+from app.models.own_tensors import embedding_after_prompts
 from app.models.packed_model import PackedModel
 from app.models.positions import EXAMPLE_ROWS, take_biases, take_positions
 from app.prompt import LayerGeometry, ModelGeometry
@@ -33,6 +34,7 @@ class EncoderDecoder(PackedModel):
         super().__init__(model, geometry)
         self._encoder, self._decoder = model.get_encoder(), model.get_decoder()
         self._source_embedding = self._encoder.get_input_embeddings()
+        self._embedding_after_prompt = embedding_after_prompts(model)
         self._embedding = self._decoder.get_input_embeddings()
         # Some encoders multiply the embeddings of ids by it, but none that they are given.
         self._source_scale = float(getattr(self._encoder, "embed_scale", 1.0))
@@ -75,7 +77,8 @@ class EncoderDecoder(PackedModel):
         return embeds
 
     def embed_source(self, token_ids: Tensor, *, follows_soft_prompt: bool) -> Tensor:
-        embeds: Tensor = self._source_embedding(token_ids)
+        embedding = self._embedding_after_prompt if follows_soft_prompt else self._source_embedding
+        embeds: Tensor = embedding(token_ids)
         return embeds if follows_soft_prompt else embeds * self._source_scale
 
     @torch.inference_mode()

@@ -28,6 +28,18 @@ def own_tensor(model: PreTrainedModel, name: str) -> Tensor | None:
     return None
 
 
+def embedding_after_prompts(model: PreTrainedModel) -> nn.Module:
+    """Return what PEFT embeds a source's ids with after a soft prompt: the first table of the vocabulary.
+
+    PEFT looks in the first part that is a model itself. Without tied embeddings it may not be the encoder's.
+    """
+    first = next((part for part in model.children() if isinstance(part, PreTrainedModel)), model)
+    for name, parameter in first.named_parameters():
+        if parameter.ndim == 2 and parameter.shape[0] == model.config.vocab_size:
+            return first.get_submodule(name.rpartition(".")[0])
+    return model.get_input_embeddings()
+
+
 def digest_of_rows(tensor: Tensor, rows: int, dtype: str) -> str:
     """Return the sha256 of the first `rows` rows in a dtype of safetensors, little-endian and contiguous."""
     found = hashlib.sha256()

@@ -18,6 +18,7 @@ from app.models.attention.metadata import PackedItem, PackedSource
 from app.models.attention.packed import IMPLEMENTATION
 from app.models.attention.prefixed import PREFIXED
 from app.models.backbones import AnyBackbone
+from app.models.own_tensors import embedding_after_prompts
 from app.sites import Site
 
 Prefix = Sequence[tuple[Tensor, Tensor]]  # per layer, K and V [1, Hk, slots, D]
@@ -100,7 +101,7 @@ def _own_logits_from_source(model: PreTrainedModel, sequence: ProbeSequence, sou
     """As its users run it: from ids; soft prompts stand before what PEFT makes of ids."""
     inputs: dict[str, Any] = {"input_ids": source.ids[None], "decoder_input_ids": sequence.ids[None]}
     if source.soft is not None:
-        embeds = _with_soft(source.soft, model.get_input_embeddings()(source.ids))
+        embeds = _with_soft(source.soft, embedding_after_prompts(model)(source.ids))
         inputs |= {"input_ids": None, "inputs_embeds": embeds[None]}
     if sequence.soft is not None:
         embeds = _with_soft(sequence.soft, model.get_decoder().get_input_embeddings()(sequence.ids))

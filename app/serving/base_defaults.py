@@ -68,7 +68,10 @@ _Bias = Annotated[tuple[_Ids, Annotated[float, Field(allow_inf_nan=True)]], _ANY
 
 
 class BaseRules(StrictModel, frozen=True):
-    """What only a base says. Lengths count the ids of the prompt's text too, as in `transformers`."""
+    """What only a base says. Lengths count the ids that an answer goes on after too, as in `transformers`.
+
+    These are the prompt's text, or what the decoder of an encoder-decoder begins with.
+    """
 
     max_length: _Whole | None = None
     min_length: _Whole = 0

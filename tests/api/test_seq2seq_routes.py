@@ -237,3 +237,21 @@ def test_a_request_names_the_token_that_its_answer_begins_with(stack: Stack, cli
     body = {"inputs": TEXT, "parameters": {"forced_bos_token": "fr_XX"}}
     param, message = refused(client, "/generate", body)
     assert (param, "no token like this" in message) == ("parameters.forced_bos_token", True)
+
+
+def test_beams_share_one_encoder_pass(stack: Stack, client: httpx.Client) -> None:
+    before = encoder_tokens(client)
+    found = ask(client, None, TEXT, num_beams=4, n=2)
+    assert encoder_tokens(client) - before == len(SOURCE)
+    output = stack.base.generate(
+        input_ids=torch.tensor([SOURCE]),
+        max_new_tokens=NEW_TOKENS,
+        num_beams=4,
+        num_return_sequences=2,
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
+    for sample, row, score in zip(found["samples"], output.sequences, output.sequences_scores, strict=True):
+        ids = [token["id"] for token in sample["details"]["tokens"]]
+        assert ids == row[1 : len(ids) + 1].tolist()
+        assert sample["score"] == pytest.approx(float(score), abs=1e-4)

@@ -1,9 +1,10 @@
-"""Every causal architecture of transformers, small and with random weights: exact, refused, or wrong.
+"""Every text architecture of transformers, small and with random weights: exact, refused, or wrong.
 
-`python -m tests.models.sweep` runs all (ten minutes on two cores) and writes the table in docs/models.md;
-`python -m tests.models.sweep NAME ...` prints what it finds of these, and writes nothing. Each base goes
-the way that a user's goes: saved, loaded by `load_base`, served by an engine in one mixed batch. What each
-request should give comes from transformers' `generate` by token ids, and from PEFT, one at a time.
+`python -m tests.models.sweep` runs all (twelve minutes on two cores) and writes the tables in
+docs/models.md; `python -m tests.models.sweep NAME ...` prints what it finds of these, and writes nothing.
+Encoder-decoders are called `seq2seq/NAME`. Each base goes the way that a user's goes: saved, loaded by
+`load_base`, served by an engine in one mixed batch. What each request should give comes from transformers'
+`generate` by token ids, and from PEFT, one at a time.
 """
 
 import logging
@@ -21,27 +22,42 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from peft import PrefixTuningConfig, PromptTuningConfig
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+)
 
 from app.engine.engine import Engine, EngineConfig
 from app.errors import UnsupportedModel
-from app.models.decoder_only import DecoderOnly
-from app.models.loading import load_base
+from app.models.loading import LoadedBase, load_base
 from app.models.twin import twin_config
-from app.prompt import Prompt, VersionDraft
+from app.prompt import ModelGeometry, Prompt, VersionDraft
 from app.request import Request
+from app.sites import Site
 from app.store.cache.prompt_cache import PromptCache
+from app.store.importers import import_prompt
 from app.store.prompt_store import open_store
+from app.store.source_files import CONFIG, PROMPT
 from app.store.validation import validate_prompt
 from benchmarks.completions import submit
 from tests import oracle
+from tests.engine.seq2seq import Task, generated
 from tests.models.conftest import save
-from tests.tiny_models import VOCABULARY
+from tests.tiny_models import VOCABULARY, make_random
 
-ARCHITECTURES = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+_SEQ2SEQ = "seq2seq/"  # before the name of an architecture that is run with its encoder
+ARCHITECTURES = (
+    *MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    *(
+        f"{_SEQ2SEQ}{name}"
+        for name in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
+        if CONFIG_MAPPING[name].is_encoder_decoder  # others of this mapping listen to audio
+    ),
+)
 SECONDS = 240.0  # for one architecture, loaded machine included
 _NEW_TOKENS = 12
 _LENGTHS = (1, 2, 5, 17, 30, 9)
@@ -78,6 +94,15 @@ _SIZES: dict[str, Any] = {
     "decoder_attention_heads": 4,
     "decoder_ffn_dim": 96,
     "encoder_attention_heads": 4,
+    "encoder_layers": 4,
+    "encoder_ffn_dim": 96,
+    "decoder_vocab_size": VOCABULARY,
+    "num_heads": 4,
+    "num_decoder_layers": 3,
+    "d_ff": 96,
+    "d_kv": 24,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 12,
     "vocab_size_per_layer_input": VOCABULARY,
     "hidden_size_per_layer_input": 16,
 }
@@ -121,6 +146,12 @@ def _sized(name: str, sizes: dict[str, Any]) -> PreTrainedConfig:
                 setattr(config, key, min(getattr(config, key), VOCABULARY - 1))
         with suppress(Exception):  # some insist on one; generation then ends early, on both sides
             config.eos_token_id = None
+        if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:
+            config.decoder_start_token_id = 0
+        if hasattr(config, "scale_embedding"):
+            config.tie_word_embeddings = False  # else random decoders only repeat their own last token
+        if getattr(config, "forced_eos_token_id", None) is not None:
+            config.forced_eos_token_id = None
     return small
 
 
@@ -138,30 +169,34 @@ def _is_field(config: PreTrainedConfig, key: str) -> bool:
 def build(name: str) -> PreTrainedModel:
     """The model, float32, with weights large enough that outputs vary. Raises the first way's error."""
     errors: list[Exception] = []
-    for make in _small_configs(name):
+    for make in _small_configs(name.removeprefix(_SEQ2SEQ)):
         try:
-            return _random_model(make())
+            return _random_model(make(), _class_of(name))
         except Exception as error:
             errors.append(error)
     raise errors[0]
 
 
-def _random_model(config: PreTrainedConfig) -> PreTrainedModel:
+def _class_of(name: str) -> Any:
+    return AutoModelForSeq2SeqLM if name.startswith(_SEQ2SEQ) else AutoModelForCausalLM
+
+
+@torch.no_grad()
+def _random_model(config: PreTrainedConfig, kind: Any) -> PreTrainedModel:
     with torch.device("meta"), suppress(TypeError, NotImplementedError, RuntimeError):
-        size = sum(each.numel() for each in AutoModelForCausalLM.from_config(config).parameters())
+        size = sum(each.numel() for each in kind.from_config(config).parameters())
         if size > _WEIGHTS_AT_MOST:
             raise ValueError(f"{size / 1e6:.0f} million weights")
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim >= 2:
-                parameter.normal_(std=1.5 * parameter.shape[-1] ** -0.5)
-            else:
-                parameter.add_(0.1 * torch.randn_like(parameter))
+    model: PreTrainedModel = kind.from_config(config, dtype=torch.float32, attn_implementation="eager")
+    make_random(model)
+    if hasattr(config, "scale_embedding") and kind is AutoModelForSeq2SeqLM:
+        for stack in (model.get_encoder(), model.get_decoder()):
+            stack.get_input_embeddings().weight.mul_(20)  # beside sinusoids, which all sources share
     model.eval().requires_grad_(False)
     with torch.inference_mode():
-        model(input_ids=torch.tensor([[5, 6, 7]]))
+        ids = torch.tensor([[5, 6, 7]])
+        model(input_ids=ids, **({"decoder_input_ids": ids} if kind is AutoModelForSeq2SeqLM else {}))
     return model
 
 
@@ -169,29 +204,51 @@ def judge(name: str) -> Verdict:
     """Build, save, load and serve; the verdict."""
     with tempfile.TemporaryDirectory() as folder:
         try:
-            directory = save(build(name), Path(folder) / name)
+            directory = save(build(name), Path(folder) / name.removeprefix(_SEQ2SEQ))
         except Exception as error:
             return Verdict(name, "not built", _short(error))
         try:
             base = load_base(str(directory), dtype="float32", device="cpu", progress=lambda _: None)
         except UnsupportedModel as error:
             return Verdict(name, "refused", error.message.replace(folder, ""))
-        own = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=torch.float32, attn_implementation="eager"
-        )
-        return Verdict(name, *_compare(own.eval(), base.backbone, Path(folder)))
+        own = _class_of(name).from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
+        return Verdict(name, *_compare(own.eval(), base, Path(folder)))
 
 
-def _compare(own: PreTrainedModel, backbone: DecoderOnly, folder: Path) -> tuple[str, str]:
+def _prompt_kinds(geometry: ModelGeometry) -> dict[str, Callable[[int], Any]]:
+    if not geometry.has_encoder:
+        return _PROMPTS
+    first = geometry.layers[Site.ENCODER_SELF][0]
+    shape = {"token_dim": first.kv_width // 2, "num_attention_heads": first.num_kv_heads}
+    return {
+        "soft prompt": lambda p: PromptTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=p),
+        "prefix": lambda p: PrefixTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=p, **shape),
+    }
+
+
+def _alone(own: Any, ids: list[int], num_tokens: int) -> list[int]:
+    """What a model says by itself, from token ids."""
+    if own.config.is_encoder_decoder:
+        return generated(own, tuple(ids), num_tokens).tokens
+    return oracle.greedy(own, ids, num_tokens).tokens
+
+
+def _imported(tuned: Any, folder: Path, geometry: ModelGeometry) -> Prompt:
+    weights, config = oracle.saved(tuned, folder)
+    prompt = import_prompt({PROMPT: weights, CONFIG: config}, geometry).prompt
+    validate_prompt(prompt, geometry)
+    return prompt
+
+
+def _compare(own: PreTrainedModel, base: LoadedBase, folder: Path) -> tuple[str, str]:
     """One batch of requests with every kind of prompt, against each of them alone."""
-    store = open_store(folder / "store")
+    store, backbone = open_store(folder / "store"), base.backbone
     tasks: dict[str, tuple[Any, Prompt | None]] = {"none": (own, None)}
-    for kind, make in _PROMPTS.items():
+    for kind, make in _prompt_kinds(backbone.geometry).items():
         with suppress(Exception):  # PEFT can't tune it
             tuned = oracle.tuned(own, make(6), seed=1)
-            oracle.greedy(tuned, [5, 6, 7], 2)
-            prompt = oracle.as_prompt(tuned, folder / kind)
-            validate_prompt(prompt, backbone.geometry)
+            _alone(tuned, [5, 6, 7], 2)
+            prompt = _imported(tuned, folder / kind, backbone.geometry)
             store.publish(kind.replace(" ", "-"), VersionDraft(prompt=prompt))
             tasks[kind] = (tuned, prompt)
     rng = random.Random(0)
@@ -205,13 +262,14 @@ def _compare(own: PreTrainedModel, backbone: DecoderOnly, folder: Path) -> tuple
     engine.start()
     try:
         futures = [
-            submit(engine, _request(i, kind, ids, tasks[kind][1])) for i, (kind, ids) in enumerate(asked)
+            submit(engine, _request(i, kind, ids, tasks[kind][1], base.decoder_start_id))
+            for i, (kind, ids) in enumerate(asked)
         ]
         found = [list(future.result(SECONDS).token_ids) for future in futures]
     finally:
         engine.stop()
         source.close()
-    expected = [oracle.greedy(tasks[kind][0], ids, _NEW_TOKENS).tokens for kind, ids in asked]
+    expected = [_alone(tasks[kind][0], ids, _NEW_TOKENS) for kind, ids in asked]
     wrong = [kind for (kind, _), ours, theirs in zip(asked, found, expected, strict=True) if ours != theirs]
     if wrong:
         return "wrong", f"{len(wrong)} of {len(asked)} rows: {', '.join(sorted(set(wrong)))}"
@@ -220,7 +278,10 @@ def _compare(own: PreTrainedModel, backbone: DecoderOnly, folder: Path) -> tuple
     return "exact", ", ".join(kind for kind in tasks if kind != "none") or "no prompt that PEFT can tune"
 
 
-def _request(number: int, kind: str, ids: list[int], prompt: Prompt | None) -> Request:
+def _request(number: int, kind: str, ids: list[int], prompt: Prompt | None, start: int | None) -> Request:
+    if start is not None:
+        settings: dict[str, Any] = {"token_ids": (start,), "max_new_tokens": _NEW_TOKENS}
+        return Task(kind, prompt).request(str(number), tuple(ids), **settings)
     return Request(
         id=str(number),
         token_ids=tuple(ids),
@@ -263,10 +324,16 @@ def table(verdicts: list[Verdict]) -> str:
     """In Markdown: architectures by what became of them, and refusals by their reason."""
     groups: dict[str, list[str]] = {}
     for verdict in sorted(verdicts, key=lambda each: (_ORDER.index(each.kind), each.name)):
-        groups.setdefault(_group(verdict), []).append(f"`{verdict.name}`")
+        groups.setdefault(_group(verdict), []).append(f"`{verdict.name.removeprefix(_SEQ2SEQ)}`")
     lines = ["| what the sweep finds | `model_type` |", "|---|---|"]
     lines += [f"| {group} | {len(names)}: {', '.join(names)} |" for group, names in groups.items()]
     return "\n".join(lines)
+
+
+def _by_kind(verdicts: list[Verdict]) -> Iterator[list[Verdict]]:
+    """Decoders, then encoder-decoders."""
+    for is_seq2seq in (False, True):
+        yield [each for each in verdicts if each.name.startswith(_SEQ2SEQ) is is_seq2seq]
 
 
 _ORDER = ("wrong", "exact", "refused", "not built")
@@ -298,7 +365,8 @@ def main(names: list[str]) -> None:
         document = Path(__file__).parents[2] / "docs" / "models.md"
         before, _, rest = document.read_text().partition(_BEGIN)
         after = rest.partition(_END)[2]
-        document.write_text(f"{before}{_BEGIN}\n\n{table(verdicts)}\n\n{_END}{after}")
+        tables = "\n\n".join(table(each) for each in _by_kind(verdicts))
+        document.write_text(f"{before}{_BEGIN}\n\n{tables}\n\n{_END}{after}")
 
 
 if __name__ == "__main__":
