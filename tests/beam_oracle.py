@@ -37,7 +37,7 @@ def searched(model: Any, request: Request, **settings: Any) -> list[Answer]:
     return [
         (_up_to_stop(answer, request.stop_ids)[: request.max_new_tokens], score)
         for answer, score in zip(answers, output.sequences_scores.tolist(), strict=True)
-        if score > -1e8  # what transformers fills up with, where few tokens may come
+        if score > -1e5  # below is what transformers fills up with, where few tokens may come
     ]
 
 

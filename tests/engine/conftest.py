@@ -1,5 +1,6 @@
 """A tiny llama behind an engine, shared by the tests of this folder."""
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,9 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from app.engine.engine import Engine, EngineConfig
+from app.engine.sequence import Sequence
 from app.engine.statistics import StepStats
+from app.engine.step import Step
 from app.models.decoder_only import DecoderOnly
 from app.prompt import Prompt, VersionDraft
 from app.request import Request
@@ -36,6 +39,21 @@ class Bench:
         defaults: dict[str, object] = {"token_ids": (5, 6, 7), "max_new_tokens": 8, "task": name}
         defaults["segments"] = oracle.segments(prompt, text)
         return Request(id=name, **defaults | settings)
+
+
+def often_preempted(engine: Engine) -> list[Sequence]:
+    """Let an engine preempt its youngest row before every fourth step; return those that it has preempted."""
+    scheduler, preempted = engine._scheduler, list[Sequence]()
+    schedule, numbers = scheduler.schedule, itertools.count(1)
+
+    def preempt_and_schedule() -> Step:
+        if next(numbers) % 4 == 0 and scheduler.running:
+            preempted.append(scheduler.running[-1])
+            scheduler._preempt(preempted[-1], Step(0))
+        return schedule()
+
+    scheduler.schedule = preempt_and_schedule  # type: ignore[method-assign]
+    return preempted
 
 
 @pytest.fixture(scope="session")
