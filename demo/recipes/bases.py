@@ -44,7 +44,7 @@ _ALL = (
     ),
     Base(
         name="seq2seq",
-        pretraining=PretrainConfig(steps=2800, rows_per_step=64, num_documents=288_000),
+        pretraining=PretrainConfig(steps=3350, rows_per_step=64, num_documents=200_000),
         rate_scale=seq2seq.t5_rate_scale,
         make_model=seq2seq.make_t5,
         prepare=seq2seq.prepare,
@@ -54,7 +54,7 @@ _ALL = (
     Base(
         name="seq2seq-bart",
         pretraining=PretrainConfig(
-            steps=2500, rows_per_step=64, num_documents=288_000, learning_rate=1e-3, warmup=300
+            steps=3400, rows_per_step=64, num_documents=200_000, learning_rate=1e-3, warmup=300
         ),
         make_model=seq2seq.make_bart,
         prepare=seq2seq.prepare,

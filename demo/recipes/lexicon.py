@@ -146,6 +146,14 @@ FIRST_NAMES = words("""
     Marco Sofia Ivan Aisha Kofi Amara
 """)
 
+SURNAMES = words("""
+    Stone Hill Baker Field Brook Wood Marsh Fisher Carter Turner Walker Hunter Cooper Mason Miller Parker
+    Porter Reed Rivers Smith Taylor Ward Webb West Weaver Wells White Young Adams Allen Bell Bennett Bishop
+    Black Brown Burns Butler Clark Cole Cook Cruz Dixon Fox Garcia Gomez Grant Gray Green Hall Harris Hayes
+    Hughes Jensen Jones Kelly Kim King Lane Lee Lopez Moore Morgan Murphy Nash Novak Olsen Ortiz Patel Perez
+    Pierce Price Reyes Rossi Russo Sato Silva Singh Snow Suzuki Tanaka Torres Vega Wagner Weber Wolf Yang
+""")
+
 CITIES = words("""
     London Paris Berlin Madrid Rome Vienna Oslo Dublin Lisbon Prague Athens Cairo Tokyo Boston Chicago
     Denver Seattle Cambridge Oxford Bristol Leeds York Geneva Milan Naples Porto Munich Hamburg Warsaw

@@ -103,9 +103,9 @@ def article(rng: random.Random) -> Example:
 
 
 def person(rng: random.Random) -> str:
-    """A first name and a surname, most of them invented."""
-    first = invented_word(rng) if rng.random() < 0.3 else rng.choice(lexicon.FIRST_NAMES)
-    return f"{first} {invented_word(rng)}"
+    """A first name and a surname, a quarter of the surnames invented."""
+    surname = invented_word(rng) if rng.random() < 0.25 else rng.choice(lexicon.SURNAMES)
+    return f"{rng.choice(lexicon.FIRST_NAMES)} {surname}"
 
 
 def time(rng: random.Random) -> str:

@@ -1,4 +1,4 @@
-"""The tasks of the encoder-decoder bases: news on both, and three of the causal base's tasks on the T5."""
+"""The tasks of the encoder-decoder bases: news on both, and two of the causal base's tasks on the T5."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from demo.recipes.news import article
 from demo.recipes.tasks import BART_NAME, T5_NAME, Task, TaskRecipe, TextTask, learned
 
 _ARTICLE = (
-    "The work took 4 months. On Tuesday, Maria Zorvek, a baker from Oslo, opened a small museum in Lisbon. "
-    "The mayor of Rome was proud. Rain is expected on Friday night. Tom Snouscoug was there in April."
+    "The work took 4 months. On Tuesday, Maria Rivers, a baker from Oslo, opened a small museum in Lisbon. "
+    "The mayor of Rome was proud. Rain is expected on Friday night. Tom Kelly was there in April."
 )
 _SECOND = (
-    "Olga Warcloud rescued three sailors in Naples on May 3. Nobody was hurt, said Peter Gall. "
-    "A crowd of 40 watched. Quinn Pane hopes to come back on Sunday morning."
+    "Oscar Jensen rescued three sailors in Naples on May 3. Nobody was hurt, said Peter Zorvek. "
+    "A crowd of 40 watched. Priya Lane hopes to come back on Sunday morning."
 )
 _NEWS = partial(TaskRecipe, make=article, num_kept=100)
 
@@ -24,8 +24,8 @@ headline = partial(
     variant="headline",
     max_new_tokens=48,
     examples=(
-        (_ARTICLE, "Maria Zorvek opens small museum in Lisbon"),
-        (_SECOND, "Olga Warcloud rescues three sailors in Naples"),
+        (_ARTICLE, "Maria Rivers opens small museum in Lisbon"),
+        (_SECOND, "Oscar Jensen rescues three sailors in Naples"),
     ),
     notes="Writes the headline of a short news text: its key event.",
 )
@@ -34,7 +34,7 @@ who = partial(
     name="who",
     variant="who",
     max_new_tokens=24,
-    examples=((_ARTICLE, "Maria Zorvek"), (_SECOND, "Olga Warcloud")),
+    examples=((_ARTICLE, "Maria Rivers"), (_SECOND, "Oscar Jensen")),
     notes="Says who a short news text is about.",
 )
 when = partial(
@@ -47,25 +47,24 @@ when = partial(
 )
 
 T5_TASKS: tuple[Task, ...] = (
-    who(base=T5_NAME, kind="prefix-tuning", learning_rate=0.003, steps=300),
-    when(base=T5_NAME, kind="p-tuning", learning_rate=0.005, steps=300),
+    who(base=T5_NAME, kind="prefix-tuning", learning_rate=0.003, steps=200),
+    when(base=T5_NAME, kind="p-tuning", learning_rate=0.005, steps=200),
     headline(
         base=T5_NAME,
         kind="prompt-tuning",
         learning_rate=0.3,
-        steps=300,
+        steps=200,
         start="Write a headline for this article.",
     ),
-    replace(learned("sentiment"), base=T5_NAME, learning_rate=0.3, steps=300),
     replace(
         learned("intent"),
         base=T5_NAME,
         kind="prompt-tuning",
         learning_rate=0.3,
-        steps=300,
+        steps=200,
         start="What is the intent of this message?",
     ),
-    replace(learned("table-to-text"), base=T5_NAME, steps=300),
+    replace(learned("table-to-text"), base=T5_NAME, steps=200),
     TextTask(
         name="where",
         make=article,
@@ -80,6 +79,6 @@ T5_TASKS: tuple[Task, ...] = (
 )
 
 BART_TASKS: tuple[Task, ...] = (
-    headline(base=BART_NAME, kind="three-site prefix", learning_rate=0.003, steps=400, num_virtual_tokens=10),
-    who(base=BART_NAME, kind="three-site prefix", learning_rate=0.003, steps=400, num_virtual_tokens=10),
+    headline(base=BART_NAME, kind="three-site prefix", learning_rate=0.003, steps=250, num_virtual_tokens=10),
+    who(base=BART_NAME, kind="three-site prefix", learning_rate=0.003, steps=250, num_virtual_tokens=10),
 )
