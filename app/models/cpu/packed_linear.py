@@ -18,6 +18,7 @@ from app.models.cpu.replacement import replace_modules
 # Rows that the blocked layout is chosen for; decoding steps have about as many.
 _TYPICAL_ROWS = 32
 _EXACT_ROWS = 64  # steps that only decode are not rounded: as many rows as run at once by default
+_LONG_BITS = 10  # more than 1,024 rows
 
 
 class PostOp(NamedTuple):
@@ -69,10 +70,14 @@ class PackedLinear(nn.Module):
 
 
 def _rounded(num_rows: int) -> int:
-    """Return the next number of rows that products are made for: any up to 64, then eight a doubling."""
+    """Return the next number of rows that products are made for: any up to 64, then eight a doubling.
+
+    From 1,024 on there are sixteen: a step of sources is long, and has as many rows as it happens to.
+    """
     if num_rows <= _EXACT_ROWS:
         return num_rows
-    step = 1 << ((num_rows - 1).bit_length() - 4)
+    bits = (num_rows - 1).bit_length()
+    step = 1 << (bits - (5 if bits > _LONG_BITS else 4))
     return -(-num_rows // step) * step
 
 
