@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from app.errors import UnsupportedModel
-from app.models.attention.kv_cache import KVCache
+from app.models.attention.kv_cache import PADDING_SLOT, KVCache
 from app.models.attention.metadata import PackedItem, PackedSource
 from app.models.attention.packed import register
 from app.models.attention.prefixed import register_prefixed
@@ -202,9 +202,20 @@ def test_sources_gather_a_prefix_that_they_share_once() -> None:
     metadata = backbone.plan(cache, [item], np.zeros(1, np.int64), sources)
     view = metadata.groups[2]
     assert view.prefix_slots is not None
-    assert sorted(view.prefix_slots.tolist()) == [4, 6, 9, 30]
+    assert view.prefix_slots.tolist() == [PADDING_SLOT, 4, 6, 9, 30]
     seen = [view.prefix_slots[chunk.slots[0, :-3]].tolist() for chunk in view.layout.chunks]
     assert seen == [shared.tolist(), other.tolist(), shared.tolist()]
+
+
+def test_short_sources_are_padded_with_zeros_not_with_the_prefix_of_another() -> None:
+    backbone = packed_seq2seq(tiny_seq2seq("bart"))
+    cache = KVCache(backbone.kv_groups, [40] * 3, dtype=torch.float32, device=CPU)
+    item = PackedItem(0, 1, (np.array([1]), np.arange(1, 4)))
+    sources = [PackedSource(1, (np.arange(1),), (np.array(prefix),)) for prefix in ([9, 4, 6], [30])]
+    view = backbone.plan(cache, [item], np.zeros(1, np.int64), sources).groups[2]
+    (rows,) = view.layout.rows
+    assert view.prefix_slots is not None
+    assert view.prefix_slots[rows.slots[1, 2:]].tolist() == [PADDING_SLOT] * 2
 
 
 def test_biases_that_differ_beyond_the_longest_distance_are_refused() -> None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from app.models.attention.backend import AttentionBackend, Context
-from app.models.attention.kv_cache import KVCache, KVGroup, Slots
+from app.models.attention.kv_cache import PADDING_SLOT, KVCache, KVGroup, Slots
 from app.sites import Site
 
 
@@ -52,7 +52,7 @@ class GroupMetadata:
     backend: AttentionBackend[Any]
     layout: Any  # what the backend's `plan` returned; None: no layer of the group runs in this step
     write_slots: Tensor | None  # where keys and values go, those of T tokens or of S rows; None: nowhere
-    prefix_slots: Tensor | None = None  # [P], in an encoder: what its rows see before the step's own
+    prefix_slots: Tensor | None = None  # [P], in an encoder: what stands in its pools before the step's rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,13 +94,17 @@ class _Step:
         return GroupMetadata(backend, backend.plan(seen), self._to_device(written) if written else None)
 
     def _of_encoder(self, place: int, backend: AttentionBackend[Any]) -> GroupMetadata:
-        """Lay out sources over pools of the step: rows of prefixes, each once, then the step's own."""
+        """Lay out sources over pools of the step: rows of prefixes, each once, then the step's own.
+
+        With prefixes, which make rows of one token unequal, the padding slot comes first, as in the cache.
+        """
         if not self.sources:
             return GroupMetadata(backend, None, None)
         none = np.empty(0, np.int64)
         prefixes = [source.prefix_slots[place] if source.prefix_slots else none for source in self.sources]
-        gathered, places = np.unique(np.concatenate(prefixes), return_inverse=True)
-        contexts, seen, begin = [], 0, len(gathered)
+        padding = np.full(int(any(map(len, prefixes))), PADDING_SLOT)
+        gathered, places = np.unique(np.concatenate([padding, *prefixes]), return_inverse=True)
+        contexts, seen, begin = [], len(padding), len(gathered)
         for source, prefix in zip(self.sources, prefixes, strict=True):
             own = np.arange(begin, begin + source.num_tokens)
             before = places[seen : seen + len(prefix)]
