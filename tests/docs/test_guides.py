@@ -7,6 +7,7 @@ where `...` stands for anything.
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -50,14 +51,31 @@ def matches(expected: str, printed: str) -> bool:
 
 
 @pytest.fixture
-def demo_url(tmp_path: Path) -> Iterator[str]:
-    """The demo on a store of its own, and in a dtype that is alike everywhere."""
-    shutil.copytree(ROOT / "prompts_store", tmp_path / "store")
-    with Server.running("--dtype", "float32", "--store", str(tmp_path / "store")) as server:
-        yield server.wait_until_ready()
+def demo_url(demo: str | None, tmp_path: Path) -> Iterator[str]:
+    """A demo on a store of its own, and in a dtype that is alike everywhere."""
+    flags = [*flags_of(demo), "--dtype", "float32", "--store", str(tmp_path / "store")]
+    if demo is None:
+        shutil.copytree(ROOT / "prompts_store", tmp_path / "store")
+    with Server.running(*flags) as server:
+        url = server.wait_until_ready()
+        for task in os.listdir(ROOT / f"demo/{demo}-prompts") if demo else ():
+            server.wait_for(f"{task} imported as ")
+        yield url
 
 
-@pytest.mark.parametrize("guide", ["tour.md", "clients.md"])
+def flags_of(demo: str | None) -> list[str]:
+    """What `make serve DEMO=...` gives the server."""
+    if demo is None:
+        return []
+    printed = subprocess.run(
+        ["make", "--dry-run", "serve", f"DEMO={demo}"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    return shlex.split(printed.splitlines()[-1])[3:]  # exec promptplex serve
+
+
+@pytest.mark.parametrize(
+    ("guide", "demo"), [("tour.md", None), ("clients.md", None), ("encoder-decoders.md", "seq2seq")]
+)
 @pytest.mark.skipif(shutil.which("curl") is None, reason="the guides' commands need curl")
 @pytest.mark.skipif(shutil.which("bash") is None, reason="the guides' commands need bash")
 def test_what_a_guide_says_is_what_happens(guide: str, demo_url: str, tmp_path: Path) -> None:
