@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from app.concurrency import gather_or_cancel, interleave
 from app.engine.client import EngineClient
 from app.errors import DeadlineExceeded
-from app.prompt import TaskVersion
+from app.prompt import ModelGeometry, TaskVersion
 from app.request import Outcome
 from app.serving.admitted import Admitted
 from app.serving.base_defaults import BaseDefaults
@@ -55,17 +55,11 @@ class GenerationService:
         `prefetch` gets the digest of a prompt that a request will need soon; it must return at once.
         `grammars` are the engine's own, `defaults` the base's; an encoder-decoder has a `decoder_start_id`.
         """
-        geometry = engine.geometry
         self.engine = engine
         self.request_builder = RequestBuilder(
             engine,
             store,
-            PromptEncoder(
-                tokenizer,
-                max_positions=geometry.max_source_positions or geometry.max_positions,
-                vocab_size=geometry.vocab_size,
-                side=TruncationSide.RIGHT if geometry.has_encoder else TruncationSide.LEFT,
-            ),
+            _prompt_encoder(tokenizer, engine.geometry),
             eos_ids=eos_ids,
             base_name=base_name,
             timeout=timeout,
@@ -166,6 +160,16 @@ class GenerationService:
             session.close()
             raise
         return AnswerStream(session, requests, admitted)
+
+
+def _prompt_encoder(tokenizer: PreTrainedTokenizerFast, geometry: ModelGeometry) -> PromptEncoder:
+    """Return what encodes texts for the encoder, if there is one, else for the decoder."""
+    return PromptEncoder(
+        tokenizer,
+        max_positions=geometry.max_source_positions or geometry.max_positions,
+        vocab_size=geometry.vocab_size,
+        side=TruncationSide.RIGHT if geometry.has_encoder else TruncationSide.LEFT,
+    )
 
 
 class AnswerStream:

@@ -155,6 +155,10 @@ class Device:
 
     def run(self, step: Step, plan: Plan) -> None:
         owners = step.owners
+        for copies in plan.copies:
+            pairs = zip(copies.sources.tolist(), copies.targets.tolist(), strict=True)
+            found = {target: self.memory.get((copies.pool, source)) for source, target in pairs}
+            self.memory.update({(copies.pool, slot): each for slot, each in found.items()})
         for write in plan.writes:
             owner = owners[write.id]
             assert isinstance(owner, Prefix)
@@ -341,7 +345,8 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def nothing_is_lost(self) -> None:
         self.scheduler.check_integrity()
-        assert self.scheduler.num_open == len(self.sequences)
+        rows = (*self.scheduler.running, *self.scheduler.waiting, *self.scheduler.loading)
+        assert {id(row.leader) for row in rows} == {id(each) for each in self.sequences.values()}
         held = [sequence for sequence in self.sequences.values() if sequence.prompts]
         assert all(each.phase in (Phase.LOADING, Phase.WAITING) for each in held), (
             "bytes are let go at admission"
