@@ -284,7 +284,7 @@ class Hypothesis:
 class TokenDelta:
     """What one step brought for one request. The last one carries `finish`.
 
-    Beam search has one delta, without a token.
+    Beam search has a delta for each token of its beams, all empty but the last, which has the answers.
 
     `logprob` is the natural log-probability of the token under the model's own distribution,
     before temperature, filters and penalties.

@@ -9,8 +9,8 @@ from app.engine.sequence import BeamGroup, Phase, Sequence
 from app.request import TokenDelta
 
 
-def advance(group: BeamGroup, running: list[Sequence], residency: Residency, now: float) -> Output | None:
-    """Take the candidates of all rows; return how the request ended, None: its beams go on."""
+def advance(group: BeamGroup, running: list[Sequence], residency: Residency, now: float) -> Output:
+    """Take the candidates of all rows; return how the request ended, or an empty delta: its beams go on."""
     results = [group.results.pop(row.id) for row in group.rows]
     extensions = group.search.advance(results)
     leader = group.leader
@@ -19,10 +19,12 @@ def advance(group: BeamGroup, running: list[Sequence], residency: Residency, now
         _extend(group, extensions, running, residency)
         for row, extension in zip(group.rows, extensions, strict=True):
             row.accept(extension.token_id, now)
-        return None
+        return TokenDelta()
     found = group.search.hypotheses()
     if not found:
-        return results[0].error
+        error = results[0].error
+        assert error is not None, "a row without candidates says why"
+        return error
     return TokenDelta(
         hypotheses=found,
         scores=tuple(leader.scores),

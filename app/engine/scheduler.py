@@ -328,9 +328,8 @@ class Scheduler:
             return []
         self.waiting.charge(leader, len(group.rows))
         output = advance(group, self.running, self.residency, now)
-        if output is None:
-            return []
-        self.finish(leader)
+        if isinstance(output, PromptplexError) or output.is_last:
+            self.finish(leader)
         return [(leader, output)]
 
     def check_integrity(self) -> None:

@@ -118,10 +118,14 @@ class Session:
     async def search(self, admitted: Admitted, num_answers: int) -> list[GenerationResult]:
         """Return the best answers of beam search, best first; the tokens of all are charged.
 
+        A search that ends early is charged a token of each beam for every step that it took.
         Raise what `EngineClient.generate` raises, and ConstraintFailed where there are fewer answers.
         """
         with self._attempt_of(admitted) as attempt:
-            delta = await self._only_delta(admitted.request)
+            async with aclosing(self._resources.engine.generate(admitted.request)) as deltas:
+                async for delta in deltas:
+                    if not delta.is_last:
+                        attempt.generated_tokens += admitted.parameters.num_beams
             found = delta.hypotheses
             attempt.generated_tokens = sum(len(each.tokens) for each in found)
             if len(found) < num_answers:

@@ -1,7 +1,10 @@
 """Beam search through serving: answers and scores of `generate`, and what comes where beams can't be had."""
 
+import asyncio
 import string
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from app.errors import ConstraintFailed, InvalidRequest
+from app.engine import scheduler
+from app.errors import ConstraintFailed, DeadlineExceeded, InvalidRequest
 from app.prompt import VersionDraft
 from app.serving.generation_request import ClassificationRequest, GenerationRequest, GenerationResult
 from app.serving.structured_output.constraints import Constraint, ConstraintKind
@@ -160,6 +164,54 @@ def test_fewer_possible_answers_than_wanted_are_an_error(stack: Stack) -> None:
     assert len(answers(stack, ask(num_samples=2, parameters=few))) == 2
     with pytest.raises(ConstraintFailed, match="only 2 of 3 answers"):
         answers(stack, ask(num_samples=3, parameters=few))
+
+
+LONG = {"num_beams": 3, "early_stopping": "never", "ignore_eos": True, "max_new_tokens": 200}
+
+
+def after_three_tokens(patch: pytest.MonkeyPatch, wait: Callable[[], object]) -> None:
+    """Call this on the engine's thread when the beams of a search have got their third token."""
+    advance, calls = scheduler.advance, []
+
+    def advance_and_wait(*arguments: Any) -> Any:
+        output = advance(*arguments)
+        calls.append(output)
+        if len(calls) == 3:
+            wait()
+        return output
+
+    patch.setattr(scheduler, "advance", advance_and_wait)
+
+
+def test_a_search_that_its_deadline_ends_is_charged(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    deadline = time.monotonic() + 1.0
+    after_three_tokens(monkeypatch, lambda: time.sleep(max(0.0, deadline - time.monotonic())))
+    with pytest.raises(DeadlineExceeded):
+        answers(stack, ask(parameters=LONG, deadline=deadline))
+    outcome = stack.outcomes[-1]
+    assert (outcome.reason, outcome.generated_tokens) == ("deadline", 3 * 3)
+
+
+def test_a_search_that_its_client_leaves_is_charged(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the two tokens that it knew of."""
+    third, left = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        third.set()
+        left.wait(60)
+
+    after_three_tokens(monkeypatch, wait)
+
+    async def leave() -> None:
+        search = asyncio.create_task(stack.generation.generate_all([ask(parameters=LONG)]))
+        await asyncio.to_thread(third.wait, 60)
+        search.cancel()
+        await asyncio.wait([search])
+        left.set()
+
+    run(leave())
+    outcome = stack.outcomes[-1]
+    assert (outcome.reason, outcome.generated_tokens) == ("cancelled", 2 * 3)
 
 
 def test_best_of_returns_the_most_probable_samples(stack: Stack) -> None:
