@@ -251,9 +251,9 @@ class EngineLoop:
         return Finished(step, outputs, now - under_way.began, waited)
 
     def _report(self, finished: Finished) -> None:
-        """Deliver a step's outputs and count it."""
-        self._router.deliver([(sequence.request.id, output) for sequence, output in finished.outputs])
+        """Count a step, so that metrics have what an answer cost when it is there, and deliver its outputs."""
         self._recorder.step(finished)
+        self._router.deliver([(sequence.request.id, output) for sequence, output in finished.outputs])
 
     def _collect(self, step: Step, plan: Plan) -> StepResult:
         """Return a step's result. Where it fails, those at fault end with an error, and the others run."""

@@ -31,10 +31,8 @@ def prefix_keys(request: Request, geometry: ModelGeometry) -> tuple[Key, ...]:
     key = hashlib.sha256(f"{geometry.fingerprint} {geometry.dtype}".encode()).digest()
     keys = []
     for segment in request.segments:
-        source = "" if request.source is None or segment.is_kept else request.source.id
-        learned = (
-            f"{segment.prompt_digest} {[*segment_slots(segment).values()]} {len(source)} {source}".encode()
-        )
+        source = "" if segment.is_kept or request.source is None else repr(request.source)
+        learned = f"{segment.prompt_digest} {[*segment_slots(segment).values()]} {source}".encode()
         ids = np.array(segment.token_ids, dtype=np.int64).tobytes()
         key = hashlib.sha256(key + learned + ids).digest()
         keys.append(key)

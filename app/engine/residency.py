@@ -35,11 +35,13 @@ class Residency:
             count * self.blocks.block_size for count in max(pairs, key=lambda pair: pair[0] - pair[1])
         )
         if asked > limit:
+            beams = request.sampling.num_beams
             source = "" if request.source is None else f"source {request.source.num_slots}, "
+            times, remedy = (f", each for {beams} beams", "beams or new") if beams > 1 else ("", "new")
             raise RequestTooLong(
                 f"the request needs {asked} K/V slots (prefix {request.num_prefix_slots}, {source}prompt "
-                f"{len(request.token_ids)}, new {request.max_new_tokens}), but the server has "
-                f"{limit}; ask for fewer new tokens or give the server more K/V memory",
+                f"{len(request.token_ids)}, new {request.max_new_tokens}{times}), but the server has "
+                f"{limit}; ask for fewer {remedy} tokens or give the server more K/V memory",
                 param="max_new_tokens",
                 limit=limit,
                 asked=f"{asked} tokens",

@@ -16,7 +16,7 @@ from app.request import Request
 from app.request import Source as Input
 from app.sites import Site
 
-SourceKey = tuple[str, bytes]  # the source's id, and the key of the last prefix before it
+SourceKey = tuple[Input, bytes]  # what is read, its id included, and the key of the last prefix before it
 
 
 def source_key(request: Request, prefix_keys: Sequence[bytes]) -> SourceKey | None:
@@ -24,7 +24,7 @@ def source_key(request: Request, prefix_keys: Sequence[bytes]) -> SourceKey | No
     if request.source is None:
         return None
     before = prefix_keys[: request.num_kept_segments]
-    return request.source.id, before[-1] if before else b""
+    return request.source, before[-1] if before else b""
 
 
 @dataclass(eq=False)

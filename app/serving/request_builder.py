@@ -19,7 +19,13 @@ from app.serving.base_defaults import BaseDefaults
 from app.serving.compatibility import Compatibility
 from app.serving.decoding import resolve
 from app.serving.generation_request import GenerationRequest
-from app.serving.model_input import Input, causal_request, check_source, encoder_decoder_request
+from app.serving.model_input import (
+    Input,
+    causal_request,
+    check_no_padding,
+    check_source,
+    encoder_decoder_request,
+)
 from app.serving.parameters import (
     DEFAULT_MAX_NEW_TOKENS,
     SEED_BITS,
@@ -220,6 +226,7 @@ class RequestBuilder:
         start = (self._decoder_start_id, *([forced] if is_given and forced is not None else []))
         built = encoder_decoder_request(id_, given, start)
         assert built.source is not None
+        check_no_padding(built.source, self.prompts.tokenizer.pad_id, self.eos_ids)
         truncate = parameters.truncate if request.token_ids is None else None
         check_source(built.source, self._engine.geometry, truncate)
         return built

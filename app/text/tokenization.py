@@ -60,6 +60,7 @@ class PromptTokenizer:
             token.content: id_ for id_, token in added if token.special and token.content not in control
         }
         self._bos_id: int | None = tokenizer.bos_token_id
+        self.pad_id: int | None = tokenizer.pad_token_id
         self._before, self._after = _added_around(self._backend)
         self._longest_token = max((len(token) for token in self._backend.get_vocab()), default=1)
 

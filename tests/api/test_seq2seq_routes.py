@@ -92,6 +92,14 @@ def test_choices_follow_what_every_answer_begins_with(stack: Stack, client: http
     assert found["value"] == labels[expected.index(max(expected))]
 
 
+def test_padding_is_no_input(stack: Stack, client: httpx.Client) -> None:
+    """`generate` hides it from the encoder: its answers would be others."""
+    body = {"model": BASE_NAME, "prompt": [*SOURCE[:3], stack.tokenizer.pad_token_id, *SOURCE[3:]]}
+    param, message = refused(client, "/v1/completions", body)
+    assert param in ("inputs", "prompt")
+    assert "padding token" in message
+
+
 def test_a_source_is_truncated_as_its_tokenizer_does(stack: Stack, client: httpx.Client) -> None:
     text = f"{TEXT} " * 40
     param, message = refused(client, "/generate", {"inputs": text})

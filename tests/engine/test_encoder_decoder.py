@@ -164,6 +164,22 @@ def test_samples_share_one_pass_of_the_encoder_and_a_prefix_is_written_once(
     assert rows == 2 * 4, "a decoder's soft prompt runs once for each source"
 
 
+def test_requests_share_a_source_by_what_it_holds(world: World) -> None:
+    """An id that its caller uses twice never gives a request the source of another."""
+    with engine_of(world) as engine:
+        for task in (world.task("none"), world.task("decoder-soft")):
+            requests = [task.request(f"{n}", ids(random.Random(n), 20)) for n in range(3)]
+            right = [world.expected(task, each) for each in requests]
+            same = [replace(each, source=replace(_source(each), id="one")) for each in requests]
+            answers = [each.result(60) for each in submit_all(engine, same)]
+            assert [difference(*pair) for pair in zip(answers, right, strict=True)] == [None] * 3
+
+
+def _source(request: Request) -> Source:
+    assert request.source is not None
+    return request.source
+
+
 def test_rows_and_their_sources_are_seen_by_a_watcher(world: World) -> None:
     with engine_of(world) as engine:
         engine.take_rows()

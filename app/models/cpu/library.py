@@ -77,6 +77,8 @@ class Kernels:
         """
         heads, tokens, width = query.shape
         assert query.stride(2) == 1
+        assert keys.is_contiguous()
+        assert values.is_contiguous()
         assert is_causal or window is None
         bias, reach = _table(position_bias, heads)
         value_width = values.shape[1] // num_kv_heads
