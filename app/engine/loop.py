@@ -251,7 +251,7 @@ class EngineLoop:
         return Finished(step, outputs, now - under_way.began, waited)
 
     def _report(self, finished: Finished) -> None:
-        """Count a step, so that metrics have what an answer cost when it is there, and deliver its outputs."""
+        """Count a step first, so that metrics have it when its answers are there; deliver its outputs."""
         self._recorder.step(finished)
         self._router.deliver([(sequence.request.id, output) for sequence, output in finished.outputs])
 
