@@ -222,7 +222,9 @@ def _assemble(
         tokenizer,
         eos_ids=base.eos_ids,
         grammars=grammars,
-        defaults=reported_defaults(base.generation if settings.generation_config == "auto" else {}),
+        defaults=reported_defaults(
+            base.generation if settings.generation_config == "auto" else {}, max_rows=config.max_rows
+        ),
         decoder_start_id=base.decoder_start_id,
         base_name=settings.base_name,
         timeout=settings.request_timeout,

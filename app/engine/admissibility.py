@@ -72,9 +72,9 @@ def check_beams(request: Request, max_rows: int) -> None:
     beams = request.sampling.num_beams
     if not 1 <= beams <= max_rows:
         raise InvalidRequest(
-            f"{beams} beams need as many rows, but the server runs {max_rows} rows at once: ask for 1 to "
-            f"{max_rows} beams",
-            param="num_beams",
+            f"num_beams: {beams} beams need as many rows, but this server runs {max_rows} rows at once; "
+            "lower num_beams in the request or in its task's defaults, or raise the server's max_rows.",
+            param="parameters.num_beams",
         )
     if beams > 1 and request.grammar is not None:
         raise InvalidRequest("beams don't go with a grammar; leave one of them out", param="num_beams")

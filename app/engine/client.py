@@ -66,10 +66,10 @@ class EngineClient(Protocol):
         Raises:
             RequestTooLong: beyond the position limit of the decoder or the encoder, or larger than the K/V
                 memory even when alone.
-            InvalidRequest: no tokens, ids outside the vocabulary, a negative number of new tokens, a prompt
-                without virtual tokens or the other way round, a deadline that is not finite, a grammar
-                that this engine can't follow, a source where the base has no encoder or none where it has
-                one, or a kept segment that depends on the source.
+            InvalidRequest: no tokens, ids outside the vocabulary, a negative number of new tokens, more
+                beams than `max_rows`, a prompt without virtual tokens or the other way round, a deadline
+                that is not finite, a grammar that this engine can't follow, a source where the base has no
+                encoder or none where it has one, or a kept segment that depends on the source.
         """
         ...
 

@@ -94,8 +94,11 @@ class BaseDefaults:
     not_honoured: tuple[str, ...] = ()  # a line each
 
 
-def base_defaults(values: Mapping[str, Any]) -> BaseDefaults:
-    """Read the fields of a generation config, apart from those that are neutral or unset."""
+def base_defaults(values: Mapping[str, Any], *, max_rows: int) -> BaseDefaults:
+    """Read the fields of a generation config, apart from those that are neutral or unset.
+
+    Beams beyond the `max_rows` that run at once are left out.
+    """
     given = {
         name: value
         for name, value in values.items()
@@ -114,7 +117,7 @@ def base_defaults(values: Mapping[str, Any]) -> BaseDefaults:
             if name in BaseRules.model_fields:
                 rules[name] = getattr(check(BaseRules, {name: given[name]}, _WHERE), name)
             else:
-                parameters |= _parameter(name, given[name])
+                parameters |= _parameter(name, given[name], max_rows)
         except InvalidRequest as error:
             ignored.append(f"{name} = {_short(given.pop(name))} can't be used: {error}")
     return BaseDefaults(
@@ -125,9 +128,9 @@ def base_defaults(values: Mapping[str, Any]) -> BaseDefaults:
     )
 
 
-def reported_defaults(values: Mapping[str, Any]) -> BaseDefaults:
+def reported_defaults(values: Mapping[str, Any], *, max_rows: int) -> BaseDefaults:
     """Read them, and log what is used and what is not supported."""
-    defaults = base_defaults(values)
+    defaults = base_defaults(values, max_rows=max_rows)
     if defaults.shown:
         names = ", ".join(f"{name} {value}" for name, value in defaults.shown.items())
         log.info("the base's generation config gives defaults: %s", names[:1000])
@@ -136,11 +139,17 @@ def reported_defaults(values: Mapping[str, Any]) -> BaseDefaults:
     return defaults
 
 
-def _parameter(name: str, value: Any) -> dict[str, Any]:
+def _parameter(name: str, value: Any, max_rows: int) -> dict[str, Any]:
     """Return a value that requests may set too, by the name that it has there."""
     if name == "stop_strings":
         name, value = "stop", [value] if isinstance(value, str) else value
-    return parse_parameters({name: value}, where=_WHERE)
+    parsed = parse_parameters({name: value}, where=_WHERE)
+    if name == "num_beams" and value > max_rows:
+        raise InvalidRequest(
+            f"each beam takes a row, and this server runs {max_rows} rows at once, so answers have no beams "
+            "by default; raise max_rows"
+        )
+    return parsed
 
 
 def _short(value: Any) -> str:

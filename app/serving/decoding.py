@@ -2,6 +2,7 @@
 
 Beams that a request asks for itself are refused where they can't be had. Those of a task's defaults, or of a
 base's generation config, are defaults: they give way to what only single rows can do, such as a stream.
+More beams than rows are refused by the engine, whether a request or its task asks for them.
 """
 
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from app.serving.generation_request import GenerationRequest
 from app.serving.parameters import GenerationParameters, Layer
 
 
-def resolve(base: Layer, task: Layer, request: GenerationRequest, *, max_rows: int) -> GenerationParameters:
+def resolve(base: Layer, task: Layer, request: GenerationRequest) -> GenerationParameters:
     """Return the parameters of a request: its own come before the task's, then the route's, then the base's.
 
     Sampling and beams are one choice: what stands higher counts. Raise InvalidRequest where the request's
@@ -26,7 +27,7 @@ def resolve(base: Layer, task: Layer, request: GenerationRequest, *, max_rows: i
         return replace(parameters, num_beams=1)
     if parameters.do_sample and _level("do_sample", layers) < _level("num_beams", layers):
         parameters = replace(parameters, do_sample=False)
-    obstacle = next(_obstacles(parameters, request, max_rows), None)
+    obstacle = next(_obstacles(parameters, request), None)
     if obstacle is None:
         return parameters
     if "num_beams" in request.parameters:
@@ -41,7 +42,7 @@ def _level(name: str, layers: tuple[Layer, ...]) -> int:
     return max((number for number, layer in enumerate(layers) if name in layer), default=-1)
 
 
-def _obstacles(parameters: GenerationParameters, request: GenerationRequest, max_rows: int) -> Iterator[str]:
+def _obstacles(parameters: GenerationParameters, request: GenerationRequest) -> Iterator[str]:
     """Yield why these beams can't be had, and what to do instead."""
     beams = parameters.num_beams
     if request.is_stream:
@@ -54,5 +55,3 @@ def _obstacles(parameters: GenerationParameters, request: GenerationRequest, max
         yield "doesn't go with best_of, which is about samples; leave best_of out"
     if request.num_samples > beams:
         yield f"with {beams} beams has {beams} answers, not n = {request.num_samples}; send more beams"
-    if beams > max_rows:
-        yield f"takes a row for each beam, and this server has {max_rows}; send fewer beams"

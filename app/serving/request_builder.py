@@ -125,9 +125,7 @@ class RequestBuilder:
         """
         begin = time.monotonic()
         prepared = self._prepared(version)
-        parameters = resolve(
-            self._defaults.parameters, prepared.defaults, request, max_rows=self._engine.max_rows
-        )
+        parameters = resolve(self._defaults.parameters, prepared.defaults, request)
         tokenized = self._encode(request, prepared.template, parameters.truncate)
         check_not_empty(tokenized)
         built = self._request(version, prepared, request, parameters, tokenized)

@@ -140,7 +140,7 @@ def stack_of(
         tokenizer,
         eos_ids=eos_ids,
         grammars=grammars,
-        defaults=base_defaults(base.generation_config.to_dict()),
+        defaults=base_defaults(base.generation_config.to_dict(), max_rows=settings.max_rows),
         decoder_start_id=decoder_start_id,
         base_name=BASE_NAME,
         on_outcome=on_outcome,

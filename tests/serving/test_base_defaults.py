@@ -151,7 +151,8 @@ def test_what_cannot_be_had_is_named() -> None:
         max_time=3.0,
         top_k=9,
     ).to_dict()
-    defaults = base_defaults(values | {"repetition_penalty": -2.0, "bad_words_ids": [["a"]], "top_p": "high"})
+    values |= {"repetition_penalty": -2.0, "bad_words_ids": [["a"]], "top_p": "high"}
+    defaults = base_defaults(values, max_rows=64)
     named = {line.split(" = ")[0] for line in defaults.not_honoured}
     assert named == {
         "num_beam_groups", "num_beams", "penalty_alpha", "guidance_scale", "dola_layers", "max_time",
@@ -164,7 +165,7 @@ def test_what_cannot_be_had_is_named() -> None:
 def test_neutral_values_ask_for_nothing() -> None:
     values = GenerationConfig().to_dict() | GenerationConfig._get_default_generation_params() | {"top_k": 0}
     del values["max_length"]
-    assert base_defaults(values) == BaseDefaults()
-    assert base_defaults({"sequence_bias": {(3, 4): float("-inf")}}).shown == {
+    assert base_defaults(values, max_rows=1) == BaseDefaults()
+    assert base_defaults({"sequence_bias": {(3, 4): float("-inf")}}, max_rows=1).shown == {
         "sequence_bias": [[[3, 4], "-inf"]]
     }

@@ -15,6 +15,7 @@ import torch
 from app.engine import scheduler
 from app.errors import ConstraintFailed, DeadlineExceeded, InvalidRequest
 from app.prompt import VersionDraft
+from app.serving.base_defaults import reported_defaults
 from app.serving.generation_request import ClassificationRequest, GenerationRequest, GenerationResult
 from app.serving.structured_output.constraints import Constraint, ConstraintKind
 from tests.oracle import as_prompt, soft_config, tuned
@@ -119,7 +120,7 @@ def test_a_base_s_own_beams_give_way(searching: Stack) -> None:
         ({"constraint": REGEX}, "doesn't follow a grammar"),
         ({"num_samples": 3}, "with 2 beams has 2 answers, not n = 3"),
         ({"best_of": 4}, "doesn't go with best_of"),
-        ({"parameters": {"num_beams": 16}}, "this server has 8"),
+        ({"parameters": {"num_beams": 16}}, "this server runs 8 rows"),
     ],
 )
 def test_beams_of_a_request_s_own_are_refused_where_they_can_t_be_had(
@@ -147,6 +148,37 @@ def test_a_task_s_beams_are_its_default(stack: Stack, tmp_path: Path) -> None:
     task = {"template": "{text}", "defaults": {"num_beams": 2, "do_sample": True}}
     with pytest.raises(InvalidRequest, match="draw tokens"):
         run(stack.publishing.upload("both", upload_of(task=task)))
+
+
+def test_a_task_s_beams_need_rows(tmp_path: Path) -> None:
+    """They are what the task was tuned for, so it doesn't answer without them in silence."""
+    task = {"template": "{text}", "defaults": {"num_beams": 6}}
+    remedy = "6 beams .* runs 4 rows .* lower num_beams .* task's defaults.* raise the server's max_rows"
+    with running_stack(tmp_path, max_rows=4) as small:
+        with pytest.raises(InvalidRequest, match=remedy) as refused:
+            run(small.publishing.upload("wide", upload_of(task=task)))
+        assert refused.value.param == "task.defaults.num_beams"
+        small.store.publish("wide", VersionDraft(prompt=None, **task))  # on a server with more rows
+        with pytest.raises(InvalidRequest, match=remedy):
+            answers(small, ask(task="wide@1"))
+        assert answers(small, ask(task="wide@1", parameters={"num_beams": 4}))[0].score is not None
+        assert answers(small, ask(task="wide@1", num_samples=7))[0].score is None, "they give way to n"
+
+
+def test_a_base_s_beams_beyond_the_rows_are_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with running_stack(tmp_path, generation=BASE, max_rows=3) as small:
+        greedy = ids_of(answers(small, ask(parameters={"num_beams": 1})))
+        assert ids_of(answers(small, ask())) == greedy
+        assert answers(small, ask(parameters={"num_beams": 2}))[0].score is not None
+        defaults = small.generation.defaults
+    assert defaults.shown == {name: value for name, value in BASE.items() if name != "num_beams"}
+    assert reported_defaults(BASE, max_rows=3) == defaults
+    (warning,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert "num_beams = 4 can't be used: " in warning
+    assert "runs 3 rows" in warning
+    assert defaults.not_honoured[0] in warning
 
 
 def test_answers_end_before_stop_strings(stack: Stack) -> None:

@@ -136,7 +136,10 @@ class PublishingService:
         return replace(draft, provenance={**draft.provenance, **vouched})
 
     def _check_room(self, draft: VersionDraft) -> None:
-        """Raise RequestTooLong unless the template with some text, and every example, fit the base."""
+        """Raise RequestTooLong unless the template with some text, and every example, fit the base.
+
+        Raise InvalidRequest where the defaults ask for what it can't do.
+        """
         version = replace(version_of("draft", 1, draft), digest=f"draft:{uuid.uuid4().hex}")  # names nothing
         for param, inputs in [
             ("task.template", fixed_inputs(version, "a")),
@@ -146,6 +149,9 @@ class PublishingService:
                 self._builder.build(trial_request(inputs), version)
             except RequestTooLong as error:
                 raise RequestTooLong(f"{param} doesn't fit: {error.message}", param=param) from None
+            except InvalidRequest as error:
+                field = (error.param or param).replace("parameters.", "task.defaults.")
+                raise InvalidRequest(error.message, param=field) from None
 
     async def _try(self, version: TaskVersion, tenant: str) -> tuple[ExampleReport, ...]:
         try:
