@@ -44,7 +44,7 @@ _ALL = (
     ),
     Base(
         name="seq2seq",
-        pretraining=PretrainConfig(steps=3350, rows_per_step=64, num_documents=200_000),
+        pretraining=PretrainConfig(steps=5900, rows_per_step=64, num_documents=380_000),
         rate_scale=seq2seq.t5_rate_scale,
         make_model=seq2seq.make_t5,
         prepare=seq2seq.prepare,

@@ -15,6 +15,7 @@ from demo.recipes.rows import OUTPUT_WEIGHT, PLAIN_WEIGHT
 
 IGNORED = -100
 EOS_ID, PAD_ID = 0, 1
+SHORT_ANSWER = 8  # tokens: a shorter answer weighs as much as one of these, else a label hardly counts
 _PARTS = 3  # micro-batches of a step: sorted by length, so that short sources are not padded to the longest
 
 
@@ -46,8 +47,9 @@ def encode(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerFast) -> Iterato
     leading = backend.encode_batch([pair.leading for pair in pairs], add_special_tokens=False)
     targets = backend.encode_batch([pair.target for pair in pairs], add_special_tokens=False)
     for pair, source, lead, target in zip(pairs, sources, leading, targets, strict=True):
-        weight = PLAIN_WEIGHT if pair.plain else OUTPUT_WEIGHT
-        yield Encoded(source.ids, lead.ids, [*target.ids, EOS_ID], weight)
+        written = [*target.ids, EOS_ID]
+        weight = PLAIN_WEIGHT if pair.plain else OUTPUT_WEIGHT * max(1.0, SHORT_ANSWER / len(written))
+        yield Encoded(source.ids, lead.ids, written, weight)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Make the demos from nothing: ``python -m demo.recipes.build``, about an hour and a half on two quiet cores.
+"""Make the demos from nothing: ``python -m demo.recipes.build``, two and a half hours on two quiet cores.
 
 ``python -m demo.recipes.build demo-causal`` makes one of them (30 to 40 minutes). Four stages for each base,
 each a command of its own in a process of its own:

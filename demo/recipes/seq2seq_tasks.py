@@ -1,4 +1,4 @@
-"""The tasks of the encoder-decoder bases: news on both, and two of the causal base's tasks on the T5."""
+"""The tasks of the encoder-decoder bases: news on both, and three of the causal base's tasks on the T5."""
 
 from __future__ import annotations
 
@@ -64,6 +64,7 @@ T5_TASKS: tuple[Task, ...] = (
         steps=200,
         start="What is the intent of this message?",
     ),
+    replace(learned("sentiment"), base=T5_NAME, learning_rate=0.3, steps=300, num_examples=10_000),
     replace(learned("table-to-text"), base=T5_NAME, steps=200),
     TextTask(
         name="where",

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from demo.recipes import three_sites
-from demo.recipes.batches import Corpus, Encoded, collate, encode, losses
+from demo.recipes.batches import SHORT_ANSWER, Corpus, Encoded, collate, encode, losses
 from demo.recipes.pairs import GAP, LEADING_SHARE, pairs
+from demo.recipes.rows import OUTPUT_WEIGHT, PLAIN_WEIGHT
 from demo.recipes.tokenizer import append_eos, train_tokenizer
 from tests.recipes.test_training import shrunk
 
@@ -47,6 +48,15 @@ def test_only_the_target_and_its_end_are_scored():
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
     assert batch["decoder_input_ids"].tolist() == [[7, 8, 1, 9], [1, 9, 10, 1]]
     assert batch["labels"].tolist() == [[-100, -100, 9, 0], [9, 10, 0, -100]]
+
+
+def test_a_label_weighs_as_much_as_an_answer_of_some_words(encoded):
+    for pair, made in zip(PAIRS, encoded, strict=True):
+        weight = made.weight * len(made.target)
+        if pair.plain:
+            assert made.weight == PLAIN_WEIGHT
+        else:
+            assert weight == pytest.approx(OUTPUT_WEIGHT * max(SHORT_ANSWER, len(made.target)))
 
 
 def test_a_corpus_gives_back_its_pairs(encoded):
