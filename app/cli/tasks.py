@@ -154,7 +154,7 @@ def prompt_in_words(prompt: Prompt) -> str:
 
 
 def _lengths(prompt: Prompt) -> str:
-    """`20`, or of a prompt for an encoder-decoder each place's: `enc.self 4, dec.self 4, dec.cross 8`."""
+    """Return the number of virtual tokens; for an encoder-decoder, that of each place after its name."""
     if prompt.task_type is TaskType.CAUSAL_LM:
         return str(prompt.num_virtual_tokens)
     lengths = ((place, prompt.length(place)) for place in (*Embedding, *Site))

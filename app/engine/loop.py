@@ -251,9 +251,9 @@ class EngineLoop:
         return Finished(step, outputs, now - under_way.began, waited)
 
     def _report(self, finished: Finished) -> None:
-        """Count a step first, so that metrics have it when its answers are there; deliver its outputs."""
-        self._recorder.step(finished)
+        """Deliver a step's outputs and count it."""
         self._router.deliver([(sequence.request.id, output) for sequence, output in finished.outputs])
+        self._recorder.step(finished)
 
     def _collect(self, step: Step, plan: Plan) -> StepResult:
         """Return a step's result. Where it fails, those at fault end with an error, and the others run."""

@@ -17,14 +17,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-Prefix = Mapping[str, Tensor]  # tensor name of a canonical file ("enc.self.0.k") -> [heads, p, head width]
+from app.sites import SIDES, Site
+
+Prefix = Mapping[str, Tensor]  # tensor name of a canonical file (app/sites.py) -> [heads, p, head width]
 _MASKED = -1e9
 
 
-def sites(model: PreTrainedModel) -> dict[str, int]:
+def sites(model: PreTrainedModel) -> dict[Site, int]:
     """The three sites and how many layers each has."""
     encoder, decoder = model.config.encoder_layers, model.config.decoder_layers
-    return {"enc.self": encoder, "dec.self": decoder, "dec.cross": decoder}
+    return {Site.ENCODER_SELF: encoder, Site.DECODER_SELF: decoder, Site.DECODER_CROSS: decoder}
 
 
 def encode(model: Any, ids: Tensor, visible: Tensor, prefix: Prefix) -> Tensor:
@@ -33,7 +35,7 @@ def encode(model: Any, ids: Tensor, visible: Tensor, prefix: Prefix) -> Tensor:
     states = _embed(encoder, ids)
     mask = torch.where(visible.bool(), 0.0, _MASKED)[:, None, None, :]
     for number, layer in enumerate(encoder.layers):
-        added = _attend(layer.self_attn, states, states, mask, _side(prefix, f"enc.self.{number}"))
+        added = _attend(layer.self_attn, states, states, mask, _sides(prefix, Site.ENCODER_SELF, number))
         states = _feed(layer, layer.self_attn_layer_norm(states + added))
     return states
 
@@ -46,9 +48,9 @@ def decode(model: Any, ids: Tensor, memory: Tensor, visible: Tensor, prefix: Pre
     causal = torch.full((length, length), _MASKED).triu(1)[None, None]
     mask = torch.where(visible.bool(), 0.0, _MASKED)[:, None, None, :]
     for number, layer in enumerate(decoder.layers):
-        added = _attend(layer.self_attn, states, states, causal, _side(prefix, f"dec.self.{number}"))
+        added = _attend(layer.self_attn, states, states, causal, _sides(prefix, Site.DECODER_SELF, number))
         states = layer.self_attn_layer_norm(states + added)
-        added = _attend(layer.encoder_attn, states, memory, mask, _side(prefix, f"dec.cross.{number}"))
+        added = _attend(layer.encoder_attn, states, memory, mask, _sides(prefix, Site.DECODER_CROSS, number))
         states = _feed(layer, layer.encoder_attn_layer_norm(states + added))
     logits: Tensor = model.lm_head(states) + model.final_logits_bias
     return logits
@@ -67,8 +69,9 @@ def _feed(layer: Any, states: Tensor) -> Tensor:
     return fed
 
 
-def _side(prefix: Prefix, where: str) -> tuple[Tensor, Tensor] | None:
-    return (prefix[f"{where}.k"], prefix[f"{where}.v"]) if f"{where}.k" in prefix else None
+def _sides(prefix: Prefix, site: Site, layer: int) -> tuple[Tensor, Tensor] | None:
+    keys, values = (prefix.get(site.tensor(layer, side)) for side in SIDES)
+    return None if keys is None or values is None else (keys, values)
 
 
 def _attend(
@@ -171,5 +174,5 @@ class Learned(Steered):
             made = self.networks[site.replace(".", "_")](self._rows)  # [p, layers * 2 * d]
             made = made.unflatten(1, (layers, 2, heads, -1)).permute(1, 2, 3, 0, 4)  # [layers, 2, H, p, D]
             for layer, (keys, values) in enumerate(made):
-                found |= {f"{site}.{layer}.k": keys, f"{site}.{layer}.v": values}
+                found |= dict(zip((site.tensor(layer, side) for side in SIDES), (keys, values), strict=True))
         return found

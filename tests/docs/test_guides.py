@@ -68,7 +68,11 @@ def flags_of(demo: str | None) -> list[str]:
     if demo is None:
         return []
     printed = subprocess.run(
-        ["make", "--dry-run", "serve", f"DEMO={demo}"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["make", "--no-print-directory", "--dry-run", "serve", f"DEMO={demo}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     return shlex.split(printed.splitlines()[-1])[3:]  # exec promptplex serve
 

@@ -22,7 +22,7 @@ from app.prompt import ModelGeometry
 from app.sites import Site
 from app.store.validation import validate_prompt
 from tests.store import builders
-from tests.tiny_models import ARCHITECTURES, packed_backbone, tiny_model
+from tests.tiny_models import ARCHITECTURES, SEQ2SEQ_ARCHITECTURES, packed_backbone, tiny_model
 
 # With their default shapes, as big as their first releases: the twin makes them small.
 DEFAULTS = (*ARCHITECTURES, "gemma", "gemma3_text", "qwen3", "phi", "phi3", "cohere2", "olmo2", "granite")
@@ -51,10 +51,15 @@ def test_architectures_with_their_own_attention_are_refused_by_name(architecture
 
 def test_the_documents_table_names_what_is_shown_here() -> None:
     table = (Path(__file__).parents[2] / "docs" / "models.md").read_text().splitlines()
-    exact, probed, refused = (set(re.findall(r"`(\w+)`", row)) for row in table if row.startswith("| `"))
+    names = [set(re.findall(r"`([\w-]+)`", row)) for row in table if row.startswith("| `")]
+    exact, probed, refused, served, packed, _ = names
     assert exact == set(ARCHITECTURES)
     assert probed == set(DEFAULTS) - set(ARCHITECTURES)
     assert refused == set(REFUSED)
+    assert served | packed == {each.removesuffix("-gated") for each in SEQ2SEQ_ARCHITECTURES} | {
+        "d_model",
+        "generate",
+    }
 
 
 def test_the_refusal_says_why() -> None:
