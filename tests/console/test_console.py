@@ -206,6 +206,7 @@ def test_four_columns_stream_side_by_side(page: Page, url: str) -> None:
     page.goto(f"{url}/#/playground?{'&'.join(f'task={each}' for each in columns)}")
     answers = page.locator(".answer")
     expect(answers).to_have_count(4)
+    expect(page.get_by_label("Input")).not_to_have_value("")  # an example, once all columns are there
     page.get_by_label("Input").fill("The waiter was rude.")
     page.get_by_role("button", name="Run").click()
     timings = page.locator(".timing")
