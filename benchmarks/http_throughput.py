@@ -239,7 +239,10 @@ def report_of(ways: dict[str, Way]) -> dict[str, Any]:
         }
         if name in BARS:
             share = Spread.of([mine / whole for mine, whole in zip(way.rates, engine.rates, strict=True)])
-            cpu = Spread.of([mine / whole for mine, whole in zip(way.cpu, engine.cpu, strict=True)])
+            # A round of a toy may take less than a tick of the processes' clocks: 0.
+            cpu = Spread.of(
+                [mine / (whole or mine or 1) for mine, whole in zip(way.cpu, engine.cpu, strict=True)]
+            )
             report[name] |= {
                 "of_engine": share.as_json(),
                 "cpu_of_engine": cpu.as_json(),
