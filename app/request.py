@@ -189,7 +189,7 @@ def segments_of(*segments: Segment) -> tuple[Segment, ...]:
 class Source:
     """What the encoder of an encoder-decoder reads: rows of a learned soft prompt, then token ids.
 
-    Requests whose sources have the same id, and their segments in common, share one encoder pass.
+    Requests with equal sources, ids included, and their kept segments in common share one encoder pass.
     """
 
     id: str
