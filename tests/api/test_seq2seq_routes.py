@@ -58,6 +58,14 @@ def encoder_tokens(client: httpx.Client) -> float:
     return float(found)
 
 
+def settle(client: httpx.Client) -> None:
+    """Let steps of earlier requests be recorded: a step is, after its answers, and before the next one's.
+
+    What may still come then is this request's only row, and it is like that of any other request for a token.
+    """
+    ask(client, None, TEXT, max_new_tokens=1)
+
+
 def refused(client: httpx.Client, path: str, body: dict[str, Any]) -> tuple[str, str]:
     answer = client.post(path, json=body)
     assert answer.status_code in (400, 422), answer.text
@@ -237,9 +245,10 @@ def test_a_prefix_is_resident_once(stack: Stack, client: httpx.Client) -> None:
 
 
 def test_the_live_rows_show_the_encoders_pass(stack: Stack, client: httpx.Client) -> None:
+    settle(client)
     stack.engine.take_rows()
-    ask(client, None, TEXT)
-    (row,) = stack.engine.take_rows() or ()
+    ask(client, None, TEXT, max_new_tokens=1)
+    (row,) = wait_until(stack.engine.take_rows) or ()
     assert (row.source_length, row.is_encoding, row.num_generated) == (len(SOURCE), True, 1)
 
 

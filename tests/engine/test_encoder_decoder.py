@@ -184,8 +184,7 @@ def test_rows_and_their_sources_are_seen_by_a_watcher(world: World) -> None:
     with engine_of(world) as engine:
         engine.take_rows()
         submit(engine, world.task("soft-9").request("a", (5, 6, 7), max_new_tokens=1)).result(60)
-        wait_until(lambda: engine.stats().steps)
-        (row,) = engine.take_rows() or ()
+        (row,) = wait_until(engine.take_rows) or ()
     assert (row.source_length, row.is_encoding) == (12, True)
 
 
