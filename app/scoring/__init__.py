@@ -1,0 +1,1 @@
+"""How right answers are: metrics, intervals and calibration. No model, no server."""

@@ -1,0 +1,1 @@
+"""Training of prompts on a frozen base: from a file of examples to a canonical prompt, with its curves."""

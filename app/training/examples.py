@@ -1,0 +1,40 @@
+"""The nouns of training data: examples as a file has them, in splits, and as token ids."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from app.text.chat import Message
+
+Inputs = str | Mapping[str, str]  # what `/generate` takes: a text, or the template's fields
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """One line of a data file: what is asked, and the answer that is right."""
+
+    output: str
+    inputs: Inputs = ""
+    messages: tuple[
+        Message, ...
+    ] = ()  # of a chat, in place of inputs; `output` is the next assistant message
+    line: int = 0  # of its file, from 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dataset:
+    """All examples of one task, each in one of three splits."""
+
+    train: Sequence[Example]
+    dev: Sequence[Example]
+    test: Sequence[Example]
+    digest: str  # sha256 (hex) of the files, as they are
+    choices: tuple[str, ...] = ()  # labels, where the data has the form of text and label
+    warnings: tuple[str, ...] = ()  # a line each, such as near-duplicates between splits
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedExample:
+    """Token ids of one example, as serving reads and writes them."""
+
+    source: tuple[int, ...]  # the rendered prompt, with all that the tokenizer's post-processor adds
+    target: tuple[int, ...]  # the answer and EOS; for an encoder-decoder after its start token

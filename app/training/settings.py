@@ -1,0 +1,61 @@
+"""What a training run does, each setting once: bounds and meaning for the command line, HTTP and docs."""
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from app.sites import Site
+from app.validation import StrictModel
+
+
+class Method(StrEnum):
+    """How a prompt is learned."""
+
+    PROMPT = "prompt"  # embeddings before the input (Lester et al., 2021)
+    P_TUNING = "p-tuning"  # the same, written by a small network (Liu et al., 2021)
+    PREFIX = "prefix"  # keys and values of each layer (Li and Liang, 2021)
+    MULTITASK = (
+        "multitask"  # one prompt that tasks share, times a rank-one matrix of each (Wang et al., 2023)
+    )
+    CARTRIDGE = "cartridge"  # a document's keys and values, by self-study (Eyuboglu et al., 2025)
+
+
+class Init(StrEnum):
+    """What a prompt starts from."""
+
+    TEXT = "text"  # embeddings, or keys and values, of a text
+    VOCABULARY = "vocabulary"  # embeddings of random tokens
+    LABELS = "labels"  # embeddings of the task's choices
+    TASK = "task"  # the prompt of another task's version
+    RANDOM = "random"
+    ZERO = "zero"
+
+
+class TrainingSettings(StrictModel, frozen=True):
+    """One run. None: the method's default (`resolved`)."""
+
+    method: Method = Field(Method.PREFIX, strict=False)
+    num_virtual_tokens: int | None = Field(None, ge=1, le=4096)
+    init: Init | None = Field(None, strict=False)
+    init_text: str | None = Field(None, max_length=65_536)
+    network: Literal["none", "mlp", "lstm"] | None = None  # that writes the prompt, and is dropped afterwards
+    hidden_size: int = Field(256, ge=1, le=16_384)  # of that network
+    sites: tuple[Annotated[Site, Field(strict=False)], ...] | None = Field(None, strict=False)
+
+    optimizer: Literal["adamw", "adafactor"] = "adamw"
+    learning_rate: float | None = Field(None, gt=0, le=10)
+    schedule: Literal["linear", "cosine", "constant"] = "cosine"
+    warmup_steps: int = Field(0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, le=1)
+    max_grad_norm: float = Field(1.0, gt=0)
+    steps: int | None = Field(None, ge=1, le=1_000_000)
+    batch_size: int = Field(16, ge=1, le=4096)
+    accumulation: int = Field(1, ge=1, le=1024)  # batches of one step
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of the forward pass
+    seed: int = Field(0, ge=0, lt=2**31)
+
+    eval_every: int | None = Field(None, ge=1)  # steps between two looks at the dev set
+    patience: int = Field(5, ge=1)  # looks without improvement before the run ends
+    num_eval: int = Field(64, ge=1)  # dev examples that are generated at each look
+    max_new_tokens: int | None = Field(None, ge=1, le=4096)  # None: from the longest answer in the data
