@@ -192,6 +192,7 @@ def _print_task(answer: Row) -> None:
         typer.echo(
             f"version  {version['version']}: {version['kind']}, {version['virtual_tokens']} virtual{template}"
         )
+        _print_training(version["provenance"])
     for release in answer["releases"]:
         aliases = ", ".join(
             f"{alias} -> {target_in_words(target)}" for alias, target in release["aliases"].items()
@@ -201,6 +202,20 @@ def _print_task(answer: Row) -> None:
             f"release  {release['number']}: {release['action']}, {aliases or 'no alias'}, "
             f"by {release['who']} at {release['at']}{why}"
         )
+
+
+def _print_training(provenance: Row) -> None:
+    """Print how the version was trained, and what its trainer measured, if the upload said so."""
+    training = provenance.get("training") or {}
+    facts = [
+        f"{training['method']}, step {training['best_step']}" if "best_step" in training else "",
+        f"seed {training['seed']}" if "seed" in training else "",
+        f"data sha256:{training['data_sha256'][:12]}" if training.get("data_sha256") else "",
+    ]
+    if known := ", ".join(filter(None, facts)):
+        typer.echo(f"         trained: {known}")
+    if metrics := provenance.get("metrics"):
+        typer.echo("         measured: " + ", ".join(f"{name} {value:g}" for name, value in metrics.items()))
 
 
 def target_in_words(target: int | dict[str, int]) -> str:

@@ -36,6 +36,19 @@ def test_a_just_saved_peft_directory_serves_the_next_request(
     ]
 
 
+def test_show_says_how_a_version_was_trained(promptplex: Run, tmp_path: Path) -> None:
+    training = {"method": "prefix", "best_step": 250, "seed": 3, "data_sha256": "ab" * 32}
+    task = {"template": "{x}", "metrics": {"exact": 0.925}, "training": training}
+    directory = tmp_path / "trained"
+    directory.mkdir()
+    (directory / "task.json").write_text(json.dumps(task))
+    store = ("--store", str(tmp_path / "store"))
+    assert promptplex("push", str(directory), *store)[0] == 0
+    _, out, _ = promptplex("show", "trained", *store)
+    assert "         trained: prefix, step 250, seed 3, data sha256:abababababab\n" in out
+    assert "         measured: exact 0.925\n" in out
+
+
 def test_versions_and_rollback_over_http(
     promptplex: Run, save_peft: Callable[..., Path], server_url: str, tmp_path: Path
 ) -> None:

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from app.errors import InvalidRequest
 from app.prompt import VersionDraft
 from app.serving.parameters import check, parse_parameters
+from app.serving.publishing.training_record import TrainingRecord
 from app.text.template import bind_inputs, parse_template
 from app.validation import Must, StrictModel
 
@@ -66,6 +67,7 @@ class _TaskSettings(StrictModel):
         dict[Annotated[str, Field(max_length=MAX_METRIC_NAME_CHARS)], int | float],
         Must(f'must be an object of at most {MAX_METRICS} numbers, such as {{"accuracy": 0.94}}'),
     ] = Field({}, max_length=MAX_METRICS)
+    training: TrainingRecord | None = None  # how it was trained: provenance too
 
     @field_validator("defaults")
     @classmethod
@@ -120,8 +122,13 @@ def parse_task(task: Mapping[str, Any] | None) -> VersionDraft:
         examples=tuple(written["examples"]),
         notes=settings.notes,
         base=written.get("base", {}),
-        provenance={"metrics": settings.metrics},
+        provenance=_provenance(settings),
     )
+
+
+def _provenance(settings: _TaskSettings) -> dict[str, Any]:
+    training = {} if settings.training is None else {"training": settings.training.as_json()}
+    return {"metrics": settings.metrics, **training}
 
 
 class _Choices(StrictModel):
