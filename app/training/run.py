@@ -1,7 +1,7 @@
 """The nouns of a run: who answers at a look, what is reported, and what comes out."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from app.prompt import Prompt
@@ -32,13 +32,28 @@ class StepRecord:
 class DevRecord:
     """One look at the dev set; scores are between 0 and 1, by metric."""
 
-    step: int
+    step: int  # after this one; 0: the prompt that training starts from
+    loss: float  # mean over the answers' tokens
     scores: dict[str, float]
     is_best: bool
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What a run has reported so far."""
+
+    steps: tuple[StepRecord, ...] = ()
+    looks: tuple[DevRecord, ...] = ()
+    advice: tuple[str, ...] = ()
 
 
 class Listener(Protocol):
-    """Is told what happens, on the training thread: progress bars, files, curves."""
+    """Is called with what happens, on the training thread: progress bars, files, curves."""
+
+    def on_start(self, history: History) -> None:
+        """Begin; a resumed run has a history, which replaces whatever was reported after it."""
+        ...
 
     def on_step(self, record: StepRecord) -> None:
         """Take note of a step."""
@@ -58,7 +73,5 @@ class TrainingResult:
     """The best prompt of a run, and how it came about."""
 
     prompt: Prompt
-    best_step: int
-    steps: tuple[StepRecord, ...]
-    looks: tuple[DevRecord, ...]
-    advice: tuple[str, ...] = field(default=())
+    best_step: int  # 0: the prompt that training started from
+    history: History
