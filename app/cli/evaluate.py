@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +11,10 @@ from typing import Annotated, Any
 
 import typer
 
-from app.cli.scoring import Item, Outcome, Share, read_items, scores
+from app.cli.score_table import score_line
 from app.cli.server import DEFAULT_SERVER, CommandFailed, KeyOption, NoAnswer, Row, ServerClient, ServerOption
+from app.scoring.items import Item, Outcome, read_items
+from app.scoring.measures import Score, measure
 
 _BASE = "(base model)"
 
@@ -53,10 +55,14 @@ def evaluate(
         bodies = [_body(asked, _inputs(item, template), parameters) for item in items]
         began = time.monotonic()
         outcomes = _ask_all(client, items, bodies, concurrency)
-    report = _report(asked, data, outcomes, time.monotonic() - began) | {"template": template}
+    measures = measure(outcomes)
+    scores = measures.scores()
+    report = _report(asked, data, outcomes, scores, time.monotonic() - began) | {"template": template}
     if out is not None:
         out.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-    _print(asked, data, outcomes)
+    _print(asked, data, outcomes, scores)
+    for note in measures.notes:
+        typer.echo(note, err=True)
     if any(outcome.error for outcome in outcomes):
         raise typer.Exit(1)
 
@@ -129,13 +135,15 @@ def _ask_all(
     return outcomes
 
 
-def _report(asked: Asked, data: Path, outcomes: Sequence[Outcome], seconds: float) -> dict[str, Any]:
+def _report(
+    asked: Asked, data: Path, outcomes: Sequence[Outcome], scores: Mapping[str, Score], seconds: float
+) -> dict[str, Any]:
     return {
         "task": asked.name,
         "version_digest": asked.digest,
         "data": data.name,
         "data_sha256": hashlib.sha256(data.read_bytes()).hexdigest(),
-        "scores": {name: share.as_json() for name, share in scores(outcomes).items()},
+        "scores": {name: score.as_json() for name, score in scores.items()},
         "errors": sum(outcome.error is not None for outcome in outcomes),
         "seconds": round(seconds, 2),
         "outputs": [_output(outcome) for outcome in outcomes],
@@ -152,19 +160,13 @@ def _output(outcome: Outcome) -> dict[str, Any]:
     return line if outcome.error is None else line | {"error": outcome.error}
 
 
-def _print(asked: Asked, data: Path, outcomes: Sequence[Outcome]) -> None:
+def _print(asked: Asked, data: Path, outcomes: Sequence[Outcome], scores: Mapping[str, Score]) -> None:
     typer.echo(f"{asked.name} on {data}: {len(outcomes)} inputs")
-    for name, share in scores(outcomes).items():
-        typer.echo(_line(name, share))
+    for score in scores.values():
+        typer.echo(score_line(score))
     failed = [outcome for outcome in outcomes if outcome.error]
     if failed:
         typer.echo(f"{len(failed)} requests were refused; the first: {failed[0].error}", err=True)
-
-
-def _line(name: str, share: Share) -> str:
-    low, high = share.interval()
-    counts = f"{share.count} of {share.total}"
-    return f"{name.replace('_', ' '):<12} {counts:>14}  {share.share:7.1%}  [{low:.1%}, {high:.1%}]"
 
 
 def register(cli: typer.Typer) -> None:

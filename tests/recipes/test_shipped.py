@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from app.cli.scoring import read_items
+from app.scoring.items import read_items
 from app.serving.publishing.bundle import read_bundle
 from app.store.importers import import_prompt
 from app.store.prompt_store import open_store

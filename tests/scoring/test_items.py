@@ -1,10 +1,10 @@
-"""Scores of outputs whose rightness is known, and held-out files that aren't."""
+"""Outputs whose rightness is known, and held-out files that aren't any."""
 
 from pathlib import Path
 
 import pytest
 
-from app.cli.scoring import Item, Outcome, Share, read_items, scores
+from app.scoring.items import Item, Outcome, read_items
 
 
 def outcome(generated: str, expected: str = "", **fields: object) -> Outcome:
@@ -36,31 +36,11 @@ def test_a_right_output_ends_with_the_answer(generated: str, is_right: bool) -> 
     assert outcome(generated, answer="27").is_right is is_right
 
 
-def test_slots_are_counted_one_by_one_and_all_together() -> None:
-    slots = ("The Eagle", "Thai")
-    found = scores([outcome("The Eagle serves Thai food.", slots=slots), outcome("The Eagle.", slots=slots)])
-    assert (found["every_slot"].count, found["every_slot"].total) == (1, 2)
-    assert (found["slot_values"].count, found["slot_values"].total) == (3, 4)
-
-
-def test_only_what_the_items_ask_for_is_scored() -> None:
-    found = scores([outcome("a", "a"), outcome("b", "b", answer="b"), outcome("c", "x", answer="c")])
-    assert list(found) == ["exact", "accuracy"]
-    assert (found["exact"].count, found["exact"].total) == (2, 3)
-    assert (found["accuracy"].count, found["accuracy"].total) == (2, 2)
-
-
 def test_a_refused_request_is_wrong_in_every_respect() -> None:
     refused = Outcome(Item(inputs="", expected="", slots=(), answer=""), "", error="too long")
     assert not refused.is_exact
     assert not refused.is_right
     assert not refused.has_every_slot
-
-
-def test_wilson_intervals() -> None:
-    # From scipy 1.17: binomtest(count, 30).proportion_ci(method="wilson").
-    for count, low, high in ((0, 0.0, 0.1135), (28, 0.7868, 0.9815), (30, 0.8865, 1.0)):
-        assert Share(count, 30).interval() == pytest.approx((low, high), abs=2e-4)
 
 
 def test_a_file_is_read(tmp_path: Path) -> None:

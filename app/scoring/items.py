@@ -1,4 +1,4 @@
-"""How right answers are: exact match, accuracy and slot coverage of a held-out file, with 95% intervals.
+"""Held-out items, and what came of them.
 
 A held-out file holds one JSON object a line:
 
@@ -10,8 +10,7 @@ and what must all appear in it.
 """
 
 import json
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,10 +45,7 @@ class Outcome:
     @property
     def is_right(self) -> bool:
         """The output ends with the answer, as words of their own; case and a full stop don't count."""
-        said = self.generated.strip().rstrip(".").casefold()
-        answer = (self.item.answer or "").strip().casefold()
-        before = said.removesuffix(answer)
-        return self.error is None and said.endswith(answer) and not before[-1:].isalnum()
+        return self.error is None and ends_with(self.generated, self.item.answer or "")
 
     @property
     def num_slots_present(self) -> int:
@@ -62,39 +58,14 @@ class Outcome:
         return self.error is None and self.num_slots_present == len(self.item.slots or ())
 
 
-@dataclass(frozen=True, slots=True)
-class Share:
-    """`count` of `total`."""
-
-    count: int
-    total: int
-
-    @property
-    def share(self) -> float:
-        """Between 0 and 1."""
-        return self.count / self.total
-
-    def interval(self, z: float = 1.96) -> tuple[float, float]:
-        """Wilson's score interval (1927); 95% for z = 1.96."""
-        centre = self.share + z * z / (2 * self.total)
-        variance = self.share * (1 - self.share) / self.total
-        spread = z * math.sqrt(variance + z * z / (4 * self.total**2))
-        scale = 1 + z * z / self.total
-        return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
-
-    def as_json(self) -> dict[str, Any]:
-        """Count, total, share and interval."""
-        low, high = self.interval()
-        return {
-            "count": self.count,
-            "total": self.total,
-            "share": round(self.share, 4),
-            "interval_95": [round(low, 4), round(high, 4)],
-        }
+def ends_with(text: str, answer: str) -> bool:
+    """Return whether `text` ends with `answer`, as words of their own; case and a full stop don't count."""
+    said, wanted = text.strip().rstrip(".").casefold(), answer.strip().casefold()
+    return said.endswith(wanted) and not said.removesuffix(wanted)[-1:].isalnum()
 
 
 def read_items(path: Path) -> list[Item]:
-    """The items of a held-out file. ValueError names the first line that isn't one."""
+    """Return the items of a held-out file. Raise ValueError, which names the first line that isn't one."""
     items = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         if line.strip():
@@ -131,21 +102,3 @@ def _item(fields: Any) -> Item:
 
 def _are_strings(values: Any) -> bool:
     return isinstance(values, list) and all(isinstance(value, str) and value for value in values)
-
-
-def scores(outcomes: Sequence[Outcome]) -> dict[str, Share]:
-    """`exact` of all; `accuracy` where items have answers; `every_slot`, `slot_values` where slots."""
-    found = {"exact": _count(outcomes, lambda outcome: outcome.is_exact)}
-    answered = [outcome for outcome in outcomes if outcome.item.answer is not None]
-    if answered:
-        found["accuracy"] = _count(answered, lambda outcome: outcome.is_right)
-    slotted = [outcome for outcome in outcomes if outcome.item.slots]
-    if slotted:
-        found["every_slot"] = _count(slotted, lambda outcome: outcome.has_every_slot)
-        present = sum(outcome.num_slots_present for outcome in slotted)
-        found["slot_values"] = Share(present, sum(len(outcome.item.slots or ()) for outcome in slotted))
-    return found
-
-
-def _count(outcomes: Sequence[Outcome], holds: Callable[[Outcome], bool]) -> Share:
-    return Share(sum(holds(outcome) for outcome in outcomes), len(outcomes))
