@@ -11,23 +11,7 @@ from app.scoring.bootstrap import percentile_interval, resampled_values
 from app.scoring.metric import mean
 from app.scoring.texts import bleu, rouge, token_f1
 
-WORDS = ["the", "a", "cat", "dog", "river", "house", "door", "sits", "runs", "on", "by", "blue,", "old.", "Thai"]
-    "the",
-    "a",
-    "cat",
-    "dog",
-    "river",
-    "house",
-    "door",
-    "sits",
-    "runs",
-    "on",
-    "in",
-    "by",
-    "blue,",
-    "old.",
-    "Thai",
-]
+WORDS = ["the", "a", "cat", "dog", "river", "house", "door", "sits", "runs", "by", "blue,", "old.", "Thai"]
 
 
 def texts(count: int, seed: int) -> list[str]:
