@@ -1,0 +1,133 @@
+"""Answers while a prompt is trained, by the engine and the services that will serve it, in this process."""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from app.concurrency import gather_or_cancel
+from app.main import assemble
+from app.prompt import Prompt, TaskVersion
+from app.serving.generation_request import ClassificationRequest, GenerationRequest, GenerationResult
+from app.serving.publishing.task_settings import parse_task
+from app.settings import Settings
+from app.training.examples import Example
+
+_T = TypeVar("_T")
+_TASK = "in-training"
+_MAX_OPEN = 256  # requests at once, which is more than the engine runs
+_GREEDY = {"do_sample": False}
+_KV_CACHE_BYTES = 1 << 30  # the model that is trained needs memory too
+_HOST_CACHE_BYTES = 64 << 20  # for the newest prompts
+
+
+class LocalServer:
+    """What `promptplex serve` runs, without HTTP, over a store of this run alone. Ends with its block.
+
+    For one thread. Its store's folder is the caller's to remove.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        store: Path,
+        *,
+        dtype: str = "auto",
+        device: str = "auto",
+        progress: Callable[[str], None],
+    ) -> None:
+        """Load the base. Raise UnsupportedModel, ValueError where it can't be served."""
+        settings = Settings(
+            model=model,
+            store=store,
+            dtype=dtype,
+            device=device,
+            kv_cache_bytes=_KV_CACHE_BYTES,
+            host_cache_bytes=_HOST_CACHE_BYTES,
+        )
+        with ExitStack() as undo:
+            self._services = undo.enter_context(closing(assemble(settings, progress=progress)))
+            self._loop = undo.enter_context(asyncio.Runner())
+            self._life = undo.pop_all()
+        self.name = settings.base_name
+        self.geometry = self._services.engine.geometry
+
+    def __enter__(self) -> "LocalServer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._life.close()
+
+    def publish(self, task: Mapping[str, Any], prompt: Prompt | None) -> TaskVersion | None:
+        """Return a version of these settings; None where there are neither a prompt nor a template.
+
+        Raise InvalidRequest for settings that push would refuse too.
+        """
+        draft = parse_task(task)
+        if prompt is None and draft.template is None:
+            return None
+        version, _ = self._services.store.publish(_TASK, replace(draft, prompt=prompt))
+        if prompt is not None:
+            self._services.generation.request_builder.compatibility.validate(prompt)
+            self._services.source.offer(prompt)
+        return version
+
+    def results(
+        self, version: TaskVersion | None, requests: Sequence[GenerationRequest]
+    ) -> list[GenerationResult]:
+        """Return the result of each request to a version, or to the base. Raise PromptplexError."""
+        return self._loop.run(self._all(version, requests))
+
+    async def _all(
+        self, version: TaskVersion | None, requests: Sequence[GenerationRequest]
+    ) -> list[GenerationResult]:
+        room, service = asyncio.Semaphore(_MAX_OPEN), self._services.generation
+
+        async def run(request: GenerationRequest) -> GenerationResult:
+            async with room:
+                if version is None:
+                    return await service.generate(request)
+                return await service.try_version(version, replace(request, task=_TASK))
+
+        work: list[Coroutine[Any, Any, GenerationResult]] = [run(request) for request in requests]
+        return await gather_or_cancel(work)
+
+
+class TaskAnswerer:
+    """Answers greedily for one task's settings: the `Answerer` of a run."""
+
+    def __init__(self, server: LocalServer, task: Mapping[str, Any]) -> None:
+        """`task` is the `task` part of an upload: template, defaults, choices."""
+        self._server = server
+        self._task = task
+
+    def answers(self, prompt: Prompt | None, examples: Sequence[Example]) -> list[str]:
+        """Return the answer to each example's inputs; `prompt` None: of the bare base."""
+        return [result.text for result in self._run(prompt, examples, None)]
+
+    def probabilities(self, prompt: Prompt | None, examples: Sequence[Example]) -> list[dict[str, float]]:
+        """Return the probability of each of the task's choices, for each example."""
+        results = self._run(prompt, examples, ClassificationRequest(choices=None))
+        return [dict(result.classification.probabilities) for result in results if result.classification]
+
+    def _run(
+        self,
+        prompt: Prompt | None,
+        examples: Sequence[Example],
+        classification: ClassificationRequest | None,
+    ) -> list[GenerationResult]:
+        version = self._server.publish(self._task, prompt)
+        layer = {} if version is not None else self._task.get("defaults", {})
+        requests = [
+            GenerationRequest(
+                inputs=example.inputs,
+                messages=example.messages or None,
+                parameters={**layer, **_GREEDY},
+                classification=classification,
+                request_id="train",
+            )
+            for example in examples
+        ]
+        return self._server.results(version, requests) if requests else []

@@ -1,0 +1,120 @@
+"""The nouns of a report, and `metrics.json`."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from app.scoring.measures import Score
+from app.training.examples import Example
+from app.training.run import History, StepRecord
+
+MAX_SHOWN = 12  # examples of each kind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """What was measured on the test examples: the trained prompt, or what it is compared with."""
+
+    name: str
+    scores: Mapping[str, Score]  # by metric, the main one first
+    template: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AnsweredExample:
+    """An example of the test set, and what was generated."""
+
+    example: Example
+    generated: str
+    is_right: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialRow:
+    """One run of a sweep."""
+
+    settings: Mapping[str, Any]  # those that differ between the runs
+    steps: int
+    score: float
+    is_chosen: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """A finished run. `candidates` begins with the trained prompt."""
+
+    task: str
+    base: str
+    base_fingerprint: str
+    main_metric: str
+    candidates: Sequence[Candidate]
+    answered: Sequence[AnsweredExample]  # by the trained prompt
+    settings: Mapping[str, Any]
+    template: str | None
+    data: str  # names of its files
+    data_sha256: str
+    num_examples: Mapping[str, int]  # by split
+    history: History
+    best_step: int
+    seconds: float
+    warnings: Sequence[str] = ()  # about the data
+    trials: Sequence[TrialRow] = ()
+    notes: Sequence[str] = ()  # of the metrics
+    prompt_bytes: int = 0
+    code: Mapping[str, str] | None = None
+
+    @property
+    def trained(self) -> Candidate:
+        """Return the trained prompt's row."""
+        return self.candidates[0]
+
+    @property
+    def others(self) -> Sequence[Candidate]:
+        """Return what it is compared with."""
+        return self.candidates[1:]
+
+    def verdict(self) -> str:
+        """Return one sentence about the test set."""
+        value = self.trained.scores[self.main_metric].metric.value
+        best = max(self.others, key=lambda each: each.scores[self.main_metric].metric.value, default=None)
+        said = f"{self.main_metric} {value:.1%} on {self.num_examples['test']} held-out examples"
+        if best is None:
+            return said
+        other = best.scores[self.main_metric].metric.value
+        return f"{said}; {best.name}: {other:.1%}"
+
+
+def metrics_json(report: Report) -> dict[str, Any]:
+    """Return what `metrics.json` holds."""
+    return {
+        "task": report.task,
+        "base": {"name": report.base, "fingerprint": report.base_fingerprint},
+        "data": {"sha256": report.data_sha256, "num_examples": dict(report.num_examples)},
+        "settings": dict(report.settings),
+        "main_metric": report.main_metric,
+        "test": {each.name: _scores(each) for each in report.candidates},
+        "dev": [
+            {"step": look.step, "is_best": look.is_best, "loss": look.loss, **look.scores}
+            for look in report.history.looks
+        ],
+        "best_step": report.best_step,
+        "steps": len(report.history.steps),
+        "seconds": round(report.seconds, 1),
+        "tokens_per_second": round(tokens_per_second(report.history.steps), 1),
+        "trials": [
+            {"settings": dict(row.settings), "steps": row.steps, "score": row.score, "chosen": row.is_chosen}
+            for row in report.trials
+        ],
+        "warnings": list(report.warnings),
+        "advice": list(report.history.advice),
+        "code": dict(report.code or {}),
+    }
+
+
+def tokens_per_second(steps: Sequence[StepRecord]) -> float:
+    """Return the tokens that the base read per second of training, looks left out."""
+    return sum(step.num_tokens for step in steps) / max(sum(step.seconds for step in steps), 1e-9)
+
+
+def _scores(candidate: Candidate) -> dict[str, Any]:
+    return {name: score.as_json() for name, score in candidate.scores.items()}
