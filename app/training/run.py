@@ -34,7 +34,7 @@ class DevRecord:
 
     step: int  # after this one; 0: the prompt that training starts from
     loss: float  # mean over the answers' tokens
-    scores: dict[str, float]
+    scores: dict[str, float]  # the main one first; none where no answers are generated
     is_best: bool
     seconds: float
 
@@ -72,6 +72,11 @@ class Listener(Protocol):
 class TrainingResult:
     """The best prompt of a run, and how it came about."""
 
-    prompt: Prompt
+    prompts: tuple[Prompt, ...]  # of each task that learned; of one, but for method multitask
     best_step: int  # 0: the prompt that training started from
     history: History
+
+    @property
+    def prompt(self) -> Prompt:
+        """Return the prompt of the first task."""
+        return self.prompts[0]

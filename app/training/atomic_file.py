@@ -1,0 +1,40 @@
+"""Files that are replaced whole: a reader, or the next start after a kill, sees the old bytes or the new."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from app.errors import StoreFull
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Put `data` in the place of a file, durably. Raise StoreFull where it can't be written."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with writing(path.name):
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+@contextlib.contextmanager
+def writing(name: str) -> Iterator[None]:
+    """Say in words which file of a run can't be written, and why."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreFull(
+            f"can't write {name} of the training run ({error.strerror}); make room or choose another --out"
+        ) from error
