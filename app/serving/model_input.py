@@ -77,18 +77,6 @@ def encoder_decoder_request(id_: str, given: Input, decoder_ids: tuple[int, ...]
     )
 
 
-def check_no_padding(source: Source, pad_id: int | None, eos_ids: frozenset[int]) -> None:
-    """Refuse padding in a source: `generate` hides it, and some encoders count no position for it.
-
-    Raise InvalidRequest.
-    """
-    if pad_id in source.token_ids and pad_id not in eos_ids:
-        raise InvalidRequest(
-            f"inputs hold the padding token (id {pad_id}), which an encoder doesn't read; leave it out.",
-            param="inputs",
-        )
-
-
 def check_source(source: Source, geometry: ModelGeometry, truncate: int | None) -> None:
     """Refuse a source that the encoder can't take. Raise InvalidRequest (RequestTooLong)."""
     rows, size, limit = source.num_virtual_tokens, len(source.token_ids), geometry.max_source_positions

@@ -22,7 +22,6 @@ from app.serving.generation_request import GenerationRequest
 from app.serving.model_input import (
     Input,
     causal_request,
-    check_no_padding,
     check_source,
     encoder_decoder_request,
 )
@@ -36,10 +35,9 @@ from app.serving.parameters import (
 from app.serving.structured_output.grammars import Grammars
 from app.serving.token_rules import token_rules
 from app.store.prompt_store import PromptStore
-from app.text.chat import last_of_user
 from app.text.prompt_encoder import PromptEncoder
 from app.text.template import PLAIN, Template, parse_template
-from app.text.tokenization import Tokenized, check_not_empty
+from app.text.tokenization import Tokenized, check_no_padding, check_not_empty
 
 _MAX_REMEMBERED = 4096  # versions with template and leading ids at hand
 
@@ -145,19 +143,16 @@ class RequestBuilder:
 
     def label_ids(self, text: str, *, with_eos: bool) -> tuple[int, ...]:
         """Return the ids of a text alone, with one that ends an answer after them if the base has any."""
-        ids = self.prompts.tokenizer.plain_ids(text)
-        return (*ids, min(self.eos_ids)) if with_eos and self.eos_ids else ids
+        return self.prompts.answer_ids(text, min(self.eos_ids, default=None) if with_eos else None)
 
     def _encode(self, request: GenerationRequest, template: Template, truncate: int | None) -> Tokenized:
         if request.token_ids is not None:
             return self.prompts.encode_ids(request.token_ids)
         if request.messages is None:
             return self.prompts.encode(template, request.inputs, truncate)
-        # Where the base has no chat template, a task without a template gets the last message as it is.
-        is_base = request.task in (None, self.base_name)
-        if template is PLAIN and (is_base or self.prompts.chat.exists):
+        if template is PLAIN and request.task in (None, self.base_name):
             return self.prompts.encode_chat(request.messages, truncate)
-        return self.prompts.encode(template, last_of_user(request.messages), truncate)
+        return self.prompts.encode_task_chat(template, request.messages, truncate)
 
     def _request(
         self,
@@ -224,7 +219,7 @@ class RequestBuilder:
         start = (self._decoder_start_id, *([forced] if is_given and forced is not None else []))
         built = encoder_decoder_request(id_, given, start)
         assert built.source is not None
-        check_no_padding(built.source, self.prompts.tokenizer.pad_id, self.eos_ids)
+        check_no_padding(built.source.token_ids, self.prompts.tokenizer.pad_id, self.eos_ids)
         truncate = parameters.truncate if request.token_ids is None else None
         check_source(built.source, self._engine.geometry, truncate)
         return built

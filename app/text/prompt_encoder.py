@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from transformers import PreTrainedTokenizerFast
 
 from app.errors import InvalidRequest, RequestTooLong
-from app.text.chat import ChatTemplate, Message
-from app.text.template import MAX_RENDERED_CHARS, Template, bind_inputs
+from app.text.chat import ChatTemplate, Message, last_of_user
+from app.text.template import MAX_RENDERED_CHARS, PLAIN, Template, bind_inputs
 from app.text.tokenization import PromptTokenizer, Tokenized
 from app.text.truncation import TruncationSide
 
@@ -49,6 +49,22 @@ class PromptEncoder:
         """Return the ids of a chat in the base's own template. Raise as `encode`, or where there is none."""
         self._check_size(sum(len(message.content) for message in messages), "messages", truncate)
         return self.tokenizer.tokenize_chat(self.chat.render(messages), truncate, self._max_positions)
+
+    def encode_task_chat(
+        self, template: Template, messages: Sequence[Message], truncate: int | None = None
+    ) -> Tokenized:
+        """Return the ids of a chat with a task: its template takes the user's last message.
+
+        Without a template it is the whole chat in the base's own one, if the base has any. Raise as `encode`.
+        """
+        if template is PLAIN and self.chat.exists:
+            return self.encode_chat(messages, truncate)
+        return self.encode(template, last_of_user(messages), truncate)
+
+    def answer_ids(self, text: str, eos_id: int | None) -> tuple[int, ...]:
+        """Return the ids of an answer: of its text alone, then the one that ends it, if there is one."""
+        ids = self.tokenizer.plain_ids(text)
+        return ids if eos_id is None else (*ids, eos_id)
 
     def encode_ids(self, ids: tuple[int, ...]) -> Tokenized:
         """Return ids that are a whole prompt. Raise as `text_of`."""

@@ -9,7 +9,7 @@ Which of a task's first ids never change is found by tokenizing, not by cutting 
 value tokenized apart can split differently from both together.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -163,3 +163,15 @@ def check_not_empty(tokenized: Tokenized) -> None:
     """Raise InvalidRequest where the model would read nothing besides its learned tokens."""
     if not tokenized.ids:
         raise InvalidRequest("inputs is empty: it gives the model nothing to read.", param="inputs")
+
+
+def check_no_padding(source: Sequence[int], pad_id: int | None, eos_ids: Collection[int | None]) -> None:
+    """Refuse padding in what an encoder reads: `generate` hides it, and some count no position for it.
+
+    Raise InvalidRequest.
+    """
+    if pad_id in source and pad_id not in eos_ids:
+        raise InvalidRequest(
+            f"inputs hold the padding token (id {pad_id}), which an encoder doesn't read; leave it out.",
+            param="inputs",
+        )

@@ -2,10 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 from app.text.chat import Message
 
 Inputs = str | Mapping[str, str]  # what `/generate` takes: a text, or the template's fields
+
+
+class Form(StrEnum):
+    """The fields of a line, all of which have the same form."""
+
+    INPUTS = "inputs and output"
+    PROMPT = "prompt and completion"  # the prompt is the whole text, as it stands
+    MESSAGES = "messages"
+    LABEL = "text and label"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,7 +27,15 @@ class Example:
     messages: tuple[
         Message, ...
     ] = ()  # of a chat, in place of inputs; `output` is the next assistant message
+    answer: str | None = None  # what a right output ends with
+    slots: tuple[str, ...] | None = None  # what must all be in a right output
     line: int = 0  # of its file, from 1
+    file: str = ""  # its name, without folders
+
+    @property
+    def place(self) -> str:
+        """Return where it stands, as messages begin."""
+        return f"{self.file or 'data'}, line {self.line}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +45,8 @@ class Dataset:
     train: Sequence[Example]
     dev: Sequence[Example]
     test: Sequence[Example]
-    digest: str  # sha256 (hex) of the files, as they are
+    digest: str  # sha256 (hex) of the file's bytes; of several files' names and digests
+    form: Form = Form.INPUTS
     choices: tuple[str, ...] = ()  # labels, where the data has the form of text and label
     warnings: tuple[str, ...] = ()  # a line each, such as near-duplicates between splits
 

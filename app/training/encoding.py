@@ -1,0 +1,114 @@
+"""Examples to token ids: the source as serving encodes it, and the answer as serving scores and writes it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from app.errors import InvalidRequest, RequestTooLong
+from app.prompt import ModelGeometry
+from app.text.prompt_encoder import PromptEncoder
+from app.text.template import Template, parse_template
+from app.text.tokenization import Tokenized, check_no_padding, check_not_empty
+from app.training.data_files import refused
+from app.training.examples import EncodedExample, Example
+
+
+class Base(Protocol):
+    """What encoding needs to know of a base."""
+
+    @property
+    def encoder(self) -> PromptEncoder:
+        """Return what serving encodes with."""
+        ...
+
+    @property
+    def geometry(self) -> ModelGeometry:
+        """Return the shape, for its positions."""
+        ...
+
+    @property
+    def eos_id(self) -> int | None:
+        """Return the id that ends an answer; None: the base has none."""
+        ...
+
+    @property
+    def forced_bos_id(self) -> int | None:
+        """Return the id that each answer of an encoder-decoder begins with, if it has one."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Learned:
+    """Positions that a prompt takes: before the text, or in an encoder-decoder before the answer."""
+
+    num_virtual_tokens: int = 0
+    num_source_tokens: int = 0  # before the text of an encoder-decoder: a soft prompt's, not a prefix's
+
+
+def encode_examples(
+    examples: Sequence[Example], base: Base, template: str | None, learned: Learned = Learned()
+) -> list[EncodedExample]:
+    """Return each example's ids; `template` is that of the task part of an upload, where None is none.
+
+    Raise InvalidRequest, which names the first line that the template doesn't take, or that is too long for
+    the base with the learned tokens: nothing is truncated.
+    """
+    parsed = parse_template(template)
+    encoded, too_long = [], list[tuple[Example, str]]()
+    for example in examples:
+        try:
+            pair = _encode(example, base, parsed)
+        except RequestTooLong:
+            limit = base.geometry.max_source_positions or base.geometry.max_positions
+            too_long.append((example, f"the input alone has more tokens than the base's {limit} positions"))
+            continue
+        except InvalidRequest as error:
+            raise refused(example.place, error.message) from None
+        encoded.append(pair)
+        reason = _why_too_long(pair, base, learned)
+        if reason:
+            too_long.append((example, reason))
+    if too_long:
+        example, reason = too_long[0]
+        others = f" {len(too_long)} of {len(examples)} examples are too long." if len(too_long) > 1 else ""
+        raise refused(example.place, f"{reason}.{others} Shorten them, or leave them out")
+    return encoded
+
+
+def _encode(example: Example, base: Base, template: Template) -> EncodedExample:
+    source = _source(example, base.encoder, template)
+    check_not_empty(source)
+    if base.geometry.has_encoder:
+        check_no_padding(source.ids, base.encoder.tokenizer.pad_id, (base.eos_id,))
+    forced = () if base.forced_bos_id is None else (base.forced_bos_id,)
+    return EncodedExample(source.ids, (*forced, *base.encoder.answer_ids(example.output, base.eos_id)))
+
+
+def _source(example: Example, encoder: PromptEncoder, template: Template) -> Tokenized:
+    if example.messages:
+        return encoder.encode_task_chat(template, example.messages)
+    return encoder.encode(template, example.inputs)
+
+
+def _why_too_long(pair: EncodedExample, base: Base, learned: Learned) -> str | None:
+    """Return what is longer than the base's positions, with the numbers."""
+    geometry, source, target = base.geometry, len(pair.source), len(pair.target)
+    rows, virtual = learned.num_source_tokens, learned.num_virtual_tokens
+    if not geometry.has_encoder:
+        total = virtual + source + target
+        parts = f"{virtual} learned + {source} of the input + {target} of the answer"
+        return _beyond(parts, total, geometry.max_positions, "base")
+    return _beyond(
+        f"{rows} learned + {source} of the input", rows + source, geometry.max_source_positions, "encoder"
+    ) or _beyond(
+        f"{virtual} learned + 1 to start with + {target} of the answer",
+        virtual + 1 + target,
+        geometry.max_positions,
+        "decoder",
+    )
+
+
+def _beyond(parts: str, total: int, limit: int, what: str) -> str | None:
+    if total <= limit:
+        return None
+    return f"{parts} tokens are {total}, but the {what} has {limit} positions"
