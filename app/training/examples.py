@@ -57,3 +57,4 @@ class EncodedExample:
 
     source: tuple[int, ...]  # the rendered prompt, with all that the tokenizer's post-processor adds
     target: tuple[int, ...]  # the answer and EOS; for an encoder-decoder after its start token
+    task: int = 0  # which of the tasks that learn together

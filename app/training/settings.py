@@ -1,7 +1,7 @@
 """What a training run does, each setting once: bounds and meaning for the command line, HTTP and docs."""
 
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -42,6 +42,9 @@ class TrainingSettings(StrictModel, frozen=True):
     network: Literal["none", "mlp", "lstm"] | None = None  # that writes the prompt, and is dropped afterwards
     hidden_size: int = Field(256, ge=1, le=16_384)  # of that network
     sites: tuple[Annotated[Site, Field(strict=False)], ...] | None = Field(None, strict=False)
+    frozen_tokens: int | None = Field(
+        None, ge=0, le=4096
+    )  # the first ones of a prefix, that stay as they are
 
     optimizer: Literal["adamw", "adafactor"] = "adamw"
     learning_rate: float | None = Field(None, gt=0, le=10)
@@ -59,3 +62,50 @@ class TrainingSettings(StrictModel, frozen=True):
     patience: int = Field(5, ge=1)  # looks without improvement before the run ends
     num_eval: int = Field(64, ge=1)  # dev examples that are generated at each look
     max_new_tokens: int | None = Field(None, ge=1, le=4096)  # None: from the longest answer in the data
+
+    def resolved(self, *, is_encoder_decoder: bool) -> "TrainingSettings":
+        """Return the same with the defaults of its method and of the kind of base in place of None.
+
+        The length stays None where another task's prompt gives it; `max_new_tokens` follows from the data.
+        """
+        found: dict[str, Any] = _DEFAULTS[self.method] | {"learning_rate": self._default_learning_rate()}
+        if self.network == "mlp" and self.method is Method.PREFIX:
+            found["init"] = Init.RANDOM
+        if self.init is Init.TASK:
+            del found["num_virtual_tokens"]
+        steps = self.steps or found["steps"]
+        found["eval_every"] = max(1, steps // _LOOKS)
+        return self.model_copy(
+            update={name: value for name, value in found.items() if getattr(self, name) is None}
+        )
+
+    def _default_learning_rate(self) -> float:
+        """Return what TRAINING papers and PEFT's benchmark found, never LoRA's 1e-4."""
+        if self.optimizer == "adafactor":
+            return 0.3  # Lester et al., 2021
+        if self.network == "mlp" and self.method is Method.PREFIX:
+            return 3e-3
+        return _LEARNING_RATES[self.method]
+
+
+_LOOKS = 8  # at the dev set, in a whole run
+_LEARNING_RATES = {
+    Method.PROMPT: 0.03,
+    Method.P_TUNING: 5e-3,
+    Method.PREFIX: 5e-3,
+    Method.MULTITASK: 0.03,
+    Method.CARTRIDGE: 5e-3,
+}
+_DEFAULTS: dict[Method, dict[str, Any]] = {
+    Method.PROMPT: {"num_virtual_tokens": 16, "init": Init.TEXT, "network": "none", "steps": 400},
+    Method.P_TUNING: {"num_virtual_tokens": 16, "init": Init.RANDOM, "network": "mlp", "steps": 300},
+    Method.PREFIX: {"num_virtual_tokens": 16, "init": Init.TEXT, "network": "none", "steps": 200},
+    Method.MULTITASK: {"num_virtual_tokens": 16, "init": Init.TEXT, "network": "none", "steps": 400},
+    Method.CARTRIDGE: {
+        "num_virtual_tokens": 128,
+        "init": Init.TEXT,
+        "network": "none",
+        "frozen_tokens": 1,
+        "steps": 500,
+    },
+}

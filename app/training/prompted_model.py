@@ -1,0 +1,154 @@
+"""The frozen base under a prompt in training: logits before each token of the answers, teacher-forced.
+
+The prompt is put where serving puts it. Batches are padded on the right, and the head runs at the rows that
+have labels, nowhere else. B examples of n tokens, p virtual tokens, d embedding width, V vocabulary, R rows.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
+
+from app.sites import SIDES, Embedding, Site
+from app.training.base import TrainingBase
+from app.training.examples import EncodedExample
+from app.training.prompts.learned import LearnedPrompt
+from app.training.prompts.starts import embed_after_prompt
+
+Examples = Sequence[EncodedExample]
+Tensors = dict[str, Tensor]  # of a prompt, by canonical names
+Inputs = dict[str, Any]  # of the model's forward pass
+
+
+class PromptedModel:
+    """Computes losses. Gradients reach the prompt alone."""
+
+    def __init__(self, base: TrainingBase, learned: LearnedPrompt) -> None:
+        self._base = base
+        self._model = base.model
+        self._learned = learned
+
+    def loss(self, examples: Examples) -> tuple[Tensor, int]:
+        """Return the sum of the target tokens' negative log-probabilities, and how many they are."""
+        targets = torch.tensor([id_ for each in examples for id_ in each.target], device=self._model.device)
+        return functional.cross_entropy(self.logits(examples), targets, reduction="sum"), len(targets)
+
+    def logits(self, examples: Examples) -> Tensor:
+        """Return float32 logits `[R, V]` before each target token, in the order of the examples."""
+        assert all(each.source and each.target for each in examples), "nothing to read, or nothing to write"
+        inputs_of = self._encoder_decoder_inputs if self._base.is_encoder_decoder else self._causal_inputs
+        inputs, firsts = inputs_of(examples, self._tensors(examples))
+        with _head_at(self._model, firsts, [len(each.target) for each in examples]):
+            logits: Tensor = self._model(**inputs).logits
+        return logits.float()
+
+    def _tensors(self, examples: Examples) -> Tensors:
+        """Return the prompt's tensors, `[1, ...]`; `[B, ...]` where examples are of several tasks."""
+        tasks = [each.task for each in examples]
+        found = {task: self._learned.tensors(task) for task in sorted({*tasks})}
+        if len(found) == 1:
+            return {name: tensor[None] for name, tensor in found[tasks[0]].items()}
+        return {name: torch.stack([found[task][name] for task in tasks]) for name in found[tasks[0]]}
+
+    def _causal_inputs(self, examples: Examples, prompt: Tensors) -> tuple[Inputs, list[int]]:
+        """Return also the row of each example's first label.
+
+        What stands on the right of a token is hidden from it, so padding needs no mask.
+        """
+        ids = self._padded([[*each.source, *each.target[:-1]] for each in examples])
+        lasts = [len(each.source) - 1 for each in examples]
+        positions = torch.arange(self._learned.position_offset + ids.shape[1], device=ids.device)
+        if Embedding.DECODER in prompt:
+            embeds, p = self._behind(prompt[Embedding.DECODER], ids), self._learned.position_offset
+            inputs: Inputs = {"inputs_embeds": embeds, "use_cache": False}
+            return inputs | {"position_ids": positions.expand(len(ids), -1)}, [p + last for last in lasts]
+        cache = self._filled(prompt, DynamicCache(config=self._model.config), len(ids))
+        inputs = {"input_ids": ids, "past_key_values": cache, "use_cache": True}
+        own = positions[self._learned.position_offset :]
+        return inputs | {"position_ids": own.expand(len(ids), -1)}, lasts
+
+    def _encoder_decoder_inputs(self, examples: Examples, prompt: Tensors) -> tuple[Inputs, list[int]]:
+        """Return also the row of each example's first label, which is the decoder's first.
+
+        Keys and values that the decoder's positions count are in its cache; attention gets all others.
+        """
+        assert self._base.decoder_start_id is not None
+        decoder_ids = [[self._base.decoder_start_id, *each.target[:-1]] for each in examples]
+        inputs: Inputs = {"decoder_input_ids": self._padded(decoder_ids), "use_cache": False}
+        inputs |= self._source_inputs(examples, prompt.get(Embedding.ENCODER))
+        sites = {site for site in Site if site.tensor(0, "k") in prompt}
+        if self._learned.position_offset:
+            sites.discard(Site.DECODER_SELF)
+            own = self._filled(prompt, DynamicCache(), len(examples))
+            cache = EncoderDecoderCache(own, DynamicCache())
+            inputs |= {"past_key_values": cache, "use_cache": True}
+        inputs["prefixes"] = {site: self._pairs(prompt, site) for site in sites}
+        return inputs, [0] * len(examples)
+
+    def _source_inputs(self, examples: Examples, rows: Tensor | None) -> Inputs:
+        """Padding of sources is masked: an encoder sees both sides."""
+        ids = self._padded([each.source for each in examples])
+        lengths = torch.tensor([len(each.source) for each in examples], device=ids.device)
+        mask = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
+        if rows is None:
+            return {"input_ids": ids, "attention_mask": mask.long()}
+        mask = functional.pad(mask, (rows.shape[1], 0), value=True)
+        return {"inputs_embeds": self._behind(rows, ids), "attention_mask": mask.long()}
+
+    def _behind(self, rows: Tensor, ids: Tensor) -> Tensor:
+        """Return `[B, p + n, d]`: a soft prompt, then the embeddings of ids."""
+        embeds = embed_after_prompt(self._base, ids)
+        return torch.cat([rows.to(embeds.dtype).expand(len(ids), -1, -1), embeds], dim=1)
+
+    def _filled(self, prompt: Tensors, cache: DynamicCache, batch_size: int) -> DynamicCache:
+        """Put the decoder's prefix into a cache, as PEFT does."""
+        for layer, pair in enumerate(self._pairs(prompt, Site.DECODER_SELF)):
+            keys, values = (side.expand(batch_size, -1, -1, -1) for side in pair)
+            cache.update(keys, values, layer)
+        return cache
+
+    def _pairs(self, prompt: Tensors, site: Site) -> list[tuple[Tensor, Tensor]]:
+        """Return the keys and values of each layer of a site, in the dtype of the pass."""
+        dtype = _dtype_of_pass(self._model)
+        keys, values = (
+            [
+                prompt[site.tensor(layer, side)].to(dtype)
+                for layer in range(len(self._base.geometry.layers[site]))
+            ]
+            for side in SIDES
+        )
+        return list(zip(keys, values, strict=True))
+
+    def _padded(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """Return `[B, longest]`. Any id may fill it up, since nothing reads it."""
+        longest = max(map(len, rows))
+        filled = [[*row, *[row[-1]] * (longest - len(row))] for row in rows]
+        return torch.tensor(filled, device=self._model.device)
+
+
+def _dtype_of_pass(model: PreTrainedModel) -> torch.dtype:
+    kind = model.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else model.dtype
+
+
+@contextmanager
+def _head_at(model: PreTrainedModel, firsts: Sequence[int], counts: Sequence[int]) -> Iterator[None]:
+    """Let the head see only so many rows of each example, from the first on: `[R, d]` of `[B, n, d]`."""
+    device = model.device
+    examples = torch.arange(len(firsts)).repeat_interleave(torch.tensor(counts)).to(device)
+    columns = torch.cat(
+        [torch.arange(first, first + count) for first, count in zip(firsts, counts, strict=True)]
+    ).to(device)
+
+    def select(head: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor]:
+        return (args[0][examples, columns],)
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(select)
+    try:
+        yield
+    finally:
+        hook.remove()
