@@ -10,9 +10,9 @@ import pytest
 
 from app.scoring.measures import Score, measure_texts
 from app.text.chat import Message
+from app.training.curves import Curve, curves_of
 from app.training.examples import Example
 from app.training.report.contents import AnsweredExample, Candidate, Report, TrialRow, metrics_json
-from app.training.report.curves import Curve, curves_of
 from app.training.report.page import report_page
 from app.training.run import DevRecord, History, StepRecord
 

@@ -1,47 +1,18 @@
-"""Curves of a run: thinned for provenance, drawn as SVG for a page."""
+"""Curves of a run, drawn as SVG for a page."""
 
 import io
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from app.training.run import History
+from app.training.curves import Curve
 
 _COLOURS = ("#3b6fd4", "#d4773b", "#3ba36a", "#9a5bd0", "#9aa3ad")
 _SIZE = (6.4, 2.9)  # inches
 _SVG = re.compile(r"<svg.*</svg>", re.DOTALL)
 _METADATA = re.compile(r"\s*<metadata>.*?</metadata>", re.DOTALL)
-
-
-@dataclass(frozen=True, slots=True)
-class Curve:
-    """Values over steps."""
-
-    steps: Sequence[int]
-    values: Sequence[float]
-
-    def thinned(self, most: int) -> "Curve":
-        """Return at most so many points: the mean of each stretch, at its last step."""
-        size = -(-len(self.steps) // most) or 1
-        starts = range(0, len(self.steps), size)
-        means = [_mean(self.values[start : start + size]) for start in starts]
-        return Curve([self.steps[min(start + size, len(self.steps)) - 1] for start in starts], means)
-
-
-def curves_of(history: History) -> dict[str, Curve]:
-    """Return the loss, and of the dev set the loss and each score: `dev loss`, `dev exact`."""
-    found = {}
-    if steps := history.steps:
-        found["loss"] = Curve([each.step for each in steps], [each.loss for each in steps])
-    if looks := history.looks:
-        numbers = [look.step for look in looks]
-        found["dev loss"] = Curve(numbers, [look.loss for look in looks])
-        for name in looks[0].scores:
-            found[f"dev {name}"] = Curve(numbers, [look.scores[name] for look in looks])
-    return found
 
 
 def curve_svg(
@@ -75,7 +46,3 @@ def _inline(figure: Figure, title: str) -> str:
     assert found is not None
     element = _METADATA.sub("", found[0])
     return element.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

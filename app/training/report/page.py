@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from app.scoring.measures import Score
+from app.training.curves import Curve, curves_of
 from app.training.examples import Example
 from app.training.report.contents import (
     MAX_SHOWN,
@@ -16,7 +17,7 @@ from app.training.report.contents import (
     TrialRow,
     tokens_per_second,
 )
-from app.training.report.curves import Curve, curve_svg, curves_of
+from app.training.report.curves import curve_svg
 
 _MAX_CHARS = 600  # of a text that is shown
 _POINTS = 200  # of a curve
