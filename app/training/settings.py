@@ -35,33 +35,78 @@ class Init(StrEnum):
 class TrainingSettings(StrictModel, frozen=True):
     """One run. None: the method's default (`resolved`)."""
 
-    method: Method = Field(Method.PREFIX, strict=False)
-    num_virtual_tokens: int | None = Field(None, ge=1, le=4096)
-    init: Init | None = Field(None, strict=False)
-    init_text: str | None = Field(None, max_length=65_536)
-    network: Literal["none", "mlp", "lstm"] | None = None  # that writes the prompt, and is dropped afterwards
-    hidden_size: int = Field(256, ge=1, le=16_384)  # of that network
-    sites: tuple[Annotated[Site, Field(strict=False)], ...] | None = Field(None, strict=False)
+    method: Method = Field(
+        Method.PREFIX,
+        strict=False,
+        description="prompt: embeddings before the input; p-tuning: the same, written by a network; prefix: "
+        "keys and values of each layer; multitask: a prompt that tasks share; cartridge: a document's keys "
+        "and values",
+    )
+    num_virtual_tokens: int | None = Field(
+        None, ge=1, le=4096, description="Length of the prompt; default: 16, of a cartridge 128"
+    )
+    init: Init | None = Field(
+        None,
+        strict=False,
+        description="What the prompt starts from; default: text, where a network writes it random",
+    )
+    init_text: str | None = Field(
+        None, max_length=65_536, description="Text to start from; default: a general instruction"
+    )
+    network: Literal["none", "mlp", "lstm"] | None = Field(
+        None,
+        description="Network that writes the prompt, and is dropped afterwards; default: mlp for p-tuning, "
+        "else none",
+    )
+    hidden_size: int = Field(256, ge=1, le=16_384, description="Width of that network")
+    sites: tuple[Annotated[Site, Field(strict=False)], ...] | None = Field(
+        None,
+        strict=False,
+        description="Attention of an encoder-decoder that gets a prefix; default: all three",
+    )
     frozen_tokens: int | None = Field(
-        None, ge=0, le=4096
-    )  # the first ones of a prefix, that stay as they are
+        None,
+        ge=0,
+        le=4096,
+        description="First tokens of a prefix that stay as they are; default: 0, of a cartridge 1",
+    )
 
-    optimizer: Literal["adamw", "adafactor"] = "adamw"
-    learning_rate: float | None = Field(None, gt=0, le=10)
-    schedule: Literal["linear", "cosine", "constant"] = "cosine"
-    warmup_steps: int = Field(0, ge=0)
-    weight_decay: float = Field(0.0, ge=0, le=1)
-    max_grad_norm: float = Field(1.0, gt=0)
-    steps: int | None = Field(None, ge=1, le=1_000_000)
-    batch_size: int = Field(16, ge=1, le=4096)
-    accumulation: int = Field(1, ge=1, le=1024)  # batches of one step
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of the forward pass
-    seed: int = Field(0, ge=0, lt=2**31)
+    optimizer: Literal["adamw", "adafactor"] = Field("adamw", description="Optimizer")
+    learning_rate: float | None = Field(
+        None,
+        gt=0,
+        le=10,
+        description="Highest learning rate; default: 0.005 for keys, values and p-tuning, 0.03 for "
+        "embeddings, 0.3 with adafactor",
+    )
+    schedule: Literal["linear", "cosine", "constant"] = Field(
+        "cosine", description="How the learning rate falls after the warm-up"
+    )
+    warmup_steps: int = Field(0, ge=0, description="Steps in which the learning rate rises")
+    weight_decay: float = Field(0.0, ge=0, le=1, description="Weight decay")
+    max_grad_norm: float = Field(1.0, gt=0, description="Norm to which longer gradients are cut")
+    steps: int | None = Field(
+        None, ge=1, le=1_000_000, description="Optimizer steps; default: 200 to 500, by the method"
+    )
+    batch_size: int = Field(16, ge=1, le=4096, description="Examples of a batch")
+    accumulation: int = Field(1, ge=1, le=1024, description="Batches of a step")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="Precision of forward passes; auto: bfloat16 where it is native"
+    )
+    seed: int = Field(0, ge=0, lt=2**31, description="Seed of what is drawn, and of the order of the data")
 
-    eval_every: int | None = Field(None, ge=1)  # steps between two looks at the dev set
-    patience: int = Field(5, ge=1)  # looks without improvement before the run ends
-    num_eval: int = Field(64, ge=1)  # dev examples that are generated at each look
-    max_new_tokens: int | None = Field(None, ge=1, le=4096)  # None: from the longest answer in the data
+    eval_every: int | None = Field(
+        None, ge=1, description="Steps between two looks at the dev set; default: an eighth of all"
+    )
+    patience: int = Field(5, ge=1, description="Looks without improvement before the run ends")
+    num_eval: int = Field(64, ge=1, description="Dev examples that are answered at each look")
+    max_new_tokens: int | None = Field(
+        None,
+        ge=1,
+        le=4096,
+        description="Maximum number of new tokens in an answer, also when served; default: by the data's "
+        "longest one",
+    )
 
     def resolved(self, *, is_encoder_decoder: bool) -> "TrainingSettings":
         """Return the same with the defaults of its method and of the kind of base in place of None.
