@@ -38,13 +38,13 @@ class PromptedModel:
         return functional.cross_entropy(self.logits(examples), targets, reduction="sum"), len(targets)
 
     def logits(self, examples: Examples) -> Tensor:
-        """Return float32 logits `[R, V]` before each target token, in the order of the examples."""
+        """Return logits `[R, V]`, in float32 at least, before each target token, in the order of the examples."""
         assert all(each.source and each.target for each in examples), "nothing to read, or nothing to write"
         inputs_of = self._encoder_decoder_inputs if self._base.is_encoder_decoder else self._causal_inputs
         inputs, firsts = inputs_of(examples, self._tensors(examples))
         with _head_at(self._model, firsts, [len(each.target) for each in examples]):
             logits: Tensor = self._model(**inputs).logits
-        return logits.float()
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def _tensors(self, examples: Examples) -> Tensors:
         """Return the prompt's tensors, `[1, ...]`; `[B, ...]` where examples are of several tasks."""

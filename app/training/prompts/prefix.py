@@ -71,8 +71,8 @@ class Prefix(_AtSites):
                 self.register_buffer(_frozen(site), start[:frozen_tokens].clone())
 
     def matrix(self, site: Site) -> Tensor:
-        learned = self.get_parameter(_learned(site))
-        return torch.cat([self.get_buffer(_frozen(site)), learned]) if self._is_frozen else learned
+        learned: Tensor = getattr(self, _learned(site))
+        return torch.cat([getattr(self, _frozen(site)), learned]) if self._is_frozen else learned
 
 
 def _frozen(site: Site) -> str:
