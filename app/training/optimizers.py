@@ -11,7 +11,11 @@ from app.training.settings import TrainingSettings
 
 
 def make_optimizer(settings: TrainingSettings, parameters: Iterable[Parameter]) -> Optimizer:
-    """Return AdamW, or Adafactor as Lester et al. (2021) had it: no parameter scaling, beta2 decay 0.8."""
+    """Return AdamW, or Adafactor as Lester et al. (2021) had it: no parameter scaling, beta2 decay 0.8.
+
+    `settings` are resolved. The learning rate is set before each step.
+    """
+    assert settings.weight_decay is not None
     if settings.optimizer == "adamw":
         return AdamW(parameters, lr=0.0, weight_decay=settings.weight_decay, fused=True)
     return Adafactor(
@@ -26,8 +30,9 @@ def make_optimizer(settings: TrainingSettings, parameters: Iterable[Parameter]) 
 
 def learning_rate(settings: TrainingSettings, step: int) -> float:
     """Return the learning rate of step 1 to `steps`, as transformers' schedules have it."""
-    assert settings.learning_rate is not None, "settings are resolved"
-    assert settings.steps is not None, "settings are resolved"
+    assert settings.learning_rate is not None
+    assert settings.steps is not None
+    assert settings.schedule is not None
     done, warmup = step - 1, settings.warmup_steps
     if done < warmup:
         return settings.learning_rate * done / warmup

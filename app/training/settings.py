@@ -79,11 +79,14 @@ class TrainingSettings(StrictModel, frozen=True):
         description="Highest learning rate; default: 0.005 for keys, values and p-tuning, 0.03 for "
         "embeddings, 0.3 with adafactor",
     )
-    schedule: Literal["linear", "cosine", "constant"] = Field(
-        "cosine", description="How the learning rate falls after the warm-up"
+    schedule: Literal["linear", "cosine", "constant"] | None = Field(
+        None,
+        description="How the learning rate falls after the warm-up; default: cosine, of adafactor constant",
     )
     warmup_steps: int = Field(0, ge=0, description="Steps in which the learning rate rises")
-    weight_decay: float = Field(0.0, ge=0, le=1, description="Weight decay")
+    weight_decay: float | None = Field(
+        None, ge=0, le=1, description="Weight decay; default: 0, of adafactor 0.00001"
+    )
     max_grad_norm: float = Field(1.0, gt=0, description="Norm to which longer gradients are cut")
     steps: int | None = Field(
         None, ge=1, le=1_000_000, description="Optimizer steps; default: 200 to 500, by the method"
@@ -113,7 +116,8 @@ class TrainingSettings(StrictModel, frozen=True):
 
         The length stays None where another task's prompt gives it; `max_new_tokens` follows from the data.
         """
-        found: dict[str, Any] = _DEFAULTS[self.method] | {"learning_rate": self._default_learning_rate()}
+        found: dict[str, Any] = _DEFAULTS[self.method] | _RECIPES[self.optimizer]
+        found["learning_rate"] = self._default_learning_rate()
         if self.network == "mlp" and self.method is Method.PREFIX:
             found["init"] = Init.RANDOM
         if self.init is Init.TASK:
@@ -134,6 +138,10 @@ class TrainingSettings(StrictModel, frozen=True):
 
 
 _LOOKS = 8  # at the dev set, in a whole run
+_RECIPES: dict[str, dict[str, Any]] = {
+    "adamw": {"schedule": "cosine", "weight_decay": 0.0},
+    "adafactor": {"schedule": "constant", "weight_decay": 1e-5},  # Lester et al., 2021
+}
 _LEARNING_RATES = {
     Method.PROMPT: 0.03,
     Method.P_TUNING: 5e-3,

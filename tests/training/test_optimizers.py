@@ -23,7 +23,7 @@ def test_schedules_are_those_of_transformers(schedule: str, warmup: int) -> None
 
 
 def test_a_warm_up_longer_than_the_run_ends_with_it() -> None:
-    settings = TrainingSettings(steps=5, learning_rate=1.0, warmup_steps=10)
+    settings = TrainingSettings(steps=5, learning_rate=1.0, warmup_steps=10, schedule="linear")
     assert [learning_rate(settings, step) for step in range(1, 6)] == [0.0, 0.1, 0.2, 0.3, 0.4]
 
 
@@ -62,3 +62,9 @@ def test_adafactor_decays_weights_as_the_recipe_says() -> None:
     optimizer.param_groups[0]["lr"] = 0.3
     optimizer.step()
     torch.testing.assert_close(parameter.detach(), torch.full((4, 4), 100.0 * (1 - 1e-5 * 0.3)))
+
+
+def test_adafactor_s_defaults_are_the_recipe_of_prompt_tuning_on_t5() -> None:
+    settings = TrainingSettings(optimizer="adafactor").resolved(is_encoder_decoder=True)
+    assert (settings.learning_rate, settings.schedule, settings.weight_decay) == (0.3, "constant", 1e-5)
+    assert [learning_rate(settings, step) for step in (1, settings.steps or 0)] == [0.3, 0.3]
