@@ -1,4 +1,4 @@
-"""The command line: `promptplex serve, push, list, alias, rollback, keys, store, eval, doctor` and more.
+"""The command line: `promptplex serve, push, list, alias, keys, store, eval, compare, doctor` and more.
 
 Commands import what is heavy (torch, transformers) only when they run, so that the small ones
 answer at once.
@@ -9,7 +9,7 @@ import sys
 import typer
 
 from app import __version__
-from app.cli import convert, doctor, evaluate, keys, releases, serve, store, tasks
+from app.cli import compare, convert, doctor, evaluate, keys, releases, serve, store, tasks
 from app.errors import PromptplexError
 
 cli = typer.Typer(
@@ -26,6 +26,7 @@ releases.register(cli)
 store.register(cli)
 keys.register(cli)
 evaluate.register(cli)
+compare.register(cli)
 doctor.register(cli)
 
 

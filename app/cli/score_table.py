@@ -3,6 +3,7 @@
 from app.scoring.measures import Score
 
 _ON_A_HUNDRED = ("bleu", "rouge")  # as their libraries print them, and not in percent
+_LOSSES = ("brier", "nll")
 
 
 def score_line(score: Score) -> str:
@@ -10,15 +11,21 @@ def score_line(score: Score) -> str:
     metric = score.metric
     value, low, high = (amount(metric.name, number) for number in (metric.value, *score.interval))
     counts = f"{metric.share.count} of {metric.share.total}" if metric.is_share else ""
-    return f"{title(score):<16} {counts:>14}  {value:>7}  [{low}, {high}]"
+    return f"{title(metric.name):<16} {counts:>14}  {value:>7}  [{low}, {high}]  {metric.signature}".rstrip()
 
 
-def title(score: Score) -> str:
+def title(name: str) -> str:
     """Return the name of a metric, as people write it."""
-    name = score.metric.name
-    return {"bleu": "sacreBLEU", "f1": "token F1"}.get(name, name.replace("_", " "))
+    return {"bleu": "sacreBLEU", "f1": "token F1", "macro_f1": "macro F1"}.get(name, name.replace("_", " "))
 
 
 def amount(name: str, value: float) -> str:
-    """Return a share in percent; BLEU and ROUGE out of 100."""
+    """Return a share in percent; BLEU and ROUGE out of 100; a loss as it is."""
+    if name in _LOSSES:
+        return f"{value:.3f}"
     return f"{100 * value:.1f}" if name.startswith(_ON_A_HUNDRED) else f"{value:.1%}"
+
+
+def signed(name: str, value: float) -> str:
+    """Return a difference with its sign: points of 100, or of a loss as it is."""
+    return f"{value:+.3f}" if name in _LOSSES else f"{100 * value:+.1f}"

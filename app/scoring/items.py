@@ -31,11 +31,15 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of one item: the generated text, or why there is none."""
+    """What came of one item: the generated text, or why there is none.
+
+    `probabilities`: of the task's choices, where the item was also classified.
+    """
 
     item: Item
     generated: str
     error: str | None = None
+    probabilities: Mapping[str, float] | None = None
 
     @property
     def is_exact(self) -> bool:

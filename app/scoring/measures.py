@@ -3,6 +3,7 @@
 | expected texts | metrics (the main one first) |
 |---|---|
 | labels | accuracy, exact, macro_f1 |
+| labels that were also classified | choices_accuracy, choices_macro_f1, brier, nll; those of labels |
 | texts with `answer` | accuracy, exact, f1 |
 | texts with `slots` | every_slot, slot_values, exact, f1; bleu, rouge |
 | long texts | rougeL, rouge1, rouge2, bleu, exact, f1 |
@@ -16,13 +17,14 @@ from statistics import median
 from typing import Any
 
 from app.scoring.bootstrap import RESAMPLES, SEED, percentile_interval, resampled_values
+from app.scoring.calibration import choice_metrics
 from app.scoring.items import Item, Outcome
 from app.scoring.labels import accuracy, expected_label, label_in, labels_of, macro_f1
 from app.scoring.metric import Metric, mean, share
 from app.scoring.texts import bleu, rouge, rouge_reads, token_f1
 
 LONG_WORDS = 5  # an expected text with more words is long
-_MAIN = ("accuracy", "every_slot", "rougeL", "bleu", "f1", "exact")
+_MAIN = ("choices_accuracy", "accuracy", "every_slot", "rougeL", "bleu", "f1", "exact")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,8 @@ class Score:
 def measure(outcomes: Sequence[Outcome], choices: Sequence[str] = ()) -> Measures:
     """Measure what makes sense for the items. Raise ValueError where there are none.
 
-    `choices` are the task's labels. A refused request counts as an empty output, which is wrong.
+    `choices` are the task's labels; one of them is expected wherever an outcome has probabilities. A
+    refused request counts as an empty output, which is wrong.
     """
     if not outcomes:
         raise ValueError("there are no outcomes to measure")
@@ -78,6 +81,8 @@ def measure(outcomes: Sequence[Outcome], choices: Sequence[str] = ()) -> Measure
     metrics, labels = [_exact(outcomes)], labels_of(items, choices)
     metrics += _of_labels(outcomes, labels) if labels else _of_answers(outcomes)
     metrics += _of_slots(outcomes)
+    if any(outcome.probabilities for outcome in outcomes):
+        metrics += choice_metrics(outcomes, choices)
     if labels:
         return _measures(metrics)
     metrics.append(_f1(outcomes))

@@ -22,6 +22,7 @@ class Metric:
     rows: Array  # [N, S]
     of_sums: Callable[[Array], Array]  # [..., S] -> [...]; NaN where the sums say nothing
     is_share: bool = False  # S = 2: how many of how many
+    is_loss: bool = False  # lower is better; not bounded by 1
     signature: str = ""  # of a library's metric: its version and settings
 
     @property
@@ -48,7 +49,7 @@ def share(name: str, hits: Sequence[tuple[int, int]]) -> Metric:
     return Metric(name=name, rows=np.array(hits, dtype=np.float64), of_sums=ratio, is_share=True)
 
 
-def mean(name: str, values: Sequence[float], signature: str = "") -> Metric:
-    """Average a value of each example."""
-    rows = np.column_stack([np.array(values, dtype=np.float64), np.ones(len(values))])
-    return Metric(name=name, rows=rows, of_sums=ratio, signature=signature)
+def mean(name: str, values: Sequence[float | None], signature: str = "", *, is_loss: bool = False) -> Metric:
+    """Average a value of each example; None where the metric doesn't apply."""
+    rows = np.array([(0, 0) if value is None else (value, 1) for value in values], dtype=np.float64)
+    return Metric(name=name, rows=rows, of_sums=ratio, signature=signature, is_loss=is_loss)

@@ -112,3 +112,49 @@ def test_a_server_that_is_not_there(promptplex: Run, unused_port: int, tmp_path:
     status, _, errors = promptplex("eval", "--task", "any", "--data", data, "--server", url)
     assert status == 1
     assert "promptplex serve" in errors
+
+
+def test_choices_are_calibrated_and_drawn(server_url: str, promptplex: Run, tmp_path: Path) -> None:
+    part = {"template": "the film was {text}", "choices": ["good", {"value": "bad", "text": "cold"}]}
+    url = f"{server_url}/tasks/calibrated/versions"
+    files = {"task": (None, json.dumps(part))}
+    assert httpx2.post(url, files=files, trust_env=False, timeout=60).status_code == 201
+    lines = [{"inputs": f"item {number}", "expected": ("good", "bad")[number % 2]} for number in range(10)]
+    data, out, plot = write(tmp_path / "data.jsonl", *lines), tmp_path / "o.json", tmp_path / "plot.svg"
+    flags = ("--task", "calibrated", "--data", data, "--max-new-tokens", "2", "--server", server_url)
+    status, shown, _ = promptplex("eval", *flags, "--out", str(out), "--plot", str(plot))
+    assert status == 0
+    report = json.loads(out.read_text())
+    hits, squares = 0, 0.0
+    for line, output in zip(lines, report["outputs"], strict=True):
+        body = {"inputs": line["inputs"], "task_id": "calibrated", "parameters": {"choices": True}}
+        answer = httpx2.post(f"{server_url}/generate", json=body, trust_env=False, timeout=60).json()[
+            "choice"
+        ]
+        probabilities = {each["value"]: each["probability"] for each in answer["probabilities"]}
+        assert output["probabilities"] == pytest.approx(probabilities)
+        hits += answer["value"] == line["expected"]
+        squares += 2 * (1 - probabilities[line["expected"]]) ** 2  # two choices err by the same
+    assert report["scores"]["choices_accuracy"]["count"] == hits
+    assert report["scores"]["brier"]["value"] == pytest.approx(squares / 10, abs=1e-4)
+    assert {"ece_equal_width", "ece_adaptive", "bins"} == report["calibration"].keys()
+    assert "15 bins of equal width" in shown
+    assert b"<svg" in plot.read_bytes()
+
+
+def test_what_is_no_choice_is_not_calibrated(
+    server_url: str, task: str, promptplex: Run, tmp_path: Path
+) -> None:
+    data = write(tmp_path / "data.jsonl", {"inputs": "x", "expected": "y"})
+    plot = ("--plot", str(tmp_path / "plot.png"))
+    flags = ("--task", task, "--data", data, "--server", server_url)
+    status, _, err = promptplex("eval", *flags, *plot)
+    assert (status, "here there are none" in err) == (1, True)
+    part = {"template": "the film was {text}", "choices": ["good", "bad"]}
+    url = f"{server_url}/tasks/choosing/versions"
+    httpx2.post(url, files={"task": (None, json.dumps(part))}, trust_env=False, timeout=60)
+    flags = ("--task", "choosing", "--data", data, "--server", server_url)
+    status, shown, err = promptplex("eval", *flags)
+    assert (status, "none of the task's choices" in err) == (0, True)
+    assert "choices accuracy" not in shown
+    assert promptplex("eval", *flags, *plot)[0] == 1
