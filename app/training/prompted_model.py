@@ -38,7 +38,7 @@ class PromptedModel:
         return functional.cross_entropy(self.logits(examples), targets, reduction="sum"), len(targets)
 
     def logits(self, examples: Examples) -> Tensor:
-        """Return logits `[R, V]`, in float32 at least, before each target token, in the order of the examples."""
+        """Return logits `[R, V]` (float32 at least) before each target token, in the examples' order."""
         assert all(each.source and each.target for each in examples), "nothing to read, or nothing to write"
         inputs_of = self._encoder_decoder_inputs if self._base.is_encoder_decoder else self._causal_inputs
         inputs, firsts = inputs_of(examples, self._tensors(examples))

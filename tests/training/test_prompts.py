@@ -19,13 +19,17 @@ from peft import (
 from torch import Tensor
 
 from app.models.packed_model import tensor_of
+from app.prompt import Prompt
+from app.store.importers import import_prompt
+from app.store.source_files import CONFIG, PROMPT
 from app.training.base import TrainingBase
 from app.training.examples import EncodedExample
 from app.training.prompted_model import PromptedModel
 from app.training.prompts import LearnedPrompt, as_prompt, new_prompt
 from app.training.settings import TrainingSettings
 from tests import oracle
-from tests.training.bases import causal_base, examples, padded
+from tests.seq2seq import peft_configs
+from tests.training.bases import causal_base, examples, padded, seq2seq_base
 
 STEPS, BATCH, P, HIDDEN = 20, 4, 5, 16
 TOLERANCE = 1e-5
@@ -117,8 +121,10 @@ def copied(learned: LearnedPrompt, encoder: Any, names: dict[str, str]) -> dict[
     return found
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("architecture", "method"),
+    [*(("llama", each) for each in METHODS), ("gpt2", "prefix"), ("gemma2", "prefix")],
+)
 def test_training_equals_pefts(method: str, architecture: str, tmp_path: Path) -> None:
     settings, config, names = METHODS[method]
     base, num_tasks = causal_base(architecture), 2 if method == "multitask" else 1
@@ -148,3 +154,47 @@ def test_training_equals_pefts(method: str, architecture: str, tmp_path: Path) -
         assert (ours.kind, ours.position_offset) == (theirs.kind, theirs.position_offset)
         for name in theirs.tensors:
             torch.testing.assert_close(tensor_of(ours, name), tensor_of(theirs, name), rtol=0, atol=TOLERANCE)
+
+
+def seq2seq_loss(model: Any, batch: list[EncodedExample], start: int) -> Tensor:
+    sources = padded([each.source for each in batch], 0)
+    labels = padded([each.target for each in batch], -100)
+    decoder_ids = padded([[start, *each.target[:-1]] for each in batch], 0)  # some models shift otherwise
+    loss: Tensor = model(
+        input_ids=torch.tensor(sources),
+        attention_mask=torch.tensor(padded([[1] * len(each.source) for each in batch], 0)),
+        decoder_input_ids=torch.tensor(decoder_ids),
+        labels=torch.tensor(labels),
+    ).loss
+    return loss
+
+
+@pytest.mark.parametrize("family", ["t5", "t5_gated", "bart", "mbart"])
+@pytest.mark.parametrize("method", ["prompt", "prefix"])
+def test_training_an_encoder_decoder_equals_pefts(method: str, family: str, tmp_path: Path) -> None:
+    """PEFT's prefixes of encoder-decoders are in decoder self-attention; its positions count them."""
+    base = seq2seq_base(family)
+    tuned = oracle.tuned(
+        copy.deepcopy(base.model), peft_configs(base.model)["soft" if method == "prompt" else method], seed=3
+    )
+    before = imported(base, tuned, tmp_path / "before")
+    settings = {"method": method, "init": "task", "sites": ["dec.self"] if method == "prefix" else None}
+    learned = new_prompt(TrainingSettings(**settings), base, start=before)
+    assert as_prompt(learned).digest == before.digest
+    data = batches(base, 1)
+    train(learned.parameters(), lambda batch: our_loss(PromptedModel(base, learned), batch), data)
+    train(
+        [each for each in tuned.parameters() if each.requires_grad],
+        lambda batch: seq2seq_loss(tuned, batch, base.decoder_start_id or 0),
+        data,
+    )
+    theirs, ours = imported(base, tuned, tmp_path / "after"), as_prompt(learned)
+    assert (ours.kind, ours.position_offset) == (theirs.kind, theirs.position_offset)
+    for name in theirs.tensors:
+        assert not torch.equal(tensor_of(before, name), tensor_of(theirs, name))
+        torch.testing.assert_close(tensor_of(ours, name), tensor_of(theirs, name), rtol=0, atol=TOLERANCE)
+
+
+def imported(base: TrainingBase, tuned: Any, directory: Path) -> Prompt:
+    weights, config = oracle.saved(tuned, directory)
+    return import_prompt({PROMPT: weights, CONFIG: config}, base=base.geometry).prompt
