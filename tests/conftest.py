@@ -21,6 +21,7 @@ SLOW_FILES = {
     "engine/sampling/test_sampler.py",
     "models/test_probe.py",
     "store/test_crashes.py",
+    "training/test_kills.py",
     "test_hosting.py",
     "store/cache/test_redis_tier.py",
 }
