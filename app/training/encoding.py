@@ -75,6 +75,16 @@ def encode_examples(
     return encoded
 
 
+def source_of(example: Example, base: Base, template: Template) -> tuple[int, ...]:
+    """Return the ids of what is asked. Raise InvalidRequest, which names the line."""
+    try:
+        source = _source(example, base.encoder, template)
+        check_not_empty(source)
+    except InvalidRequest as error:
+        raise refused(example.place, error.message) from None
+    return source.ids
+
+
 def _encode(example: Example, base: Base, template: Template) -> EncodedExample:
     source = _source(example, base.encoder, template)
     check_not_empty(source)

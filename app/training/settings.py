@@ -137,6 +137,24 @@ class TrainingSettings(StrictModel, frozen=True):
         return _LEARNING_RATES[self.method]
 
 
+class SelfStudySettings(StrictModel, frozen=True):
+    """What the base asks itself about a cartridge's document, and what is kept of the answers."""
+
+    num_questions: int = Field(
+        512, ge=16, le=1_000_000, description="Questions that the base is to make; equal ones count once"
+    )
+    chunk_tokens: int = Field(512, ge=8, description="Tokens of the document that a question is made from")
+    temperature: float = Field(1.0, gt=0, le=4, description="Of questions; answers are greedy")
+    max_question_tokens: int = Field(64, ge=1, le=4096, description="Longest question")
+    max_answer_tokens: int = Field(128, ge=1, le=4096, description="Longest answer")
+    top_k: int = Field(
+        20,
+        ge=1,
+        description="The teacher's most probable tokens that are learned, at each token of an answer",
+    )
+    batch_size: int = Field(16, ge=1, le=4096, description="Questions that are answered together")
+
+
 _LOOKS = 8  # at the dev set, in a whole run
 _RECIPES: dict[str, dict[str, Any]] = {
     "adamw": {"schedule": "cosine", "weight_decay": 0.0},
