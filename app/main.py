@@ -34,6 +34,9 @@ from app.serving.publishing.import_watcher import ImportWatcher
 from app.serving.publishing.publisher import PublishingService
 from app.serving.store_maintenance import StoreMaintenance
 from app.serving.structured_output.grammars import Grammars
+from app.serving.training_runs.command import train_command
+from app.serving.training_runs.process import ProcessLimits
+from app.serving.training_runs.service import TrainingConfig, TrainingRuns
 from app.settings import Settings, load_settings
 from app.store.cache.prompt_cache import PromptCache
 from app.store.cache.redis_tier import RedisTier
@@ -232,16 +235,18 @@ def _assemble(
         on_outcome=_on_outcome(metrics, keys),
     )
     undo.callback(generation.close)
+    publishing = _publishing(store, generation, source, redis)
     engine.start()
     return Services(
         engine=engine,
         store=store,
         source=source,
         generation=generation,
-        publishing=_publishing(store, generation, source, redis),
+        publishing=publishing,
         metrics=metrics,
         maintenance=StoreMaintenance(store, lambda digest: _fetch(source, digest), generation.compatibility),
         redis=(lambda: "off") if redis is None else redis.state,
+        training=_training(settings, publishing) if settings.training else None,
         device=str(base.backbone.device),
         probe=str(base.report),
     )
@@ -289,6 +294,20 @@ def _publishing(
     """Prompts go into the tiers at once, hints of releases to other replicas."""
     more = {} if redis is None else {"on_release": redis.publish_hint}
     return PublishingService(store, generation, on_stored=source.offer, **more)
+
+
+def _training(settings: Settings, publishing: PublishingService) -> TrainingRuns:
+    """Runs train on the base that is served, and lie beside the store's own files."""
+    limits = ProcessLimits(
+        threads=settings.training_threads,
+        memory_bytes=settings.training_memory_bytes,
+        device=settings.training_device,
+    )
+    config = TrainingConfig(directory=settings.store / "training-runs", limits=limits)
+    command = train_command(
+        settings.model, dtype=settings.dtype, device=settings.training_device, store=settings.store
+    )
+    return TrainingRuns(publishing, config, command)
 
 
 def _fast(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:

@@ -193,6 +193,19 @@ class Settings(BaseSettings):
     drain_timeout: float = Field(
         30.0, ge=0, le=86_400, description="Seconds for running requests to finish after Ctrl-C or SIGTERM"
     )
+    training: bool = Field(
+        False, description="Let clients start training runs, each in a process of the lowest priority"
+    )
+    training_threads: int | None = Field(
+        None, ge=1, le=1024, description="CPU threads of a training run; default: half of the cores"
+    )
+    training_memory_bytes: ByteSize | None = Field(
+        None,
+        description="Memory of a training run, such as 4GiB; default: half of what is free when it starts",
+    )
+    training_device: str = Field(
+        "cpu", description="Device of training runs: cpu, or cuda:N, which they then share with serving"
+    )
     console: bool = Field(True, description="Serve the web console at /")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe level to log: debug, info, warning or error"

@@ -15,6 +15,7 @@ from app.serving.catalog import Catalog
 from app.serving.generation import GenerationService
 from app.serving.publishing.publisher import PublishingService
 from app.serving.store_maintenance import StoreMaintenance
+from app.serving.training_runs.service import TrainingRuns
 from app.store.cache.prompt_cache import PromptCache
 from app.store.prompt_store import PromptStore
 
@@ -57,6 +58,7 @@ class Services:
     device: str = "cpu"
     probe: str = ""  # the figures of the load-time probe, in words
     redis: Callable[[], Literal["up", "down", "off"]] = field(default=lambda: "off")
+    training: TrainingRuns | None = None  # None: training over HTTP is off
     catalog: Catalog = field(init=False)
 
     def __post_init__(self) -> None:
@@ -64,10 +66,14 @@ class Services:
 
     def close(self) -> None:
         """End all threads of the services; requests that still run end with EngineStopped."""
+        if self.training is not None:
+            self.training.stop()  # its process gets some seconds to end, meanwhile
         self.maintenance.stop()
         self.engine.stop()
         self.generation.close()
         self.publishing.close()
+        if self.training is not None:
+            self.training.close()
         self.source.close()
 
 

@@ -1,7 +1,7 @@
-"""Reading an upload's multipart body: its parts, each a file."""
+"""Reading multipart bodies, of uploads and training data: their parts, each a file."""
 
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Any
 
 from fastapi import Request
@@ -17,24 +17,26 @@ from app.store.source_files import CONFIG, PROMPT
 from app.strict_json import JsonError, parse_json
 
 PARTS = (PROMPT, CONFIG, TASK)
+ADVICE = (
+    "the parts prompt (safetensors), config (adapter_config.json) and task (JSON): "
+    "curl -F prompt=@adapter_model.safetensors -F config=@adapter_config.json"
+)
 MAX_JSON_PART_BYTES = 1 << 20
 _MAX_PARTS = 8
 _TAIL_BYTES = 512  # more than the longest boundary
 
 
 @contextlib.asynccontextmanager
-async def upload_form(request: Request) -> AsyncIterator[FormData]:
+async def upload_form(
+    request: Request, parts: Sequence[str] = PARTS, advice: str = ADVICE
+) -> AsyncIterator[FormData]:
     """Stream the body to temporary files, which are gone afterwards. Raise InvalidRequest, StoreFull."""
     content_type = request.headers.get("content-type", "")
     if not content_type.lower().startswith("multipart/form-data"):
-        raise HTTPException(
-            415,
-            "Send multipart/form-data with the parts prompt (safetensors), config (adapter_config.json) and "
-            "task (JSON): curl -F prompt=@adapter_model.safetensors -F config=@adapter_config.json",
-        )
+        raise HTTPException(415, f"Send multipart/form-data with {advice}")
     form = await _read_form(request)
     try:
-        _check_names([name for name, _ in form.multi_items()])
+        _check_names([name for name, _ in form.multi_items()], parts)
         yield form
     finally:
         await form.close()
@@ -51,10 +53,10 @@ async def _read_form(request: Request) -> FormData:
         raise write_error(error) from error  # of a temporary file
 
 
-def _check_names(names: list[str]) -> None:
-    unknown = sorted({name[:64] for name in names if name not in PARTS})
+def _check_names(names: list[str], parts: Sequence[str]) -> None:
+    unknown = sorted({name[:64] for name in names if name not in parts})
     if unknown:
-        raise InvalidRequest(f"There is no part {', '.join(unknown)}; the parts are {', '.join(PARTS)}.")
+        raise InvalidRequest(f"There is no part {', '.join(unknown)}; the parts are {', '.join(parts)}.")
     if len(set(names)) < len(names):
         raise InvalidRequest("A part was sent twice; send each once.")
 
@@ -99,23 +101,31 @@ class _FormReader(MultiPartParser):
 
 async def read_upload(form: FormData, *, alias: str | None, who: str) -> Upload:
     """Read the parts into memory. Raise PayloadTooLarge, InvalidRequest."""
-    parts = {name: await _read(part, name) for name, part in form.items()}
-    task = parts.pop(TASK, None)
-    return Upload(files=parts, task=None if task is None else _parse_task(task), alias=alias, who=who)
+    files = {name: await _read(file_part(form, name), name) for name in form if name != TASK}
+    return Upload(files=files, task=await json_part(form, TASK), alias=alias, who=who)
 
 
-async def _read(part: UploadFile | str, name: str) -> bytes:
+def file_part(form: FormData, name: str) -> UploadFile:
+    """Return a part that is there."""
+    part = form[name]
     assert isinstance(part, UploadFile)  # every part is a file
+    return part
+
+
+async def json_part(form: FormData, name: str) -> dict[str, Any] | None:
+    """Return the object in a part; None: there is no such part. Raise PayloadTooLarge, InvalidRequest."""
+    if name not in form:
+        return None
+    try:
+        value = parse_json(await _read(file_part(form, name), name))
+    except JsonError as error:
+        raise InvalidRequest(f"The part {name} can't be read: {error}.", param=name) from None
+    if not isinstance(value, dict):
+        raise InvalidRequest(f"The part {name} must be a JSON object.", param=name)
+    return value
+
+
+async def _read(part: UploadFile, name: str) -> bytes:
     if name != PROMPT and (part.size or 0) > MAX_JSON_PART_BYTES:
         raise PayloadTooLarge(f"The part {name} exceeds {MAX_JSON_PART_BYTES} bytes.")
     return await part.read()
-
-
-def _parse_task(data: bytes) -> dict[str, Any]:
-    try:
-        task = parse_json(data)
-    except JsonError as error:
-        raise InvalidRequest(f"The part task can't be read: {error}.", param="task") from None
-    if not isinstance(task, dict):
-        raise InvalidRequest("The part task must be a JSON object.", param="task")
-    return task

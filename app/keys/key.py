@@ -30,6 +30,7 @@ class Scope(StrEnum):
     UPLOAD = "upload"
     ADMIN = "admin"
     METRICS = "metrics"
+    TRAIN = "train"
 
 
 def _check_name(name: str) -> str:

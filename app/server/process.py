@@ -126,6 +126,8 @@ class PromptplexServer(QuietServer):
             seconds = self.replica.settings.drain_timeout
             end = time.monotonic() + seconds
             log.info("draining: running requests get %g seconds; signal again to end at once", seconds)
+            if services.training is not None:
+                services.training.stop()
             self.state.requests.wait_until_none(seconds)  # also those that are still being admitted
             if not services.engine.drain(max(0.0, end - time.monotonic())):
                 log.warning("some requests didn't finish in time and were ended")

@@ -19,11 +19,12 @@ from app.console.pages import console_router
 from app.keys.keyring import Keyring
 from app.server.connections import server_config
 from app.serving.store_maintenance import StoreMaintenance
+from app.serving.training_runs.service import TrainingRuns
 from tests.serving.stack import Stack
 from tests.waiting import PATIENCE, wait_until
 
 
-def services_of(stack: Stack) -> Services:
+def services_of(stack: Stack, training: TrainingRuns | None = None) -> Services:
     return Services(
         engine=stack.engine,
         store=stack.store,
@@ -34,6 +35,7 @@ def services_of(stack: Stack) -> Services:
         maintenance=StoreMaintenance(
             stack.store, lambda digest: stack.source.load(digest).result(PATIENCE).data
         ),
+        training=training,
     )
 
 

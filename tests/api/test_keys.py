@@ -43,7 +43,12 @@ NEEDED: dict[tuple[str, str], set[Scope]] = {
             "/v1/chat/completions",
         )
     },
-    **{("GET", path): LISTING for path in ("/tasks", "/tasks/{task_id}", "/v1/models", "/v1/models/{model}")},
+    **{("GET", path): LISTING | {Scope.TRAIN} for path in ("/tasks", "/tasks/{task_id}")},
+    **{("GET", path): LISTING for path in ("/v1/models", "/v1/models/{model}")},
+    ("POST", "/tasks/{task_id}/training-runs"): {Scope.TRAIN},
+    ("GET", "/tasks/{task_id}/training-runs"): {Scope.TRAIN},
+    ("GET", "/tasks/{task_id}/training-runs/{run_id}"): {Scope.TRAIN},
+    ("DELETE", "/tasks/{task_id}/training-runs/{run_id}"): {Scope.TRAIN},
     ("POST", "/tasks/{task_id}/versions"): {Scope.UPLOAD},
     ("PUT", "/tasks/{task_id}/aliases/{alias}"): {Scope.ADMIN},
     ("POST", "/tasks/{task_id}/rollback"): {Scope.ADMIN},

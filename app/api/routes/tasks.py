@@ -83,7 +83,7 @@ Behind = Annotated[Services, Depends(services)]
 
 
 @router.get("", response_model=TaskPage, responses=ERRORS, summary="List tasks")
-@needs(Scope.GENERATE, Scope.UPLOAD, Scope.ADMIN)
+@needs(Scope.GENERATE, Scope.UPLOAD, Scope.ADMIN, Scope.TRAIN)
 async def list_tasks(
     behind: Behind,
     principal: CurrentPrincipal,
@@ -210,7 +210,7 @@ async def retire(
 
 
 @router.get("/{task_id:path}", response_model=TaskRecord, responses=ERRORS, summary="Get a task")
-@needs(Scope.GENERATE, Scope.UPLOAD, Scope.ADMIN)
+@needs(Scope.GENERATE, Scope.UPLOAD, Scope.ADMIN, Scope.TRAIN)
 async def show_task(task_id: str, behind: Behind, principal: CurrentPrincipal) -> JSONResponse:
     """Return a task's aliases, versions and releases."""
     principal.require(task_id)

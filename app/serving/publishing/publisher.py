@@ -88,7 +88,7 @@ class PublishingService:
 
         Raise InvalidRequest, PromptRejected (UnsafeFile), StoreFull, Unavailable.
         """
-        self._check_task_id(task_id)
+        self.check_task_id(task_id)
         own = OwnEmbeddings(self._generation.engine)
         draft = await self._in_thread(lambda: self._draft(upload, own))
         version, created = await self._in_thread(lambda: self._store.publish(task_id, draft))
@@ -119,7 +119,8 @@ class PublishingService:
     async def _in_thread(self, work: Callable[[], _T], threads: Executor | None = None) -> _T:
         return await asyncio.get_running_loop().run_in_executor(threads or self._threads, work)
 
-    def _check_task_id(self, task_id: str) -> None:
+    def check_task_id(self, task_id: str) -> None:
+        """Raise InvalidRequest unless a task may be called so."""
         if check_task_id(task_id) == self._generation.base_name:
             raise InvalidRequest(
                 f"{task_id!r} is the name of the base model; choose another task id.", param="task_id"
