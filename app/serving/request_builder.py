@@ -143,7 +143,7 @@ class RequestBuilder:
 
     def label_ids(self, text: str, *, with_eos: bool) -> tuple[int, ...]:
         """Return the ids of a text alone, with one that ends an answer after them if the base has any."""
-        return self.prompts.answer_ids(text, min(self.eos_ids, default=None) if with_eos else None)
+        return self.prompts.answer_ids(text, self.prompts.end_id(self.eos_ids) if with_eos else None)
 
     def _encode(self, request: GenerationRequest, template: Template, truncate: int | None) -> Tokenized:
         if request.token_ids is not None:

@@ -1,6 +1,6 @@
 """Prompts to token ids: a task's template and inputs, a chat, or ids. For serving and training."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from transformers import PreTrainedTokenizerFast
 
@@ -60,6 +60,11 @@ class PromptEncoder:
         if template is PLAIN and self.chat.exists:
             return self.encode_chat(messages, truncate)
         return self.encode(template, last_of_user(messages), truncate)
+
+    def end_id(self, eos_ids: Collection[int]) -> int | None:
+        """Return the id that ends an answer, of several the tokenizer's own EOS; None: the base has none."""
+        own = self.tokenizer.eos_id
+        return own if own in eos_ids else min(eos_ids, default=None)
 
     def answer_ids(self, text: str, eos_id: int | None) -> tuple[int, ...]:
         """Return the ids of an answer: of its text alone, then the one that ends it, if there is one."""

@@ -60,6 +60,7 @@ class PromptTokenizer:
             token.content: id_ for id_, token in added if token.special and token.content not in control
         }
         self._bos_id: int | None = tokenizer.bos_token_id
+        self.eos_id: int | None = tokenizer.eos_token_id
         self.pad_id: int | None = tokenizer.pad_token_id
         self._before, self._after = _added_around(self._backend)
         self._longest_token = max((len(token) for token in self._backend.get_vocab()), default=1)
@@ -165,7 +166,7 @@ def check_not_empty(tokenized: Tokenized) -> None:
         raise InvalidRequest("inputs is empty: it gives the model nothing to read.", param="inputs")
 
 
-def check_no_padding(source: Sequence[int], pad_id: int | None, eos_ids: Collection[int | None]) -> None:
+def check_no_padding(source: Sequence[int], pad_id: int | None, eos_ids: Collection[int]) -> None:
     """Refuse padding in what an encoder reads: `generate` hides it, and some count no position for it.
 
     Raise InvalidRequest.

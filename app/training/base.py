@@ -94,7 +94,7 @@ def training_base(
         encoder=encoder,
         geometry=geometry,
         eos_ids=eos_ids,
-        eos_id=tokenizer.eos_token_id if tokenizer.eos_token_id in eos_ids else min(eos_ids, default=None),
+        eos_id=encoder.end_id(eos_ids),
         decoder_start_id=decoder_start_id,
         forced_bos_id=getattr(model.generation_config, "forced_bos_token_id", None),
     )

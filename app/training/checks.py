@@ -24,8 +24,8 @@ def disjoint(splits: Splits) -> tuple[Splits, tuple[str, ...]]:
     train, moved_train = _without(splits.train, held_out)
     moved = (("train", moved_train), ("dev", moved_dev))
     lines = tuple(
-        f"{len(found)} lines of {name} were left out, since their inputs are held out too: {found[0].place} "
-        f"is {held_out[plain_text(found[0])].place}"
+        f"lines left out of {name}, since their inputs are held out too: {len(found)}, such as "
+        f"{found[0].place} ({held_out[plain_text(found[0])].place})"
         for name, found in moved
         if found
     )
@@ -97,8 +97,8 @@ def _contradictions(examples: Iterable[Example]) -> Iterator[str]:
         one = groups[0][0]
         other = next(each for each in groups[0] if each.output.strip() != one.output.strip())
         yield (
-            f"{len(groups)} inputs have several answers, such as {excerpt(one.output, 40)} ({one.place}) and "
-            f"{excerpt(other.output, 40)} ({other.place})"
+            f"inputs with several answers: {len(groups)}, such as {excerpt(one.output, 40)} ({one.place}) "
+            f"and {excerpt(other.output, 40)} ({other.place})"
         )
 
 
@@ -110,7 +110,10 @@ def _repetitions(examples: Sequence[Example]) -> Iterator[str]:
             repeated.append(example)
     if repeated:
         earlier = first[plain_text(repeated[0]), repeated[0].output.strip()]
-        yield f"{len(repeated)} lines of train repeat another one: {repeated[0].place} is {earlier.place}"
+        yield (
+            f"lines of train that repeat another one: {len(repeated)}, such as {repeated[0].place} "
+            f"({earlier.place})"
+        )
 
 
 def _twins(choices: Sequence[str]) -> Iterator[str]:

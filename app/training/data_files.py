@@ -6,7 +6,7 @@ length. Line ends are LF or CRLF; a byte order mark of UTF-8 is left out.
 
 import csv
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,16 +59,19 @@ class DataFile:
             )
         return cls(path, hashlib.sha256())
 
+    @property
+    def name(self) -> str:
+        """Return its name, without folders."""
+        return self.path.name
+
+    @property
+    def sha256(self) -> str:
+        """Return the hash, in hex, of what was read."""
+        return self.digest.hexdigest()
+
     def rows(self) -> Iterator[Row]:
         """Yield the records. Raise InvalidRequest, which names the first line that isn't one."""
-        count = 0
-        for row in READERS[self.path.suffix.lower()](self):
-            count += 1
-            if count > MAX_EXAMPLES:
-                raise self.refused(row.line, f"at most {MAX_EXAMPLES} examples are read; take a sample")
-            yield row
-        if not count:
-            raise refused(self.path.name, f"it holds no examples; expected {_FORMS_OF_FILES}")
+        yield from counted(self.name, READERS[self.path.suffix.lower()](self))
 
     def refused(self, line: int, message: str) -> InvalidRequest:
         """Return the error for what is wrong with a line."""
@@ -108,9 +111,21 @@ class DataFile:
             ) from None
 
 
+def counted(name: str, rows: Iterable[Row]) -> Iterator[Row]:
+    """Yield the rows. Raise InvalidRequest: there are none, or more than MAX_EXAMPLES."""
+    count = 0
+    for row in rows:
+        count += 1
+        if count > MAX_EXAMPLES:
+            raise refused(name, f"at most {MAX_EXAMPLES} examples are read; take a sample")
+        yield row
+    if not count:
+        raise refused(name, f"it holds no examples; expected {_FORMS_OF_FILES}")
+
+
 def _json_rows(file: DataFile) -> Iterator[Row]:
     for number, line in file.lines():
-        if line.isspace():
+        if not line.strip():
             continue
         try:
             fields = parse_json(line)
@@ -204,4 +219,4 @@ def kind_of(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     names = {str: "a string", int: "a number", float: "a number", list: "a list", dict: "an object"}
-    return names[type(value)]
+    return names.get(type(value), f"a {type(value).__name__}")

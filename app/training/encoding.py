@@ -27,8 +27,13 @@ class Base(Protocol):
         ...
 
     @property
+    def eos_ids(self) -> frozenset[int]:
+        """Return the ids that end an answer."""
+        ...
+
+    @property
     def eos_id(self) -> int | None:
-        """Return the id that ends an answer; None: the base has none."""
+        """Return the one of them that ends an answer in training; None: the base has none."""
         ...
 
     @property
@@ -89,8 +94,9 @@ def _encode(example: Example, base: Base, template: Template) -> EncodedExample:
     source = _source(example, base.encoder, template)
     check_not_empty(source)
     if base.geometry.has_encoder:
-        check_no_padding(source.ids, base.encoder.tokenizer.pad_id, (base.eos_id,))
-    forced = () if base.forced_bos_id is None else (base.forced_bos_id,)
+        check_no_padding(source.ids, base.encoder.tokenizer.pad_id, base.eos_ids)
+    first = base.forced_bos_id if base.geometry.has_encoder else None
+    forced = () if first is None else (first,)
     return EncodedExample(source.ids, (*forced, *base.encoder.answer_ids(example.output, base.eos_id)))
 
 

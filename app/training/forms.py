@@ -8,7 +8,7 @@ from app.errors import InvalidRequest
 from app.strict_json import excerpt
 from app.text.chat import Message
 from app.text.template import FIELD_NAME, MAX_FIELDS
-from app.training.data_files import DataFile, Row, kind_of
+from app.training.data_files import Row, kind_of, refused
 from app.training.examples import Example, Form, Inputs
 
 _FIELDS: Mapping[Form, frozenset[str]] = {
@@ -32,20 +32,20 @@ class FormReader:
         self._label_type: type | None = None
         self._first = ""
 
-    def example(self, file: DataFile, row: Row) -> Example:
+    def example(self, file: str, row: Row) -> Example:
         """Raise InvalidRequest, which names the line and the field that is wrong."""
         fields = _of_columns(row.fields) if row.is_table else row.fields
         try:
             form = _form_of(fields.keys())
             if self.form is None:
-                self.form, self._first = form, f"{file.path.name}, line {row.line}"
+                self.form, self._first = form, f"{file}, line {row.line}"
             if form is not self.form:
                 raise _wrong(f"it has the form {form}, but {self._first} has {self.form}; use one of them")
             self._check_fields(form, fields.keys())
             given = self._parsed(form, fields)
         except InvalidRequest as error:
-            raise file.refused(row.line, error.message) from None
-        return Example(**given, line=row.line, file=file.path.name)
+            raise refused(f"{file}, line {row.line}", error.message) from None
+        return Example(**given, line=row.line, file=file)
 
     def _check_fields(self, form: Form, names: Set[str]) -> None:
         needed = _FIELDS[form] - {"expected", "answer", "slots", "choices"}
@@ -175,7 +175,7 @@ def _messages(values: Any) -> list[Message]:
         raise _wrong("messages must be a list of at least two: what is asked, and the assistant's answer")
     messages = [_message(value, f"messages[{index}]") for index, value in enumerate(values)]
     if messages[-1].role != "assistant":
-        raise _wrong(f"the last message must be the assistant's answer, not one of {messages[-1].role}")
+        raise _wrong(f"the last message must be the assistant's answer, but its role is {messages[-1].role}")
     if not messages[-1].content.strip():
         raise _wrong("the assistant's last message is empty")
     return messages

@@ -1,14 +1,17 @@
 """From files to a Dataset: one file that is split by hash, or files that are called train, dev and test."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from app.errors import InvalidRequest
 from app.training.checks import check_labels, disjoint, warnings_of
-from app.training.data_files import READERS, DataFile, refused
+from app.training.data_files import READERS, DataFile, Row, refused
 from app.training.examples import Dataset, Example, Form
 from app.training.forms import FormReader
+from app.training.near_duplicates import near_duplicate_warnings
+from app.training.saved_datasets import is_saved_dataset, saved_splits
 from app.training.splits import Splits, by_input, split_by_hash
 
 MIN_INPUTS = 10  # different ones, of which some are held out
@@ -30,42 +33,41 @@ def read_dataset(
     dev_share: float | None = None,
     test_share: float | None = None,
 ) -> Dataset:
-    """Read one task's data: a file, a directory of train, dev and test files, or those files.
+    """Read one task's data: a file, files called train, dev and test, their directory, or a saved dataset.
 
-    Shares are those of one file, or of train where there is no dev or test file; None: by size. `split_seed`
-    is of the split alone: with another one, other lines are held out.
+    Shares are those of one file, or of train where there is no dev or test; None: by size. `split_seed` is of
+    the split alone: with another one, other lines are held out.
 
     Raise InvalidRequest, which names the file, the line and the field that is wrong.
     """
     _check_share("dev", dev_share)
     _check_share("test", test_share)
-    files = _files([paths] if isinstance(paths, Path) else [*paths])
-    reader, read, digests = FormReader(), dict[str, tuple[Example, ...]](), dict[str, str]()
-    for split, path in files.items():
-        file = DataFile.at(path)
-        read[split] = tuple(reader.example(file, row) for row in file.rows())
-        digests[path.name] = file.digest.hexdigest()
-    assert reader.form is not None
-    kept, moved = disjoint(Splits(read["train"], read.get("dev", ()), read.get("test", ())))
-    groups = by_input(kept.train)
-    _check_count(len(groups), files["train"].name)
-    splits = split_by_hash(
-        groups,
+    sources = _sources([paths] if isinstance(paths, Path) else paths)
+    reader = FormReader()
+    read = {
+        split: tuple(reader.example(source.name, row) for row in source.rows())
+        for split, source in sources.items()
+    }
+    given, moved = disjoint(Splits(read["train"], read.get("dev", ()), read.get("test", ())))
+    if "dev" in read and not given.dev:
+        raise refused(sources["dev"].name, "all its inputs are held out in test too; expected other ones")
+    cut = split_by_hash(
+        _enough(given, sources["train"].name, moved),
         split_seed=split_seed,
-        dev_share=0 if "dev" in files else dev_share,
-        test_share=0 if "test" in files else test_share,
+        dev_share=0 if "dev" in read else dev_share,
+        test_share=0 if "test" in read else test_share,
         by_label=reader.form is Form.LABEL,
     )
-    splits = Splits(splits.train, kept.dev or splits.dev, kept.test or splits.test)
-    choices = _choices(reader, splits)
+    splits = Splits(cut.train, given.dev or cut.dev, given.test or cut.test)
+    choices = check_labels(splits) if reader.form is Form.LABEL else reader.choices or ()
     return Dataset(
         train=splits.train,
         dev=splits.dev,
         test=splits.test,
-        digest=_digest(digests),
-        form=reader.form,
+        digest=_digest(sources.values()),
+        form=reader.form or Form.INPUTS,
         choices=choices,
-        warnings=(*moved, *warnings_of(splits, choices)),
+        warnings=(*moved, *warnings_of(splits, choices), *near_duplicate_warnings(splits)),
     )
 
 
@@ -88,64 +90,100 @@ def read_tasks(
     return found
 
 
+def named_paths(arguments: Sequence[str]) -> dict[str, Path] | None:
+    """Return the paths of NAME=PATH by name; None: these are plain paths.
+
+    Raise InvalidRequest: some have a name and some don't, or a name stands twice.
+    """
+    parts = [_named(argument) for argument in arguments]
+    names = [name for name, _ in parts]
+    if not any(names):
+        return None
+    if not all(names):
+        raise refused(
+            parts[names.index("")][1], "it has no name, but others have; write NAME=PATH for each task"
+        )
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise refused(twice, "two tasks have this name; expected a NAME=PATH for each task")
+    return {name: Path(path) for name, path in parts}
+
+
+def _named(argument: str) -> tuple[str, str]:
+    name, equals, path = argument.partition("=")
+    return ("", argument) if not equals or Path(argument).exists() else (name, path)
+
+
 def _check_share(name: str, share: float | None) -> None:
     if share is not None and not 0 <= share <= MAX_SHARE:
         raise InvalidRequest(f"the share of {name} must be from 0 to {MAX_SHARE}", param=f"{name}_share")
 
 
-def _check_count(count: int, name: str) -> None:
-    if count < MIN_INPUTS:
+def _enough(given: Splits, name: str, moved: Sequence[str]) -> Mapping[str, Sequence[Example]]:
+    """Return train's examples by input. Raise InvalidRequest: they are too few."""
+    groups = by_input(given.train)
+    if len(groups) < MIN_INPUTS:
         raise refused(
             name,
-            f"it holds {count} different inputs to train on; expected at least {MIN_INPUTS}, and a few "
-            "hundred for a good prompt",
+            f"it holds {len(groups)} different inputs to train on; expected at least {MIN_INPUTS}, and a few "
+            f"hundred for a good prompt{'; '.join(['', *moved])}",
         )
+    return groups
 
 
-def _files(paths: Sequence[Path]) -> dict[str, Path]:
-    """Return the file of each split; one file alone is train's."""
-    if len(paths) == 1 and paths[0].is_dir():
-        return _of_directory(paths[0])
-    if len(paths) == 1:
-        return {"train": paths[0]}
-    return _by_split(paths, "the files")
+class Source(Protocol):
+    """Rows of one split, and the hash of the bytes that they come from, once they were read."""
+
+    @property
+    def name(self) -> str:
+        """Return how messages call it."""
+        ...
+
+    @property
+    def sha256(self) -> str:
+        """Return the hash in hex."""
+        ...
+
+    def rows(self) -> Iterator[Row]:
+        """Yield the records. Raise InvalidRequest."""
+        ...
 
 
-def _of_directory(directory: Path) -> dict[str, Path]:
-    found = sorted(path for path in directory.iterdir() if path.suffix.lower() in READERS)
-    if not found:
-        raise refused(
-            directory.name or str(directory),
-            f"the directory holds no {', '.join(READERS)} file; expected train, and perhaps dev and test",
-        )
-    return _by_split(found, directory.name or str(directory))
+def _sources(paths: Sequence[Path]) -> Mapping[str, Source]:
+    """Return the source of each split; one file alone is train's."""
+    if len(paths) != 1:
+        return _by_split([(path.stem, DataFile.at(path)) for path in paths], "the files")
+    [path] = paths
+    where = path.name or str(path)
+    if is_saved_dataset(path):
+        return _by_split(list(saved_splits(path).items()), where)
+    if not path.is_dir():
+        return {"train": DataFile.at(path)}
+    files = sorted(each for each in path.iterdir() if each.suffix.lower() in READERS)
+    if not files:
+        kinds = ", ".join(READERS)
+        raise refused(where, f"the directory holds no {kinds} file; expected train, and perhaps dev and test")
+    return _by_split([(each.stem, DataFile.at(each)) for each in files], where)
 
 
-def _by_split(paths: Sequence[Path], where: str) -> dict[str, Path]:
-    files: dict[str, Path] = {}
-    for path in paths:
-        split = _SPLIT_NAMES.get(path.stem.lower())
+def _by_split(named: Sequence[tuple[str, Source]], where: str) -> dict[str, Source]:
+    found: dict[str, Source] = {}
+    for name, source in named:
+        split = _SPLIT_NAMES.get(name.lower())
         if split is None:
             raise refused(
-                where, f"{path.name} is called neither train, dev (validation, valid, val) nor test"
+                where, f"{source.name} is called neither train, dev (validation, valid, val) nor test"
             )
-        if split in files:
-            raise refused(where, f"{files[split].name} and {path.name} are both {split}; leave one out")
-        files[split] = path
-    if "train" not in files:
-        raise refused(where, "there is no file called train")
-    return {split: files[split] for split in ("train", "dev", "test") if split in files}
+        if split in found:
+            raise refused(where, f"{found[split].name} and {source.name} are both {split}; leave one out")
+        found[split] = source
+    if "train" not in found:
+        raise refused(where, "nothing in it is called train")
+    return {split: found[split] for split in ("train", "dev", "test") if split in found}
 
 
-def _digest(digests: Mapping[str, str]) -> str:
-    if len(digests) == 1:
-        return next(iter(digests.values()))
-    listed = "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
-    return hashlib.sha256(listed.encode()).hexdigest()
-
-
-def _choices(reader: FormReader, splits: Splits) -> tuple[str, ...]:
-    """Return the labels of the data, in an order that doesn't depend on that of the lines."""
-    if reader.form is not Form.LABEL:
-        return reader.choices or ()
-    return check_labels(splits)
+def _digest(sources: Collection[Source]) -> str:
+    if len(sources) == 1:
+        return next(iter(sources)).sha256
+    listed = sorted(f"{source.sha256}  {source.name}\n" for source in sources)
+    return hashlib.sha256("".join(listed).encode()).hexdigest()

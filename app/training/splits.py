@@ -33,7 +33,7 @@ class Splits:
 def plain_text(example: Example) -> str:
     """Return what is asked, in one text without case, width and repeated white space."""
     if example.messages:
-        asked: object = [f"{message.role}: {message.content}" for message in example.messages]
+        asked: object = [[each.role, each.content, *sorted(each.others.items())] for each in example.messages]
     else:
         asked = example.inputs if isinstance(example.inputs, str) else dict(sorted(example.inputs.items()))
     text = asked if isinstance(asked, str) else json.dumps(asked, ensure_ascii=False)

@@ -50,6 +50,7 @@ class Base:
 
     builder: RequestBuilder
     geometry: ModelGeometry
+    eos_ids: frozenset[int]
     eos_id: int | None
     forced_bos_id: int | None = None
 
@@ -94,7 +95,8 @@ def _base(stack: Stack) -> Base:
     return Base(
         builder,
         stack.engine.geometry,
-        min(builder.eos_ids, default=None),
+        builder.eos_ids,
+        builder.prompts.end_id(builder.eos_ids),
         stack.base.generation_config.forced_bos_token_id,
     )
 
