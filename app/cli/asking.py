@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -21,27 +22,55 @@ BASE = "(base model)"
 class Asked:
     """One version of a task, or the base model itself, and how it is asked."""
 
-    reference: str | None  # pinned, so that an alias that moves meanwhile changes nothing
+    reference: str | None  # pinned, so that an alias that moves meanwhile changes nothing; None: the base
+    model: str  # the same, as chats name it
     name: str  # for people: `sentiment@3`
     digest: str | None
     template: Template | None = None  # rendered here, before the task's own
     parameters: Mapping[str, Any]
     choices: tuple[LabelledChoice, ...] = ()  # sent with a second request, which classifies
 
-    def body(self, item: Item) -> Row:
-        """Return the request that generates, greedily."""
-        return self._body(item, {**self.parameters, "do_sample": False})
+    def text(self, client: ServerClient, item: Item) -> str:
+        """Generate, greedily."""
+        if not isinstance(item.inputs, str | Mapping):
+            body = {"model": self.model, "messages": item.inputs, **_of_chats(self.parameters)}
+            answer = client.call("POST", "/v1/chat/completions", json={**body, "temperature": 0})
+            return str(answer["choices"][0]["message"]["content"])
+        parameters = {**self.parameters, "do_sample": False}
+        return str(
+            client.call("POST", "/generate", json=self._body(item.inputs, parameters))["generated_text"]
+        )
 
-    def choice_body(self, item: Item) -> Row:
-        """Return the request that classifies."""
-        return self._body(item, {"choices": [choice.model_dump() for choice in self.choices]})
+    def probabilities(self, client: ServerClient, item: Item) -> dict[str, float] | None:
+        """Classify, where there are choices."""
+        if not self.choices or not isinstance(item.inputs, str | Mapping):
+            return None
+        parameters = {"choices": [choice.model_dump() for choice in self.choices]}
+        answer = client.call("POST", "/generate", json=self._body(item.inputs, parameters))
+        return {each["value"]: each["probability"] for each in answer["choice"]["probabilities"]}
 
-    def _body(self, item: Item, parameters: Row) -> Row:
-        inputs: Any = item.inputs
+    def _body(self, inputs: str | Mapping[str, str], parameters: Row) -> Row:
         if self.template is not None:
-            inputs = joined(self.template.render(bind_inputs(self.template, item.inputs)))
+            inputs = joined(self.template.render(bind_inputs(self.template, inputs)))
         task = {} if self.reference is None else {"task_id": self.reference}
         return {"inputs": inputs, "parameters": parameters} | task
+
+
+def _of_chats(parameters: Row) -> Row:
+    """Return the parameters of an evaluation under the names of chats."""
+    return {{"max_new_tokens": "max_tokens"}.get(name, name): value for name, value in parameters.items()}
+
+
+def read_items(data: Path, limit: int | None) -> list[Item]:
+    """Return the lines of a held-out file, which the training reader reads. Raise InvalidRequest."""
+    from app.training.readers import read_examples  # brings transformers, which takes seconds
+
+    return [example.item for example in read_examples(data)[:limit]]
+
+
+def is_chat(items: Sequence[Item]) -> bool:
+    """Return whether the items are chats; all items of a file have one form."""
+    return not isinstance(items[0].inputs, str | Mapping)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +98,7 @@ class Version:
         digest = self.row["version_digest"]
         return Asked(
             reference=f"{self.task_id}@{digest}",
+            model=f"{self.task_id}@{digest}",
             name=f"{self.task_id}@{self.number}",
             digest=digest,
             template=template,
@@ -76,9 +106,12 @@ class Version:
         )
 
 
-def base_asked(parameters: Row, template: Template | None = None) -> Asked:
+def base_asked(client: ServerClient, parameters: Row, template: Template | None = None) -> Asked:
     """Return the base model as one that answers."""
-    return Asked(reference=None, name=BASE, digest=None, template=template, parameters=parameters)
+    model = str(client.call("GET", "/health").get("model"))
+    return Asked(
+        reference=None, model=model, name=BASE, digest=None, template=template, parameters=parameters
+    )
 
 
 def find_version(client: ServerClient, reference: str) -> Version:
@@ -113,7 +146,11 @@ def _only_version(task_id: str, alias: str, aliases: Mapping[str, Any]) -> str:
 def choice_names(choices: Sequence[LabelledChoice], items: Sequence[Item]) -> tuple[str, ...]:
     """Return the labels of choices, if every item expects one of them; else none."""
     names = tuple(choice.value for choice in choices)
-    return names if len(names) > 1 and {expected_label(item) for item in items} <= set(names) else ()
+    return (
+        names
+        if len(names) > 1 and not is_chat(items) and {expected_label(item) for item in items} <= set(names)
+        else ()
+    )
 
 
 def ask_all(
@@ -138,16 +175,9 @@ def ask_all(
 
 def _ask(client: ServerClient, side: Asked, item: Item) -> Outcome:
     try:
-        text = client.call("POST", "/generate", json=side.body(item))["generated_text"]
-        return Outcome(item, str(text), probabilities=_probabilities(client, side, item))
+        text = side.text(client, item)
+        return Outcome(item, text, probabilities=side.probabilities(client, item))
     except NoAnswer:
         raise
     except CommandFailed as refusal:
         return Outcome(item, "", error=str(refusal))
-
-
-def _probabilities(client: ServerClient, side: Asked, item: Item) -> dict[str, float] | None:
-    if not side.choices:
-        return None
-    answer = client.call("POST", "/generate", json=side.choice_body(item))
-    return {each["value"]: each["probability"] for each in answer["choice"]["probabilities"]}

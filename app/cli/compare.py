@@ -9,14 +9,23 @@ from typing import Annotated, Any
 
 import typer
 
-from app.cli.asking import Asked, Version, ask_all, base_asked, choice_names, find_version
+from app.cli.asking import (
+    Asked,
+    Version,
+    ask_all,
+    base_asked,
+    choice_names,
+    find_version,
+    is_chat,
+    read_items,
+)
 from app.cli.comparison_report import ComparisonReport
 from app.cli.evaluate import ConcurrencyOption, LimitOption, MaxNewTokensOption
 from app.cli.promotion import Gate, Rule, gate_for
 from app.cli.server import DEFAULT_SERVER, CommandFailed, KeyOption, ServerClient, ServerOption
 from app.scoring.bootstrap import RESAMPLES
 from app.scoring.comparison import compare
-from app.scoring.items import Item, read_items
+from app.scoring.items import Item
 from app.scoring.measures import measure
 from app.store.references import DEFAULT_ALIAS
 from app.text.template import parse_template
@@ -58,10 +67,15 @@ def compare_versions(
     key: KeyOption = None,
 ) -> None:
     """Compare two versions on a held-out file, with paired intervals; promote the better one."""
-    items = read_items(data)[:limit]
+    items = read_items(data, limit)
+    other = _Other(live, against, instruction)
+    if other.is_base and is_chat(items):
+        raise ValueError(
+            "messages are compared between two versions; the base model has no template for them"
+        )
     given = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
     with ServerClient(server, key) as client:
-        sides = _sides(client, candidate, _Other(live, against, instruction), given)
+        sides = _sides(client, candidate, other, given)
         gate = None if promote_if is None else gate_for(promote_if, margin, sides.candidate, sides.other)
         report = _decided_by(_compare(client, sides, data, items, concurrency, seed), metric)
         report.show(examples)
@@ -115,7 +129,7 @@ def _sides(client: ServerClient, candidate: str, other: _Other, given: dict[str,
     mine = find_version(client, candidate)
     if other.is_base:
         template = parse_template(other.template(mine.row["template"]))
-        base = base_asked({**mine.row["defaults"], **given}, template)
+        base = base_asked(client, {**mine.row["defaults"], **given}, template)
         if other.instruction is not None:
             base = replace(base, name="(instruction)")
         return _Sides(candidate=mine, other=None, asked=(mine.asked(given), base))

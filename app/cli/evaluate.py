@@ -11,11 +11,11 @@ from typing import Annotated, Any
 
 import typer
 
-from app.cli.asking import Asked, ask_all, base_asked, choice_names, find_version
+from app.cli.asking import Asked, ask_all, base_asked, choice_names, find_version, is_chat, read_items
 from app.cli.score_table import score_line
 from app.cli.server import DEFAULT_SERVER, KeyOption, ServerClient, ServerOption
 from app.scoring.calibration import Calibration
-from app.scoring.items import Item, Outcome, read_items
+from app.scoring.items import Item, Outcome
 from app.scoring.measures import Measures, Score, measure
 from app.scoring.reliability import check_picture, errors_in_words, reliability_lines, save_reliability
 from app.serving.publishing.task_settings import LabelledChoice
@@ -29,9 +29,7 @@ ConcurrencyOption = Annotated[int, typer.Option(help="Number of concurrent reque
 
 
 def evaluate(
-    data: Annotated[
-        Path, typer.Option(help="File of JSON lines with inputs and expected, optionally answer and slots")
-    ],
+    data: Annotated[Path, typer.Option(help="File of inputs and expected outputs: .jsonl, .csv or .tsv")],
     task: Annotated[str | None, typer.Option(help="Task, or task@version; default: the base model")] = None,
     template: Annotated[
         str | None, typer.Option(help="Template for the inputs, such as 'Review: {text}'")
@@ -48,7 +46,9 @@ def evaluate(
     key: KeyOption = None,
 ) -> None:
     """Evaluate a task on a held-out file: the metrics that suit its answers, and calibration of choices."""
-    items = read_items(data)[:limit]
+    items = read_items(data, limit)
+    if template is not None and is_chat(items):
+        raise ValueError("--template goes with inputs; messages have the base's chat template")
     if plot is not None:
         check_picture(plot)
     parameters = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
@@ -77,8 +77,7 @@ def _asked(
     client: ServerClient, task: str | None, parameters: dict[str, Any], template: Template | None
 ) -> tuple[Asked, tuple[LabelledChoice, ...]]:
     if task is None:
-        client.call("GET", "/health")
-        return base_asked(parameters, template), ()
+        return base_asked(client, parameters, template), ()
     version = find_version(client, task)
     return version.asked(parameters, template), version.choices
 

@@ -90,12 +90,6 @@ def measure(outcomes: Sequence[Outcome], choices: Sequence[str] = ()) -> Measure
     return _measures([*metrics, *found], notes, is_long=_are_long(items))
 
 
-def measure_texts(generated: Sequence[str], expected: Sequence[str], choices: Sequence[str] = ()) -> Measures:
-    """Measure texts beside those that are right, one for one."""
-    pairs = zip(generated, expected, strict=True)
-    return measure([Outcome(Item(inputs="", expected=right), text) for text, right in pairs], choices)
-
-
 def _measures(metrics: Sequence[Metric], notes: Sequence[str] = (), *, is_long: bool = True) -> Measures:
     names = {metric.name for metric in metrics}
     main = next(name for name in _MAIN if name in names and (name != "f1" or is_long))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from app.prompt import Prompt
-from app.scoring.items import Item, Outcome
+from app.scoring.items import Outcome
 from app.scoring.measures import measure
 from app.training.examples import EncodedExample, Example
 from app.training.run import Answerer
@@ -57,7 +57,7 @@ class DevSet:
         if not self.examples:
             return {}
         outcomes = [
-            Outcome(_item(example), answer)
+            Outcome(example.item, answer)
             for task, prompt in enumerate(prompts)
             if (examples := self._of_task(task))
             for example, answer in zip(examples, answerer.answers(prompt, examples), strict=True)
@@ -73,7 +73,3 @@ class DevSet:
 def size(example: EncodedExample) -> int:
     """Return the tokens that the base reads."""
     return len(example.source) + len(example.target)
-
-
-def _item(example: Example) -> Item:
-    return Item(inputs="", expected=example.output, slots=example.slots, answer=example.answer)

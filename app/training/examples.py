@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from app.scoring.items import Item
 from app.text.chat import Message
 
 Inputs = str | Mapping[str, str]  # what `/generate` takes: a text, or the template's fields
@@ -36,6 +37,12 @@ class Example:
     def place(self) -> str:
         """Return where it stands, as messages begin."""
         return f"{self.file or 'data'}, line {self.line}"
+
+    @property
+    def item(self) -> Item:
+        """Return it as scores know it; the inputs of a chat are its messages, as JSON objects."""
+        chat = [{"role": each.role, "content": each.content, **each.others} for each in self.messages]
+        return Item(inputs=chat or self.inputs, expected=self.output, slots=self.slots, answer=self.answer)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

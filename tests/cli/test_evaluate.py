@@ -158,3 +158,38 @@ def test_what_is_no_choice_is_not_calibrated(
     assert (status, "none of the task's choices" in err) == (0, True)
     assert "choices accuracy" not in shown
     assert promptplex("eval", *flags, *plot)[0] == 1
+
+
+def test_the_forms_of_training_data_are_held_out_files_too(
+    server_url: str, promptplex: Run, tmp_path: Path
+) -> None:
+    said = ask(server_url, inputs="the film", parameters={"max_new_tokens": 3})
+    files = {
+        "labels.jsonl": json.dumps({"text": "the film", "label": said}),
+        "table.csv": f'inputs,output\n"the film","{said.replace(chr(34), chr(34) * 2)}"',
+        "whole.jsonl": json.dumps({"prompt": "the film", "completion": said}),
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_text(content + "\n", newline="")
+        flags = ("--data", str(tmp_path / name), "--max-new-tokens", "3", "--server", server_url)
+        status, shown, err = promptplex("eval", *flags)
+        assert (status, "1 of 1" in shown) == (0, True), err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("\n", "it holds no examples"),
+        ('{"inputs": "x", "expected": "y"}\n{', "line 2"),
+        ('{"inputs": "x"}', "output is missing"),
+        ('{"inputs": "x", "expected": "y", "label": "z"}', "unknown field"),
+    ],
+)
+def test_bad_data_is_told_in_one_line(content: str, message: str, promptplex: Run, tmp_path: Path) -> None:
+    (tmp_path / "data.jsonl").write_text(content)
+    for command in (("eval",), ("compare", "any@candidate")):
+        status, out, err = promptplex(*command, "--data", str(tmp_path / "data.jsonl"))
+        assert (status, out) == (1, "")
+        assert err.startswith("error: data.jsonl")
+        assert message in err
+        assert err.count("\n") == 1

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from app.scoring.items import read_items
 from app.serving.publishing.bundle import read_bundle
 from app.store.importers import import_prompt
 from app.store.prompt_store import open_store
+from app.training.readers import read_examples
 from demo.recipes import heldout
 from demo.recipes.demos import DEMOS
 from demo.recipes.measure import WITH_AT_LEAST, WITHOUT_BELOW, table_row
@@ -97,7 +97,7 @@ def test_every_shipped_prompt_can_be_imported(demo, task):
 def test_the_heldout_files_are_what_the_recipe_makes(demo, task):
     for name, text in heldout.files(task).items():
         assert (HELDOUT / name).read_text() == text
-        assert len(read_items(HELDOUT / name)) == text.count("\n")
+        assert len(read_examples(HELDOUT / name)) == text.count("\n")
 
 
 @each_task

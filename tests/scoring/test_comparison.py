@@ -5,8 +5,9 @@ import pytest
 
 from app.scoring.comparison import Difference, Pairs, compare
 from app.scoring.items import Item, Outcome
-from app.scoring.measures import Measures, measure_texts
+from app.scoring.measures import Measures
 from app.scoring.metric import mean
+from tests.scoring.outcomes import measure_texts
 
 
 def right(count: int, total: int, *, first: int = 0) -> Measures:

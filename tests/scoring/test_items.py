@@ -1,10 +1,8 @@
-"""Outputs whose rightness is known, and held-out files that aren't any."""
-
-from pathlib import Path
+"""Outputs whose rightness is known."""
 
 import pytest
 
-from app.scoring.items import Item, Outcome, read_items
+from app.scoring.items import Item, Outcome
 
 
 def outcome(generated: str, expected: str = "", **fields: object) -> Outcome:
@@ -41,41 +39,3 @@ def test_a_refused_request_is_wrong_in_every_respect() -> None:
     assert not refused.is_exact
     assert not refused.is_right
     assert not refused.has_every_slot
-
-
-def test_a_file_is_read(tmp_path: Path) -> None:
-    file = tmp_path / "data.jsonl"
-    file.write_text(
-        '{"inputs": {"name": "é"}, "expected": "x", "slots": ["a"]}\n\n{"inputs": "i", "expected": ""}\n'
-    )
-    assert read_items(file) == [
-        Item(inputs={"name": "é"}, expected="x", slots=("a",)),
-        Item(inputs="i", expected=""),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("{", "line 2"),
-        ("[]", "expected a JSON object"),
-        ('{"inputs": "x"}', "expected is missing"),
-        ('{"inputs": "x", "expected": "y", "label": "z"}', "unknown field label"),
-        ('{"inputs": 3, "expected": "y"}', "'inputs' must be"),
-        ('{"inputs": "x", "expected": null}', "must be strings"),
-        ('{"inputs": "x", "expected": "y", "slots": "z"}', "'slots' must be"),
-        ('{"inputs": "x", "expected": "y", "slots": [""]}', "'slots' must be"),
-    ],
-)
-def test_a_line_that_is_no_item_is_named(line: str, message: str, tmp_path: Path) -> None:
-    file = tmp_path / "data.jsonl"
-    file.write_text(f'{{"inputs": "x", "expected": "y"}}\n{line}\n')
-    with pytest.raises(ValueError, match="line 2") as refused:
-        read_items(file)
-    assert message in str(refused.value)
-
-
-def test_an_empty_file_is_no_held_out_file(tmp_path: Path) -> None:
-    (tmp_path / "data.jsonl").write_text("\n")
-    with pytest.raises(ValueError, match="holds no items"):
-        read_items(tmp_path / "data.jsonl")

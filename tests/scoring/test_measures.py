@@ -3,7 +3,8 @@
 import pytest
 
 from app.scoring.items import Item, Outcome
-from app.scoring.measures import Measures, measure, measure_texts
+from app.scoring.measures import Measures, measure
+from tests.scoring.outcomes import measure_texts
 
 LONG = "the blue door is a thai place by the river"
 

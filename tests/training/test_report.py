@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from app.scoring.measures import Score, measure_texts
+from app.scoring.measures import Score
 from app.text.chat import Message
 from app.training.curves import Curve, curves_of
 from app.training.examples import Example
 from app.training.report.contents import AnsweredExample, Candidate, Report, TrialRow, metrics_json
 from app.training.report.page import report_page
 from app.training.run import DevRecord, History, StepRecord
+from tests.scoring.outcomes import measure_texts
 
 HOSTILE = [
     "<script>alert(1)</script>",
