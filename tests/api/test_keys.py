@@ -46,6 +46,7 @@ NEEDED: dict[tuple[str, str], set[Scope]] = {
     **{("GET", path): LISTING | {Scope.TRAIN} for path in ("/tasks", "/tasks/{task_id}")},
     **{("GET", path): LISTING for path in ("/v1/models", "/v1/models/{model}")},
     ("POST", "/tasks/{task_id}/training-runs"): {Scope.TRAIN},
+    ("POST", "/tasks/{task_id}/training-runs/check"): {Scope.TRAIN},
     ("GET", "/tasks/{task_id}/training-runs"): {Scope.TRAIN},
     ("GET", "/tasks/{task_id}/training-runs/{run_id}"): {Scope.TRAIN},
     ("DELETE", "/tasks/{task_id}/training-runs/{run_id}"): {Scope.TRAIN},

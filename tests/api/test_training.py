@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,33 @@ def test_what_is_live_is_the_default_of_what_is_trained(
     ended(client, plain), ended(client, changed)
     client.delete("/tasks/inherits")
     assert "retired; restore it" in error_of(start(client, "inherits"), 409)["message"]
+
+
+def check(client: httpx.Client, data: bytes, settings: Any = UNPUBLISHED) -> httpx.Response:
+    parts = {"data": ("", data), "settings": (None, json.dumps(settings))}
+    return client.post("/tasks/checked/training-runs/check", files=parts)
+
+
+def test_data_is_shown_before_anything_is_trained(client: httpx.Client, runs: Runs) -> None:
+    rows = "".join(f"film {number},{('good', 'bad')[number % 2]}\n" for number in range(40))
+    response = check(client, f"text,label\n{rows}film 0,good\n".encode())
+    assert response.status_code == 200, response.text
+    summary = response.json()
+    assert summary["form"] == "text and label"
+    assert sum(summary["num_examples"].values()) in (40, 41)
+    assert summary["choices"] == ["bad", "good"]
+    assert summary["fields"] == ["text"]
+    first = summary["examples"][0]
+    assert re.fullmatch(r"film \d+", first["inputs"])
+    assert re.fullmatch(r"data.csv, line \d+", first["place"])
+    wrong = error_of(check(client, b'{"text": "a", "lable": "b"}\n'), 422)
+    assert wrong["param"] == "data"
+    assert wrong["message"].startswith("data.jsonl, line 1: ")
+    assert "label" in wrong["message"]
+    assert error_of(check(client, LINES, {"dev_share": 2}), 422)["param"] == "settings.dev_share"
+    root = runs.directory.output("x").parent.parent
+    assert not list(root.glob(".new-*")), "nothing is kept"
+    assert runs.directory.records("checked") == []
 
 
 REFUSED: dict[str, tuple[dict[str, Any], int, str]] = {

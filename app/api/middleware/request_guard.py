@@ -24,7 +24,7 @@ from app.errors import PayloadTooLarge, PromptplexError
 log = logging.getLogger("promptplex.api")
 
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-_UPLOAD_PATH = re.compile(r"/tasks/[^/]+/(?:versions|training-runs)")
+_UPLOAD_PATH = re.compile(r"/tasks/[^/]+/(?:versions|training-runs(?:/check)?)")
 _UNPRINTABLE = re.compile(r"[^!-~]")
 _MAX_BODIES = 64  # as many of the largest size may be held at once, where these bytes suffice
 _MOST_BODY_BYTES = 64 << 20  # of bodies, and of what was read from them

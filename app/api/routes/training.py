@@ -19,6 +19,7 @@ from app.api.uploads import file_part, json_part, upload_form
 from app.errors import NotFound
 from app.keys.key import Scope
 from app.serving.training_runs.data_files import PARTS, check_parts, write_data
+from app.serving.training_runs.data_summary import DataSummary
 from app.serving.training_runs.records import RunRecord, new_run_id, now
 from app.serving.training_runs.rows import (
     TrainingRun,
@@ -27,7 +28,7 @@ from app.serving.training_runs.rows import (
     run_row,
 )
 from app.serving.training_runs.run_settings import PARAM as SETTINGS
-from app.serving.training_runs.run_settings import parse_run_settings, task_part
+from app.serving.training_runs.run_settings import RunSettings, parse_run_settings, task_part
 from app.serving.training_runs.service import TrainingRuns
 
 audit = logging.getLogger("promptplex.audit")
@@ -105,6 +106,24 @@ async def start_run(
     return JSONResponse(await asyncio.to_thread(run_detail, runs, record), 202)
 
 
+@router.post(
+    "/{task_id:path}/training-runs/check",
+    response_model=DataSummary,
+    responses=ERRORS | _BUSY,
+    openapi_extra=_MULTIPART,
+    summary="Check the data of a training run",
+)
+@needs(Scope.TRAIN)
+async def check_data(task_id: str, request: Request, runs: Runs, principal: CurrentPrincipal) -> JSONResponse:
+    """Return what a run with this body would read, or what is wrong with it; nothing is trained or kept."""
+    principal.require(task_id)
+    with runs.place(principal.tenant):
+        async with upload_form(request, (*PARTS, SETTINGS), _ADVICE) as form:
+            settings = await _settings(form)
+            summary = await asyncio.to_thread(runs.summary, _filler(form), settings.splits)
+    return JSONResponse(summary)
+
+
 @router.get(
     "/{task_id:path}/training-runs",
     response_model=TrainingRunList,
@@ -159,10 +178,7 @@ async def cancel_run(task_id: str, run_id: str, runs: Runs, principal: CurrentPr
 
 async def _read_record(task_id: str, form: FormData, behind: Services, principal: Principal) -> RunRecord:
     """Return the run that is asked for. Raise InvalidRequest, PayloadTooLarge, Forbidden."""
-    parts = [name for name in form if name != SETTINGS]
-    check_parts(parts)
-    given = await json_part(form, SETTINGS) or {}
-    settings = parse_run_settings(given)
+    settings = await _settings(form)
     if settings.task is not None and settings.task.get("examples"):
         principal.require_generation("The examples of a task are answered by the model")
     return RunRecord(
@@ -170,13 +186,19 @@ async def _read_record(task_id: str, form: FormData, behind: Services, principal
         task_id=task_id,
         who=principal.who,
         tenant=principal.tenant,
-        settings=given,
+        settings=settings.model_dump(mode="json", exclude_unset=True),
         task=await asyncio.to_thread(task_part, behind.store, task_id, settings),
         init_from=await asyncio.to_thread(_start_version, behind, principal, settings.init_from),
-        files={name: file_part(form, name).size or 0 for name in parts},
+        files={name: file_part(form, name).size or 0 for name in form if name != SETTINGS},
         created_at=now(),
         publish=settings.publish,
     )
+
+
+async def _settings(form: FormData) -> RunSettings:
+    """Return the settings of a form that has data. Raise InvalidRequest, PayloadTooLarge."""
+    check_parts([name for name in form if name != SETTINGS])
+    return parse_run_settings(await json_part(form, SETTINGS) or {})
 
 
 def _start_version(behind: Services, principal: Principal, reference: str | None) -> str | None:

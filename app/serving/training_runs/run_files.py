@@ -20,6 +20,7 @@ from app.serving.training_runs.records import (
     RunState,
     dump_record,
     is_run_id,
+    new_run_id,
     parse_record,
 )
 from app.store.bounded import read_bounded
@@ -29,7 +30,8 @@ _log = logging.getLogger(__name__)
 MAX_KEPT = 50  # runs that have ended
 MAX_KEPT_BYTES = 2 << 30  # of their directories, together
 _MAX_RECORD_BYTES = 4 << 20
-_RECORD, _LOCK, _CANCEL, _DATA, _OUTPUT, _LOG = "run.json", "lock", "cancel", "data", "out", "output.log"
+DATA, LOG = "data", "output.log"
+_RECORD, _LOCK, _CANCEL, _OUTPUT = "run.json", "lock", "cancel", "out"
 _NEW = ".new-"  # begins the name of a directory that isn't complete
 _MAX_FILL_SECONDS = 3600  # in which it is: its data is here already
 
@@ -45,7 +47,7 @@ class RunFiles:
     @property
     def data(self) -> Path:
         """The directory of the uploaded files."""
-        return self.path / _DATA
+        return self.path / DATA
 
     @property
     def output(self) -> Path:
@@ -55,7 +57,7 @@ class RunFiles:
     @property
     def log(self) -> Path:
         """The file of the command's output."""
-        return self.path / _LOG
+        return self.path / LOG
 
     @property
     def is_cancelled(self) -> bool:
@@ -89,9 +91,9 @@ class RunDirectory:
         """
         new = self._root / f"{_NEW}{record.id}"
         try:
-            (new / _DATA).mkdir(parents=True, mode=0o700)
+            (new / DATA).mkdir(parents=True, mode=0o700)
             lock = _locked(new / _LOCK)
-            fill(new / _DATA)
+            fill(new / DATA)
             _write(new, record)
             new.rename(self._root / record.id)
         except BaseException as error:
@@ -100,6 +102,20 @@ class RunDirectory:
                 raise write_error(error) from error
             raise
         return RunFiles(self._root, record, lock)
+
+    @contextlib.contextmanager
+    def scratch(self, fill: Callable[[Path], None]) -> Iterator[Path]:
+        """Yield a directory with data from `fill`, until the block ends. Raise StoreFull, Unavailable."""
+        new = self._root / f"{_NEW}{new_run_id()}"
+        try:
+            try:
+                (new / DATA).mkdir(parents=True, mode=0o700)
+                fill(new / DATA)
+            except OSError as error:
+                raise write_error(error) from error
+            yield new
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
 
     def output(self, run_id: str) -> Path:
         """Return the directory that a run's command writes; it may not exist yet."""

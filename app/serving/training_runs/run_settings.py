@@ -37,6 +37,11 @@ class RunSettings(TrainingSettings, frozen=True):
             raise wrong(f"method must be {', '.join(METHODS)}; `promptplex train` has the others")
         return self
 
+    @property
+    def splits(self) -> dict[str, Any]:
+        """Return how the data is to be split."""
+        return self.model_dump(include={"split_seed", "dev_share", "test_share"})
+
     def for_command(self) -> dict[str, Any]:
         """Return what the command has flags for, where it differs from the defaults, as JSON has it."""
         own = {"task", "init_from", "publish"}

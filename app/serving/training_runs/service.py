@@ -8,13 +8,17 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from app.errors import PromptplexError, RateLimited
+from app.errors import InvalidRequest, PromptplexError, RateLimited, Unavailable
 from app.serving.publishing.bundle import read_bundle
 from app.serving.publishing.publisher import PublishingService, UploadResult
+from app.serving.training_runs.data_files import data_paths
+from app.serving.training_runs.data_summary import DataSummary, summary_command
 from app.serving.training_runs.process import ProcessLimits, TrainingProcess
 from app.serving.training_runs.records import PublishedRow, RunRecord, RunState
-from app.serving.training_runs.run_files import RunDirectory, RunFiles
+from app.serving.training_runs.run_files import DATA, LOG, RunDirectory, RunFiles
+from app.strict_json import parse_json
 
 _log = logging.getLogger(__name__)
 CANDIDATE = "candidate"
@@ -24,6 +28,7 @@ _GRACE_SECONDS = 10.0  # between SIGTERM and SIGKILL, for a run that is cancelle
 _SHUTDOWN_GRACE_SECONDS = 2.0
 _LOOK_SECONDS = 0.25  # between two looks whether a run was cancelled, here or at another replica
 _RETRY_SECONDS = 60.0
+_SUMMARY_SECONDS = 60.0
 _UNEXPECTED = "the training process ended unexpectedly; the server's log has the end of its output"
 _INTERNAL = "something went wrong inside the server; its log has the details"
 
@@ -85,6 +90,27 @@ class TrainingRuns:
             place.is_kept = True
             self._queue.append((run, place))
             self._changed.notify_all()
+
+    def summary(self, fill: Callable[[Path], None], options: dict[str, Any]) -> DataSummary:
+        """Read data as a run would, in a process like a run's; `options` say how to split it.
+
+        Raise InvalidRequest, which names the line that is wrong; StoreFull, Unavailable.
+        """
+        with self.directory.scratch(fill) as scratch:
+            out = scratch / "summary.json"
+            command = summary_command(out, options, data_paths(scratch / DATA))
+            process = TrainingProcess(command, self.limits, scratch / LOG)
+            process.wait(_SUMMARY_SECONDS)
+            if process.is_running:
+                process.end(0)
+                raise Unavailable("Reading the data takes too long just now; start the run, or try again.")
+            if process.status == 0:
+                found: DataSummary = parse_json(out.read_bytes())
+                return found
+            reason = process.error()
+            if reason is None:
+                _log.error("data can't be summed up:\n%s", process.tail())
+            raise InvalidRequest(reason or _UNEXPECTED, param="data")
 
     def position(self, run_id: str) -> int | None:
         """Return a run's place in the queue of this server, from 1; None: it doesn't wait here."""
