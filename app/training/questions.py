@@ -166,4 +166,4 @@ def _rows(path: Path) -> Iterator[Example]:
             fields["messages"] = [*fields["messages"], {"role": "assistant", "content": _UNKNOWN}]
         else:
             fields.setdefault("output", _UNKNOWN)
-        yield reader.example(file, Row(fields, row.line, is_table=row.is_table))
+        yield reader.example(file.name, Row(fields, row.line, is_table=row.is_table))

@@ -74,7 +74,7 @@ def read_dataset(
 def read_examples(path: Path) -> list[Example]:
     """Read all lines of one file; none is split off. Raise InvalidRequest, as `read_dataset` does."""
     reader, file = FormReader(), DataFile.at(path)
-    return [reader.example(file, row) for row in file.rows()]
+    return [reader.example(file.name, row) for row in file.rows()]
 
 
 def read_tasks(
