@@ -62,7 +62,7 @@ class TrainingSettings(StrictModel, frozen=True):
     sites: tuple[Annotated[Site, Field(strict=False)], ...] | None = Field(
         None,
         strict=False,
-        description="Attention of an encoder-decoder that gets a prefix; default: all three",
+        description="Attention of an encoder-decoder that gets a prefix; default: all that takes one",
     )
     frozen_tokens: int | None = Field(
         None,

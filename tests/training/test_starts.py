@@ -130,6 +130,18 @@ def test_a_prompt_starts_from_another_tasks(name: str, method: str) -> None:
     assert as_prompt(new_prompt(fewer, base, start=other)).num_virtual_tokens == 4
 
 
+def test_a_start_keeps_its_offset_and_its_sites() -> None:
+    base = seq2seq_base("bart")
+    learned = new_prompt(TrainingSettings(method="prefix", sites=["dec.self"]), base)
+    learned.position_offset = 0  # as converters of other formats have it
+    other = as_prompt(learned)
+    again = as_prompt(new_prompt(TrainingSettings(method="prefix", init="task"), base, start=other))
+    assert again.digest == other.digest
+    elsewhere = TrainingSettings(method="prefix", init="task", sites=["enc.self"])
+    with pytest.raises(InvalidRequest, match=r"is at dec\.self, not at enc\.self"):
+        new_prompt(elsewhere, base, start=other)
+
+
 def test_tasks_that_learn_together_start_near_the_shared_rows() -> None:
     base = causal_base("llama")
     learned = new_prompt(TrainingSettings(method="multitask", init_text=TEXT), base, num_tasks=3)
@@ -178,6 +190,8 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"method": "prefix", "sites": ["dec.cross"]}, "sites"),
     ("t5", {"method": "prefix", "sites": ["enc.self"]}, "sites"),
     ("llama", {"method": "prompt", "init_text": "", "init": "text"}, "init_text"),
+    ("llama", {"method": "prefix", "num_virtual_tokens": 319}, "num_virtual_tokens"),
+    ("bart", {"method": "prompt", "num_virtual_tokens": 191}, "num_virtual_tokens"),
 ]
 
 

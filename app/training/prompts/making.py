@@ -9,12 +9,15 @@ from app.prompt import Prompt, TaskType
 from app.sites import Site
 from app.training.base import TrainingBase
 from app.training.prompts.learned import LearnedPrompt
+from app.training.prompts.placing import is_shifted, sites_of
 from app.training.prompts.prefix import Prefix, WrittenPrefix
 from app.training.prompts.soft import MultitaskPrompt, SoftPrompt, WrittenSoftPrompt
 from app.training.prompts.starts import Start
 from app.training.settings import Init, Method, TrainingSettings
 
 _PREFIXES = (Method.PREFIX, Method.CARTRIDGE)
+_NETWORKS = {Method.P_TUNING: ("mlp", "lstm"), Method.PREFIX: ("none", "mlp")}  # of other methods none
+_ROOM = 2  # tokens of a text and its answer
 
 
 def new_prompt(
@@ -34,6 +37,7 @@ def new_prompt(
     """
     settings = settings.resolved(is_encoder_decoder=base.is_encoder_decoder)
     _check_network(settings)
+    _check_room(settings, base)
     if num_tasks > 1 and settings.method is not Method.MULTITASK:
         raise InvalidRequest("several tasks learn together with method 'multitask' only", param="method")
     with torch.random.fork_rng(devices=[]):
@@ -45,12 +49,6 @@ def new_prompt(
             else _soft(settings, base, begun, num_tasks)
         )
     return learned.to(base.model.device)
-
-
-_NETWORKS = {  # that a method's prompt may be written by
-    Method.P_TUNING: ("mlp", "lstm"),
-    Method.PREFIX: ("none", "mlp"),
-}
 
 
 def _check_network(settings: TrainingSettings) -> None:
@@ -89,56 +87,38 @@ def _soft(settings: TrainingSettings, base: TrainingBase, start: Start, num_task
 
 
 def _prefix(settings: TrainingSettings, base: TrainingBase, start: Start) -> LearnedPrompt:
-    if not base.geometry.takes_prefixes:
-        raise InvalidRequest(
-            f"'{base.geometry.architecture}' keeps something else than keys and values of each head, so it "
-            "takes no prefix; train a soft prompt (method 'prompt')",
-            param="method",
-        )
-    matrices = start.matrices(_sites(settings, base))
-    layers = {site: base.geometry.layers[site] for site in matrices}
-    offset = len(matrices[Site.DECODER_SELF]) if _is_shifted(base, tuple(matrices)) else 0
+    sites = sites_of(settings.sites, base)
     if settings.network == "mlp":
-        assert settings.num_virtual_tokens is not None
-        p, is_zero = settings.num_virtual_tokens, settings.init is Init.ZERO
-        return WrittenPrefix(_task_type(base), offset, layers, p, settings.hidden_size, is_zero=is_zero)
+        return _written_prefix(settings, base, sites)
+    matrices = start.matrices(sites)
+    layers = {site: base.geometry.layers[site] for site in matrices}
     frozen_tokens, fewest = settings.frozen_tokens or 0, min(map(len, matrices.values()))
     if frozen_tokens >= fewest:
         raise InvalidRequest(
             f"{frozen_tokens} of {fewest} virtual tokens frozen leave none to learn", param="frozen_tokens"
         )
-    return Prefix(_task_type(base), offset, layers, matrices, frozen_tokens)
+    return Prefix(_task_type(base), start.position_offset(matrices), layers, matrices, frozen_tokens)
 
 
-def _sites(settings: TrainingSettings, base: TrainingBase) -> tuple[Site, ...]:
-    """Return where the prefix goes. Raise InvalidRequest: the base takes none there."""
-    possible = tuple(site for site in base.geometry.layers if site not in _without_distance(base))
-    wanted = settings.sites or possible
-    if impossible := [site for site in wanted if site not in possible]:
+def _written_prefix(settings: TrainingSettings, base: TrainingBase, sites: tuple[Site, ...]) -> LearnedPrompt:
+    assert settings.num_virtual_tokens is not None
+    return WrittenPrefix(
+        _task_type(base),
+        settings.num_virtual_tokens if is_shifted(base, sites) else 0,
+        {site: base.geometry.layers[site] for site in sites},
+        settings.num_virtual_tokens,
+        settings.hidden_size,
+        is_zero=settings.init is Init.ZERO,
+    )
+
+
+def _check_room(settings: TrainingSettings, base: TrainingBase) -> None:
+    """Raise InvalidRequest where the prompt would leave no room for a text."""
+    geometry = base.geometry
+    limit = min(geometry.max_positions, geometry.max_source_positions or geometry.max_positions) - _ROOM
+    if (settings.num_virtual_tokens or 0) > limit:
         raise InvalidRequest(
-            f"'{base.geometry.architecture}' takes prefixes at {', '.join(sorted(possible))}, not at "
-            f"{', '.join(impossible)}",
-            param="sites",
+            f"{settings.num_virtual_tokens} virtual tokens leave no room for a text; the base takes at most "
+            f"{limit}",
+            param="num_virtual_tokens",
         )
-    return tuple(site for site in possible if site in wanted)
-
-
-def _biased(base: TrainingBase) -> set[Site]:
-    """Return the sites where scores get a bias by the distance of key and query (T5)."""
-    layers = base.geometry.layers
-    return {site for site in layers if any(layer.has_position_bias for layer in layers[site])}
-
-
-def _without_distance(base: TrainingBase) -> set[Site]:
-    """Return the sites where a prefix has no defined bias: nothing in an encoder stands before its tokens."""
-    return _biased(base) - {Site.DECODER_SELF}
-
-
-def _is_shifted(base: TrainingBase, sites: Sequence[Site]) -> bool:
-    """Return whether the decoder's positions count its prefix.
-
-    They do where PEFT's do, in the decoder alone, and where scores get a bias by distance, which a key at no
-    position lacks. Prefixes at several sites leave positions as they are, as those of Li and Liang do.
-    """
-    alone = tuple(sites) == (Site.DECODER_SELF,)
-    return Site.DECODER_SELF in sites and (alone or Site.DECODER_SELF in _biased(base))

@@ -1,6 +1,6 @@
 """Where a prompt starts from: real words, another prompt, or numbers drawn. p virtual tokens, d width."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from app.sites import Embedding, Site
 from app.store.validation import validate_prompt
 from app.text.template import PLAIN
 from app.training.base import TrainingBase
+from app.training.prompts.placing import is_shifted
 from app.training.prompts.prefix import joined
 from app.training.settings import Init, TrainingSettings
 
@@ -39,6 +40,7 @@ class Start:
         self._init = settings.init
         self._num_tokens = settings.num_virtual_tokens
         self._text = INSTRUCTION if settings.init_text is None else settings.init_text
+        self._has_sites = settings.sites is not None
         self._choices = choices
         self._base = base
         self._other = other
@@ -71,10 +73,11 @@ class Start:
     def matrices(self, sites: Sequence[Site]) -> dict[Site, Tensor]:
         """Return a prefix's matrix `[p, width]` of each site (prefix.py) in float32.
 
-        Another task's prefix has sites of its own. Those of words are what the base's layers make of them.
+        Those of words are what the base's layers make of them. Raise InvalidRequest: another task's prefix is
+        at other sites.
         """
         if self._other is not None:
-            return self._matrices_of(self._other)
+            return self._matrices_of(self._other, sites)
         if self._init is Init.TEXT:
             ids = _ids_of(self._base, self._text)
         elif self._init is Init.LABELS:
@@ -83,6 +86,12 @@ class Start:
             ids = _drawn_ids(self._base, self._p)
         found = keys_and_values(self._base, _beginning(self._base, ids, self._p))
         return {site: self._drawn_like(found[site][: self._p]) for site in sites}
+
+    def position_offset(self, matrices: Mapping[Site, Tensor]) -> int:
+        """Return the position of the decoder's first token after a prefix with these matrices."""
+        other = self._other
+        counts = is_shifted(self._base, tuple(matrices)) if other is None else other.position_offset > 0
+        return len(matrices[Site.DECODER_SELF]) if counts else 0
 
     def _drawn_like(self, real: Tensor) -> Tensor:
         """Return numbers of real words; or normal ones with the spread of each column of these, or zeros."""
@@ -99,19 +108,27 @@ class Start:
     def _rows_of(self, other: Prompt) -> Tensor:
         place = Embedding.ENCODER if self._base.is_encoder_decoder else Embedding.DECODER
         _check_other(other, PromptKind.SOFT, self._base)
-        if place not in other.tensors:
-            raise InvalidRequest(f"the prompt to start from has no rows at {place}", param="init")
+        if other.tensors.keys() != {place}:
+            found = ", ".join(other.tensors)
+            raise InvalidRequest(f"the prompt to start from is at {found}, not at {place}", param="init")
         return self._shortened(tensor_of(other, place).float())
 
-    def _matrices_of(self, other: Prompt) -> dict[Site, Tensor]:
+    def _matrices_of(self, other: Prompt, sites: Sequence[Site]) -> dict[Site, Tensor]:
         _check_other(other, PromptKind.PREFIX, self._base)
+        found = [site for site in self._base.geometry.layers if other.length(site)]
+        if self._has_sites and set(found) != {*sites}:
+            raise InvalidRequest(
+                f"the prompt to start from is at {', '.join(found)}, not at {', '.join(sites)}; leave the "
+                "sites out, or name these",
+                param="sites",
+            )
         pairs = {
             site: [
                 (tensor_of(other, site.tensor(layer, "k")), tensor_of(other, site.tensor(layer, "v")))
                 for layer in range(len(layers))
             ]
             for site, layers in self._base.geometry.layers.items()
-            if other.length(site)
+            if site in found
         }
         return {site: self._shortened(joined(each).float()) for site, each in pairs.items()}
 
