@@ -22,7 +22,7 @@ def choose_template(dataset: Dataset, base: Base, given: str | None = None) -> C
 
     A causal base gets a line break after the inputs: nothing else says where they end, and an answer would be
     read as the rest of their last word. An encoder's input ends with EOS, a `prompt` is the whole text as it
-    stands, and chats have the base's own template, so these get none.
+    stands, and chats have the base's own template, so these get none. Several fields get a line each.
 
     Raise InvalidRequest: the template is wrong, or none can be chosen.
     """
@@ -36,23 +36,20 @@ def choose_template(dataset: Dataset, base: Base, given: str | None = None) -> C
         return ChosenTemplate(None)
     if isinstance(examples[0].inputs, str):
         return ChosenTemplate(_for_text(base))
-    return ChosenTemplate(_for_fields(examples[0], list(examples[0].inputs), base))
+    return _for_fields(list(examples[0].inputs), base)
 
 
 def _for_text(base: Base) -> str | None:
     return None if base.geometry.has_encoder else "{text}\n"
 
 
-def _for_fields(example: Example, names: Sequence[str], base: Base) -> str:
-    is_causal = not base.geometry.has_encoder
+def _for_fields(names: Sequence[str], base: Base) -> ChosenTemplate:
+    end = "" if base.geometry.has_encoder else "\n"
     if len(names) == 1:
-        return f"{{{names[0]}}}" + ("\n" if is_causal else "")
-    shown = " | ".join(f"{name}: {{{name}}}" for name in names)
-    raise refused(
-        example.place,
-        f"inputs has {len(names)} fields, so a template must say how they are put into words, such as "
-        f"--template $'{shown}" + ("\\n'" if is_causal else "'"),
-    )
+        return ChosenTemplate(f"{{{names[0]}}}{end}")
+    lines = "\n".join(f"{name}: {{{name}}}" for name in names) + end
+    note = f"no template was given, so each field has a line of its own: {lines!r}; --template changes that"
+    return ChosenTemplate(lines, (note,))
 
 
 def _for_chats(examples: Sequence[Example], base: Base) -> ChosenTemplate:

@@ -80,10 +80,18 @@ def test_each_form_has_its_template(
     assert pair.source
 
 
-def test_several_fields_want_a_template() -> None:
-    with pytest.raises(InvalidRequest, match=r"inputs has 2 fields, so a template must say how") as refused:
-        choose_template(data(Form.INPUTS, RECORD), base_of("causal"))
-    assert str(refused.value).endswith(r"such as --template $'name: {name} | food: {food}\n'")
+def test_several_fields_get_a_line_each_and_that_is_said() -> None:
+    chosen = choose_template(data(Form.INPUTS, RECORD), base_of("causal"))
+    assert chosen == ChosenTemplate(
+        "name: {name}\nfood: {food}\n",
+        (
+            r"no template was given, so each field has a line of its own: 'name: {name}\nfood: {food}\n'; "
+            "--template changes that",
+        ),
+    )
+    assert (
+        choose_template(data(Form.INPUTS, RECORD), base_of("seq2seq")).source == "name: {name}\nfood: {food}"
+    )
     given = choose_template(data(Form.INPUTS, RECORD), base_of("causal"), "{name} is {food}\n")
     assert given == ChosenTemplate("{name} is {food}\n")
 
