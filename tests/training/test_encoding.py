@@ -70,9 +70,12 @@ def base_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str]
                 root = tmp_path_factory.mktemp("store")
                 if kind in ALL or kind in SOURCES:
                     stack = running.enter_context(
-                        running_stack(root, "byte_level_bos", chat_template=SOURCES[kind])
-                        if kind in SOURCES
-                        else running_stack(root, kind)
+                        running_stack(
+                            root,
+                            "byte_level_bos" if kind in SOURCES else kind,
+                            positions=1024,
+                            chat_template=SOURCES.get(kind),
+                        )
                     )
                 else:
                     stack = running.enter_context(_seq2seq(kind, root))
@@ -216,9 +219,9 @@ def test_what_is_too_long_is_counted_and_named(base_of: Callable[[str], Base]) -
     huge = Example(inputs="film " * 100_000, output="b", line=7, file="x.jsonl")
     with pytest.raises(InvalidRequest, match=r"line 7: the input alone has more tokens than the base's"):
         encode_examples([huge], base, None)
-    long_label = Example(inputs="film", output="good " * 300, line=2, file="x.jsonl")
+    long_label = Example(inputs="film", output="good " * 3000, line=2, file="x.jsonl")
     with pytest.raises(
-        InvalidRequest, match=r"line 2: 0 learned \+ \d+ of the input \+ \d{3,} of the answer"
+        InvalidRequest, match=r"line 2: 0 learned \+ \d+ of the input \+ \d{4,} of the answer"
     ):
         encode_examples([long_label], base, None)
 
