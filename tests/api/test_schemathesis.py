@@ -3,8 +3,9 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 import hypothesis.strategies as st
@@ -19,12 +20,23 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from app.api.app import create_app
 from app.api.state import ServerState
 from app.keys.key import Scope
+from app.serving.training_runs.data_files import data_paths
+from app.serving.training_runs.data_summary import DataSummary, summarise
+from app.serving.training_runs.run_files import DATA
+from app.training.readers import read_dataset
 from tests.api.server import client_of, services_of, serving
 from tests.api.test_generate import publish_text
 from tests.api.test_keys import Keys
 from tests.serving.stack import running_stack
+from tests.serving.training_runs.runs import Runs
 
 TASK = "documented"
+# What leads a case to what is there; `prepare` makes a run.
+HOME = {"task_id": TASK, "model": TASK, "alias": "live", "run_id": "20260101-000000-00000000"}
+TRAINING = {
+    "data": "".join(f'{{"text": "film {number}", "label": "{number % 2}"}}\n' for number in range(20)),
+    "settings": '{"publish": false}',
+}
 DOCUMENT = create_app(ServerState()).openapi()
 ENDLESS = "/ops/stream"  # it has no last byte to wait for; tests/api/test_live.py reads it
 OPERATIONS = [
@@ -67,14 +79,23 @@ def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, list[
             yield address, headers
 
 
+class QuickRuns(Runs):
+    """Reads data in this process: a process for each case would take most of the time."""
+
+    def summary(self, fill: Callable[[Path], None], options: dict[str, Any]) -> DataSummary:
+        with self.directory.scratch(fill) as scratch:
+            return summarise(read_dataset(data_paths(scratch / DATA), **options))
+
+
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server of its own: these cases publish, move, retire."""
-    with (
-        running_stack(tmp_path_factory.mktemp("store")) as stack,
-        serving(ServerState(services=services_of(stack))) as address,
-    ):
-        yield address
+    """A server of its own: these cases publish, move, retire, train."""
+    folder = tmp_path_factory.mktemp("served")
+    with running_stack(folder / "store") as stack:
+        runs = QuickRuns(stack, folder / "runs")
+        with serving(ServerState(services=services_of(stack, runs))) as address:
+            yield address
+        runs.close()
 
 
 def test_every_reference_leads_somewhere() -> None:
@@ -156,8 +177,13 @@ def check(case: Case, headers: dict[str, str] | None = None) -> int:
 
 
 def prepare(url: str, path: str) -> None:
-    """There is a task, which can be rolled back, or restored."""
+    """There is a task, which can be rolled back, or restored, and where it is asked for a run."""
     with client_of(url) as client:
+        if "{run_id}" in path:
+            run = client.post(
+                f"/tasks/{TASK}/training-runs", files={name: (None, text) for name, text in TRAINING.items()}
+            ).json()
+            HOME["run_id"] = run["id"]
         client.post(f"/tasks/{TASK}/restore")
         publish_text(client, TASK, "S: {x}")
         client.put(f"/tasks/{TASK}/aliases/live", json={"version": 1})
@@ -178,7 +204,7 @@ def steer_home(case: Case, steering: Steering) -> None:
     if steering is Steering.NONE:
         return
     for name in case.path_parameters:
-        case.path_parameters[name] = {"task_id": TASK, "model": TASK, "alias": "live"}[name]
+        case.path_parameters[name] = HOME[name]
     case.query.clear()
     case.headers.clear()
     if isinstance(case.body, dict):
@@ -192,6 +218,8 @@ def home_of(given: dict[str, Any], path: str) -> dict[str, Any]:
         return {"model": TASK, "max_tokens": 3} | words
     if path.endswith("/versions"):
         return {"task": '{"template": "S: {x}"}'}
+    if "training-runs" in path:
+        return TRAINING
     if path.endswith(("rollback", "restore")):
         return {"why": ""}
     if "aliases" in path:
