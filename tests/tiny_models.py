@@ -41,6 +41,9 @@ SHAPES: dict[str, dict[str, Any]] = {
     "mixtral": _GQA | {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
 }
 ARCHITECTURES = tuple(SHAPES)
+_MORE_SHAPES: dict[str, dict[str, Any]] = {  # which not every test of all architectures needs
+    "gemma3_text": _GQA | {"sliding_window": WINDOW, "head_dim": 16, "query_pre_attn_scalar": 16},
+}
 
 _STACKS = {"vocab_size": VOCABULARY, "d_model": 48, "decoder_start_token_id": 2, "eos_token_id": None}
 _T5 = _STACKS | {
@@ -83,7 +86,7 @@ SEQ2SEQ_ARCHITECTURES = tuple(SEQ2SEQ_SHAPES)
 
 def tiny_model(architecture: str, *, seed: int = 0, **overrides: Any) -> PreTrainedModel:
     """A float32 model as its users have it, with transformers' own eager attention."""
-    config = CONFIG_MAPPING[architecture](**_COMMON | SHAPES[architecture] | overrides)
+    config = CONFIG_MAPPING[architecture](**_COMMON | (SHAPES | _MORE_SHAPES)[architecture] | overrides)
     return _random(config, seed)
 
 

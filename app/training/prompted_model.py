@@ -55,21 +55,21 @@ class PromptedModel:
         return {name: torch.stack([found[task][name] for task in tasks]) for name in found[tasks[0]]}
 
     def _causal_inputs(self, examples: Examples, prompt: Tensors) -> tuple[Inputs, list[int]]:
-        """Return also the row of each example's first label.
+        """Return also the row of each example's first label, which is that of its source's last token.
 
         What stands on the right of a token is hidden from it, so padding needs no mask.
         """
         ids = self._padded([[*each.source, *each.target[:-1]] for each in examples])
         lasts = [len(each.source) - 1 for each in examples]
-        positions = torch.arange(self._learned.position_offset + ids.shape[1], device=ids.device)
+        offset = self._learned.position_offset
+        positions = torch.arange(offset + ids.shape[1], device=ids.device).expand(len(ids), -1)
         if Embedding.DECODER in prompt:
-            embeds, p = self._behind(prompt[Embedding.DECODER], ids), self._learned.position_offset
-            inputs: Inputs = {"inputs_embeds": embeds, "use_cache": False}
-            return inputs | {"position_ids": positions.expand(len(ids), -1)}, [p + last for last in lasts]
+            embeds = self._behind(prompt[Embedding.DECODER], ids)
+            inputs: Inputs = {"inputs_embeds": embeds, "position_ids": positions, "use_cache": False}
+            return inputs, [offset + last for last in lasts]
         cache = self._filled(prompt, DynamicCache(config=self._model.config), len(ids))
-        inputs = {"input_ids": ids, "past_key_values": cache, "use_cache": True}
-        own = positions[self._learned.position_offset :]
-        return inputs | {"position_ids": own.expand(len(ids), -1)}, lasts
+        inputs = {"input_ids": ids, "position_ids": positions[:, offset:], "use_cache": True}
+        return inputs | {"past_key_values": cache}, lasts
 
     def _encoder_decoder_inputs(self, examples: Examples, prompt: Tensors) -> tuple[Inputs, list[int]]:
         """Return also the row of each example's first label, which is the decoder's first.

@@ -13,7 +13,18 @@ from tests import seq2seq
 from tests.text.tokenizer_zoo import tokenizer_of
 from tests.tiny_models import tiny_model
 
-CAUSAL = ("llama", "gpt2", "gemma2", "opt", "qwen2", "gpt_oss", "mixtral", "mistral", "gpt_neox")
+CAUSAL = (
+    "llama",
+    "gpt2",
+    "gemma2",
+    "gemma3_text",
+    "opt",
+    "qwen2",
+    "gpt_oss",
+    "mixtral",
+    "mistral",
+    "gpt_neox",
+)
 KIND = "byte_level_bos"
 
 

@@ -220,17 +220,22 @@ def rms_norm(module: Any, rows: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "t5", "bart"])
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_learns_under_bfloat16_autocast(name: str, method: str) -> None:
+@pytest.mark.parametrize("how", ["autocast", "weights"])
+def test_every_method_learns_in_bfloat16(name: str, method: str, how: str) -> None:
     base = any_base(name)
     learned = learned_by(base, METHODS[method])
     given = examples(base, 4)
     exact = PromptedModel(base, learned).loss(given)[0]
-    with torch.autocast("cpu", torch.bfloat16):
-        rounded = PromptedModel(base, learned).loss(given)[0]
+    with torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
+        rounded = PromptedModel(base if how == "autocast" else in_bfloat16(base), learned).loss(given)[0]
     rounded.backward()
     assert rounded.dtype == torch.float32
     assert abs(rounded - exact) < 0.05 * exact
     assert all(each.grad is not None and each.grad.isfinite().all() for each in learned.parameters())
+
+
+def in_bfloat16(base: TrainingBase) -> TrainingBase:
+    return replace(base, model=copy.deepcopy(base.model).bfloat16())
 
 
 def test_gradients_reach_the_prompt_alone_and_the_head_runs_at_labels_alone() -> None:

@@ -74,7 +74,7 @@ def test_what_is_drawn_depends_on_the_seed_alone() -> None:
         torch.rand(1)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2", "opt", "gpt_oss"])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3_text", "opt", "gpt_oss"])
 def test_a_prefix_of_a_text_is_the_text(architecture: str) -> None:
     """Before a step of training the base goes on as if the text stood there."""
     base = causal_base(architecture)
