@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 
 class FinishReason(StrEnum):
@@ -262,8 +262,7 @@ class RequestTimings:
     decode: float
 
 
-@dataclass(frozen=True, slots=True)
-class TokenScore:
+class TokenScore(NamedTuple):
     """How probable the model found a token of the prompt or an answer, after all that stands before it."""
 
     token_id: int
@@ -280,8 +279,7 @@ class Hypothesis:
     finish: FinishReason
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenDelta:
+class TokenDelta(NamedTuple):
     """What one step brought for one request. The last one carries `finish`.
 
     Beam search has a delta for each token of its beams, all empty but the last, which has the answers.

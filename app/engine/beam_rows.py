@@ -74,6 +74,6 @@ def _new_row(group: BeamGroup, running: list[Sequence]) -> Sequence:
 def _follow(row: Sequence, parent: Sequence, residency: Residency) -> None:
     """Let a row go on from where another one of its group is."""
     residency.fork(parent, row)
-    row.tokens = parent.tokens.copy()
+    row.tokens, row.num_generated = parent.tokens.copy(), parent.num_generated
     row.sampling = parent.sampling.fork()
     row.num_computed = parent.num_computed

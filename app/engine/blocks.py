@@ -146,7 +146,8 @@ class _Part:
         self.blocks: list[int] = []
         self.first = 0
         self._begin = begin  # slot index at which block number 0 begins
-        self._slots: Slots = np.empty(0, np.int64)  # ends with the last block; may begin with a head's
+        self.slots: Slots = np.empty(0, np.int64)  # ends with the last block; may begin with a head's
+        self.slots_begin = begin  # the slot index of the first of them
 
     @property
     def end(self) -> int:
@@ -171,7 +172,8 @@ class _Part:
         """Give back the blocks before number `first`."""
         if first > self.first:
             num_slots = max(0, self.end - self._begin - first * self.group.block_size)
-            self._slots = self._slots[len(self._slots) - num_slots :]
+            self.slots = self.slots[len(self.slots) - num_slots :]
+            self.slots_begin = self._begin + first * self.group.block_size
             gone, self.blocks = self.blocks[: first - self.first], self.blocks[first - self.first :]
             self.first = first
             pool.give_back(gone)
@@ -183,7 +185,7 @@ class _Part:
             return
         starts = np.array(taken, dtype=np.int64)[:, None] * self.group.block_size
         added = (starts + np.arange(self.group.block_size)).reshape(-1)
-        self._slots = np.concatenate([self._slots, added])
+        self.slots = np.concatenate([self.slots, added])
         self.blocks.extend(taken)
 
     def num_missing(self, start: int, end: int, pool: BlockPool) -> int:
@@ -211,18 +213,16 @@ class _Part:
         for index in self.shared(start, pool):
             num_kept = max(0, start - self._begin - (self.first + index) * size)
             self.blocks[index] = own = pool.replace(self.blocks[index], num_kept)
-            place = len(self._slots) - (len(self.blocks) - index) * size
-            self._slots = self._slots.copy()  # Plans and forks have views of it
-            self._slots[place : place + size] = np.arange(own * size, (own + 1) * size)
+            place = len(self.slots) - (len(self.blocks) - index) * size
+            self.slots = self.slots.copy()  # Plans and forks have views of it
+            self.slots[place : place + size] = np.arange(own * size, (own + 1) * size)
 
     def join(self, head: Slots) -> None:
         """Put a head's slots before its own, as far as tokens from here on may see them."""
         if not self.first:
-            self._slots = np.concatenate([head[-(self.group.window or len(head)) :], self._slots])
-
-    def slots(self, num_slots: int) -> Slots:
-        """Return the device slots of the last slot indices before `num_slots` (a view)."""
-        return self._slots[: len(self._slots) - (self.end - num_slots)]
+            kept = head[-(self.group.window or len(head)) :]
+            self.slots = np.concatenate([kept, self.slots])
+            self.slots_begin -= len(kept)
 
 
 class SlotTable:
@@ -301,7 +301,7 @@ class SlotTable:
             for part, head in zip(self.parts, self._head.slots(self._head_slots), strict=True):
                 part.join(head)
             self._is_joined = True
-        return tuple(part.slots(num_slots) for part in self.parts)
+        return tuple([part.slots[: num_slots - part.slots_begin] for part in self.parts])
 
     def release(self) -> None:
         """Give all own blocks back; the head belongs to another holder. The table ends with it."""

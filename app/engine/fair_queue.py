@@ -11,6 +11,8 @@ from collections.abc import Iterator
 
 from app.engine.sequence import Sequence
 
+Party = tuple[str, str]  # tenant and task
+
 
 class FairQueue:
     """Waiting sequences by (tenant, task). First in, first out within a task."""
@@ -18,7 +20,7 @@ class FairQueue:
     def __init__(self) -> None:
         self._tenants = _Counters()
         self._tasks: dict[str, _Counters] = {}
-        self._waiting: dict[tuple[str, str], deque[Sequence]] = {}
+        self._waiting: dict[Party, deque[Sequence]] = {}
 
     def __len__(self) -> int:
         return sum(map(len, self._waiting.values()))
@@ -29,7 +31,7 @@ class FairQueue:
 
     def push(self, sequence: Sequence, *, front: bool = False) -> None:
         """Queue a sequence; `front` for one that was preempted."""
-        tenant, task = self._party(sequence)
+        tenant, task = sequence.party
         if all(tenant != other for other, _ in self._waiting):
             self._tenants.lift(tenant)
         if (tenant, task) not in self._waiting:
@@ -47,21 +49,21 @@ class FairQueue:
 
     def take(self, sequence: Sequence) -> None:
         """Take a sequence out to be served: time moves on to its parties' counters."""
-        tenant, task = self._party(sequence)
+        tenant, task = sequence.party
         self._tenants.advance(tenant)
         self._tasks[tenant].advance(task)
         self.remove(sequence)
 
     def remove(self, sequence: Sequence) -> None:
         """Take a sequence out, wherever it stands, unserved."""
-        party = self._party(sequence)
+        party = sequence.party
         self._waiting[party].remove(sequence)
         if not self._waiting[party]:
             del self._waiting[party]
 
-    def charge(self, sequence: Sequence, num_tokens: int) -> None:
+    def charge(self, party: Party, num_tokens: int) -> None:
         """Count service: own prompt and new source at first admission, output tokens as they come."""
-        tenant, task = self._party(sequence)
+        tenant, task = party
         self._tenants.charge(tenant, num_tokens)
         self._tasks.setdefault(tenant, _Counters()).charge(task, num_tokens)
 
@@ -70,10 +72,6 @@ class FairQueue:
         assert not self._waiting
         self._tenants = _Counters()
         self._tasks.clear()
-
-    @staticmethod
-    def _party(sequence: Sequence) -> tuple[str, str]:
-        return sequence.request.tenant, sequence.request.task
 
 
 class _Counters:

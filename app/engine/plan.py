@@ -7,6 +7,7 @@ they are in a Plan.
 import itertools
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from app.engine.sampling.inputs import SampledToken, SamplingInput
 from app.models.attention.kv_cache import Slots
@@ -45,8 +46,7 @@ class SourceItem:
     soft_prompt: Prompt | None = None  # its encoder rows come before the ids
 
 
-@dataclass(frozen=True, slots=True)
-class PlanItem:
+class PlanItem(NamedTuple):
     """Consecutive tokens of one sequence, or of a prefix under construction, to run through the model.
 
     Inputs are token ids, or rows of a soft prompt's embeddings, from `soft_from` on.

@@ -4,6 +4,7 @@ T tokens of a step, d embedding width.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -42,24 +43,24 @@ class Runner:
             self._backbone.write_prefix(write.prompt, self._cache, slots)
         if not plan.items:
             return StepResult()
-        ends = np.cumsum([item.kv.num_tokens for item in plan.items])
+        ends = [*accumulate(item.kv.num_tokens for item in plan.items)]
         sampled, scored = _sampled_rows(plan.items, ends), _scored_rows(plan.items, ends)
         # Some architectures take an empty selection for "all rows", so one row is always asked for.
         rows = np.array([*sampled, *scored] or [0], dtype=np.int64)
         sources = [source.kv for source in plan.sources]
         metadata = self._backbone.plan(self._cache, [item.kv for item in plan.items], rows, sources)
-        embeds, positions = self._embeds(plan.items, ends), self._positions(plan.items)
+        embeds, positions = self._embeds(plan.items, ends), self._positions(plan.items, ends)
         source_embeds = self._source_embeds(plan.sources) if sources else None
         logits = self._backbone.forward(embeds, positions, metadata, source_embeds)
         given = masks() if any(item.is_constrained for item in plan.items) else {}
         tokens = _sample(logits[: len(sampled)], plan.items, given) if sampled else {}
         return StepResult(tokens, _scores(logits[len(sampled) :], plan.items) if scored else {})
 
-    def _embeds(self, items: Sequence[PlanItem], ends: "_Ends") -> Tensor:
+    def _embeds(self, items: Sequence[PlanItem], ends: Sequence[int]) -> Tensor:
         """Return input embeddings `[T, d]`: of token ids, or a soft prompt's own rows."""
         ids = [token for item in items for token in item.token_ids or (0,) * item.kv.num_tokens]
         embeds = self._backbone.embed(torch.tensor(ids, device=self._backbone.device))
-        for item, end in zip(items, ends.tolist(), strict=True):
+        for item, end in zip(items, ends, strict=True):
             if item.soft_prompt is not None:
                 rows = self._backbone.prompt_embeddings(item.soft_prompt)
                 first = item.soft_from
@@ -77,28 +78,28 @@ class Runner:
             parts.append(self._backbone.embed_source(ids, follows_soft_prompt=follows))
         return torch.cat(parts)
 
-    def _positions(self, items: Sequence[PlanItem]) -> Tensor:
-        return self._to_device(
-            np.concatenate([np.arange(item.position, item.position + item.kv.num_tokens) for item in items])
-        )
+    def _positions(self, items: Sequence[PlanItem], ends: Sequence[int]) -> Tensor:
+        positions = np.array([item.position for item in items])
+        if len(items) < ends[-1]:
+            counts = np.diff(ends, prepend=0)
+            positions = np.repeat(positions - ends + counts, counts) + np.arange(ends[-1])
+        return self._to_device(positions)
 
     def _to_device(self, values: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Tensor:
         return torch.from_numpy(values).to(self._backbone.device)
 
 
-_Ends = np.ndarray[tuple[int], np.dtype[np.int64]]
-
-
-def _sampled_rows(items: Sequence[PlanItem], ends: _Ends) -> list[int]:
+def _sampled_rows(items: Sequence[PlanItem], ends: Sequence[int]) -> list[int]:
     """Return the rows of the packed step at which a token is chosen."""
-    return [int(end) - 1 for item, end in zip(items, ends, strict=True) if item.sampling is not None]
+    return [end - 1 for item, end in zip(items, ends, strict=True) if item.sampling is not None]
 
 
-def _scored_rows(items: Sequence[PlanItem], ends: _Ends) -> list[int]:
+def _scored_rows(items: Sequence[PlanItem], ends: Sequence[int]) -> list[int]:
     """Return the rows at which the token after them is scored."""
     return [
-        int(end) - item.kv.num_tokens + item.score_from + index
+        end - item.kv.num_tokens + item.score_from + index
         for item, end in zip(items, ends, strict=True)
+        if item.score_ids
         for index in range(len(item.score_ids))
     ]
 
@@ -108,7 +109,7 @@ def _sample(
 ) -> dict[int, SampledToken]:
     inputs = {item.id: item.sampling for item in items if item.sampling is not None}
     batch = SamplingBatch.of(list(inputs.values()), logits.device)
-    by_row = {row: masks[id_] for row, id_ in enumerate(inputs) if id_ in masks}
+    by_row = {row: masks[id_] for row, id_ in enumerate(inputs) if id_ in masks} if masks else {}
     return dict(zip(inputs, sample(logits, batch, by_row), strict=True))
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from app.engine.beam_rows import advance
 from app.engine.blocks import KVBlocks
-from app.engine.fair_queue import FairQueue
+from app.engine.fair_queue import FairQueue, Party
 from app.engine.items import decode_item, prefill_item, prefix_item, source_item
 from app.engine.plan import PrefixWrite, StepResult
 from app.engine.prefixes import Prefix
@@ -29,7 +29,7 @@ from app.engine.router import Output
 from app.engine.sampling.inputs import SampledToken
 from app.engine.sequence import BeamGroup, Phase, Sequence
 from app.engine.sources import Source
-from app.engine.step import Step
+from app.engine.step import Step, StepCounts
 from app.errors import NonFiniteLogits, PromptplexError
 from app.models.attention.metadata import PackedItem
 from app.prompt import Prompt
@@ -61,6 +61,7 @@ class Scheduler:
         self.loading: set[Sequence] = set()
         self._searches: set[BeamGroup] = set()  # that run
         self._ahead: dict[int, PackedItem] = {}  # of rows that decode in the next step, by id
+        self._served: dict[Party, int] = {}  # tokens of the step whose result is being applied
         self._to_load: list[Sequence] = []  # parked since `take_loads` was asked last
         self._config = config
 
@@ -121,37 +122,36 @@ class Scheduler:
         for sequence in [sequence for sequence in self.running if sequence.is_decoding]:
             if sequence.phase is Phase.RUNNING and self._decode(sequence, step):
                 step.counts.decode_rows += 1
-                step.counts.beam_rows += sequence.beams is not None
         self._ahead.clear()
+        if self._searches:
+            step.counts.beam_rows = sum(row.beams is not None for row in step.sequences.values())
         for sequence in [sequence for sequence in self.running if sequence.num_pending]:
             self._prefill(sequence, step)
         if not step.counts.preempted:
             self._admit(step)
-        step.counts.copied_blocks = self.residency.blocks.num_copies
-        step.copies = self.residency.blocks.take_copies()
+        if self._searches:  # nothing else forks tables
+            step.counts.copied_blocks = self.residency.blocks.num_copies
+            step.copies = self.residency.blocks.take_copies()
         return step
 
     def plan_ahead(self, step: Step) -> None:
         """While a step runs, make room for the tokens that its rows take through the model next.
 
         Only free blocks are taken: evicting, preempting and admitting wait until the step's tokens are
-        known, so that every decision is the same as if nothing had been planned ahead. Beams wait too,
-        since it is not known which of them go on.
+        known, so that every decision is the same as if nothing had been planned ahead. Beams wait too.
         """
-        for sequence in step.sequences():
-            if sequence.phase is not Phase.RUNNING or sequence.num_pending or sequence.is_last_token_next:
-                continue
-            if sequence.beams is not None:
+        for id_, sequence in step.sequences.items():
+            if not sequence.goes_on:
                 continue
             assert sequence.table is not None
-            slot, _ = sequence.pending_slots
+            slot = sequence.next_slot
             if not sequence.table.grow(slot, slot + 1):
                 return
-            self._ahead[sequence.id] = sequence.kv(slot, 1)
+            self._ahead[id_] = sequence.kv(slot, 1)
 
     def _decode(self, sequence: Sequence, step: Step) -> bool:
         """Plan the one pending token of a row; False where the row itself had to be preempted."""
-        slot, _ = sequence.pending_slots
+        slot = sequence.next_slot
         kv = self._ahead.get(sequence.id)
         if kv is None or kv.num_computed != slot:  # a late row takes its last token again
             if not self._grow(sequence, step):
@@ -225,17 +225,18 @@ class Scheduler:
             self.residency.prefixes.advance(prefix, prefix.segment.num_slots)
         elif step.budget:
             item = prefix_item(prefix, step.budget)
-            step.add(prefix, item)
+            step.build(prefix, item)
             self.residency.prefixes.advance(prefix, item.kv.num_tokens)
-            step.counts.prefix_tokens += item.kv.num_tokens
 
     # -- admission --------------------------------------------------------------------------
 
     def _admit(self, step: Step) -> None:
         while step.budget:
             sequence = self.waiting.peek()
+            if sequence is None:
+                return
             num_rows = len(self.running) + sum(each.num_missing for each in self._searches)
-            if sequence is None or num_rows + sequence.num_rows > self._config.max_rows:
+            if num_rows + sequence.num_rows > self._config.max_rows:
                 return
             if self.residency.missing_prompts(sequence):
                 if len(self.loading) >= self._config.max_rows:  # prompts take memory too
@@ -266,7 +267,7 @@ class Scheduler:
         if sequence.constraint is not None:
             sequence.constraint.begin()
         if sequence.admitted is None:  # recomputing after a preemption is not charged
-            self.waiting.charge(sequence, len(sequence.tokens) + _new_source_tokens(sequence))
+            self.waiting.charge(sequence.party, len(sequence.tokens) + _new_source_tokens(sequence))
             sequence.admitted = time.monotonic()
 
     # -- update -----------------------------------------------------------------------------
@@ -276,47 +277,59 @@ class Scheduler:
         outputs: list[tuple[Sequence, Output]] = []
         for source in step.sources.values():
             source.prompt = None if source.is_encoded else source.prompt
-        for sequence in step.sequences():
+        for id_, sequence in step.sequences.items():
             if sequence.phase is not Phase.RUNNING:
                 continue
-            sequence.scores += result.scores.get(sequence.id, ())
-            token = result.tokens.get(sequence.id)
+            if id_ in result.scores:
+                sequence.scores += result.scores[id_]
+            token = result.tokens.get(id_)
             if token is None:
                 continue
             if sequence.beams is not None:
-                outputs += self._take_beam(sequence, token, now)
-            elif token.is_late and sequence.id not in step.errors:
+                outputs += self._take_beam(sequence, token, step.counts, now)
+            elif token.is_late and id_ not in step.errors:
                 sequence.num_computed -= 1  # taken again with the next step, to the same slot
             else:
-                error = step.errors.get(sequence.id, token.error)
-                outputs.append((sequence, self._accept(sequence, token, error, now)))
+                error = step.errors.get(id_, token.error)
+                outputs.append((sequence, self._accept(sequence, token, error, step.counts, now)))
+        for party, num_tokens in self._served.items():
+            self.waiting.charge(party, num_tokens)
+        self._served.clear()
         return outputs
 
     def _accept(
-        self, sequence: Sequence, token: SampledToken, error: PromptplexError | None, now: float
+        self,
+        sequence: Sequence,
+        token: SampledToken,
+        error: PromptplexError | None,
+        counts: StepCounts,
+        now: float,
     ) -> Output:
-        scores = tuple(sequence.scores) if sequence.num_generated == 0 else ()
-        if not token.is_finite or _has_nan(scores):
+        scores = () if sequence.num_generated else tuple(sequence.scores)
+        if not token.is_finite or (scores and _has_nan(scores)):
             error = _not_finite()
         if error is not None:
             self.finish(sequence)
             return error
-        only_scores = sequence.request.max_new_tokens == 0
-        reason = FinishReason.LENGTH if only_scores else sequence.accept(token.token_id, now)
-        if not only_scores:
-            self.waiting.charge(sequence, 1)
-        if reason is not None:
+        if sequence.request.max_new_tokens == 0:
             self.finish(sequence)
+            return TokenDelta(
+                top=token.top, scores=scores, finish=FinishReason.LENGTH, timings=sequence.timings(now)
+            )
+        reason = sequence.accept(token.token_id, now)
+        self._served[sequence.party] = self._served.get(sequence.party, 0) + 1
+        is_first = sequence.num_generated == 1
+        (counts.first_token_latencies if is_first else counts.inter_token_latencies).append(sequence.latency)
+        if reason is None:
+            return TokenDelta(token.token_id, token.logprob, token.top, scores)
+        self.finish(sequence)
         return TokenDelta(
-            token_id=None if only_scores else token.token_id,
-            logprob=0.0 if only_scores else token.logprob,
-            top=token.top,
-            scores=scores,
-            finish=reason,
-            timings=sequence.timings(now) if reason is not None else None,
+            token.token_id, token.logprob, token.top, scores, finish=reason, timings=sequence.timings(now)
         )
 
-    def _take_beam(self, row: Sequence, token: SampledToken, now: float) -> list[tuple[Sequence, Output]]:
+    def _take_beam(
+        self, row: Sequence, token: SampledToken, counts: StepCounts, now: float
+    ) -> list[tuple[Sequence, Output]]:
         """Take a row's candidates; with those of the last row, its group goes on or ends."""
         leader, group = row.leader, row.beams
         assert group is not None
@@ -326,10 +339,12 @@ class Scheduler:
         group.results[row.id] = token
         if len(group.results) < len(group.rows):
             return []
-        self.waiting.charge(leader, len(group.rows))
+        self.waiting.charge(leader.party, len(group.rows))
         output = advance(group, self.running, self.residency, now)
         if isinstance(output, PromptplexError) or output.is_last:
             self.finish(leader)
+        if isinstance(output, TokenDelta) and output.hypotheses:
+            counts.searched_tokens += len(output.hypotheses[0].tokens)
         return [(leader, output)]
 
     def check_integrity(self) -> None:

@@ -62,6 +62,7 @@ class Sequence:
     reads: int | None = None  # its id
     table: SlotTable | None = None
     cross_slots: tuple[Slots, ...] = ()  # of the source and the prefixes before it, per group
+    num_generated: int = 0
     num_computed: int = 0  # own tokens whose keys and values exist
     arrived: float = field(default_factory=time.monotonic)  # all times: time.monotonic() seconds
     admitted: float | None = None
@@ -75,6 +76,7 @@ class Sequence:
         self.tokens = list(self.request.token_ids)
         self.source_key = source_key(self.request, self.prefix_keys)
         self._first_slot = self.request.num_prefix_slots
+        self.party = self.request.tenant, self.request.task  # for fair share
         if self.beams is None and self.request.sampling.num_beams > 1 and self.request.max_new_tokens:
             self.beams = BeamGroup(BeamSearch(self.request), self, [self])
 
@@ -113,13 +115,14 @@ class Sequence:
         return PackedItem(start, count, self.table.slots(start + count) + self.cross_slots)
 
     @property
-    def num_generated(self) -> int:
-        return len(self.tokens) - len(self.request.token_ids)
-
-    @property
     def num_pending(self) -> int:
         """Own tokens that the next forward passes have to take; 1 for a decoding sequence."""
         return len(self.tokens) - self.num_computed
+
+    @property
+    def next_slot(self) -> int:
+        """The slot index that its first pending token takes."""
+        return self._first_slot + self.num_computed
 
     @property
     def pending_slots(self) -> tuple[int, int]:
@@ -129,12 +132,17 @@ class Sequence:
     @property
     def is_decoding(self) -> bool:
         """One generated token is pending (as for the last token of a recomputation)."""
-        return self.num_generated > 0 and self.num_pending == 1
+        return self.num_generated > 0 and len(self.tokens) - self.num_computed == 1
 
     @property
-    def is_last_token_next(self) -> bool:
-        """Whether the next token ends it by its length."""
-        return self.num_generated + 1 >= self.request.max_new_tokens
+    def goes_on(self) -> bool:
+        """Whether the token under way will be taken through the model, unless it ends the answer."""
+        return (
+            self.phase is Phase.RUNNING
+            and self.num_computed == len(self.tokens)
+            and self.num_generated + 1 < self.request.max_new_tokens
+            and self.beams is None  # it is not known which of them go on
+        )
 
     @property
     def first_position(self) -> int:
@@ -144,6 +152,7 @@ class Sequence:
     def accept(self, token_id: int, now: float) -> FinishReason | None:
         """Append a sampled token; return why the sequence ends with it, if it does."""
         self.tokens.append(token_id)
+        self.num_generated += 1
         self.sampling.accept(token_id)
         self.latency = now - (self.last_token or self.arrived)
         self.first_token = self.first_token or now

@@ -8,7 +8,6 @@ from app.engine.router import Output
 from app.engine.scheduler import Scheduler
 from app.engine.sequence import Sequence
 from app.engine.step import Step
-from app.request import TokenDelta
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,8 +33,8 @@ class StepStats:
     prefix_hits: int
     prefix_misses: int
     new_tokens: int
-    first_token_latencies: tuple[float, ...]
-    inter_token_latencies: tuple[float, ...]
+    first_token_latencies: Collection[float]
+    inter_token_latencies: Collection[float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +84,6 @@ class StepRecorder:
     def step(self, finished: Finished) -> None:
         """Report a step."""
         step = finished.step
-        served = [
-            sequence
-            for sequence, output in finished.outputs
-            if isinstance(output, TokenDelta) and output.token_id is not None
-        ]
         self._num_steps += 1
         self.refresh()
         if self._rows_are_asked_for:
@@ -98,6 +92,7 @@ class StepRecorder:
         if self._on_step is None:
             return
         now, counts = self.snapshot, step.counts
+        firsts, others = counts.first_token_latencies, counts.inter_token_latencies
         self._on_step(
             StepStats(
                 duration=finished.seconds,
@@ -109,7 +104,7 @@ class StepRecorder:
                 num_prefix_tokens=counts.prefix_tokens,
                 num_sources=counts.sources,
                 num_encoder_tokens=counts.encoder_tokens,
-                num_distinct_tasks=len({sequence.request.task for sequence in step.sequences()}),
+                num_distinct_tasks=len({sequence.request.task for sequence in step.sequences.values()}),
                 num_running=now.num_running,
                 num_waiting=now.num_waiting,
                 num_preempted=counts.preempted,
@@ -118,17 +113,11 @@ class StepRecorder:
                 resident_prefix_bytes=now.resident_prefix_bytes,
                 prefix_hits=counts.prefix_hits,
                 prefix_misses=counts.prefix_misses,
-                new_tokens=len(served) + _num_searched(finished.outputs),
-                first_token_latencies=tuple(each.latency for each in served if each.num_generated == 1),
-                inter_token_latencies=tuple(each.latency for each in served if each.num_generated > 1),
+                new_tokens=len(firsts) + len(others) + counts.searched_tokens,
+                first_token_latencies=firsts,
+                inter_token_latencies=others,
             )
         )
-
-
-def _num_searched(outputs: Collection[tuple[Sequence, Output]]) -> int:
-    """Return the tokens of the best answers that beam search found."""
-    ends = (output for _, output in outputs if isinstance(output, TokenDelta) and output.hypotheses)
-    return sum(len(end.hypotheses[0].tokens) for end in ends)
 
 
 def _rows_of(step: Step, running: Collection[Sequence]) -> tuple[LiveRow, ...]:
@@ -146,7 +135,7 @@ def _rows_of(step: Step, running: Collection[Sequence]) -> tuple[LiveRow, ...]:
             each.num_generated,
             *_source_of(each, encoding),
         )
-        for each in dict.fromkeys(row.leader for row in [*running, *step.sequences()])
+        for each in dict.fromkeys(row.leader for row in [*running, *step.sequences.values()])
     )
 
 

@@ -25,6 +25,10 @@ class StepCounts:
     preempted: int = 0
     prefix_hits: int = 0
     prefix_misses: int = 0
+    # Of tokens that came, in seconds.
+    first_token_latencies: list[float] = field(default_factory=list)
+    inter_token_latencies: list[float] = field(default_factory=list)
+    searched_tokens: int = 0  # of the best answers that beam searches ended with
 
 
 @dataclass(slots=True)
@@ -37,15 +41,24 @@ class Step:
     items: list[PlanItem] = field(default_factory=list)
     source_items: list[SourceItem] = field(default_factory=list)
     sources: dict[int, Source] = field(default_factory=dict)  # that it encodes, by id
-    owners: dict[int, Sequence | Prefix] = field(default_factory=dict)  # what the Plan's ids stand for
+    # What the Plan's ids stand for.
+    sequences: dict[int, Sequence] = field(default_factory=dict)
+    prefixes: dict[int, Prefix] = field(default_factory=dict)
     counts: StepCounts = field(default_factory=StepCounts)
     errors: dict[int, PromptplexError] = field(default_factory=dict)  # of rows that can't go on
 
-    def add(self, owner: Sequence | Prefix, item: PlanItem) -> None:
-        """Add an item and take its tokens from the budget."""
-        self.owners[item.id] = owner
+    def add(self, sequence: Sequence, item: PlanItem) -> None:
+        """Add a sequence's tokens, which the budget loses."""
+        self.sequences[item.id] = sequence
         self.items.append(item)
         self.budget -= item.kv.num_tokens
+
+    def build(self, prefix: Prefix, item: PlanItem) -> None:
+        """Add tokens that make a prefix, which the budget loses."""
+        self.prefixes[item.id] = prefix
+        self.items.append(item)
+        self.budget -= item.kv.num_tokens
+        self.counts.prefix_tokens += item.kv.num_tokens
 
     def encode(self, source: Source, item: SourceItem) -> None:
         """Add a source. However long it is, a token of a sequence that reads it goes along."""
@@ -57,8 +70,13 @@ class Step:
 
     def write(self, prefix: Prefix, write: PrefixWrite) -> None:
         """Add a write, which costs no tokens."""
-        self.owners[write.id] = prefix
+        self.prefixes[write.id] = prefix
         self.writes.append(write)
+
+    @property
+    def owners(self) -> dict[int, Sequence | Prefix]:
+        """All that takes part, by id."""
+        return {**self.prefixes, **self.sequences}
 
     def plan(self) -> Plan:
         """Return the Plan. Rows of like length stand together, since they share a bucket."""
@@ -77,13 +95,7 @@ class Step:
         for source in self.sources.values():
             source.is_encoded = source.id in read
 
-    def sequences(self) -> list[Sequence]:
-        """Return the sequences that take part."""
-        return [owner for owner in self.owners.values() if isinstance(owner, Sequence)]
-
     def constraints(self, plan: Plan) -> dict[int, AsyncTokenMask]:
         """Return the constraints of rows of (a part of) its Plan that choose a token."""
-        rows = [self.owners.get(item.id) for item in plan.items if item.is_constrained]
-        return {
-            row.id: row.constraint for row in rows if isinstance(row, Sequence) and row.constraint is not None
-        }
+        rows = [self.sequences[item.id] for item in plan.items if item.is_constrained]
+        return {row.id: row.constraint for row in rows if row.constraint is not None}

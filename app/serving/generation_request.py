@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from app.prompt import TaskVersion
 from app.request import FinishReason, RequestTimings
@@ -74,8 +74,7 @@ class GenerationRequest:
         return self.classification is not None or self.parameters.get("max_new_tokens") == 0
 
 
-@dataclass(frozen=True, slots=True)
-class OutputToken:
+class OutputToken(NamedTuple):
     """One generated token. Its text is what it completes, so it may be empty."""
 
     id: int
@@ -123,8 +122,7 @@ class GenerationResult:
         return self.prompt_text + self.text if self.return_full_text else self.text
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TextDelta:
+class TextDelta(NamedTuple):
     """What one step added. `text` may be shown at once: no stop string can begin in it."""
 
     text: str

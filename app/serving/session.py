@@ -3,7 +3,7 @@
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import ExitStack, aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeVar
 
 from app.caching import SingleFlightCache
@@ -113,7 +113,7 @@ class Session:
                 prompt_scores=output.prompt_scores,
             )
             attempt.reason, attempt.timings = str(result.finish), result.timings
-            yield replace(written, result=result)
+            yield written._replace(result=result)
 
     async def search(self, admitted: Admitted, num_answers: int) -> list[GenerationResult]:
         """Return the best answers of beam search, best first; the tokens of all are charged.

@@ -377,7 +377,7 @@ def test_the_cross_slots_of_another_request_are_noticed(
         item = place(row, start, count)
         seen.append(row.cross_slots)
         own = len(item.slots) - len(row.cross_slots)
-        return replace(item, slots=item.slots[:own] + seen[0])
+        return item._replace(slots=item.slots[:own] + seen[0])
 
     monkeypatch.setattr(Row, "kv", mixed_up)
     with engine_of(world) as engine:

@@ -15,7 +15,7 @@ def serve(queue: FairQueue, count: int) -> list[Sequence]:
         head = queue.peek()
         assert head is not None
         queue.take(head)
-        queue.charge(head, len(head.tokens))
+        queue.charge(head.party, len(head.tokens))
         served.append(head)
     return served
 

@@ -295,7 +295,7 @@ class Machine(RuleBasedStateMachine):
         tokens = [SampledToken(50 + i, -1.0, True) for i in range(len(sampling))]
         if sampling and fate != "go on":
             tokens[pick % len(tokens)] = SampledToken(STOP_ID, -1.0, fate == "stop")
-        tokens = [replace(token, is_late=i in late) for i, token in enumerate(tokens)]
+        tokens = [token._replace(is_late=i in late) for i, token in enumerate(tokens)]
         staying = [sequence for sequence in sampling if sequence.phase is Phase.RUNNING]
         waiting = [sampling[i] for i in late if i < len(sampling) and sampling[i] in staying]
         before = [list(sequence.tokens) for sequence in waiting]

@@ -142,7 +142,7 @@ class Chain:
         for left in reversed(range(self.num_steps)):
             async with aclosing(session.generate(admitted)) as deltas:
                 async for delta in deltas:
-                    yield 0, replace(delta, result=None) if left else delta
+                    yield 0, delta._replace(result=None) if left else delta
             self.after_step()
             if left and delta.result is not None:
                 so_far = f"{delta.result.prompt_text}{delta.result.text}"[-80:]

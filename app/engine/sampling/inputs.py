@@ -1,6 +1,5 @@
 """Sampling's input and output for one row: plain, picklable data, arrays and numbers only."""
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -34,8 +33,7 @@ class LogitsEdits(NamedTuple):
     suppressed_ids: IdArray = NO_IDS  # banned, even if forced
 
 
-@dataclass(frozen=True, slots=True)
-class SamplingInput:
+class SamplingInput(NamedTuple):
     """The input of sampling one row's next token. `position` numbers the token within its request."""
 
     params: SamplingParams
@@ -54,8 +52,7 @@ class Candidate(NamedTuple):
     logprob: float  # the model's own
 
 
-@dataclass(frozen=True, slots=True)
-class SampledToken:
+class SampledToken(NamedTuple):
     """The next token of one sampling item; `is_finite` is False where its logits were not.
 
     With an `error`, no token may come, and `token_id` means nothing; nor does it where the token `is_late`:

@@ -32,14 +32,17 @@ def processed(
 
     Less `normaliser [N]`, logits are log-probabilities.
     """
-    beams = [row for row, given in enumerate(inputs) if given.num_candidates]
-    edited = (row for row, given in enumerate(inputs) if given.edits is not None or row in masks)
-    changed = sorted({*beams, *edited})
+    changed = [
+        row
+        for row, given in enumerate(inputs)
+        if given.edits is not None or given.num_candidates or row in masks
+    ]
     if not changed:
         yield
         return
     rows = torch.tensor(changed, device=logits.device)
     own = logits[rows]
+    beams = [row for row in changed if inputs[row].num_candidates]
     if beams:
         logits[beams] -= normaliser[beams, None]
     _edit(logits, inputs)

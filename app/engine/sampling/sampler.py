@@ -42,7 +42,7 @@ def sample(logits: Tensor, batch: SamplingBatch, masks: Mapping[int, PackedMask]
             top[row],
             _nothing_left() if stuck else None,
             batch.inputs[row].is_constrained and row not in masks,
-            candidates.get(row, ()),
+            candidates.get(row, ()) if candidates else (),
         )
         for row, (token_id, logprob, is_finite, stuck) in enumerate(columns.T.tolist())  # one transfer
     )
@@ -84,6 +84,8 @@ def _top(logits: Tensor, normaliser: Tensor, counts: Sequence[int]) -> list[_Top
 
 def _rows_by_count(counts: Sequence[int]) -> list[tuple[int, list[int]]]:
     """Return the rows that want equally many tokens: which of tied ones a selection takes depends on that."""
+    if not any(counts):
+        return []
     wanted = set(counts) - {0}
     return [(count, [row for row, each in enumerate(counts) if each == count]) for count in wanted]
 

@@ -1,6 +1,7 @@
 """Attention by the compiled kernels for bf16 on CPUs: keys and values are read where they lie."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -34,11 +35,13 @@ class CPUBackend:
 
     def plan(self, contexts: Sequence[Context]) -> PackedContexts:
         """Put the contexts' slots in a row; neighbours that read the same source share a pass over it."""
-        contexts = _joined(contexts)
+        if not contexts[0].has_own:
+            contexts = _joined(contexts)
+        slots = [context.slots for context in contexts]
         return PackedContexts(
-            torch.from_numpy(np.concatenate([context.slots for context in contexts])),
-            _begins([len(context.slots) for context in contexts]),
-            _begins([context.num_tokens for context in contexts]),
+            torch.from_numpy(np.concatenate(slots)),
+            _begins(map(len, slots)),
+            _begins(context.num_tokens for context in contexts),
         )
 
     def forward(
@@ -74,13 +77,13 @@ def _joined(contexts: Sequence[Context]) -> list[Context]:
     joined: list[Context] = []
     for context in contexts:
         last = joined[-1] if joined else None
-        if last is None or context.has_own or not np.array_equal(last.slots, context.slots):
+        if last is None or not np.array_equal(last.slots, context.slots):
             joined.append(context)
         else:
             joined[-1] = last._replace(num_tokens=last.num_tokens + context.num_tokens)
     return joined
 
 
-def _begins(lengths: Sequence[int]) -> Tensor:
+def _begins(lengths: Iterable[int]) -> Tensor:
     """Return where each of consecutive parts begins, and where the last one ends."""
-    return torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int64))
+    return torch.from_numpy(np.array([*accumulate(lengths, initial=0)]))

@@ -9,7 +9,7 @@ are that the model sees: windows and causality are about slots (docs/architectur
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,8 +21,7 @@ from app.models.attention.kv_cache import PADDING_SLOT, KVCache, KVGroup, Slots
 from app.sites import Site
 
 
-@dataclass(frozen=True, slots=True)
-class PackedItem:
+class PackedItem(NamedTuple):
     """Tokens of one sequence in a step: `num_tokens` new ones after `num_computed` earlier.
 
     A group's slots are right-aligned: the device slots of the last `len(slots)` slot indices before
@@ -125,15 +124,15 @@ def plan_step(
     sources: Sequence[PackedSource] = (),
 ) -> StepMetadata:
     """Build all tensors of a step. Items of one token come first, as they do in the packed row."""
-    num_rows = sum(item.num_tokens == 1 for item in items)
-    assert all(item.num_tokens == 1 for item in items[:num_rows]), "rows come before chunks"
+    counts = [item.num_tokens for item in items]
+    assert 1 not in counts[counts.count(1) :], "rows come before chunks"
     step = _Step(items, sources, cache.groups, cache.device)
     positions = None
     if sources:
         positions = torch.cat([torch.arange(source.num_tokens) for source in sources]).to(cache.device)
     return StepMetadata(
         cache,
-        tuple(step.view(number, backend) for number, backend in enumerate(backends)),
+        tuple([step.view(number, backend) for number, backend in enumerate(backends)]),
         torch.from_numpy(logit_rows).to(cache.device),
         positions,
     )
@@ -145,5 +144,6 @@ def _context(item: PackedItem, group: int, window: int | None) -> Context:
     if window is not None:
         count = min(count, item.num_tokens - 1 + window)
     slots = item.slots[group]
-    assert len(slots) >= count, "a slot that can be seen is missing"
-    return Context(item.num_tokens, slots[len(slots) - count :])
+    num_hidden = len(slots) - count
+    assert num_hidden >= 0, "a slot that can be seen is missing"
+    return Context(item.num_tokens, slots[num_hidden:] if num_hidden else slots)

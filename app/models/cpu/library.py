@@ -1,7 +1,6 @@
 """The kernels as functions on tensors. Shapes as in kernels.cpp; everything is bf16 on a CPU."""
 
 import ctypes
-from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -24,16 +23,20 @@ _ARGUMENTS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
 class PackedContexts:
     """What each item of a packed row attends to: its slots, the last ones its own tokens.
 
     Without causality and a position bias the tokens needn't have slots of their own, as in cross-attention.
     """
 
-    slots: Tensor  # [sum of context lengths]
-    slot_begin: Tensor  # [items + 1]
-    token_begin: Tensor  # [items + 1]
+    def __init__(self, slots: Tensor, slot_begin: Tensor, token_begin: Tensor) -> None:
+        """`slots [sum of context lengths]`, `slot_begin [items + 1]`, `token_begin [items + 1]`."""
+        self.slots, self.slot_begin, self.token_begin = slots, slot_begin, token_begin
+        # Once for all layers, as the kernel takes them.
+        self.arguments = (
+            *(part.data_ptr() for part in (slots, slot_begin, token_begin)),
+            len(slot_begin) - 1,
+        )
 
 
 class Kernels:
@@ -80,7 +83,7 @@ class Kernels:
         assert keys.is_contiguous()
         assert values.is_contiguous()
         assert is_causal or window is None
-        bias, reach = _table(position_bias, heads)
+        bias, reach = (None, 0) if position_bias is None else _table(position_bias, heads)
         value_width = values.shape[1] // num_kv_heads
         out = query.new_empty(tokens, heads, value_width)
         self._attention(
@@ -90,10 +93,7 @@ class Kernels:
             keys.data_ptr(),
             values.data_ptr(),
             out.data_ptr(),
-            contexts.slots.data_ptr(),
-            contexts.slot_begin.data_ptr(),
-            contexts.token_begin.data_ptr(),
-            len(contexts.slot_begin) - 1,
+            *contexts.arguments,
             heads,
             num_kv_heads,
             width,
@@ -131,10 +131,8 @@ class Kernels:
         return out
 
 
-def _table(position_bias: Tensor | None, heads: int) -> tuple[int | None, int]:
+def _table(position_bias: Tensor, heads: int) -> tuple[int, int]:
     """Return the address of a table `[H, 2M + 1]`, and M."""
-    if position_bias is None:
-        return None, 0
     assert position_bias.dtype == torch.float32
     assert position_bias.is_contiguous()
     assert position_bias.shape == (heads, position_bias.shape[1] // 2 * 2 + 1)

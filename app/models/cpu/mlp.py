@@ -64,18 +64,17 @@ class GatedMLP(_InBlocks):
         kernels: Kernels | None,  # given: they compute this activation
     ) -> None:
         super().__init__(gate.in_features)
-        self._gate, self._up, self._down = gate, up, down
+        self.gate, self.up, self.down = gate, up, down
+        # A frozen model's products are called as functions: there are no hooks to look for.
+        self._gate, self._up, self._down = gate.forward, up.forward, down.forward
         self._activation = activation
         self._kernels = kernels
 
     def _block(self, rows: Tensor) -> Tensor:
-        gate: Tensor = self._gate(rows)
+        gate = self._gate(rows)
         if self._kernels is not None:
-            wide = self._kernels.silu_times_(gate, self._up(rows))
-        else:
-            wide = self._up.times(rows, self._activation(gate))
-        product: Tensor = self._down(wide)
-        return product
+            return self._down(self._kernels.silu_times_(gate, self._up(rows)))
+        return self._down(self.up.times(rows, self._activation(gate)))
 
 
 class PlainMLP(_InBlocks):
@@ -83,12 +82,11 @@ class PlainMLP(_InBlocks):
 
     def __init__(self, up: PackedLinear, down: PackedLinear, activation: PostOp) -> None:
         super().__init__(up.in_features)
-        self._up, self._down = up, down
-        self._activation = activation
+        self.up, self.down = up.followed_by(activation), down
+        self._up, self._down = self.up.forward, down.forward
 
     def _block(self, rows: Tensor) -> Tensor:
-        product: Tensor = self._down(self._up(rows, self._activation))
-        return product
+        return self._down(self._up(rows))
 
 
 def fuse_mlps(model: nn.Module, kernels: Kernels | None) -> int:

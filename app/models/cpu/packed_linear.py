@@ -7,7 +7,8 @@ oneDNN compiles a product anew for every number of rows, in a millisecond, and i
 last 1,024 of them, half a megabyte each. So large numbers of rows are rounded up to few.
 """
 
-from typing import NamedTuple, TypeGuard
+from copy import copy
+from typing import NamedTuple, Self, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -28,9 +29,6 @@ class PostOp(NamedTuple):
     algorithm: str = ""
 
 
-_NO_POST_OP = PostOp()
-
-
 class PackedLinear(nn.Module):
     """A drop-in for a frozen `nn.Linear` in bf16 on a CPU."""
 
@@ -38,6 +36,9 @@ class PackedLinear(nn.Module):
         super().__init__()
         self._weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), _TYPICAL_ROWS)
         self.bias = linear.bias
+        # Not a parameter, which every call would look up by name.
+        self._bias = None if linear.bias is None else linear.bias.detach()
+        self._post_op, self._algorithm = PostOp()
         # Looked up once: finding the overload takes as long as a small product.
         self._multiply = torch.ops.mkldnn._linear_pointwise.default
         self.in_features = linear.in_features
@@ -48,23 +49,26 @@ class PackedLinear(nn.Module):
         plain: Tensor = self._weight.to_dense()
         return plain
 
-    def forward(self, inputs: Tensor, post_op: PostOp = _NO_POST_OP) -> Tensor:
+    def followed_by(self, post_op: PostOp) -> Self:
+        """Return the same layer, over the same weights, with this after its product."""
+        twin = copy(self)
+        twin._post_op, twin._algorithm = post_op
+        return twin
+
+    def forward(self, inputs: Tensor) -> Tensor:
         """Return `[..., N, out]` for `inputs [..., N, in]`."""
         num_rows = inputs.shape[-2]
-        count = _rounded(num_rows)
-        name, algorithm = post_op
-        if count == num_rows:
-            exact: Tensor = self._multiply(inputs, self._weight, self.bias, name, [], algorithm)
-            return exact
-        padded = functional.pad(inputs, (0, 0, 0, count - num_rows))
-        product: Tensor = self._multiply(padded, self._weight, self.bias, name, [], algorithm)
-        return product[..., :num_rows, :]
+        missing = _rounded(num_rows) - num_rows if num_rows > _EXACT_ROWS else 0
+        if missing:
+            inputs = functional.pad(inputs, (0, 0, 0, missing))
+        product: Tensor = self._multiply(inputs, self._weight, self._bias, self._post_op, [], self._algorithm)
+        return product[..., :num_rows, :] if missing else product
 
     def times(self, inputs: Tensor, factor: Tensor) -> Tensor:
         """Return `[N, out]` for `inputs [N, in]`, multiplied by `factor [N, out]` while it is written."""
         missing = (0, 0, 0, _rounded(len(inputs)) - len(inputs))
         product: Tensor = torch.ops.mkldnn._linear_pointwise.binary(
-            functional.pad(inputs, missing), functional.pad(factor, missing), self._weight, self.bias, "mul"
+            functional.pad(inputs, missing), functional.pad(factor, missing), self._weight, self._bias, "mul"
         )
         return product[: len(inputs)]
 

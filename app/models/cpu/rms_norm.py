@@ -15,13 +15,14 @@ class RMSNorm(nn.Module):
     def __init__(self, weight: Tensor, epsilon: float, kernels: Kernels) -> None:
         super().__init__()
         self.weight = nn.Parameter(weight.detach(), requires_grad=False)
+        self._weight = weight.detach()  # not a parameter, which every call would look up by name
         self.in_features = len(weight)
         self._epsilon = epsilon
         self._kernels = kernels
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return `[..., d]` for `inputs [..., d]`."""
-        return self._kernels.rms_norm(inputs, self.weight, self._epsilon)
+        return self._kernels.rms_norm(inputs, self._weight, self._epsilon)
 
 
 def fuse_rms_norms(model: nn.Module, kernels: Kernels) -> int:

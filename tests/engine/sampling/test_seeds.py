@@ -184,7 +184,7 @@ def company_row(draw: st.DrawFn) -> tuple[SamplingInput, PackedMask | None, int]
 
 def told(token: SampledToken) -> tuple[object, ...]:
     """What came of a row, to the last bit; an error by its text."""
-    return replace(token, error=None), str(token.error)
+    return token._replace(error=None), str(token.error)
 
 
 @settings(max_examples=100, deadline=None)
