@@ -245,7 +245,10 @@ class Request:
     @property
     def prompt_ids(self) -> tuple[int, ...]:
         """All ids of the prompt's text in order, the decoder's beside a source. Learned prompts have none."""
-        return tuple(id_ for segment in self.segments for id_ in segment.token_ids) + self.token_ids
+        before: tuple[int, ...] = ()
+        for segment in self.segments:
+            before += segment.token_ids
+        return before + self.token_ids
 
     @property
     def input_ids(self) -> tuple[int, ...]:

@@ -86,11 +86,14 @@ def check_tokens(request: Request, geometry: ModelGeometry) -> None:
     Raises:
         InvalidRequest, RequestTooLong: as the message says.
     """
-    given = () if request.source is None else request.source.token_ids
-    ids = (*request.prompt_ids, *given, *(id_ for id_, _ in request.sampling.logit_bias))
+    ids = request.prompt_ids
+    prompt = len(ids)
+    if request.source is not None:
+        ids += request.source.token_ids
+    if request.sampling.logit_bias:
+        ids += tuple(id_ for id_, _ in request.sampling.logit_bias)
     if min(ids) < 0 or max(ids) >= geometry.vocab_size:
         raise InvalidRequest(f"token ids must be from 0 to {geometry.vocab_size - 1}")
-    prompt = len(request.prompt_ids)
     total = request.num_virtual_tokens + prompt + request.max_new_tokens
     if total > geometry.max_positions:
         raise RequestTooLong(

@@ -14,10 +14,10 @@ class BlockPool:
         assert num_blocks >= 2, "block 0 is reserved for padding"
         self.num_blocks = num_blocks - 1  # that can be held
         self._free = list(range(num_blocks - 1, 0, -1))
-        self._holders: dict[int, int] = {}  # number of tables that hold each block that isn't free
-        self._copies: dict[
-            int, tuple[int, int]
-        ] = {}  # target -> (source, its first slots), for the next step
+        self._held: set[int] = set()
+        self._sharers: dict[int, int] = {}  # of held blocks, how many tables hold each beside the first
+        # By target: a source and how many of its first slots to copy for the next step.
+        self._copies: dict[int, tuple[int, int]] = {}
 
     @property
     def num_free(self) -> int:
@@ -27,27 +27,36 @@ class BlockPool:
         """Hold `count` blocks; the caller has checked `num_free`."""
         assert count <= len(self._free), "callers check before they take"
         taken = [self._free.pop() for _ in range(count)]
-        self._holders.update(dict.fromkeys(taken, 1))
+        self._held.update(taken)
         return taken
 
     def share(self, blocks: Sequence[int]) -> None:
         """Add a holder to blocks that are held."""
+        assert self._held.issuperset(blocks), "only held blocks can be shared"
         for block in blocks:
-            self._holders[block] += 1
+            self._sharers[block] = self._sharers.get(block, 0) + 1
 
     def is_shared(self, block: int) -> bool:
         """Return whether a held block has several holders."""
-        return self._holders[block] > 1
+        return block in self._sharers
 
     def give_back(self, blocks: Sequence[int]) -> None:
         """Take a holder from held blocks; without any they are free. A double free fails here."""
-        assert self._holders.keys() >= set(blocks), "only held blocks can be freed"
-        for block in blocks:
-            self._holders[block] -= 1
-            if not self._holders[block]:
-                del self._holders[block]
-                self._free.append(block)
+        assert self._held.issuperset(blocks), "only held blocks can be freed"
+        if self._sharers:
+            blocks = [block for block in blocks if not self._leave(block)]
+        self._held.difference_update(blocks)
+        self._free.extend(blocks)
+        if self._copies:
+            for block in blocks:
                 self._copies.pop(block, None)
+
+    def _leave(self, block: int) -> bool:
+        """Take one from the tables that hold a block beside the first; return whether there was one."""
+        others = self._sharers.pop(block, 0)
+        if others > 1:
+            self._sharers[block] = others - 1
+        return others > 0
 
     def replace(self, block: int, num_slots: int) -> int:
         """Return a new block for one that others hold too; its first slots are copied before a step."""
@@ -78,5 +87,7 @@ class BlockPool:
 
         Cheap enough for every idle moment: it doesn't walk the free blocks.
         """
-        assert len(self._free) + len(self._holders) == self.num_blocks, "a block is lost"
-        assert self._holders == holders, "held blocks and their holders differ"
+        assert len(self._free) + len(self._held) == self.num_blocks, "a block is lost"
+        assert self._held == holders.keys(), "held blocks and their holders differ"
+        shared = {block: count - 1 for block, count in holders.items() if count > 1}
+        assert self._sharers == shared, "blocks have other numbers of holders"

@@ -192,8 +192,8 @@ class _Part:
         """Return how many free blocks less there are when it has moved on to tokens at `start .. end`."""
         first, last = self.span(start, end)
         gone = self.blocks[: first - self.first]
-        num_taken = last - first - (len(self.blocks) - len(gone))
-        return num_taken - sum(not pool.is_shared(block) for block in gone)
+        num_shared = sum(map(pool.is_shared, gone))  # which stay held
+        return last - first - len(self.blocks) + num_shared
 
     def fork(self, pool: BlockPool) -> "_Part":
         """Return another one that holds the same blocks."""

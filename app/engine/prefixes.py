@@ -94,7 +94,7 @@ class Prefix:
     @property
     def num_blocks(self) -> Counts:
         """Its own blocks at all sites, in each pool."""
-        first, *others = (table.num_blocks for table in self.tables.values())
+        first, *others = [table.num_blocks for table in self.tables.values()]
         return sum(others, first)
 
     @property
@@ -153,9 +153,8 @@ class PrefixCache:
 
     def blocks_for(self, segment: Segment) -> Counts:
         """Return the most blocks that a segment's prefix holds at any time, in each pool."""
-        first, *others = (
-            self._blocks.blocks_for(count, site) for site, count in segment_slots(segment).items()
-        )
+        counts = segment_slots(segment)
+        first, *others = [self._blocks.blocks_for(counts[site], site) for site in self._blocks.sites]
         return sum(others, first)
 
     def create(

@@ -7,6 +7,7 @@ from app.engine.sources import Source, SourceTable
 from app.engine.step import StepCounts
 from app.errors import RequestTooLong
 from app.request import Request
+from app.request import Source as Input
 from app.sites import Site
 
 
@@ -28,7 +29,8 @@ class Residency:
         needed *= request.sampling.num_beams
         for segment in request.segments:
             needed += self.prefixes.blocks_for(segment)
-        needed += self._blocks_of_source(request)
+        if request.source is not None:
+            needed += self._blocks_of_source(request.source)
         # No argmax of numpy's: it gives up the GIL, and the device's thread may keep it for a step.
         pairs = zip(needed.tolist(), self.blocks.capacity.tolist(), strict=True)
         asked, limit = (
@@ -57,7 +59,7 @@ class Residency:
         }
         if request.source is not None and self.sources.get(sequence.source_key) is None:
             missing |= {request.source.prompt_digest} - prompts.keys()
-        return {digest for digest in missing if digest is not None}
+        return {digest for digest in missing if digest is not None} if missing else set()
 
     def place(self, sequence: Sequence, num_spare: int, counts: StepCounts) -> bool:
         """Give a sequence, and all rows of its beams, prefixes, a source and blocks for all tokens.
@@ -72,8 +74,9 @@ class Residency:
             needed += self.blocks.blocks_for(len(row.tokens))
         for segment in segments[len(found) :]:
             needed += self.prefixes.blocks_for(segment)
-        if self.sources.get(sequence.source_key) is None:
-            needed += self._blocks_of_source(sequence.request)
+        source = sequence.request.source
+        if source is not None and self.sources.get(sequence.source_key) is None:
+            needed += self._blocks_of_source(source)
         self.prefixes.pin(found)  # before anything is evicted
         if not self.prefixes.evict_until(needed):
             self.prefixes.unpin(found)
@@ -115,9 +118,8 @@ class Residency:
         self.prefixes.check_integrity([sequence.prefixes for sequence in running])
         self.sources.check_integrity([each.source for each in running if each.source is not None])
 
-    def _blocks_of_source(self, request: Request) -> Counts:
-        num_slots = 0 if request.source is None else request.source.num_slots
-        return self.blocks.blocks_for(num_slots, Site.DECODER_CROSS)
+    def _blocks_of_source(self, source: Input) -> Counts:
+        return self.blocks.blocks_for(source.num_slots, Site.DECODER_CROSS)
 
     def _give(self, sequence: Sequence, line: list[Prefix]) -> None:
         """Complete the line of prefixes that a sequence stands on, and begin its own table."""

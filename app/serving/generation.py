@@ -105,12 +105,12 @@ class GenerationService:
         NonFiniteLogits, RequestFailed, ConstraintFailed.
         """
         async with self._in_time(requests[0]) as deadline:
-            return await (await self._admit(requests, deadline)).results()
+            return await (await self._admit(requests, deadline, is_stream=False)).results()
 
     async def start(self, requests: Sequence[GenerationRequest]) -> "AnswerStream":
         """Wait for the first delta of each answer, so that what fails early is raised here, as above."""
         async with self._in_time(requests[0]) as deadline:
-            stream = await self._admit([replace(each, is_stream=True) for each in requests], deadline)
+            stream = await self._admit(requests, deadline, is_stream=True)
             await stream.begin()
             return stream
 
@@ -151,9 +151,12 @@ class GenerationService:
                 raise
             raise DeadlineExceeded("The deadline passed while the request waited; allow more time.") from None
 
-    async def _admit(self, requests: Sequence[GenerationRequest], deadline: float) -> "AnswerStream":
+    async def _admit(
+        self, requests: Sequence[GenerationRequest], deadline: float, *, is_stream: bool
+    ) -> "AnswerStream":
         session = Session(self._resources, num_sequences=sum(each.num_sequences for each in requests))
-        requests = [replace(request, deadline=deadline) for request in requests]  # also of every later part
+        # The deadline is also that of every later part.
+        requests = [replace(request, deadline=deadline, is_stream=is_stream) for request in requests]
         try:
             admitted = await gather_or_cancel([session.admit(request) for request in requests])
         except BaseException:

@@ -1,10 +1,11 @@
 """What the model reads of a request: its version's learned prompt, and token ids, where each of them goes."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from app.errors import InvalidRequest, RequestTooLong
 from app.prompt import ModelGeometry, TaskVersion
-from app.request import Request, Segment, Source, segments_of
+from app.request import Segment, Source, segments_of
 from app.sites import Embedding, Site
 
 
@@ -19,8 +20,27 @@ class Input:
     is_scored: bool  # whether log-probabilities of its tokens are wanted
 
 
-def causal_request(id_: str, given: Input) -> Request:
-    """Return a request of a causal base: learned prompt, leading text, what rows share, then the rest."""
+class ModelInput(NamedTuple):
+    """The fields of a Request that say what the model reads."""
+
+    token_ids: tuple[int, ...]
+    segments: tuple[Segment, ...] = ()
+    source: Source | None = None
+    num_scored: int = 0
+
+    @property
+    def num_prompt(self) -> int:
+        """Ids of the prompt's text, the decoder's beside a source."""
+        return len(self.token_ids) + sum(len(segment.token_ids) for segment in self.segments)
+
+    @property
+    def num_virtual_tokens(self) -> int:
+        """Slots that learned prompts take in the decoder."""
+        return sum(segment.num_virtual_tokens for segment in self.segments)
+
+
+def causal_input(given: Input) -> ModelInput:
+    """Return what a causal base reads: learned prompt, leading text, what rows share, then the rest."""
     ids = given.token_ids
     # What rows share is a segment too; the last token stays each one's own.
     leading = 0 if given.is_scored else _num_leading(ids, given.leading_ids)
@@ -31,8 +51,7 @@ def causal_request(id_: str, given: Input) -> Request:
         if version is None
         else Segment(prompt_digest=version.prompt_digest, num_virtual_tokens=version.num_virtual_tokens)
     )
-    return Request(
-        id=id_,
+    return ModelInput(
         token_ids=ids[shared:],
         segments=segments_of(
             learned,
@@ -43,15 +62,15 @@ def causal_request(id_: str, given: Input) -> Request:
     )
 
 
-def encoder_decoder_request(id_: str, given: Input, decoder_ids: tuple[int, ...]) -> Request:
-    """Return a request of an encoder-decoder, which reads the text, and begins its answer with `decoder_ids`.
+def encoder_decoder_input(id_: str, given: Input, decoder_ids: tuple[int, ...]) -> ModelInput:
+    """Return what an encoder-decoder reads: the text as source `id_`, and `decoder_ids` before the answer.
 
     Keys and values that a version brings are resident; soft prompts depend on the source in all layers but
     the first, so they are run for each source.
     """
     version = given.version
     if version is None or version.prompt_digest is None:
-        return Request(id=id_, token_ids=decoder_ids, source=Source(id=id_, token_ids=given.token_ids))
+        return ModelInput(decoder_ids, source=Source(id=id_, token_ids=given.token_ids))
     digest, length = version.prompt_digest, version.length
     at_sites = Segment(
         prompt_digest=digest,
@@ -61,8 +80,7 @@ def encoder_decoder_request(id_: str, given: Input, decoder_ids: tuple[int, ...]
     )
     soft = Segment(prompt_digest=digest, num_virtual_tokens=length(Embedding.DECODER), is_kept=False)
     rows = length(Embedding.ENCODER)
-    return Request(
-        id=id_,
+    return ModelInput(
         token_ids=decoder_ids,
         segments=(
             *((at_sites,) if any(map(length, Site)) else ()),

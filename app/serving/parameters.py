@@ -8,13 +8,14 @@ checked values by name. null means "not set".
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from operator import attrgetter
 from typing import Annotated, Any, Self, TypeVar, get_type_hints
 
 from pydantic import Field, GetPydanticSchema, ValidationError, create_model
 from pydantic_core import core_schema
 
 from app.errors import InvalidRequest
-from app.request import SamplingChoices, SamplingParams, parameter
+from app.request import SamplingChoices, SamplingParams, TokenRules, parameter
 from app.validation import PLAIN, Must, StrictModel, message_of
 
 DEFAULT_MAX_NEW_TOKENS = 128
@@ -24,6 +25,9 @@ MAX_STOP_CHARS = 256
 MAX_TOP_TOKENS = 20
 SEED_BITS = 53  # a drawn seed survives JSON readers that have doubles only
 _MAX_IDS = 1024
+
+_CHOICES = tuple(each.name for each in fields(SamplingChoices))
+_choices_of = attrgetter(*_CHOICES)
 
 _Model = TypeVar("_Model", bound=StrictModel)
 Layer = Mapping[str, Any]
@@ -115,10 +119,16 @@ class GenerationParameters(SamplingChoices):
         """Resolve layers, the lowest first: what a later one sets counts."""
         return cls(**{name: value for layer in layers for name, value in layer.items()})
 
-    def sampling(self, seed: int) -> SamplingParams:
+    def sampling(
+        self, seed: int, *, logit_bias: tuple[tuple[int, float], ...] = (), rules: TokenRules | None = None
+    ) -> SamplingParams:
         """Return the engine's part; `seed` is used where none was set."""
-        chosen = {each.name: getattr(self, each.name) for each in fields(SamplingChoices)}
-        return SamplingParams(seed=seed if self.seed is None else self.seed, **chosen)
+        return SamplingParams(
+            seed=seed if self.seed is None else self.seed,
+            logit_bias=logit_bias,
+            rules=rules,
+            **dict(zip(_CHOICES, _choices_of(self), strict=True)),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

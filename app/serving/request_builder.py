@@ -21,9 +21,10 @@ from app.serving.decoding import resolve
 from app.serving.generation_request import GenerationRequest
 from app.serving.model_input import (
     Input,
-    causal_request,
+    ModelInput,
+    causal_input,
     check_source,
-    encoder_decoder_request,
+    encoder_decoder_input,
 )
 from app.serving.parameters import (
     DEFAULT_MAX_NEW_TOKENS,
@@ -32,6 +33,7 @@ from app.serving.parameters import (
     Layer,
     parse_parameters,
 )
+from app.serving.structured_output.constraints import Constraint
 from app.serving.structured_output.grammars import Grammars
 from app.serving.token_rules import token_rules
 from app.store.prompt_store import PromptStore
@@ -128,8 +130,10 @@ class RequestBuilder:
         check_not_empty(tokenized)
         built = self._request(version, prepared, request, parameters, tokenized)
         self._engine.check_admissible(built)
+        if request.constraint is not None:  # last, since it costs most
+            built = replace(built, grammar=self._grammar(request, request.constraint, parameters))
         return Admitted(
-            request=replace(built, grammar=self._grammar(request, parameters)),  # last, since it costs most
+            request=built,
             version=version,
             prompt_text=tokenized.text,
             parameters=parameters,
@@ -162,10 +166,11 @@ class RequestBuilder:
         parameters: GenerationParameters,
         tokenized: Tokenized,
     ) -> Request:
-        bare = self._model_input(version, prepared, request, parameters, tokenized)
-        num_prompt = len(bare.prompt_ids)
+        id_ = f"{request.request_id}#{next(self._numbers)}"  # ids that clients choose may repeat
+        read = self._model_input(id_, version, prepared, request, parameters, tokenized)
+        num_prompt = read.num_prompt
         max_new_tokens = self._max_new_tokens(
-            request.parameters.get("max_new_tokens"), parameters, bare.num_virtual_tokens, num_prompt
+            request.parameters.get("max_new_tokens"), parameters, read.num_virtual_tokens, num_prompt
         )
         stop_ids = self._stop_ids(parameters)
         rules = token_rules(
@@ -178,12 +183,11 @@ class RequestBuilder:
             num_prompt=num_prompt,
             max_new_tokens=max_new_tokens,
         )
-        return replace(
-            bare,
-            sampling=replace(
-                parameters.sampling(secrets.randbits(SEED_BITS)),
-                logit_bias=self._bias(request),
-                rules=rules,
+        return Request(
+            id=id_,
+            **read._asdict(),
+            sampling=parameters.sampling(
+                secrets.randbits(SEED_BITS), logit_bias=self._bias(request), rules=rules
             ),
             num_top=parameters.top_n_tokens,
             max_new_tokens=max_new_tokens,
@@ -196,13 +200,13 @@ class RequestBuilder:
 
     def _model_input(
         self,
+        id_: str,
         version: TaskVersion | None,
         prepared: PreparedVersion,
         request: GenerationRequest,
         parameters: GenerationParameters,
         tokenized: Tokenized,
-    ) -> Request:
-        """Return the request as far as it says what the model reads."""
+    ) -> ModelInput:
         given = Input(
             version=version,
             token_ids=tokenized.ids,
@@ -210,19 +214,18 @@ class RequestBuilder:
             num_rows=max(request.num_drawn, parameters.num_beams),
             is_scored=parameters.decoder_input_details,
         )
-        id_ = f"{request.request_id}#{next(self._numbers)}"  # ids that clients choose may repeat
         if self._decoder_start_id is None:
-            return causal_request(id_, given)
+            return causal_input(given)
         forced = self._forced_bos_id(parameters)
         # Labels, and answers that a grammar holds, follow the token that the base forces to be the first.
         is_given = request.classification is not None or request.constraint is not None
         start = (self._decoder_start_id, *([forced] if is_given and forced is not None else []))
-        built = encoder_decoder_request(id_, given, start)
-        assert built.source is not None
-        check_no_padding(built.source.token_ids, self.prompts.tokenizer.pad_id, self.eos_ids)
+        read = encoder_decoder_input(id_, given, start)
+        assert read.source is not None
+        check_no_padding(read.source.token_ids, self.prompts.tokenizer.pad_id, self.eos_ids)
         truncate = parameters.truncate if request.token_ids is None else None
-        check_source(built.source, self._engine.geometry, truncate)
-        return built
+        check_source(read.source, self._engine.geometry, truncate)
+        return read
 
     def _forced_bos_id(self, parameters: GenerationParameters) -> int | None:
         """Return the id that answers begin with, if any. Raise InvalidRequest: it can't be had."""
@@ -274,10 +277,10 @@ class RequestBuilder:
             )
         return request.logit_bias
 
-    def _grammar(self, request: GenerationRequest, parameters: GenerationParameters) -> str | None:
+    def _grammar(
+        self, request: GenerationRequest, constraint: Constraint, parameters: GenerationParameters
+    ) -> str:
         """Compile the constraint, so that one that can't be followed is refused before the engine gets it."""
-        if request.constraint is None:
-            return None
         if parameters.ignore_eos:
             raise InvalidRequest(
                 "ignore_eos doesn't go with a grammar, which lets nothing follow its end; leave one of them.",
@@ -290,7 +293,7 @@ class RequestBuilder:
                 "leave one of them.",
                 param="logit_bias",
             )
-        return self._grammars.compile(request.constraint)
+        return self._grammars.compile(constraint)
 
     def _stop_ids(self, parameters: GenerationParameters) -> frozenset[int]:
         """Return ids that end the answer. A stop string that is a special token has no text; its id stops."""

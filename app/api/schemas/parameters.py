@@ -10,6 +10,7 @@ from app.validation import StrictModel
 
 _Model = TypeVar("_Model", bound="ParametersBody")
 OTHER_NAMES = {each.also: name for name, each in DECLARED.items() if each.also is not None}
+_SAME = {name: each.same for name, each in DECLARED.items() if each.same}
 
 
 class ParametersBody(StrictModel):
@@ -26,15 +27,15 @@ class ParametersBody(StrictModel):
                 raise ValueError(f"{other} and {name} mean the same; send one of them")
         renamed = {name: value for name, value in data.items() if name not in OTHER_NAMES}
         renamed |= {name: data[other] for other, name in OTHER_NAMES.items() if data.get(other) is not None}
-        for name, each in DECLARED.items():
-            for other, value in each.same.items():
-                if renamed.get(name) == other:
+        for name in _SAME.keys() & renamed.keys():
+            for other, value in _SAME[name].items():
+                if renamed[name] == other:
                     renamed[name] = value
         return renamed
 
     def given(self) -> dict[str, Any]:
         """Return the declared parameters that are set, by name."""
-        fields = type(self).model_fields.keys() & DECLARED.keys()
+        fields = self.model_fields_set & DECLARED.keys()  # what is absent is None
         return {name: value for name in fields if (value := getattr(self, name)) is not None}
 
 

@@ -30,7 +30,8 @@ class SamplingState:
         self._history = TokenHistory(prompt, max_new_tokens, inputs) if looks_back else None
         self._rules = RowRules(params.rules) if params.rules is not None else None
         self._edits = _bias(params) if params.logit_bias else LogitsEdits() if looks_back else None
-        self._params = replace(params, logit_bias=(), rules=None)
+        is_bare = not params.logit_bias and params.rules is None
+        self._params = params if is_bare else replace(params, logit_bias=(), rules=None)
         self._num_top = num_top
         self._num_candidates = num_candidates
 
