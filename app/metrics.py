@@ -3,16 +3,20 @@
 Gauges and the counters of caches are read at a scrape.
 """
 
+import math
 import threading
 import time
+from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from app.engine.client import EngineStats
 from app.engine.statistics import StepStats
@@ -55,6 +59,31 @@ class LiveCounts:
 _Watched = tuple[Callable[[], EngineStats], Callable[[], PromptCacheStats], RedisHealth | None]
 
 
+class BulkHistogram(Collector):
+    """A histogram that takes all values of a step at once: one by one they would cost as much as the step."""
+
+    def __init__(self, name: str, documentation: str, bounds: tuple[float, ...]) -> None:
+        self._name, self._documentation, self._bounds = name, documentation, bounds
+        self._counts = [0] * (len(bounds) + 1)  # the last one is beyond all bounds
+        self._sum = 0.0
+        self._lock = threading.Lock()
+
+    def observe_all(self, values: Collection[float]) -> None:
+        """Count values."""
+        with self._lock:
+            for value in values:
+                self._counts[bisect_left(self._bounds, value)] += 1
+            self._sum += sum(values)
+
+    def collect(self) -> Iterator[Metric]:
+        """Return the buckets; the registry calls it at a scrape."""
+        with self._lock:
+            counts, total = accumulate(self._counts), self._sum
+            bounds = map(floatToGoString, (*self._bounds, math.inf))
+            buckets = list(zip(bounds, counts, strict=True))
+        yield HistogramMetricFamily(self._name, self._documentation, buckets, total)
+
+
 class Metrics(Collector):
     """All metrics of one server."""
 
@@ -68,7 +97,10 @@ class Metrics(Collector):
         self._first_token = histogram(
             "time_to_first_token_seconds", "From arrival in the engine to the first token"
         )
-        self._inter_token = histogram("inter_token_latency_seconds", "Between tokens of a request")
+        self._inter_token = BulkHistogram(
+            "promptplex_inter_token_latency_seconds", "Between tokens of a request", _SECONDS
+        )
+        self._registry.register(self._inter_token)
         self._end_to_end = histogram("e2e_request_latency_seconds", "From admission to the end of a request")
         self._queue = histogram("request_queue_time_seconds", "Waiting for a place in the batch")
         self._prefill = histogram("request_prefill_time_seconds", "From the batch to the first token")
@@ -116,8 +148,7 @@ class Metrics(Collector):
         self._step_seconds.observe(step.duration)
         self._batch_size.observe(step.num_decode_rows)
         self._distinct_tasks.observe(step.num_distinct_tasks)
-        for latency in step.inter_token_latencies:
-            self._inter_token.observe(latency)
+        self._inter_token.observe_all(step.inter_token_latencies)
         for latency in step.first_token_latencies:
             self._first_token.observe(latency)
         with self._lock:
@@ -125,12 +156,16 @@ class Metrics(Collector):
             self._recent.extend((now, latency) for latency in step.first_token_latencies)
             self._device_hits += step.prefix_hits
             self._device_misses += step.prefix_misses
-        self._generation_tokens.inc(step.new_tokens)
-        self._preemptions.inc(step.num_preempted)
-        self._beam_rows.inc(step.num_beam_rows)
-        self._block_copies.inc(step.num_copied_blocks)
-        self._prefix_tokens.inc(step.num_prefix_tokens)
-        self._encoder_tokens.inc(step.num_encoder_tokens)
+        for counter, number in (
+            (self._generation_tokens, step.new_tokens),
+            (self._preemptions, step.num_preempted),
+            (self._beam_rows, step.num_beam_rows),
+            (self._block_copies, step.num_copied_blocks),
+            (self._prefix_tokens, step.num_prefix_tokens),
+            (self._encoder_tokens, step.num_encoder_tokens),
+        ):
+            if number:
+                counter.inc(number)
         if step.num_sources:
             self._sources.observe(step.num_sources)
 

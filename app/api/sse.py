@@ -17,6 +17,8 @@ from app.errors import Cancelled, PromptplexError
 
 log = logging.getLogger("promptplex.api")
 
+_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
 _Piece = TypeVar("_Piece")
 _Piece_co = TypeVar("_Piece_co", covariant=True)
 
@@ -115,5 +117,4 @@ def data_event(payload: bytes) -> bytes:
 
 def json_bytes(value: object) -> bytes:
     """Return compact JSON in UTF-8; halves of surrogate pairs, which UTF-8 can't carry, are replaced."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return text.encode("utf-8", "replace")
+    return _JSON.encode(value).encode("utf-8", "replace")

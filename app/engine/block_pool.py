@@ -1,6 +1,7 @@
 """Free and held blocks of one memory, and what is to be copied between them before the next step."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -82,12 +83,15 @@ class BlockPool:
         """Blocks of which slots are to be copied before the next step."""
         return len(self._copies)
 
-    def check_integrity(self, holders: Mapping[int, int]) -> None:
+    def check_integrity(self, blocks: Sequence[int]) -> None:
         """Assert that free and held blocks add up, and that as many tables as noted hold each block.
+
+        `blocks`: those of all tables, each as often as there are tables that hold it.
 
         Cheap enough for every idle moment: it doesn't walk the free blocks.
         """
         assert len(self._free) + len(self._held) == self.num_blocks, "a block is lost"
-        assert self._held == holders.keys(), "held blocks and their holders differ"
-        shared = {block: count - 1 for block, count in holders.items() if count > 1}
-        assert self._sharers == shared, "blocks have other numbers of holders"
+        held = set(blocks)
+        assert self._held == held, "held blocks and their holders differ"
+        shared = Counter(blocks) - Counter(held) if len(blocks) > len(held) else {}
+        assert self._sharers == shared, "shared blocks and their holders differ"

@@ -8,7 +8,6 @@ zero and padding reads them (attention/kv_cache.py).
 """
 
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -131,11 +130,12 @@ class KVBlocks:
 
     def check_integrity(self, tables: Sequence["SlotTable"]) -> None:
         """Assert that the pools and all tables agree: a block has as many holders as tables that name it."""
-        holders: list[Counter[int]] = [Counter() for _ in self.pools]
-        for part in (part for table in tables for part in table.parts):
-            holders[part.group.pool].update(part.blocks)
-        for pool, counts in zip(self.pools, holders, strict=True):
-            pool.check_integrity(counts)
+        held: list[list[int]] = [[] for _ in self.pools]
+        for table in tables:
+            for part in table.parts:
+                held[part.group.pool] += part.blocks
+        for pool, blocks in zip(self.pools, held, strict=True):
+            pool.check_integrity(blocks)
 
 
 class _Part:

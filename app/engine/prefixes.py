@@ -271,21 +271,25 @@ class PrefixCache:
         pins: dict[Key, int] = {}
         for prefix in (prefix for line in lines for prefix in line):
             pins[prefix.key] = pins.get(prefix.key, 0) + 1
+        all_blocks, idle_blocks = np.zeros_like(self.num_blocks), np.zeros_like(self.num_blocks)
         for key, prefix in self._prefixes.items():
             assert prefix.key == key
             assert prefix.pins == pins.get(key, 0), "pins and their holders differ"
-            assert prefix.pins or prefix.is_ready, "an unfinished prefix without a user"
+            is_ready, num_blocks = prefix.is_ready, prefix.num_blocks
+            assert prefix.pins or is_ready, "an unfinished prefix without a user"
             assert (key in self._idle) == (not prefix.pins), "idle and unpinned are the same"
-            assert prefix.table.end >= prefix.first_slot + prefix.num_computed
-            assert all(
-                table.end >= prefix.end_slots[site]
-                for site, table in prefix.tables.items()
-                if site is not Site.DECODER_SELF or prefix.is_ready
-            )
+            for site, table in prefix.tables.items():
+                is_built = is_ready or site is not Site.DECODER_SELF
+                assert table.end >= (
+                    prefix.end_slots[site] if is_built else prefix.first_slot + prefix.num_computed
+                )
+            all_blocks += num_blocks
+            if not prefix.pins:
+                idle_blocks += num_blocks
             assert prefix.source is None or prefix.source.users, "it attends to a source that is gone"
             above = prefix.parent
             assert above is None or self._prefixes.get(above.key) is above, "it stands on what is gone"
         assert not pins.keys() - self._prefixes.keys(), "a pinned prefix is gone"
         assert self._idle.keys() <= self._prefixes.keys()
-        for count, prefixes in ((self.num_blocks, self), (self._num_idle_blocks, self._idle.values())):
-            assert (count == sum(prefix.num_blocks for prefix in prefixes)).all()
+        assert (self.num_blocks == all_blocks).all()
+        assert (self._num_idle_blocks == idle_blocks).all()

@@ -81,7 +81,7 @@ class Runner:
     def _positions(self, items: Sequence[PlanItem], ends: Sequence[int]) -> Tensor:
         positions = np.array([item.position for item in items])
         if len(items) < ends[-1]:
-            counts = np.diff(ends, prepend=0)
+            counts = np.array([item.kv.num_tokens for item in items])
             positions = np.repeat(positions - ends + counts, counts) + np.arange(ends[-1])
         return self._to_device(positions)
 

@@ -156,7 +156,10 @@ class GenerationService:
     ) -> "AnswerStream":
         session = Session(self._resources, num_sequences=sum(each.num_sequences for each in requests))
         # The deadline is also that of every later part.
-        requests = [replace(request, deadline=deadline, is_stream=is_stream) for request in requests]
+        requests = [
+            replace(request, deadline=deadline, is_stream=is_stream or request.is_stream)
+            for request in requests
+        ]
         try:
             admitted = await gather_or_cancel([session.admit(request) for request in requests])
         except BaseException:
