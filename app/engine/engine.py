@@ -189,10 +189,11 @@ class Engine:
         is_open = True
         try:
             while is_open:
-                output = await port.queue.get()
-                is_open = isinstance(output, TokenDelta) and not output.is_last
+                output = await port.get()
                 if isinstance(output, PromptplexError):
+                    is_open = False
                     raise output
+                is_open = output.finish is None
                 yield output
         finally:
             if is_open:

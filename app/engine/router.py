@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import threading
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -12,12 +13,26 @@ from app.request import TokenDelta
 Output = TokenDelta | PromptplexError  # an error ends its request
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, slots=True)
 class Port:
-    """A queue that a coroutine of `loop` reads."""
+    """A request's outputs in order, for one coroutine of `loop`; an asyncio.Queue costs a multiple."""
 
     loop: asyncio.AbstractEventLoop
-    queue: "asyncio.Queue[Output]" = field(default_factory=asyncio.Queue)
+    _outputs: deque[Output] = field(default_factory=deque)
+    _arrival: "asyncio.Future[None] | None" = None  # what the reader waits for
+
+    def put(self, output: Output) -> None:
+        """Add an output; called on the loop."""
+        self._outputs.append(output)
+        if self._arrival is not None and not self._arrival.done():
+            self._arrival.set_result(None)
+
+    async def get(self) -> Output:
+        """Wait for the next output."""
+        while not self._outputs:
+            self._arrival = self.loop.create_future()
+            await self._arrival
+        return self._outputs.popleft()
 
 
 class OutputRouter:
@@ -68,10 +83,11 @@ class OutputRouter:
                 self._lock.notify_all()
 
     def _port_for(self, request_id: str, output: Output) -> Port | None:
-        is_last = isinstance(output, PromptplexError) or output.is_last
-        return (self._ports.pop if is_last else self._ports.get)(request_id, None)
+        if isinstance(output, PromptplexError) or output.finish is not None:
+            return self._ports.pop(request_id, None)
+        return self._ports.get(request_id)
 
 
 def _dispatch(batch: list[tuple[Port, Output]]) -> None:
     for port, output in batch:
-        port.queue.put_nowait(output)
+        port.put(output)
