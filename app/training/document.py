@@ -1,48 +1,68 @@
 """The document of a cartridge: its ids, parts of it, and the keys and values that a cartridge starts from."""
 
 import hashlib
+import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 from app.errors import InvalidRequest
 from app.prompt import TaskType
 from app.sites import Site
 from app.text.template import PLAIN
+from app.text.tokenization import PromptTokenizer
 from app.training.base import TrainingBase
 from app.training.prompts.prefix import Prefix
 from app.training.prompts.starts import keys_and_values
 from app.training.settings import TrainingSettings
 
 MAX_DOCUMENT_BYTES = 1 << 26
+_END = re.compile(r"(?<=\n)|(?<=[.!?])(?=\s)")  # of a line, or of a sentence
 
 
-@dataclass(frozen=True, slots=True)
 class Document:
-    """A text as the base reads it: what all its texts begin with (BOS, or nothing), then its own ids."""
+    """A text as the base reads it: it begins as all texts do (BOS, or nothing), and ends as a line does."""
 
-    beginning: tuple[int, ...]
-    text_ids: tuple[int, ...]
-    digest: str  # sha256 (hex) of the file
+    def __init__(self, text: str, tokenizer: PromptTokenizer, digest: str = "") -> None:
+        """`digest` is the sha256 (hex) of its file."""
+        self.digest = digest
+        self.text = text.rstrip() + "\n"
+        self._tokenizer = tokenizer
+        self._beginning = tokenizer.leading_ids(PLAIN)
+        self.ids = self.ids_of(self.text)
 
-    @property
-    def ids(self) -> tuple[int, ...]:
-        return (*self.beginning, *self.text_ids)
-
-    def chunk(self, first: int, size: int) -> tuple[int, ...]:
-        """Return a part as a text of its own: `size` ids of the text from number `first` on."""
-        return (*self.beginning, *self.text_ids[first : first + size])
-
-    def chunks(self, number: int, size: int) -> Iterator[tuple[int, ...]]:
-        """Yield so many parts of the same size, evenly spread; they overlap, or repeat, as they must."""
-        room = max(0, len(self.text_ids) - size)
-        for index in range(number):
-            yield self.chunk(round(room * index / max(1, number - 1)), size)
+    def ids_of(self, part: str) -> tuple[int, ...]:
+        """Return a part as a text of its own."""
+        return (*self._beginning, *self._tokenizer.plain_ids(part))
 
     def without_beginning(self, source: tuple[int, ...]) -> tuple[int, ...]:
         """Return the ids of a request as they stand behind the document: it begins there no second time."""
-        count = len(self.beginning)
-        return source[count:] if source[:count] == self.beginning else source
+        count = len(self._beginning)
+        return source[count:] if source[:count] == self._beginning else source
+
+    def parts(self, number: int, size: int) -> Iterator[str]:
+        """Yield parts of about `size` tokens, evenly spread: whole lines and sentences, ended as a line is.
+
+        They overlap, or repeat, as they must.
+        """
+        pieces = list(self._pieces(size))
+        ends = list(accumulate(len(self._tokenizer.plain_ids(piece)) for piece in pieces))
+        begins = [0, *ends[:-1]]
+        room = max(0, ends[-1] - size)
+        for index in range(number):
+            first = bisect_left(begins, room * index // max(1, number - 1))
+            last = max(first + 1, bisect_right(ends, begins[first] + size))
+            yield "".join(pieces[first:last]).strip() + "\n"
+
+    def _pieces(self, size: int) -> Iterator[str]:
+        """Yield lines and sentences; what is longer than `size` tokens in pieces of so many."""
+        for piece in _END.split(self.text):
+            ids = self._tokenizer.plain_ids(piece)
+            if len(ids) <= size:
+                yield piece
+            else:
+                yield from (self._tokenizer.text_of(ids[at : at + size]) for at in range(0, len(ids), size))
 
 
 def read_document(path: Path, base: TrainingBase) -> Document:
@@ -58,13 +78,7 @@ def read_document(path: Path, base: TrainingBase) -> Document:
         raise _refused(path, f"it is not UTF-8 at byte {error.start}; save it as UTF-8 text") from None
     if not text.strip():
         raise _refused(path, "it is empty")
-    return make_document(text, base, hashlib.sha256(data).hexdigest())
-
-
-def make_document(text: str, base: TrainingBase, digest: str = "") -> Document:
-    """Return the document of a text."""
-    tokenizer = base.encoder.tokenizer
-    return Document(tokenizer.leading_ids(PLAIN), tokenizer.plain_ids(text), digest)
+    return Document(text, base.encoder.tokenizer, hashlib.sha256(data).hexdigest())
 
 
 def text_prefix(base: TrainingBase, ids: Sequence[int], *, frozen_tokens: int = 0) -> Prefix:

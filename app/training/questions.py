@@ -39,7 +39,7 @@ class Asked:
     """A question, and what must have been read before it can be answered."""
 
     example: Example  # without its output
-    chunk: tuple[int, ...] | None  # ids of the part of the document that it was made from; None: of a file
+    part: str | None  # of the document, that it was made from; None: it is of a file
 
 
 def made_questions(
@@ -49,24 +49,26 @@ def made_questions(
 
     Raise InvalidRequest: neither a chat template nor text around the template's one field.
     """
-    author = _Author(base, template, settings)
+    author = _Author(base, document, template, settings)
     seen = set[str]()
     number = -(-settings.num_questions // _PER_CHUNK)
-    for index, chunk in enumerate(document.chunks(number, settings.chunk_tokens)):
+    for index, part in enumerate(document.parts(number, settings.chunk_tokens)):
         count = min(_PER_CHUNK, settings.num_questions - index * _PER_CHUNK)
-        for text in author.questions(chunk, index, count, seed):
+        for text in author.questions(part, index, count, seed):
             if text and text not in seen:
                 seen.add(text)
-                yield Asked(author.example(text), chunk)
+                yield Asked(author.example(text), part)
 
 
 class _Author:
     """Lets the base write questions."""
 
-    def __init__(self, base: TrainingBase, template: Template, settings: SelfStudySettings) -> None:
-        self._base, self._settings = base, settings
+    def __init__(
+        self, base: TrainingBase, document: Document, template: Template, settings: SelfStudySettings
+    ) -> None:
+        self._base, self._document, self._settings = base, document, settings
         self._is_chat = template is PLAIN and base.encoder.chat.exists
-        self._leading = template.leading
+        self._leading = template.leading.rstrip(" ")  # a word's first token mostly has the space before it
         self._stop = "" if self._is_chat else _text_after_field(template)
 
     def example(self, text: str) -> Example:
@@ -75,9 +77,9 @@ class _Author:
             return Example(messages=(Message("user", text),), output="")
         return Example(inputs=text, output="")
 
-    def questions(self, chunk: tuple[int, ...], index: int, count: int, seed: int) -> list[str]:
+    def questions(self, part: str, index: int, count: int, seed: int) -> list[str]:
         """Return `count` texts about one part of the document; the same for the same seed."""
-        context, sources = self._to_read(chunk, index, count)
+        context, sources = self._to_read(part, index, count)
         written = Context(self._base, context).continued(
             sources,
             max_new_tokens=self._settings.max_question_tokens,
@@ -86,18 +88,13 @@ class _Author:
         )
         return [self._text(ids) for ids in written]
 
-    def _to_read(
-        self, chunk: tuple[int, ...], index: int, count: int
-    ) -> tuple[Sequence[int], list[tuple[int, ...]]]:
+    def _to_read(self, part: str, index: int, count: int) -> tuple[Sequence[int], list[tuple[int, ...]]]:
         """Return what is read once, and what each question is written after."""
-        tokenizer = self._base.encoder.tokenizer
         if not self._is_chat:
-            return chunk, [tokenizer.plain_ids(self._leading)] * count
-        part = tokenizer.text_of(chunk)
+            leading = self._base.encoder.tokenizer.plain_ids(self._leading)
+            return self._document.ids_of(part), [leading] * count
         seeds = [SEEDS[(index + number) % len(SEEDS)] for number in range(count)]
-        wholes = [
-            self._base.encoder.encode_chat([Message("user", f"{part}\n\n{text}")]).ids for text in seeds
-        ]
+        wholes = [self._base.encoder.encode_chat([Message("user", f"{part}\n{text}")]).ids for text in seeds]
         shared = _num_shared(wholes)
         return wholes[0][:shared], [whole[shared:] for whole in wholes]
 

@@ -109,14 +109,14 @@ class _Teacher:
         needed = len(self._document.ids) + len(question.source) + self._settings.max_answer_tokens
         if needed <= self._base.geometry.max_positions:
             return self._document.ids
-        if question.asked.chunk is None:
+        if question.asked.part is None:
             raise InvalidRequest(
                 f"the document, a question and its answer take up to {needed} tokens, but the base has "
                 f"{self._base.geometry.max_positions} positions: questions of a file need all of it. Shorten "
                 "it, or let the base make the questions, from parts of it",
                 param="questions",
             )
-        return question.asked.chunk
+        return self._document.ids_of(question.asked.part)
 
     @torch.no_grad()
     def _answered(

@@ -17,7 +17,7 @@ from app.sites import Site
 from app.store.cache.prompt_cache import PromptCache
 from app.store.prompt_store import open_store
 from app.training.base import TrainingBase
-from app.training.document import Document, make_document, new_cartridge, read_document, text_prefix
+from app.training.document import Document, new_cartridge, read_document, text_prefix
 from app.training.prompts import as_prompt
 from app.training.settings import TrainingSettings
 from benchmarks.completions import submit
@@ -55,7 +55,7 @@ def served(base: TrainingBase, prompt: Prompt, root: Path) -> Iterator[Engine]:
 
 def test_a_cartridge_starts_as_the_documents_first_keys_and_values() -> None:
     base = causal_base("llama")
-    document = make_document(TEXT, base)
+    document = Document(TEXT, base.encoder.tokenizer)
     prompt = as_prompt(new_cartridge(cartridge_settings(9), base, document))
     cache = DynamicCache()
     base.model(input_ids=torch.tensor([document.ids]), past_key_values=cache, use_cache=True)
@@ -73,7 +73,7 @@ def test_the_whole_document_as_a_cartridge_is_the_document_in_context(
     architecture: str, tmp_path: Path
 ) -> None:
     base = causal_base(architecture)
-    document = make_document(TEXT, base)
+    document = Document(TEXT, base.encoder.tokenizer)
     prompt = as_prompt(new_cartridge(cartridge_settings(len(document.ids)), base, document))
     expected = oracle.greedy(base.model, [*document.ids, *question_ids(base)], NEW_TOKENS)
     request = Request(
@@ -89,19 +89,37 @@ def test_the_whole_document_as_a_cartridge_is_the_document_in_context(
     assert found.logprobs == pytest.approx(expected.logprobs, abs=1e-4)
 
 
-def test_chunks_are_spread_over_the_whole_document() -> None:
-    document = Document((7,), tuple(range(100, 130)), "")
-    chunks = list(document.chunks(4, 12))
-    assert [chunk[:2] for chunk in chunks] == [(7, 100), (7, 106), (7, 112), (7, 118)]
-    assert chunks[-1][-1] == 129
-    assert list(document.chunks(1, 12)) == [(7, *range(100, 112))]
-    assert list(document.chunks(2, 99)) == [document.ids] * 2
+def document_of(text: str) -> Document:
+    return Document(text, causal_base("llama").encoder.tokenizer)
+
+
+def test_parts_are_whole_lines_and_sentences_spread_over_the_document() -> None:
+    sentences = [f"Line {index} says no. What is it?" for index in range(10)]
+    document = document_of(" ".join(sentences[:5]) + "\n" + "\n".join(sentences[5:]))
+    size = 2 * len(document_of(sentences[0]).ids)
+    parts = list(document.parts(6, size))
+    assert parts[0].startswith("Line 0 says no.")
+    assert parts[-1].endswith("Line 9 says no. What is it?\n")
+    assert all(part.endswith((".\n", "?\n")) and part[:4] in ("Line", "What") for part in parts)
+    assert all(size / 2 < len(document.ids_of(part)) <= size + 2 for part in parts)
+    assert all(any(sentence[:6] in part for part in parts) for sentence in sentences)
+    assert list(document.parts(2, 999)) == [document.text] * 2
+
+
+def test_a_line_that_never_ends_is_cut() -> None:
+    document = document_of("no end " * 40)
+    parts = list(document.parts(4, 20))
+    assert parts[0].startswith("no end")
+    assert parts[-1].endswith("no end\n")
+    assert all(len(document.ids_of(part)) <= 22 for part in parts)
 
 
 def test_a_request_behind_the_document_begins_no_second_time() -> None:
-    document = Document((7,), (100,), "")
-    assert document.without_beginning((7, 8)) == (8,)
-    assert document.without_beginning((8, 7)) == (8, 7)
+    document = document_of("Line.")
+    bos = document.ids[0]
+    assert bos == causal_base("llama").tokenizer.bos_token_id
+    assert document.without_beginning((bos, 8)) == (8,)
+    assert document.without_beginning((8, bos)) == (8, bos)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +128,7 @@ def test_a_request_behind_the_document_begins_no_second_time() -> None:
 )
 def test_a_length_that_cannot_be_is_refused(num_virtual_tokens: int, expected: str) -> None:
     base = causal_base("llama")
-    document = make_document(TEXT[:58] * (8 if num_virtual_tokens > 300 else 1), base)
+    document = Document(TEXT[:58] * (8 if num_virtual_tokens > 300 else 1), base.encoder.tokenizer)
     with pytest.raises(InvalidRequest, match=expected):
         new_cartridge(cartridge_settings(num_virtual_tokens), base, document)
 
@@ -141,5 +159,5 @@ def test_a_document_is_its_text(tmp_path: Path) -> None:
     base = causal_base("llama")
     path = tmp_path / "document.txt"
     path.write_bytes(b"\xef\xbb\xbf" + TEXT.encode())
-    assert read_document(path, base).ids == make_document(TEXT, base).ids
+    assert read_document(path, base).ids == Document(TEXT, base.encoder.tokenizer).ids
     assert len(read_document(path, base).digest) == 64

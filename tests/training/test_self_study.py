@@ -14,7 +14,7 @@ from app.text.chat import Message
 from app.text.template import PLAIN, parse_template
 from app.training.base import TrainingBase, training_base
 from app.training.distillation import Distillation, TaughtExample, divergence, taught
-from app.training.document import Document, make_document, new_cartridge, text_prefix
+from app.training.document import Document, new_cartridge, text_prefix
 from app.training.examples import EncodedExample, Example
 from app.training.prompted_model import PromptedModel
 from app.training.questions import Asked, made_questions, read_questions
@@ -38,7 +38,7 @@ def asked(number: int) -> list[Asked]:
 @cache
 def studied(architecture: str, repeats: int = 2) -> tuple[TrainingBase, Document, Study]:
     base = causal_base(architecture)
-    document = make_document(TEXT * repeats, base)
+    document = Document(TEXT * repeats, base.encoder.tokenizer)
     return (
         base,
         document,
@@ -78,13 +78,14 @@ def test_the_teachers_log_probabilities_are_those_of_transformers(architecture: 
 
 def test_a_document_longer_than_the_base_is_read_in_parts() -> None:
     base = causal_base("llama")
-    document = make_document(TEXT * 8, base)
+    document = Document(TEXT * 8, base.encoder.tokenizer)
     assert len(document.ids) > base.geometry.max_positions
-    chunk = document.chunk(5, 40)
-    questions = [replace(each, chunk=chunk) for each in asked(16)]
+    questions = [replace(each, part="The mayor of Zorvek is Anna.\n") for each in asked(16)]
     found = study(base, document, TEMPLATE, SETTINGS, num_virtual_tokens=8, questions=questions)
     example = found.train[0]
-    expected = oracle.greedy(base.model, [*chunk, *example.source[1:]], len(example.target))
+    expected = oracle.greedy(
+        base.model, [*document.ids_of(questions[0].part or ""), *example.source[1:]], len(example.target)
+    )
     assert list(example.target) == expected.tokens
     with pytest.raises(InvalidRequest, match="questions of a file need all of it"):
         study(base, document, TEMPLATE, SETTINGS, num_virtual_tokens=8, questions=asked(16))
@@ -176,11 +177,11 @@ class TestMadeQuestions:
         texts = [each.example.inputs for each in made]
         assert 10 < len(texts) == len(set(texts)) <= SETTINGS.num_questions
         assert all(text and "e" not in text for text in texts)
-        assert {each.chunk for each in made} <= set(document.chunks(5, SETTINGS.chunk_tokens))
+        assert {each.part for each in made} <= set(document.parts(5, SETTINGS.chunk_tokens))
 
     def test_a_chat_is_about_a_part_of_the_document_and_ends_by_itself(self) -> None:
         base = chat_base()
-        document = make_document(TEXT * 2, base)
+        document = Document(TEXT * 2, base.encoder.tokenizer)
         made = list(made_questions(base, document, PLAIN, SETTINGS, seed=0))
         assert made
         assert all(each.example.messages[0].role == "user" for each in made)
