@@ -68,6 +68,13 @@ def read_items(data: Path, limit: int | None) -> list[Item]:
     return [example.item for example in read_examples(data)[:limit]]
 
 
+def check_directory(*paths: Path | None) -> None:
+    """Raise ValueError where a file that is written at the end would have no directory."""
+    for path in paths:
+        if path is not None and not path.parent.is_dir():
+            raise ValueError(f"{path}: there is no directory {path.parent}; make it first")
+
+
 def is_chat(items: Sequence[Item]) -> bool:
     """Return whether the items are chats; all items of a file have one form."""
     return not isinstance(items[0].inputs, str | Mapping)

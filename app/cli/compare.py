@@ -14,6 +14,7 @@ from app.cli.asking import (
     Version,
     ask_all,
     base_asked,
+    check_directory,
     choice_names,
     find_version,
     is_chat,
@@ -67,6 +68,7 @@ def compare_versions(
     key: KeyOption = None,
 ) -> None:
     """Compare two versions on a held-out file, with paired intervals; promote the better one."""
+    check_directory(out)
     items = read_items(data, limit)
     other = _Other(live, against, instruction)
     if other.is_base and is_chat(items):

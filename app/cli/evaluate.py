@@ -11,7 +11,16 @@ from typing import Annotated, Any
 
 import typer
 
-from app.cli.asking import Asked, ask_all, base_asked, choice_names, find_version, is_chat, read_items
+from app.cli.asking import (
+    Asked,
+    ask_all,
+    base_asked,
+    check_directory,
+    choice_names,
+    find_version,
+    is_chat,
+    read_items,
+)
 from app.cli.score_table import score_line
 from app.cli.server import DEFAULT_SERVER, KeyOption, ServerClient, ServerOption
 from app.scoring.calibration import Calibration
@@ -46,6 +55,7 @@ def evaluate(
     key: KeyOption = None,
 ) -> None:
     """Evaluate a task on a held-out file: the metrics that suit its answers, and calibration of choices."""
+    check_directory(out, plot)
     items = read_items(data, limit)
     if template is not None and is_chat(items):
         raise ValueError("--template goes with inputs; messages have the base's chat template")

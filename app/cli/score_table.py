@@ -4,6 +4,17 @@ from app.scoring.measures import Score
 
 _ON_A_HUNDRED = ("bleu", "rouge")  # as their libraries print them, and not in percent
 _LOSSES = ("brier", "nll")
+_TITLES = {
+    "f1": "token F1",
+    "macro_f1": "macro F1",
+    "bleu": "sacreBLEU",
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rougeL": "ROUGE-L",
+    "choices_macro_f1": "choices macro F1",
+    "brier": "Brier score",
+    "nll": "NLL",
+}
 
 
 def score_line(score: Score) -> str:
@@ -16,7 +27,7 @@ def score_line(score: Score) -> str:
 
 def title(name: str) -> str:
     """Return the name of a metric, as people write it."""
-    return {"bleu": "sacreBLEU", "f1": "token F1", "macro_f1": "macro F1"}.get(name, name.replace("_", " "))
+    return _TITLES.get(name, name.replace("_", " "))
 
 
 def amount(name: str, value: float) -> str:

@@ -1,12 +1,17 @@
 """The template of a task: the user's, or one that fits; serving has the same, from the task part."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
-from app.text.template import parse_template
+from app.errors import InvalidRequest
+from app.strict_json import excerpt
+from app.text.prompt_encoder import PromptEncoder
+from app.text.template import Template, bind_inputs, joined, parse_template
 from app.training.data_files import refused
 from app.training.encoding import Base
 from app.training.examples import Dataset, Example, Form
+
+_FIRST_EAST_ASIAN = "\u2e80"  # scripts that need no spaces follow
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +32,18 @@ def choose_template(dataset: Dataset, base: Base, given: str | None = None) -> C
     Raise InvalidRequest: the template is wrong, or none can be chosen.
     """
     examples = [*dataset.train, *dataset.dev, *dataset.test]
-    if given is not None:
-        parse_template(given)
-        return ChosenTemplate(given, _unread_turns(examples))
-    if dataset.form is Form.MESSAGES:
+    chosen = (
+        _default(dataset.form, examples, base) if given is None else ChosenTemplate(given, _unread(examples))
+    )
+    return replace(
+        chosen, warnings=(*chosen.warnings, *_seams(examples, base, parse_template(chosen.source)))
+    )
+
+
+def _default(form: Form, examples: Sequence[Example], base: Base) -> ChosenTemplate:
+    if form is Form.MESSAGES:
         return _for_chats(examples, base)
-    if dataset.form is Form.PROMPT:
+    if form is Form.PROMPT:
         return ChosenTemplate(None)
     if isinstance(examples[0].inputs, str):
         return ChosenTemplate(_for_text(base))
@@ -66,7 +77,7 @@ def _for_chats(examples: Sequence[Example], base: Base) -> ChosenTemplate:
     return ChosenTemplate(_for_text(base))
 
 
-def _unread_turns(examples: Sequence[Example]) -> tuple[str, ...]:
+def _unread(examples: Sequence[Example]) -> tuple[str, ...]:
     longer = _with_more_turns(examples)
     if not longer:
         return ()
@@ -78,3 +89,48 @@ def _unread_turns(examples: Sequence[Example]) -> tuple[str, ...]:
 
 def _with_more_turns(examples: Sequence[Example]) -> list[Example]:
     return [each for each in examples if len(each.messages) > 1]
+
+
+def _seams(examples: Sequence[Example], base: Base, template: Template) -> Iterator[str]:
+    """Yield a line where answers follow the text of a causal base without a space, or with two."""
+    if base.geometry.has_encoder or examples[0].messages:
+        return
+    if _puts_space(base.encoder):
+        spaced = [each for each in examples if each.output.startswith(" ")]
+        if spaced and _doubles_space(base.encoder):
+            yield (
+                f"answers that begin with a space: {len(spaced)} of {len(examples)}, such as "
+                f"{spaced[0].place}; leave it out, since the base's tokenizer puts one before every answer"
+            )
+        return
+    glued = [each for each in examples if _is_glued(_read_before(each, template), each.output)]
+    if glued:
+        one = glued[0]
+        shown = excerpt(_read_before(one, template)[-20:] + one.output, 60)
+        yield (
+            f"answers that follow the text without a space: {len(glued)} of {len(examples)}, such as {shown} "
+            f"({one.place}); end the template with a line break, or begin answers with a space"
+        )
+
+
+def _read_before(example: Example, template: Template) -> str:
+    """Return the text before the answer. Raise InvalidRequest: the template has other fields."""
+    try:
+        return joined(template.render(bind_inputs(template, example.inputs)))
+    except InvalidRequest as error:
+        raise refused(example.place, error.message) from None
+
+
+def _is_glued(text: str, answer: str) -> bool:
+    """Return whether words of a script that has spaces touch."""
+    return answer[0].isalnum() and answer[0] < _FIRST_EAST_ASIAN and not text[-1:].isspace()
+
+
+def _puts_space(encoder: PromptEncoder) -> bool:
+    """Return whether the tokenizer begins every text with a space."""
+    return encoder.tokenizer.text_of(encoder.tokenizer.plain_ids("a") * 2) == "a a"
+
+
+def _doubles_space(encoder: PromptEncoder) -> bool:
+    """Return whether it does so where the text has one already."""
+    return encoder.tokenizer.plain_ids("a") != encoder.tokenizer.plain_ids(" a")

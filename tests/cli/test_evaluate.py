@@ -1,12 +1,15 @@
 """`promptplex eval` against a real server: what it says was generated is what `/generate` says."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
+
+from tests.cli.conftest import Server
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -193,3 +196,46 @@ def test_bad_data_is_told_in_one_line(content: str, message: str, promptplex: Ru
         assert err.startswith("error: data.jsonl")
         assert message in err
         assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "command", [("eval", "--plot", "{0}/p.svg"), ("compare", "a@b", "--out", "{0}/o.json")]
+)
+def test_a_missing_directory_is_noticed_before_anything_is_asked(
+    command: tuple[str, ...], promptplex: Run, tmp_path: Path
+) -> None:
+    data = write(tmp_path / "data.jsonl", {"inputs": "x", "expected": "y"})
+    arguments = [argument.format(tmp_path / "none") for argument in command]
+    status, _, err = promptplex(*arguments, "--data", data)
+    assert (status, "there is no directory" in err) == (1, True)
+
+
+@pytest.mark.slow
+def test_chats_are_answered_with_the_chat_template(
+    base: Path, serve: Callable[..., Server], promptplex: Run, tmp_path: Path
+) -> None:
+    model = tmp_path / "chatty"
+    shutil.copytree(base, model)
+    template = (
+        "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}assistant:"
+    )
+    config = json.loads((model / "tokenizer_config.json").read_text())
+    (model / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": template}))
+    server = serve("--model", str(model), "--store", str(tmp_path / "store"), "--dtype", "float32")
+    url = server.wait_until_ready()
+    rendered = "user: the film\nassistant: good\nuser: the food\nassistant:"
+    said = ask(url, inputs=rendered, parameters={"max_new_tokens": 4})
+    messages = [
+        {"role": "user", "content": "the film"},
+        {"role": "assistant", "content": "good"},
+        {"role": "user", "content": "the food"},
+        {"role": "assistant", "content": said},
+    ]
+    data, out = write(tmp_path / "data.jsonl", {"messages": messages}), tmp_path / "o.json"
+    flags = ("--data", data, "--out", str(out), "--max-new-tokens", "4", "--server", url)
+    assert promptplex("eval", *flags)[0] == 0
+    [output] = json.loads(out.read_text())["outputs"]
+    assert output["generated"] == said
+    assert output["inputs"] == messages[:-1]
+    status, _, err = promptplex("eval", *flags, "--template", "Say {text}")
+    assert (status, "--template goes with inputs" in err) == (1, True)

@@ -1,5 +1,6 @@
 """Where the user gives no template, the data and the base decide, and say so where they can't."""
 
+import re
 from dataclasses import dataclass, replace
 
 import pytest
@@ -36,17 +37,18 @@ class Base:
 
 
 def base_of(kind: str) -> Base:
-    tokenizer = {
+    kinds = {
         "causal": lambda: tokenizer_of("byte_level"),
         "chat": lambda: tokenizer_for("llama3"),
         "seq2seq": lambda: source_tokenizer("t5"),
-    }[kind]()
+    }
+    tokenizer = kinds[kind]() if kind in kinds else tokenizer_of(kind)
     geometry = replace(_GEOMETRY, max_source_positions=64) if kind == "seq2seq" else _GEOMETRY
     return Base(PromptEncoder(tokenizer, max_positions=64, vocab_size=1000), geometry)
 
 
 HI, ANSWER = Message("user", "hi"), Message("assistant", "hello")
-TEXT = Example(inputs="hi", output="yes", line=1, file="x.jsonl")
+TEXT = Example(inputs="hi ", output="yes", line=1, file="x.jsonl")
 RECORD = Example(inputs={"name": "Blue Door", "food": "Thai"}, output="yes", line=1, file="x.jsonl")
 NAMED = Example(inputs={"review": "hi"}, output="yes", line=1, file="x.jsonl")
 CHAT = Example(messages=(HI,), output="yes", line=1, file="x.jsonl")
@@ -113,3 +115,48 @@ def test_turns_that_no_template_reads_are_said() -> None:
 def test_a_wrong_template_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="it has no field"):
         choose_template(data(Form.INPUTS, TEXT), base_of("causal"), "Review:")
+
+
+@pytest.mark.parametrize(
+    ("kind", "template", "text", "answer", "said"),
+    [
+        (
+            "byte_level",
+            "Review: {text}\nSentiment:",
+            "Fine.",
+            "good",
+            "without a space: 1 of 1, such as .*Sentiment:good'",
+        ),
+        (
+            "byte_level",
+            None,
+            "It is",
+            "good",
+            r"'It isgood' \(x\.jsonl, line 3\); end the template with a line br",
+        ),
+        ("byte_level", None, "It is", " good", None),
+        ("byte_level", "{text}\n", "It is", "good", None),
+        ("byte_level", None, "答", "是", None),
+        ("word_piece", "{text}:", "It is", "good", None),
+        ("metaspace", "{text}:", "It is", "good", None),
+        (
+            "legacy_llama",
+            "{text}:",
+            "It is",
+            " good",
+            "begin with a space: 1 of 1, such as x.jsonl, line 3; leave",
+        ),
+        ("seq2seq", None, "It is", " good", None),
+    ],
+)
+def test_how_an_answer_follows_the_text_is_said(
+    kind: str, template: str | None, text: str, answer: str, said: str | None
+) -> None:
+    dataset = data(Form.PROMPT, Example(inputs=text, output=answer, line=3, file="x.jsonl"))
+    warnings = choose_template(dataset, base_of(kind), template).warnings
+    assert (len(warnings) == 1 and re.search(said, warnings[0])) if said else not warnings
+
+
+def test_a_line_with_other_fields_is_named() -> None:
+    with pytest.raises(InvalidRequest, match=r"^x\.jsonl, line 1: inputs must have exactly the fields"):
+        choose_template(data(Form.INPUTS, NAMED, RECORD), base_of("causal"))
