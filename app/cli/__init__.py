@@ -1,4 +1,4 @@
-"""The command line: `promptplex serve, push, list, alias, keys, store, eval, compare, doctor` and more.
+"""The command line: `promptplex serve, train, push, list, alias, keys, store, eval, compare` and more.
 
 Commands import what is heavy (torch, transformers) only when they run, so that the small ones
 answer at once.
@@ -9,7 +9,7 @@ import sys
 import typer
 
 from app import __version__
-from app.cli import compare, convert, doctor, evaluate, keys, releases, serve, store, tasks
+from app.cli import compare, convert, doctor, evaluate, keys, releases, serve, store, tasks, train
 from app.errors import PromptplexError
 
 cli = typer.Typer(
@@ -21,6 +21,7 @@ cli = typer.Typer(
 )
 serve.register(cli)
 tasks.register(cli)
+train.register(cli)
 convert.register(cli)
 releases.register(cli)
 store.register(cli)

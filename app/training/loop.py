@@ -8,7 +8,7 @@ import hashlib
 import math
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -56,6 +56,7 @@ class Trainer:
     checkpoint_seconds: float = 30.0  # between two checkpoints, at least
     objective: Objective | None = None  # None: the likelihood of the targets
     origin: Mapping[str, str] = field(default_factory=dict)  # what else tells this run from others, by name
+    is_interrupted: Callable[[], bool] = lambda: False  # asked after each step
 
     def __post_init__(self) -> None:
         """Prepare the run; nothing is read or written yet."""
@@ -86,6 +87,7 @@ class Trainer:
 
         Raise CorruptData or Conflict: the checkpoint is damaged, or of another run. Raise NonFiniteLogits:
         already the prompt that training starts from gives no finite loss. Raise StoreFull.
+        Raise KeyboardInterrupt where the run was interrupted; it has a checkpoint then.
         """
         progress, last = self._progress, self.num_steps if until is None else until
         progress.resume(self.learned, self._optimizer)
@@ -98,10 +100,17 @@ class Trainer:
                     self._look()
                     self._judge()
                 progress.save(self.learned, self._optimizer, min_seconds=self.checkpoint_seconds)
+                self._stop_if_interrupted()
         except _NonFinite as found:
             self._stop(found)
         progress.save(self.learned, self._optimizer)
         return progress.result()
+
+    def _stop_if_interrupted(self) -> None:
+        """Raise KeyboardInterrupt, after a checkpoint."""
+        if self.is_interrupted():
+            self._progress.save(self.learned, self._optimizer)
+            raise KeyboardInterrupt
 
     def _step(self, step: int) -> StepRecord:
         """Lower the loss of the next batches."""

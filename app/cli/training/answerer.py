@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from app.concurrency import gather_or_cancel
+from app.engine.engine import Engine
 from app.main import assemble
+from app.models.packed_model import PackedModel
 from app.prompt import Prompt, TaskVersion
 from app.serving.generation_request import ClassificationRequest, GenerationRequest, GenerationResult
 from app.serving.publishing.task_settings import parse_task
-from app.settings import Settings
+from app.settings import Settings, load_settings
 from app.training.examples import Example
 
 _T = TypeVar("_T")
@@ -39,20 +41,16 @@ class LocalServer:
         progress: Callable[[str], None],
     ) -> None:
         """Load the base. Raise UnsupportedModel, ValueError where it can't be served."""
-        settings = Settings(
-            model=model,
-            store=store,
-            dtype=dtype,
-            device=device,
-            kv_cache_bytes=_KV_CACHE_BYTES,
-            host_cache_bytes=_HOST_CACHE_BYTES,
-        )
+        settings = _settings(model=model, store=store, dtype=dtype, device=device)
         with ExitStack() as undo:
             self._services = undo.enter_context(closing(assemble(settings, progress=progress)))
             self._loop = undo.enter_context(asyncio.Runner())
             self._life = undo.pop_all()
-        self.name = settings.base_name
-        self.geometry = self._services.engine.geometry
+        engine = self._services.engine
+        assert isinstance(engine, Engine)
+        assert isinstance(engine.backbone, PackedModel)
+        self.geometry = engine.geometry
+        self.model = engine.backbone.model
 
     def __enter__(self) -> "LocalServer":
         return self
@@ -131,3 +129,13 @@ class TaskAnswerer:
             for example in examples
         ]
         return self._server.results(version, requests) if requests else []
+
+
+def _settings(**given: Any) -> Settings:
+    """Return a server's settings without those of the environment, such as a Redis that others use.
+
+    Raise ValueError, which names the one that is wrong.
+    """
+    defaults = {name: field.default for name, field in Settings.model_fields.items()}
+    memory = {"kv_cache_bytes": _KV_CACHE_BYTES, "host_cache_bytes": _HOST_CACHE_BYTES}
+    return load_settings({**defaults, **memory, **given})

@@ -1,0 +1,102 @@
+"""What `promptplex train` takes beside the settings of a run."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from app.errors import Conflict, InvalidRequest
+from app.serving.publishing.task_settings import parse_task
+from app.store.references import check_task_id
+from app.strict_json import JsonError, parse_json
+from app.text.template import parse_template
+from app.training.examples import Example
+
+PROMPT_FILE, TASK_FILE, TEST_FILE = "prompt.safetensors", "task.json", "test.jsonl"
+METRICS_FILE, REPORT_FILE = "metrics.json", "report.html"
+CANDIDATE = "candidate"  # the alias that --push moves
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainOptions:
+    """Data, base, outputs; all but how the prompt is learned."""
+
+    data: tuple[Path, ...]
+    task: str
+    model: str | None = None
+    out: Path
+    resume: bool = False
+    template: str | None = None
+    instruction: str | None = None
+    task_file: Path | None = None
+    init_from: str | None = None
+    store: Path
+    split_seed: int = 0
+    dev_share: float | None = None
+    test_share: float | None = None
+    sweep: str | None = None
+    push: bool = False
+    server: str
+    key: str | None = None
+    quiet: bool = False
+    dtype: str = "auto"
+    device: str = "auto"
+
+
+def check_options(options: TrainOptions) -> None:
+    """Check what needs neither data nor base. Raise InvalidRequest, Conflict, ValueError."""
+    check_task_id(options.task)
+    task_settings(options)
+    if options.template is not None:
+        parse_template(options.template)
+    if options.resume and not options.out.is_dir():
+        raise ValueError(
+            f"there is no run in {options.out} to resume; leave out --resume, or name it with --out"
+        )
+    if not options.resume and options.out.exists() and any(options.out.iterdir()):
+        raise Conflict(
+            f"{options.out} isn't empty; go on with its run with --resume, or choose another --out"
+        )
+
+
+def task_settings(options: TrainOptions) -> dict[str, Any]:
+    """Return the `task` part that the user gave, checked; the template of a flag counts before the file's.
+
+    Raise ValueError, InvalidRequest.
+    """
+    given: dict[str, Any] = {}
+    if options.task_file is not None:
+        try:
+            found = parse_json(options.task_file.read_bytes())
+        except JsonError as error:
+            raise ValueError(f"{options.task_file} is refused: {error}") from None
+        if not isinstance(found, dict):
+            raise ValueError(f"{options.task_file} must hold a JSON object")
+        parse_task(found)
+        given = {name: value for name, value in found.items() if name not in ("metrics", "training")}
+    return given if options.template is None else given | {"template": options.template}
+
+
+def instruction_template(instruction: str, template: str | None) -> str:
+    """Return the template of a text-only task: the instruction, then the task's own template.
+
+    An instruction with fields is a template itself. Raise InvalidRequest.
+    """
+    try:
+        parse_template(instruction)
+    except InvalidRequest:
+        whole = f"{instruction}\n{template or '{text}'}"
+        parse_template(whole)
+        return whole
+    return instruction
+
+
+def as_held_out(example: Example) -> str:
+    """Return an example as a line of a held-out file."""
+    if example.messages:
+        turns = [{"role": turn.role, "content": turn.content} for turn in example.messages]
+        answer = {"role": "assistant", "content": example.output}
+        return json.dumps({"messages": [*turns, answer]}, ensure_ascii=False)
+    more = {"answer": example.answer, "slots": example.slots}
+    given = {name: value for name, value in more.items() if value is not None}
+    return json.dumps({"inputs": example.inputs, "expected": example.output, **given}, ensure_ascii=False)

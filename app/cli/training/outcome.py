@@ -1,0 +1,189 @@
+"""What a run comes to: scores on held-out examples, and the facts that push and the report show."""
+
+import json
+import math
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import app
+from app import __version__
+from app.prompt import Prompt
+from app.scoring.items import Item, Outcome
+from app.scoring.labels import expected_label, label_in, labels_of
+from app.scoring.measures import measure
+from app.serving.publishing.task_settings import MAX_EXAMPLE_CHARS
+from app.serving.publishing.training_record import MAX_SETTING_CHARS
+from app.training.curves import curves_of
+from app.training.examples import Dataset, Example
+from app.training.report.contents import AnsweredExample, Candidate, Report
+from app.training.run import Answerer, TrainingResult
+from app.training.settings import TrainingSettings
+
+TRAINED, INSTRUCTION, BARE = "trained prompt", "instruction", "bare base"
+_MAX_EXAMPLES = 4  # that each upload of the version runs
+_CURVE_POINTS = 100  # kept with the version; a server holds live versions in memory
+_GIT_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A candidate's scores, the main metric, notes, and each answer."""
+
+    candidate: Candidate
+    main: str
+    notes: Sequence[str]
+    answered: Sequence[AnsweredExample]
+
+
+def measured(
+    name: str,
+    answerer: Answerer,
+    prompt: Prompt | None,
+    examples: Sequence[Example],
+    *,
+    choices: Sequence[str],
+    template: str | None = None,
+) -> Measured:
+    """Answer the examples and score the answers. Raise PromptplexError."""
+    outcomes = [
+        Outcome(_item(example), answer)
+        for example, answer in zip(examples, answerer.answers(prompt, examples), strict=True)
+    ]
+    measures = measure(outcomes, choices)
+    scores = measures.scores()
+    candidate = Candidate(
+        name=name, scores={measures.main: scores[measures.main]} | scores, template=template
+    )
+    labels = labels_of([outcome.item for outcome in outcomes], choices)
+    answered = [
+        AnsweredExample(example, outcome.generated, _is_right(outcome, labels))
+        for example, outcome in zip(examples, outcomes, strict=True)
+    ]
+    return Measured(candidate, measures.main, measures.notes, answered)
+
+
+def _is_right(outcome: Outcome, labels: Sequence[str]) -> bool:
+    if labels:
+        return label_in(outcome.generated, labels) == expected_label(outcome.item)
+    if outcome.item.answer is not None:
+        return outcome.is_right
+    return outcome.has_every_slot if outcome.item.slots else outcome.is_exact
+
+
+def _item(example: Example) -> Item:
+    return Item(inputs="", expected=example.output, slots=example.slots, answer=example.answer)
+
+
+def shown_examples(answered: Sequence[AnsweredExample]) -> list[dict[str, Any]]:
+    """Return examples for the task part: answers that came out exactly, so that another base is noticed."""
+    fitting = (
+        {"inputs": each.example.inputs, "expected": each.example.output}
+        for each in answered
+        if each.generated.strip() == each.example.output.strip()
+        and not each.example.messages
+        and len(json.dumps(each.example.inputs)) + len(each.example.output) < MAX_EXAMPLE_CHARS
+    )
+    return [example for example, _ in zip(fitting, range(_MAX_EXAMPLES), strict=False)]
+
+
+def training_record(
+    settings: TrainingSettings, dataset: Dataset, result: TrainingResult, *, fingerprint: str, seconds: float
+) -> dict[str, Any]:
+    """Return the `training` object of the task part."""
+    history = result.history
+    curves = {name: curve.thinned(_CURVE_POINTS) for name, curve in curves_of(history).items()}
+    return {
+        "method": settings.method.value,
+        "settings": short_settings(settings),
+        "data_sha256": dataset.digest,
+        "num_examples": sizes(dataset),
+        "seed": settings.seed,
+        "steps": len(history.steps),
+        "best_step": result.best_step,
+        "seconds": round(seconds, 1),
+        "code": code_versions(),
+        "base_fingerprint": fingerprint,
+        "curves": {
+            name: {"steps": list(curve.steps), "values": [_rounded(value) for value in curve.values]}
+            for name, curve in curves.items()
+        },
+    }
+
+
+def short_settings(settings: TrainingSettings) -> dict[str, Any]:
+    """Return the settings as texts and numbers, long texts cut."""
+    found = settings.model_dump(mode="json", exclude_none=True)
+    return {name: _short(value) for name, value in found.items()}
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        value = ",".join(map(str, value))
+    return value[:MAX_SETTING_CHARS] if isinstance(value, str) else value
+
+
+def _rounded(value: float) -> float:
+    """Return the value to four digits; more would only make records longer."""
+    return float(f"{value:.4g}") if math.isfinite(value) else 0.0
+
+
+def sizes(dataset: Dataset) -> dict[str, int]:
+    """Return the number of examples of each split."""
+    return {"train": len(dataset.train), "dev": len(dataset.dev), "test": len(dataset.test)}
+
+
+def code_versions() -> dict[str, str]:
+    """Return versions of what trains; `git` is the commit, where the code is a checkout."""
+    import torch
+    import transformers
+
+    found = {
+        "promptplex": __version__,
+        "torch": str(torch.__version__),
+        "transformers": transformers.__version__,
+    }
+    return found | _git_commit(Path(app.__file__).parents[1])
+
+
+def _git_commit(root: Path) -> dict[str, str]:
+    if not (root / ".git").exists():
+        return {}
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--match="]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_GIT_SECONDS, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return {"git": done.stdout.strip()}
+
+
+def flat_metrics(candidates: Sequence[Candidate]) -> dict[str, float]:
+    """Return the values for the `metrics` of the task part: `test accuracy`, `test accuracy, bare base`."""
+    return {
+        f"test {name}" + ("" if each.name == TRAINED else f", {each.name}"): round(score.metric.value, 4)
+        for each in candidates
+        for name, score in each.scores.items()
+    }
+
+
+def table(report: Report) -> list[tuple[str, ...]]:
+    """Return the scores as rows for a terminal, the heads first."""
+    names = list(report.trained.scores)
+    rows = [("", *names)]
+    for each in report.candidates:
+        rows.append((each.name, *(_cell(each.scores.get(name)) for name in names)))
+    return rows
+
+
+def _cell(score: Any) -> str:
+    if score is None:
+        return "-"
+    low, high = score.interval
+    return f"{score.metric.value:.1%} [{low:.1%}, {high:.1%}]"
+
+
+def as_json(value: Mapping[str, Any]) -> bytes:
+    """Return JSON for a file."""
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n"
