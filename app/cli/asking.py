@@ -1,5 +1,6 @@
 """Items through a running server: a version that is pinned, or the base model, many requests at a time."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -68,6 +69,11 @@ def read_items(data: Path, limit: int | None) -> list[Item]:
     return [example.item for example in read_examples(data)[:limit]]
 
 
+def sha256_of(data: Path) -> str:
+    """Return the digest of a file, in hex."""
+    return hashlib.sha256(data.read_bytes()).hexdigest()
+
+
 def check_directory(*paths: Path | None) -> None:
     """Raise ValueError where a file that is written at the end would have no directory."""
     for path in paths:
@@ -94,6 +100,11 @@ class Version:
     def number(self) -> int:
         """Of the version within its task."""
         return int(self.row["version"])
+
+    def was_trained_on(self, data: Path) -> bool:
+        """Return whether its provenance names this very file, part of which was trained on."""
+        training = self.row["provenance"].get("training") or {}
+        return training.get("data_sha256") == sha256_of(data)
 
     @property
     def choices(self) -> tuple[LabelledChoice, ...]:

@@ -79,18 +79,10 @@ def compare_versions(
     with ServerClient(server, key) as client:
         sides = _sides(client, candidate, other, given)
         gate = None if promote_if is None else gate_for(promote_if, margin, sides.candidate, sides.other)
+        _check_held_out(sides, data, gate)
         report = _decided_by(_compare(client, sides, data, items, concurrency, seed), metric)
         report.show(examples)
-        decision: dict[str, Any] = {"promoted": False}
-        try:
-            decision = _decide(client, gate, report)
-        except CommandFailed as error:
-            decision["why"] = error.message
-            raise
-        finally:
-            if out is not None:
-                content = report.as_json() | {"seed": seed, "resamples": RESAMPLES, "promotion": decision}
-                out.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        decision = _decide_and_write(client, gate, report, out, seed)
     _end(gate, report, decision)
 
 
@@ -148,6 +140,16 @@ def _live(client: ServerClient, candidate: Version, reference: str) -> Version:
     return find_version(client, reference)
 
 
+def _check_held_out(sides: _Sides, data: Path, gate: Gate | None) -> None:
+    """Warn where a side was trained on the data; raise ValueError where the candidate would be promoted."""
+    for version in (sides.candidate, sides.other):
+        if version is not None and version.was_trained_on(data):
+            line = f"version {version.number} of {version.task_id} was trained on {data}"
+            if gate is not None:
+                raise ValueError(f"{line}, which says nothing about other data; promote on held-out lines")
+            typer.echo(f"warning: {line}, so its scores are too good", err=True)
+
+
 def _compare(
     client: ServerClient, sides: _Sides, data: Path, items: Sequence[Item], concurrency: int, seed: int
 ) -> ComparisonReport:
@@ -177,6 +179,23 @@ def _decided_by(report: ComparisonReport, metric: str | None) -> ComparisonRepor
     if metric not in report.differences:
         raise ValueError(f"--metric {metric} is none of this data's: {', '.join(report.differences)}")
     return replace(report, main=metric)
+
+
+def _decide_and_write(
+    client: ServerClient, gate: Gate | None, report: ComparisonReport, out: Path | None, seed: int
+) -> dict[str, Any]:
+    """Promote or not, and write the report, also where the task has changed meanwhile."""
+    decision: dict[str, Any] = {"promoted": False}
+    try:
+        decision = _decide(client, gate, report)
+    except CommandFailed as error:
+        decision["why"] = error.message
+        raise
+    finally:
+        if out is not None:
+            content = report.as_json() | {"seed": seed, "resamples": RESAMPLES, "promotion": decision}
+            out.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    return decision
 
 
 def _decide(client: ServerClient, gate: Gate | None, report: ComparisonReport) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """What a comparison of two sides found: a table for people, JSON for programs."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 import typer
 
-from app.cli.asking import Asked
+from app.cli.asking import Asked, sha256_of
 from app.cli.score_table import amount, signed, title
 from app.cli.tasks import print_table
 from app.scoring.calibration import most_probable
@@ -99,7 +98,7 @@ class ComparisonReport:
             "candidate": {"name": mine.name, "version_digest": mine.digest},
             "against": {"name": theirs.name, "version_digest": theirs.digest},
             "data": self.data.name,
-            "data_sha256": hashlib.sha256(self.data.read_bytes()).hexdigest(),
+            "data_sha256": sha256_of(self.data),
             "lines": len(self.pairs),
             "compared": len(self._answered),
             "refused": self.num_refused,

@@ -1,6 +1,5 @@
 """`promptplex eval`: a held-out file through a running server, and how much of it was right."""
 
-import hashlib
 import json
 import time
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from app.cli.asking import (
     find_version,
     is_chat,
     read_items,
+    sha256_of,
 )
 from app.cli.score_table import score_line
 from app.cli.server import DEFAULT_SERVER, KeyOption, ServerClient, ServerOption
@@ -63,7 +63,7 @@ def evaluate(
         check_picture(plot)
     parameters = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
     with ServerClient(server, key) as client:
-        asked, choices = _asked(client, task, parameters, _template(template))
+        asked, choices = _asked(client, task, data, parameters, _template(template))
         names = _choices_to_score(choices, items, is_needed=plot is not None)
         began = time.monotonic()
         side = replace(asked, choices=choices if names else ())
@@ -84,11 +84,13 @@ def _template(source: str | None) -> Template | None:
 
 
 def _asked(
-    client: ServerClient, task: str | None, parameters: dict[str, Any], template: Template | None
+    client: ServerClient, task: str | None, data: Path, parameters: dict[str, Any], template: Template | None
 ) -> tuple[Asked, tuple[LabelledChoice, ...]]:
     if task is None:
         return base_asked(client, parameters, template), ()
     version = find_version(client, task)
+    if version.was_trained_on(data):
+        typer.echo(f"warning: {task} was trained on {data}, so these scores are too good", err=True)
     return version.asked(parameters, template), version.choices
 
 
@@ -131,7 +133,7 @@ class _Evaluation:
             "task": self.asked.name,
             "version_digest": self.asked.digest,
             "data": self.data.name,
-            "data_sha256": hashlib.sha256(self.data.read_bytes()).hexdigest(),
+            "data_sha256": sha256_of(self.data),
             "scores": {name: score.as_json() for name, score in self.scores.items()},
             "errors": sum(outcome.error is not None for outcome in self.outcomes),
             "seconds": round(self.seconds, 2),

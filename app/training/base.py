@@ -42,11 +42,12 @@ def load_training_base(
     *,
     dtype: str = "auto",
     device: str = "auto",
+    max_context: int | None = None,
     progress: Callable[[str], None] = print,
 ) -> TrainingBase:
-    """Load a language model from a local path or hub id, frozen.
+    """Load a language model from a local path or hub id, frozen; `max_context` bounds its positions.
 
-    Whether it can be served exactly is the probes' matter: a server has answered that before it trains.
+    Whether it can be served exactly isn't asked here: the probes of serving answer that.
 
     Raise UnsupportedModel: no language model, no safetensors, no fast tokenizer, or attention that no prompt
     reaches. Raise ValueError: `dtype` or `device` name nothing that this machine has.
@@ -65,6 +66,7 @@ def load_training_base(
         eos_ids=loaded.eos_ids,
         fingerprint=loaded.fingerprint,
         decoder_start_id=loaded.decoder_start_id,
+        max_context=max_context,
     )
 
 
@@ -76,11 +78,12 @@ def training_base(
     eos_ids: frozenset[int],
     fingerprint: str,
     decoder_start_id: int | None = None,
+    max_context: int | None = None,
 ) -> TrainingBase:
     """Wrap a loaded, frozen model. Raise UnsupportedModel as `load_training_base`."""
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise UnsupportedModel("this base has no fast tokenizer (tokenizer.json), which training needs")
-    geometry = _measured(model, fingerprint)
+    geometry = _measured(model, fingerprint, max_context)
     encoder = PromptEncoder(
         tokenizer,
         max_positions=geometry.max_source_positions or geometry.max_positions,
@@ -100,11 +103,11 @@ def training_base(
     )
 
 
-def _measured(model: PreTrainedModel, fingerprint: str) -> ModelGeometry:
+def _measured(model: PreTrainedModel, fingerprint: str, max_context: int | None) -> ModelGeometry:
     """Return the geometry. Attention is what it was then; an encoder-decoder's takes prefixes at any site."""
     register()
     attention = model.config._attn_implementation
-    geometry = model_geometry(model, fingerprint)
+    geometry = model_geometry(model, fingerprint, max_context)
     if geometry.has_encoder:
         register_prefixed()
         attention = PREFIXED

@@ -1,5 +1,6 @@
 """`promptplex compare` against a real server: differences of known outputs, and what moves an alias."""
 
+import hashlib
 import itertools
 import json
 from collections.abc import Callable
@@ -242,3 +243,18 @@ def test_what_can_not_be_compared_is_one_line(
     assert status == 1
     assert err.count("error: ") == 1
     assert message.replace("{task}", task) in err
+
+
+def test_data_that_was_trained_on_promotes_nothing(server_url: str, promptplex: Run, tmp_path: Path) -> None:
+    name, data = f"trained-{next(_number)}", tmp_path / "data.jsonl"
+    write(data, [{"inputs": "x", "expected": "y"}])
+    digest = hashlib.sha256(data.read_bytes()).hexdigest()
+    push(server_url, name, "a {text}", "live")
+    push(server_url, name, "b {text}", "candidate", training={"method": "prefix", "data_sha256": digest})
+    flags = ("--data", str(data), "--server", server_url)
+    status, _, err = promptplex("compare", f"{name}@candidate", *flags)
+    assert (status, "warning: version 2" in err) == (0, True)
+    status, _, err = promptplex("compare", f"{name}@candidate", *flags, "--promote-if", "not-worse")
+    assert (status, "promote on held-out lines" in err) == (1, True)
+    status, _, err = promptplex("eval", "--task", f"{name}@2", *flags)
+    assert (status, "these scores are too good" in err) == (0, True)
