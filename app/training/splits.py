@@ -7,7 +7,6 @@ their answers, are in one split. Each label has a few lines in each.
 
 import hashlib
 import json
-import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +17,6 @@ from app.training.examples import Example
 SMALL = 1000  # inputs, below which more of them are held out
 _SHARES = {"small": (0.15, 0.2), "usual": (0.1, 0.1)}  # dev, test
 _LEAST = 8  # of a label, or of all, in dev and in test, where an eighth of them is as much
-_SPACE = re.compile(r"\s+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +35,7 @@ def plain_text(example: Example) -> str:
     else:
         asked = example.inputs if isinstance(example.inputs, str) else dict(sorted(example.inputs.items()))
     text = asked if isinstance(asked, str) else json.dumps(asked, ensure_ascii=False)
-    return _SPACE.sub(" ", unicodedata.normalize("NFKC", text).casefold()).strip()
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def by_input(examples: Iterable[Example]) -> dict[str, list[Example]]:

@@ -6,11 +6,13 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from app.errors import InvalidRequest
 from app.training.data_files import MAX_LINE_BYTES
 from app.training.readers import read_dataset
-from tests.training.bad_data import BAD, HUGE, write
+from tests.training.bad_data import BAD, GOOD, HUGE, write
 
 
 @pytest.mark.parametrize("case", BAD)
@@ -54,3 +56,30 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
         read_dataset(Path("/dev/null"))
     with pytest.raises(InvalidRequest, match=r"the directory holds no \.jsonl, "):
         read_dataset(tmp_path)
+
+
+_GOOD = {
+    ".jsonl": "\n".join(GOOD).encode(),
+    ".csv": b"text,label\n" + b"".join(b'"a %d, ""b""\n c",yes\nd %d,no\n' % (n, n) for n in range(12)),
+    ".tsv": b"name\tfood\toutput\n" + b"".join(b"Door %d\tThai\tgood %d\n" % (n, n) for n in range(20)),
+}
+_PIECES = st.sampled_from(
+    [b"\0", b"\r", b"\n", b'"', b",", b"\t", b"{", b"[", b"\xff", b"\xef\xbb\xbf", b"null", b"9"]
+)
+
+
+@pytest.mark.parametrize("kind", _GOOD)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_damage_of_any_kind_is_read_or_refused(tmp_path: Path, kind: str, data: st.DataObject) -> None:
+    good = _GOOD[kind]
+    place = data.draw(st.integers(0, len(good)))
+    left_out = data.draw(st.integers(0, 3) | st.just(len(good)))
+    path = tmp_path / f"x{kind}"
+    path.write_bytes(good[:place] + data.draw(_PIECES | st.binary(max_size=4)) + good[place + left_out :])
+    said = ""
+    try:
+        read_dataset(path)
+    except InvalidRequest as error:
+        said = str(error)
+    assert not said or (said.startswith(path.name) and "\n" not in said)
