@@ -1,0 +1,170 @@
+"""What is compared: a document of 2,000 tokens in context, and cartridges of it, on held-out questions."""
+
+import random
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from app.cli.training.answerer import LocalServer, TaskAnswerer
+from app.prompt import ModelGeometry, Prompt
+from app.training.base import TrainingBase
+from app.training.dev_set import DevSet
+from app.training.distillation import Distillation
+from app.training.document import Document, new_cartridge
+from app.training.examples import Example
+from app.training.loop import Trainer
+from app.training.prompted_model import PromptedModel
+from app.training.prompts import as_prompt
+from app.training.run import DevRecord, History, StepRecord
+from app.training.self_study import Study, study
+from app.training.settings import Method, SelfStudySettings, TrainingSettings
+from benchmarks.cartridge.registers import TEMPLATE, WORDINGS, document_of, make_register
+from benchmarks.spread import Spread
+
+IN_CONTEXT = "{document}" + TEMPLATE
+_FACTS = 285  # of seven tokens each
+_LIMIT = {"defaults": {"max_new_tokens": 4}}
+_FIRST_TOKEN = {"defaults": {"max_new_tokens": 1}}
+
+
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """Held-out questions in words that self-study didn't use for them."""
+
+    asked: Sequence[Example]  # about facts that it asked about in other words
+    unasked: Sequence[Example]  # about facts that it never came to
+
+    @property
+    def all(self) -> list[Example]:
+        """Return both kinds, the asked ones first."""
+        return [*self.asked, *self.unasked]
+
+
+class Trial:
+    """One document over one base, with what self-study made of it."""
+
+    def __init__(self, base: TrainingBase, server: LocalServer, seed: int, num_questions: int) -> None:
+        self._base, self._server = base, server
+        self.facts = make_register(random.Random(seed), _FACTS)
+        self.text = document_of(self.facts)
+        self.document = Document(self.text, base.encoder.tokenizer)
+        settings = SelfStudySettings(
+            num_questions=num_questions, chunk_tokens=280, max_question_tokens=24, max_answer_tokens=4
+        )
+        began = time.perf_counter()
+        self.study: Study = study(
+            base, self.document, TEMPLATE, settings, num_virtual_tokens=0, seed=seed, progress=print
+        )
+        self.study_seconds = time.perf_counter() - began
+
+    @property
+    def geometry(self) -> ModelGeometry:
+        """Return the base's shape."""
+        return self._base.geometry
+
+    def held_out(self, number: int, seed: int) -> Questions:
+        """Return so many questions of each kind, or all."""
+        rng, data = random.Random(seed), self.study.dataset
+        used = {each.inputs for split in (data.train, data.dev, data.test) for each in split}
+        trained = {each.inputs for each in data.train}
+        kinds: dict[bool, list[Example]] = {True: [], False: []}
+        for fact in self.facts:
+            wordings = [fact.question(wording) for wording in WORDINGS]
+            is_asked = any(question in trained for question in wordings)
+            new = [question for question in wordings if question not in used]
+            kinds[is_asked] += [Example(inputs=question, output=fact.person) for question in new]
+        asked, unasked = (rng.sample(kinds[kind], min(number, len(kinds[kind]))) for kind in (True, False))
+        return Questions(asked, unasked)
+
+    def share_of_asked_facts(self) -> float:
+        """Return the share of the document's lines that a training question is about."""
+        trained = {each.inputs for each in self.study.dataset.train}
+        return _mean(any(fact.question(each) in trained for each in WORDINGS) for fact in self.facts)
+
+    def train(
+        self, num_virtual_tokens: int, steps: int, learning_rate: float
+    ) -> tuple[Prompt, Prompt, float]:
+        """Return the cartridge before and after training, and the seconds that training took."""
+        settings = TrainingSettings(
+            method=Method.CARTRIDGE,
+            num_virtual_tokens=num_virtual_tokens,
+            learning_rate=learning_rate,
+            steps=steps,
+            batch_size=32,
+            precision="float32",
+        )
+        learned = new_cartridge(settings, self._base, self.document)
+        start, began = as_prompt(learned), time.perf_counter()
+        trainer = Trainer(
+            base=self._base,
+            learned=learned,
+            settings=settings,
+            train=self.study.train,
+            dev=DevSet(encoded=self.study.dev, examples=self.study.dataset.dev),
+            answerer=TaskAnswerer(self._server, {"template": TEMPLATE, **_LIMIT}),
+            listener=_Silent(),
+            objective=Distillation(PromptedModel(self._base, learned)),
+        )
+        return start, trainer.run().prompt, time.perf_counter() - began
+
+    def answers(self, prompt: Prompt | None, questions: Sequence[Example]) -> list[str]:
+        """Return answers with a cartridge before the question, or with neither it nor the document."""
+        return TaskAnswerer(self._server, {"template": TEMPLATE, **_LIMIT}).answers(prompt, questions)
+
+    def answers_in_context(self, questions: Sequence[Example]) -> list[str]:
+        """Return answers with the document's text before each question."""
+        task = {"template": IN_CONTEXT, **_LIMIT}
+        return TaskAnswerer(self._server, task).answers(
+            None, [self._with_document(each) for each in questions]
+        )
+
+    def _with_document(self, question: Example) -> Example:
+        return Example(inputs={"document": self.text, "question": str(question.inputs)}, output="")
+
+    def first_token(self, prompt: Prompt, questions: Sequence[Example]) -> dict[str, Any]:
+        """Measure lone requests that take turns: in context, and with a cartridge that is resident."""
+        cartridge = TaskAnswerer(self._server, {"template": TEMPLATE, **_FIRST_TOKEN})
+        context = TaskAnswerer(self._server, {"template": IN_CONTEXT, **_FIRST_TOKEN})
+        sides: dict[str, Callable[[Example], object]] = {
+            "cartridge": lambda each: cartridge.answers(prompt, [each]),
+            "in_context": lambda each: context.answers(None, [self._with_document(each)]),
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in sides}
+        for number, question in enumerate(questions):
+            for name in sorted(sides, reverse=bool(number % 2)):
+                began = time.perf_counter()
+                sides[name](question)
+                if number:  # the first one makes the cartridge resident
+                    seconds[name].append(time.perf_counter() - began)
+        ratios = [a / b for a, b in zip(seconds["cartridge"], seconds["in_context"], strict=True)]
+        return {
+            "seconds": {name: Spread.of(values).as_json(4) for name, values in seconds.items()},
+            "ratio": Spread.of(ratios).as_json(4),
+        }
+
+
+def accuracy(answers: Sequence[str], questions: Sequence[Example]) -> float | None:
+    """Return the share of right answers; None: there are no questions."""
+    pairs = list(zip(answers, questions, strict=True))
+    return _mean(answer.strip() == question.output for answer, question in pairs) if pairs else None
+
+
+def agreement(answers: Sequence[str], others: Sequence[str]) -> float:
+    """Return the share of equal answers."""
+    return _mean(a == b for a, b in zip(answers, others, strict=True))
+
+
+def _mean(values: Iterable[bool]) -> float:
+    found = list(values)
+    return round(sum(found) / len(found), 4)
+
+
+class _Silent:
+    """A listener that does nothing."""
+
+    def on_start(self, history: History) -> None: ...
+    def on_step(self, record: StepRecord) -> None: ...
+    def on_dev(self, record: DevRecord) -> None: ...
+    def on_advice(self, line: str) -> None:
+        print(line)
