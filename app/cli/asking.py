@@ -31,6 +31,11 @@ class Asked:
     parameters: Mapping[str, Any]
     choices: tuple[LabelledChoice, ...] = ()  # sent with a second request, which classifies
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Return the names of the choices."""
+        return tuple(choice.value for choice in self.choices)
+
     def text(self, client: ServerClient, item: Item) -> str:
         """Generate, greedily."""
         if not isinstance(item.inputs, str | Mapping):
@@ -161,14 +166,22 @@ def _only_version(task_id: str, alias: str, aliases: Mapping[str, Any]) -> str:
     )
 
 
-def choice_names(choices: Sequence[LabelledChoice], items: Sequence[Item]) -> tuple[str, ...]:
-    """Return the labels of choices, if every item expects one of them; else none."""
-    names = tuple(choice.value for choice in choices)
-    return (
-        names
-        if len(names) > 1 and not is_chat(items) and {expected_label(item) for item in items} <= set(names)
-        else ()
-    )
+def choices_of(version: Version, items: Sequence[Item]) -> tuple[LabelledChoice, ...]:
+    """Return the task's choices under the names that every item expects: their values, else their texts.
+
+    None where an item expects neither, where there is a single choice, and for chats.
+    """
+    if len(version.choices) < 2 or is_chat(items):
+        return ()
+    expected = {expected_label(item) for item in items}
+    by_text = [
+        LabelledChoice(value=each.text.strip() or each.value, text=each.text) for each in version.choices
+    ]
+    for named in (version.choices, by_text):
+        names = {choice.value for choice in named}
+        if expected <= names and len(names) == len(named):
+            return tuple(named)
+    return ()
 
 
 def ask_all(

@@ -15,7 +15,7 @@ from app.cli.asking import (
     ask_all,
     base_asked,
     check_directory,
-    choice_names,
+    choices_of,
     find_version,
     is_chat,
     read_items,
@@ -153,16 +153,15 @@ def _check_held_out(sides: _Sides, data: Path, gate: Gate | None) -> None:
 def _compare(
     client: ServerClient, sides: _Sides, data: Path, items: Sequence[Item], concurrency: int, seed: int
 ) -> ComparisonReport:
-    choices = sides.candidate.choices
-    names = choice_names(choices, items)
-    asked = [replace(side, choices=choices if names else ()) for side in sides.asked]
+    choices = choices_of(sides.candidate, items)
+    asked = [replace(side, choices=choices) for side in sides.asked]
     first, second = ask_all(client, asked, items, concurrency, "compare")
     pairs = list(zip(first, second, strict=True))
     both = [pair for pair in pairs if not (pair[0].error or pair[1].error)]
     if not both:
         errors = [outcome.error for pair in pairs for outcome in pair if outcome.error]
         raise CommandFailed(f"no line was answered by both sides; the first refusal: {errors[0]}")
-    mine, theirs = (measure(outcomes, names) for outcomes in zip(*both, strict=True))
+    mine, theirs = (measure(outcomes, asked[0].labels) for outcomes in zip(*both, strict=True))
     return ComparisonReport(
         asked=sides.asked,
         data=data,

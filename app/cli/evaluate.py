@@ -12,10 +12,11 @@ import typer
 
 from app.cli.asking import (
     Asked,
+    Version,
     ask_all,
     base_asked,
     check_directory,
-    choice_names,
+    choices_of,
     find_version,
     is_chat,
     read_items,
@@ -63,12 +64,13 @@ def evaluate(
         check_picture(plot)
     parameters = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
     with ServerClient(server, key) as client:
-        asked, choices = _asked(client, task, data, parameters, _template(template))
-        names = _choices_to_score(choices, items, is_needed=plot is not None)
+        version = None if task is None else find_version(client, task)
+        asked = _asked(client, version, data, parameters, _template(template))
+        asked = replace(asked, choices=_choices(version, items, is_needed=plot is not None))
         began = time.monotonic()
-        side = replace(asked, choices=choices if names else ())
-        (outcomes,) = ask_all(client, [side], items, concurrency, "eval")
-    evaluation = _Evaluation(asked, data, outcomes, measure(outcomes, names), time.monotonic() - began)
+        (outcomes,) = ask_all(client, [asked], items, concurrency, "eval")
+    seconds = time.monotonic() - began
+    evaluation = _Evaluation(asked, data, outcomes, measure(outcomes, asked.labels), seconds)
     if out is not None:
         report = evaluation.as_json() | {"template": template}
         out.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
@@ -84,29 +86,33 @@ def _template(source: str | None) -> Template | None:
 
 
 def _asked(
-    client: ServerClient, task: str | None, data: Path, parameters: dict[str, Any], template: Template | None
-) -> tuple[Asked, tuple[LabelledChoice, ...]]:
-    if task is None:
-        return base_asked(client, parameters, template), ()
-    version = find_version(client, task)
+    client: ServerClient,
+    version: Version | None,
+    data: Path,
+    parameters: dict[str, Any],
+    template: Template | None,
+) -> Asked:
+    if version is None:
+        return base_asked(client, parameters, template)
     if version.was_trained_on(data):
-        typer.echo(f"warning: {task} was trained on {data}, so these scores are too good", err=True)
-    return version.asked(parameters, template), version.choices
+        name = f"version {version.number} of {version.task_id}"
+        typer.echo(f"warning: {name} was trained on {data}, so these scores are too good", err=True)
+    return version.asked(parameters, template)
 
 
-def _choices_to_score(
-    choices: Sequence[LabelledChoice], items: Sequence[Item], *, is_needed: bool
-) -> tuple[str, ...]:
-    """Return the choices' names where the items expect them. Raise ValueError where they are needed."""
-    names = choice_names(choices, items)
-    if is_needed and not choices:
+def _choices(
+    version: Version | None, items: Sequence[Item], *, is_needed: bool
+) -> tuple[LabelledChoice, ...]:
+    """Return the choices that the items expect. Raise ValueError where they are needed."""
+    choices = () if version is None else choices_of(version, items)
+    if is_needed and (version is None or not version.choices):
         raise ValueError("--plot draws the probabilities of a task's choices, and here there are none")
-    if choices and not names:
+    if version is not None and version.choices and not choices:
         line = "a line expects what is none of the task's choices, so their probabilities are not scored"
         if is_needed:
             raise ValueError(line)
         typer.echo(line, err=True)
-    return names
+    return choices
 
 
 @dataclass(frozen=True)

@@ -140,6 +140,14 @@ def test_choices_are_calibrated_and_drawn(server_url: str, promptplex: Run, tmp_
         squares += 2 * (1 - probabilities[line["expected"]]) ** 2  # two choices err by the same
     assert report["scores"]["choices_accuracy"]["count"] == hits
     assert report["scores"]["brier"]["value"] == pytest.approx(squares / 10, abs=1e-4)
+    by_text = write(tmp_path / "by-text.jsonl", *(line | {"expected": "cold"} for line in lines))
+    assert (
+        promptplex("eval", *flags[:2], "--data", by_text, *flags[4:], "--out", str(tmp_path / "t.json"))[0]
+        == 0
+    )
+    [first, *_] = json.loads((tmp_path / "t.json").read_text())["outputs"]
+    good, bad = (report["outputs"][0]["probabilities"][name] for name in ("good", "bad"))
+    assert first["probabilities"] == pytest.approx({"good": good, "cold": bad})
     assert {"ece_equal_width", "ece_adaptive", "bins"} == report["calibration"].keys()
     assert "15 bins of equal width" in shown
     assert b"<svg" in plot.read_bytes()
