@@ -324,12 +324,15 @@ def _ending(directory: RunDirectory) -> Iterator[None]:
 @contextlib.contextmanager
 def removed_unless_resumable(out: Path) -> Iterator[None]:
     """Leave nothing of a failure behind, unless there is a checkpoint to go on from."""
-    existed = out.exists()
+    missing = [path for path in (out, *out.parents) if not path.exists()]
     try:
         yield
     except BaseException:
-        if not existed and not is_resumable(out):
+        if missing and not is_resumable(out):
             shutil.rmtree(out, ignore_errors=True)
+            with contextlib.suppress(OSError):  # another run may have begun beside it
+                for parent in missing[1:]:
+                    parent.rmdir()
         raise
 
 
