@@ -11,7 +11,7 @@ from typing import Any
 import app
 from app import __version__
 from app.prompt import Prompt
-from app.scoring.items import Item, Outcome
+from app.scoring.items import Outcome
 from app.scoring.labels import expected_label, label_in, labels_of
 from app.scoring.measures import measure
 from app.serving.publishing.task_settings import MAX_EXAMPLE_CHARS
@@ -49,7 +49,7 @@ def measured(
 ) -> Measured:
     """Answer the examples and score the answers. Raise PromptplexError."""
     outcomes = [
-        Outcome(_item(example), answer)
+        Outcome(example.item, answer)
         for example, answer in zip(examples, answerer.answers(prompt, examples), strict=True)
     ]
     measures = measure(outcomes, choices)
@@ -71,10 +71,6 @@ def _is_right(outcome: Outcome, labels: Sequence[str]) -> bool:
     if outcome.item.answer is not None:
         return outcome.is_right
     return outcome.has_every_slot if outcome.item.slots else outcome.is_exact
-
-
-def _item(example: Example) -> Item:
-    return Item(inputs="", expected=example.output, slots=example.slots, answer=example.answer)
 
 
 def shown_examples(answered: Sequence[AnsweredExample]) -> list[dict[str, Any]]:
