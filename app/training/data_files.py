@@ -17,6 +17,7 @@ from app.strict_json import JsonError, excerpt, parse_json
 MAX_FILE_BYTES = 1 << 28
 MAX_LINE_BYTES = 1 << 23
 MAX_EXAMPLES = 500_000  # of one file
+MAX_COLUMNS = 64
 _BOM = b"\xef\xbb\xbf"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _FORMS_OF_FILES = "a .jsonl file (one JSON object a line), a .csv or a .tsv file with a header"
@@ -176,6 +177,8 @@ _NAMES = {",": "CSV", "\t": "tab-separated"}
 
 
 def _header(file: DataFile, line: int, cells: list[str]) -> list[str]:
+    if len(cells) > MAX_COLUMNS:
+        raise file.refused(line, f"the header has {len(cells)} columns; expected at most {MAX_COLUMNS}")
     names = [name.strip() for name in cells]
     if "" in names:
         raise file.refused(line, "a column of the header has no name")

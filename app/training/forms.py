@@ -94,7 +94,8 @@ class FormReader:
 
     def _label(self, label: Any) -> str:
         if isinstance(label, bool) or not isinstance(label, str | int):
-            raise _wrong(f"label must be a string or a whole number, not {kind_of(label)}")
+            found = label if isinstance(label, float) else kind_of(label)
+            raise _wrong(f"label must be a string or a whole number, not {found}")
         if self._label_type is None:
             self._label_type = type(label)
         if type(label) is not self._label_type:
@@ -132,7 +133,7 @@ def _meant(names: Set[str], *forms: Form) -> str:
     """Return a hint where a name is nearly that of a field."""
     known = sorted(name for form in forms for name in _FIELDS[form])
     for name in sorted(names - set(known))[:8]:
-        near = get_close_matches(name.lower(), known, n=1, cutoff=0.75)
+        near = get_close_matches(name[:64].lower(), known, n=1, cutoff=0.75)
         if near:
             return f" (is {excerpt(name)} meant to be {near[0]}?)"
     return ""

@@ -56,7 +56,7 @@ def read_dataset(
         split_seed=split_seed,
         dev_share=0 if "dev" in read else dev_share,
         test_share=0 if "test" in read else test_share,
-        by_label=reader.form is Form.LABEL,
+        by_label=reader.form is Form.LABEL or bool(reader.choices),
     )
     splits = Splits(cut.train, given.dev or cut.dev, given.test or cut.test)
     choices = check_labels(splits) if reader.form is Form.LABEL else reader.choices or ()

@@ -176,7 +176,7 @@ BAD: dict[str, tuple[str, bytes, str]] = {
     "a label of 0.5": (
         "x.jsonl",
         _labels([0.5]),
-        "line 1: label must be a string or a whole number, not a number",
+        "line 1: label must be a string or a whole number, not 0.5",
     ),
     "labels of two types": (
         "x.jsonl",
@@ -295,6 +295,16 @@ BAD: dict[str, tuple[str, bytes, str]] = {
         "x.csv",
         b"text,label\ra,b\rc,d\r",
         "line 1: it is not CSV: a line break (CR) stands alone",
+    ),
+    "a table of many columns": (
+        "x.csv",
+        ",".join(map(str, range(500_000))).encode() + b"\n",
+        "x.csv, line 1: the header has 500000 columns; expected at most 64",
+    ),
+    "a name of many characters": (
+        "x.jsonl",
+        _json({"input" * 1_000_000: 1}),
+        "line 1: it has 'inputinputinput",
     ),
     "semicolons": (
         "x.csv",
