@@ -8,11 +8,11 @@ from typing import Any
 import typer
 
 from app.cli.asking import Asked, sha256_of
-from app.cli.score_table import amount, signed, title
 from app.cli.tasks import print_table
 from app.scoring.calibration import most_probable
 from app.scoring.comparison import Difference
 from app.scoring.items import Outcome
+from app.scoring.score_words import amount, signed, title
 from app.scoring.texts import token_f1
 
 _SHOWN_CHARS = 200  # of a text in an example

@@ -22,12 +22,12 @@ from app.cli.asking import (
     read_items,
     sha256_of,
 )
-from app.cli.score_table import score_line
 from app.cli.server import DEFAULT_SERVER, KeyOption, ServerClient, ServerOption
 from app.scoring.calibration import Calibration
 from app.scoring.items import Item, Outcome
 from app.scoring.measures import Measures, Score, measure
 from app.scoring.reliability import check_picture, errors_in_words, reliability_lines, save_reliability
+from app.scoring.score_words import score_line
 from app.serving.publishing.task_settings import LabelledChoice
 from app.text.template import Template, parse_template
 

@@ -19,7 +19,7 @@ from app.training.examples import Example
 
 _T = TypeVar("_T")
 _TASK = "in-training"
-_MAX_OPEN = 256  # requests at once, which is more than the engine runs
+_MAX_OPEN = 256  # sequences at once, which is more than the engine runs
 _GREEDY = {"do_sample": False}
 _KV_CACHE_BYTES = 1 << 30  # the model that is trained needs memory too
 _HOST_CACHE_BYTES = 64 << 20  # for the newest prompts
@@ -81,7 +81,9 @@ class LocalServer:
     async def _all(
         self, version: TaskVersion | None, requests: Sequence[GenerationRequest]
     ) -> list[GenerationResult]:
-        room, service = asyncio.Semaphore(_MAX_OPEN), self._services.generation
+        service = self._services.generation
+        most = max((request.num_sequences for request in requests), default=1)
+        room = asyncio.Semaphore(max(1, _MAX_OPEN // most))
 
         async def run(request: GenerationRequest) -> GenerationResult:
             async with room:
@@ -107,7 +109,8 @@ class TaskAnswerer:
 
     def probabilities(self, prompt: Prompt | None, examples: Sequence[Example]) -> list[dict[str, float]]:
         """Return the probability of each of the task's choices, for each example."""
-        results = self._run(prompt, examples, ClassificationRequest(choices=None))
+        classification = ClassificationRequest(choices=tuple(self._task["choices"]))
+        results = self._run(prompt, examples, classification)
         return [dict(result.classification.probabilities) for result in results if result.classification]
 
     def _run(

@@ -10,22 +10,25 @@ from typing import Any
 
 import app
 from app import __version__
+from app.cli.training.answerer import TaskAnswerer
 from app.prompt import Prompt
 from app.scoring.items import Outcome
 from app.scoring.labels import expected_label, label_in, labels_of
-from app.scoring.measures import measure
+from app.scoring.measures import Score, measure
+from app.scoring.score_words import amount, title
 from app.serving.publishing.task_settings import MAX_EXAMPLE_CHARS
 from app.serving.publishing.training_record import MAX_SETTING_CHARS
 from app.training.curves import curves_of
 from app.training.examples import Dataset, Example
 from app.training.report.contents import AnsweredExample, Candidate, Report
-from app.training.run import Answerer, TrainingResult
+from app.training.run import TrainingResult
 from app.training.settings import TrainingSettings
 
 TRAINED, INSTRUCTION, BARE = "trained prompt", "instruction", "bare base"
 _MAX_EXAMPLES = 4  # that each upload of the version runs
 _CURVE_POINTS = 100  # kept with the version; a server holds live versions in memory
 _GIT_SECONDS = 5.0
+_MAX_COLUMNS = 3  # of metrics, on a terminal; the report has all
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,17 +43,22 @@ class Measured:
 
 def measured(
     name: str,
-    answerer: Answerer,
+    answerer: TaskAnswerer,
     prompt: Prompt | None,
     examples: Sequence[Example],
     *,
     choices: Sequence[str],
     template: str | None = None,
 ) -> Measured:
-    """Answer the examples and score the answers. Raise PromptplexError."""
+    """Answer the examples and score the answers; where there are choices, also as the most probable ones.
+
+    Raise PromptplexError.
+    """
+    answers = answerer.answers(prompt, examples)
+    probabilities = answerer.probabilities(prompt, examples) if choices else [None] * len(examples)
     outcomes = [
-        Outcome(example.item, answer)
-        for example, answer in zip(examples, answerer.answers(prompt, examples), strict=True)
+        Outcome(example.item, answer, probabilities=found)
+        for example, answer, found in zip(examples, answers, probabilities, strict=True)
     ]
     measures = measure(outcomes, choices)
     scores = measures.scores()
@@ -166,18 +174,18 @@ def flat_metrics(candidates: Sequence[Candidate]) -> dict[str, float]:
 
 def table(report: Report) -> list[tuple[str, ...]]:
     """Return the scores as rows for a terminal, the heads first."""
-    names = list(report.trained.scores)
-    rows = [("", *names)]
+    names = list(report.trained.scores)[:_MAX_COLUMNS]
+    rows = [("", *map(title, names))]
     for each in report.candidates:
         rows.append((each.name, *(_cell(each.scores.get(name)) for name in names)))
     return rows
 
 
-def _cell(score: Any) -> str:
+def _cell(score: Score | None) -> str:
     if score is None:
         return "-"
-    low, high = score.interval
-    return f"{score.metric.value:.1%} [{low:.1%}, {high:.1%}]"
+    value, low, high = (amount(score.metric.name, each) for each in (score.metric.value, *score.interval))
+    return f"{value} [{low}, {high}]"
 
 
 def as_json(value: Mapping[str, Any]) -> bytes:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.scoring.measures import Score
+from app.scoring.score_words import amount, title
 from app.training.examples import Example
 from app.training.run import History, StepRecord
 
@@ -77,11 +78,12 @@ class Report:
         """Return one sentence about the test set."""
         value = self.trained.scores[self.main_metric].metric.value
         best = max(self.others, key=lambda each: each.scores[self.main_metric].metric.value, default=None)
-        said = f"{self.main_metric} {value:.1%} on {self.num_examples['test']} held-out examples"
+        name = self.main_metric
+        said = f"{title(name)} {amount(name, value)} on {self.num_examples['test']} held-out examples"
         if best is None:
             return said
         other = best.scores[self.main_metric].metric.value
-        return f"{said}; {best.name}: {other:.1%}"
+        return f"{said}; {best.name}: {amount(name, other)}"
 
 
 def metrics_json(report: Report) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from app.scoring.measures import Score
+from app.scoring.score_words import amount, title
 from app.training.curves import Curve, curves_of
 from app.training.examples import Example
 from app.training.report.contents import (
@@ -45,10 +46,10 @@ li.warning::marker { content: "! "; }
 
 def report_page(report: Report) -> str:
     """Return the whole page."""
-    title = f"{report.task}: a prompt trained on {report.base}"
+    heading = f"{report.task}: a prompt trained on {report.base}"
     body = "\n".join(
         [
-            f"<h1>{_text(title)}</h1>",
+            f"<h1>{_text(heading)}</h1>",
             f'<p class="verdict">{_text(report.verdict())}</p>',
             _lines("warning", [*report.warnings, *report.history.advice, *report.notes]),
             "<h2>On the test examples</h2>",
@@ -68,7 +69,7 @@ def report_page(report: Report) -> str:
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="content-security-policy" content="{_POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_text(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
+        f"<title>{_text(heading)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
     )
 
 
@@ -100,8 +101,11 @@ def _table(heads: Iterable[str], rows: Iterable[str]) -> str:
 
 def _score_table(report: Report) -> str:
     names = list(report.trained.scores)
-    heads = ["<th></th>", *(f'<th class="number">{_text(name)}</th>' for name in names)]
-    note = '<p class="note">With 95% intervals. All were generated greedily, by the engine that serves.</p>'
+    heads = ["<th></th>", *(f'<th class="number">{_text(title(name))}</th>' for name in names)]
+    note = (
+        '<p class="note">With 95% intervals. Texts were generated greedily, by the engine that serves; '
+        "choices are the most probable labels, whatever would have been generated.</p>"
+    )
     return _table(heads, (_score_row(each, names) for each in report.candidates)) + note
 
 
@@ -116,8 +120,8 @@ def _score_row(candidate: Candidate, names: Sequence[str]) -> str:
 def _score(score: Score | None) -> str:
     if score is None:
         return "-"
-    low, high = score.interval
-    return f'{score.metric.value:.1%}<div class="note">{low:.1%} to {high:.1%}</div>'
+    value, low, high = (amount(score.metric.name, each) for each in (score.metric.value, *score.interval))
+    return f'{value}<div class="note">{low} to {high}</div>'
 
 
 def _figures(report: Report) -> list[str]:
