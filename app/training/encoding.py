@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from app.errors import InvalidRequest, RequestTooLong
-from app.prompt import ModelGeometry
+from app.prompt import ModelGeometry, Prompt
+from app.sites import Embedding, Site
 from app.text.prompt_encoder import PromptEncoder
 from app.text.template import Template, parse_template
 from app.text.tokenization import Tokenized, check_no_padding, check_not_empty
@@ -48,6 +49,14 @@ class Learned:
 
     num_virtual_tokens: int = 0
     num_source_tokens: int = 0  # before the text of an encoder-decoder: a soft prompt's, not a prefix's
+
+    @classmethod
+    def of(cls, prompt: Prompt) -> "Learned":
+        """Return what serving counts of a prompt."""
+        return cls(
+            num_virtual_tokens=prompt.length(Site.DECODER_SELF) + prompt.length(Embedding.DECODER),
+            num_source_tokens=prompt.length(Embedding.ENCODER),
+        )
 
 
 def encode_examples(

@@ -20,10 +20,13 @@ from app.text.chat import Message
 from app.text.prompt_encoder import PromptEncoder
 from app.training.encoding import Learned, encode_examples
 from app.training.examples import EncodedExample, Example
+from app.training.prompts import as_prompt, new_prompt
+from app.training.settings import TrainingSettings
 from tests.seq2seq import PAD, packed_copy, source_tokenizer, tiny_seq2seq
 from tests.serving.stack import Stack, running_stack, stack_of
 from tests.text.chat_templates import SOURCES
 from tests.text.tokenizer_zoo import ALL, tokenizer_of
+from tests.training.bases import any_base
 
 TEMPLATES = (None, "{text}\n", "Review: {text}\nSentiment:", "<s>{text}</s>", " {text}<turn>", "{text}{text}")
 SOME_WORDS = (
@@ -249,3 +252,21 @@ def test_what_the_template_does_not_take_is_named_by_its_line(base_of: Callable[
         encode_examples([example], base_of("byte_level"), "{b}")
     with pytest.raises(InvalidRequest, match=r"x\.csv, line 5: inputs is empty"):
         encode_examples([Example(output="y", line=5, file="x.csv")], base_of("byte_level"), None)
+
+
+@pytest.mark.parametrize(
+    ("base", "method", "sites", "counted"),
+    [
+        ("llama", "prompt", None, Learned(num_virtual_tokens=3)),
+        ("llama", "prefix", None, Learned(num_virtual_tokens=3)),
+        ("t5", "prompt", None, Learned(num_source_tokens=3)),
+        ("bart", "prefix", ["dec.self"], Learned(num_virtual_tokens=3)),
+        ("bart", "prefix", ["enc.self", "dec.cross"], Learned()),
+    ],
+)
+def test_positions_are_counted_as_serving_counts_them(
+    base: str, method: str, sites: list[str] | None, counted: Learned
+) -> None:
+    settings = TrainingSettings(method=method, num_virtual_tokens=3, init="random", sites=sites)
+    prompt = as_prompt(new_prompt(settings, any_base(base)))
+    assert Learned.of(prompt) == counted

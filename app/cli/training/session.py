@@ -41,7 +41,6 @@ from app.cli.training.served_base import ServedBase, check_same_base
 from app.cli.training.sharing import share_weights
 from app.cli.training.starting import prompt_to_start_from
 from app.prompt import Prompt
-from app.sites import Embedding
 from app.training.base import TrainingBase, load_training_base
 from app.training.dev_set import DevSet
 from app.training.encoding import Learned, encode_examples
@@ -120,14 +119,12 @@ class Session:
 
     def _trainer(self, settings: TrainingSettings, listener: Listeners, checkpoints: Path) -> Trainer:
         learned = new_prompt(settings, self.base, choices=self.choices, start=self.start)
-        prompt = as_prompt(learned)
-        virtual = Learned(
-            num_virtual_tokens=prompt.position_offset, num_source_tokens=prompt.length(Embedding.ENCODER)
-        )
+        positions = Learned.of(as_prompt(learned))
 
         def encoded(examples: Sequence[Example]) -> list[EncodedExample]:
-            return encode_examples(examples, self.base, self.template, virtual)
+            return encode_examples(examples, self.base, self.template, positions)
 
+        encoded(self.dataset.test)  # they are measured when the prompt is trained, and must fit too
         dev = DevSet(encoded=encoded(self.dataset.dev), examples=self.dataset.dev, choices=self.choices)
         return Trainer(
             base=self.base,
