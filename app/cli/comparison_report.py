@@ -66,7 +66,7 @@ class ComparisonReport:
 
     def _row(self, found: Difference) -> tuple[str, ...]:
         name = found.first.name
-        p = "" if found.pairs is None else f"p = {found.pairs.p_value():.3f}"
+        p = "" if found.pairs is None else _probability(found.pairs.p_value())
         values = (amount(name, metric.value) for metric in (found.first, found.second))
         return (title(name) + (" *" if name == self.main else ""), *values, _difference(found), p)
 
@@ -112,6 +112,10 @@ def _difference(found: Difference) -> str:
     name = found.first.name
     low, high = (signed(name, bound) for bound in found.interval)
     return f"{signed(name, found.value)} [{low}, {high}]"
+
+
+def _probability(p: float) -> str:
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
 def _signatures(differences: Mapping[str, Difference]) -> str:

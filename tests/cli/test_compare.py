@@ -87,6 +87,7 @@ def test_the_better_candidate_goes_live(server_url: str, task: str, promptplex: 
     assert aliases(server_url, task) == {"live": 2, "candidate": 2}
     assert f"{task}@live is version 2 since release 3" in shown
     assert "30 of 30 answers differ" in shown
+    assert "p < 0.001" in shown
     release = call("GET", f"{server_url}/tasks/{task}")["releases"][-1]
     assert "exact 66.7% of" in release["why"]
     outputs = report["outputs"][4]
@@ -216,7 +217,8 @@ def test_choices_are_compared_by_their_probabilities(
     command = ("compare", f"{name}@candidate", "--data", data, "--out", str(out), "--server", server_url)
     assert promptplex(*command)[0] == 0
     report = json.loads(out.read_text())
-    assert report["main"] == "choices_accuracy"
+    assert report["main"] == "accuracy"  # of what is generated, which is also what a trainer looks at
+    assert {"choices_accuracy", "brier"} <= report["differences"].keys()
     body = {"inputs": "item 1", "task_id": f"{name}@1", "parameters": {"choices": True}}
     choice = call("POST", f"{server_url}/generate", json=body)["choice"]
     expected = {each["value"]: each["probability"] for each in choice["probabilities"]}
