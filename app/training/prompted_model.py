@@ -63,13 +63,33 @@ class PromptedModel:
         lasts = [len(each.source) - 1 for each in examples]
         offset = self._learned.position_offset
         positions = torch.arange(offset + ids.shape[1], device=ids.device).expand(len(ids), -1)
-        if Embedding.DECODER in prompt:
-            embeds = self._behind(prompt[Embedding.DECODER], ids)
+        rows = prompt.get(Embedding.DECODER)
+        if rows is not None and (len(rows) > 1 or not self._base.geometry.takes_prefixes):
+            embeds = self._behind(rows, ids)
             inputs: Inputs = {"inputs_embeds": embeds, "position_ids": positions, "use_cache": False}
             return inputs, [offset + last for last in lasts]
-        cache = self._filled(prompt, DynamicCache(config=self._model.config), len(ids))
-        inputs = {"input_ids": ids, "position_ids": positions[:, offset:], "use_cache": True}
-        return inputs | {"past_key_values": cache}, lasts
+        cache = DynamicCache(config=self._model.config)
+        if rows is not None:
+            embeds = embed_after_prompt(self._base, ids)
+            self._read_once(rows.to(embeds.dtype), cache, len(ids))
+            inputs = {"inputs_embeds": embeds}
+        else:
+            self._filled(prompt, cache, len(ids))
+            inputs = {"input_ids": ids}
+        inputs |= {"past_key_values": cache, "position_ids": positions[:, offset:], "use_cache": True}
+        return inputs, lasts
+
+    def _read_once(self, rows: Tensor, cache: DynamicCache, batch_size: int) -> None:
+        """Put the keys and values of a soft prompt `[1, p, d]` into a cache, by one pass for all examples.
+
+        A causal base reads a prompt before all examples, so nothing of them is in its keys and values; it is
+        what serving does too. Gradients reach the rows through the cache.
+        """
+        positions = torch.arange(rows.shape[1], device=rows.device)[None]
+        self._model.base_model(
+            inputs_embeds=rows, position_ids=positions, past_key_values=cache, use_cache=True
+        )
+        cache.batch_repeat_interleave(batch_size)
 
     def _encoder_decoder_inputs(self, examples: Examples, prompt: Tensors) -> tuple[Inputs, list[int]]:
         """Return also the row of each example's first label, which is the decoder's first.
