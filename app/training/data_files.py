@@ -179,6 +179,9 @@ _NAMES = {",": "CSV", "\t": "tab-separated"}
 def _header(file: DataFile, line: int, cells: list[str]) -> list[str]:
     if len(cells) > MAX_COLUMNS:
         raise file.refused(line, f"the header has {len(cells)} columns; expected at most {MAX_COLUMNS}")
+    other = next((mark for mark in ",;\t|" if len(cells) == 1 and mark in cells[0]), None)
+    if other is not None:
+        raise file.refused(line, f"the header has one column; is {other!r} what separates columns here?")
     names = [name.strip() for name in cells]
     if "" in names:
         raise file.refused(line, "a column of the header has no name")

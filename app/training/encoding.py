@@ -104,9 +104,12 @@ def _encode(example: Example, base: Base, template: Template) -> EncodedExample:
     check_not_empty(source)
     if base.geometry.has_encoder:
         check_no_padding(source.ids, base.encoder.tokenizer.pad_id, base.eos_ids)
+    answer = base.encoder.answer_ids(example.output, base.eos_id)
+    if answer in ((), (base.eos_id,)):
+        raise InvalidRequest("the answer has no tokens: the tokenizer drops all its characters", param="data")
     first = base.forced_bos_id if base.geometry.has_encoder else None
     forced = () if first is None else (first,)
-    return EncodedExample(source.ids, (*forced, *base.encoder.answer_ids(example.output, base.eos_id)))
+    return EncodedExample(source.ids, (*forced, *answer))
 
 
 def _source(example: Example, encoder: PromptEncoder, template: Template) -> Tokenized:

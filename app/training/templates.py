@@ -11,6 +11,7 @@ from app.training.data_files import refused
 from app.training.encoding import Base
 from app.training.examples import Dataset, Example, Form
 
+_MOST_SPELLED = 2_000  # answers that are looked at
 _FIRST_EAST_ASIAN = "\u2e80"  # scripts that need no spaces follow
 
 
@@ -35,9 +36,8 @@ def choose_template(dataset: Dataset, base: Base, given: str | None = None) -> C
     chosen = (
         _default(dataset.form, examples, base) if given is None else ChosenTemplate(given, _unread(examples))
     )
-    return replace(
-        chosen, warnings=(*chosen.warnings, *_seams(examples, base, parse_template(chosen.source)))
-    )
+    seams = _seams(examples, base, parse_template(chosen.source))
+    return replace(chosen, warnings=(*chosen.warnings, *seams, *_unwritable(examples, base.encoder)))
 
 
 def _default(form: Form, examples: Sequence[Example], base: Base) -> ChosenTemplate:
@@ -110,6 +110,23 @@ def _seams(examples: Sequence[Example], base: Base, template: Template) -> Itera
         yield (
             f"answers that follow the text without a space: {len(glued)} of {len(examples)}, such as {shown} "
             f"({one.place}); end the template with a line break, or begin answers with a space"
+        )
+
+
+def _unwritable(examples: Sequence[Example], encoder: PromptEncoder) -> Iterator[str]:
+    """Yield a line where tokens can't spell an answer (T5's have no line breaks and no braces)."""
+    looked_at = examples[:: -(-len(examples) // _MOST_SPELLED)]
+    changed = []
+    for example in looked_at:
+        written = encoder.tokenizer.text_of(encoder.answer_ids(example.output, None))
+        if written.strip() != example.output.strip():
+            changed.append((example, written))
+    if changed:
+        example, written = changed[0]
+        yield (
+            f"answers that the base can't write, since its tokenizer changes them: {len(changed)} of "
+            f"{len(looked_at)}, such as {excerpt(example.output, 40)}, which becomes {excerpt(written, 40)} "
+            f"({example.place})"
         )
 
 

@@ -309,7 +309,7 @@ BAD: dict[str, tuple[str, bytes, str]] = {
     "semicolons": (
         "x.csv",
         b"text;label\na;b\n",
-        "x.csv, line 2: it has 'text;label', but a line has one of",
+        "x.csv, line 1: the header has one column; is ';' what separates columns here?",
     ),
     "a table's unknown column": (
         "x.tsv",

@@ -160,3 +160,19 @@ def test_how_an_answer_follows_the_text_is_said(
 def test_a_line_with_other_fields_is_named() -> None:
     with pytest.raises(InvalidRequest, match=r"^x\.jsonl, line 1: inputs must have exactly the fields"):
         choose_template(data(Form.INPUTS, NAMED, RECORD), base_of("causal"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "answer", "shown"),
+    [
+        ("unigram", "the film was {cold}", "1 of 1, such as 'the film was {cold}', which becomes"),
+        ("word_piece", "The film", "1 of 1, such as 'The film', which becomes 'the film' (x.jsonl, line 3)"),
+        ("unigram", "the film was cold", None),
+        ("byte_level", "\ta {b}\n\U0001f642", None),
+        ("legacy_llama", "\ta {b}\n\U0001f642", None),
+    ],
+)
+def test_answers_that_tokens_cannot_spell_are_said(kind: str, answer: str, shown: str | None) -> None:
+    dataset = data(Form.INPUTS, Example(inputs="It is", output=answer, line=3, file="x.jsonl"))
+    warnings = choose_template(dataset, base_of(kind)).warnings
+    assert any(shown in line for line in warnings) if shown else not warnings
