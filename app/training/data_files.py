@@ -32,6 +32,11 @@ class Row:
     is_table: bool = False  # its fields are columns, each a string
 
 
+def name_of(path: Path) -> str:
+    """Return a file's name without folders, fit for a message of one line."""
+    return "".join(each if each.isprintable() else "?" for each in path.name or str(path))
+
+
 def refused(place: str, message: str) -> InvalidRequest:
     """Return the error for what is wrong at a place of the data."""
     return InvalidRequest(f"{place}: {message}", param="data")
@@ -48,14 +53,14 @@ class DataFile:
     def at(cls, path: Path) -> "DataFile":
         """Raise InvalidRequest: no regular file, or larger than MAX_FILE_BYTES."""
         if not path.exists():
-            raise refused(path.name, f"there is no such file; give {_FORMS_OF_FILES}")
+            raise refused(name_of(path), f"there is no such file; give {_FORMS_OF_FILES}")
         if not path.is_file():
-            raise refused(path.name, f"it is no regular file; give {_FORMS_OF_FILES}")
+            raise refused(name_of(path), f"it is no regular file; give {_FORMS_OF_FILES}")
         if path.suffix.lower() not in READERS:
-            raise refused(path.name, _unknown_kind(path))
+            raise refused(name_of(path), _unknown_kind(path))
         if path.stat().st_size > MAX_FILE_BYTES:
             raise refused(
-                path.name,
+                name_of(path),
                 f"it has {path.stat().st_size} bytes, and at most {MAX_FILE_BYTES} are read; take a sample",
             )
         return cls(path, hashlib.sha256())
@@ -63,7 +68,7 @@ class DataFile:
     @property
     def name(self) -> str:
         """Return its name, without folders."""
-        return self.path.name
+        return name_of(self.path)
 
     @property
     def sha256(self) -> str:
@@ -76,7 +81,7 @@ class DataFile:
 
     def refused(self, line: int, message: str) -> InvalidRequest:
         """Return the error for what is wrong with a line."""
-        return refused(f"{self.path.name}, line {line}", message)
+        return refused(f"{self.name}, line {line}", message)
 
     def lines(self) -> Iterator[tuple[int, bytes]]:
         """Yield each line's number and bytes, which are UTF-8, with the line's end."""

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from app.errors import InvalidRequest
 from app.training.checks import check_labels, disjoint, warnings_of
-from app.training.data_files import READERS, DataFile, Row, refused
+from app.training.data_files import READERS, DataFile, Row, name_of, refused
 from app.training.examples import Dataset, Example, Form
 from app.training.forms import FormReader
 from app.training.near_duplicates import near_duplicate_warnings
@@ -160,7 +160,7 @@ def _sources(paths: Sequence[Path]) -> Mapping[str, Source]:
     if len(paths) != 1:
         return _by_split([(path.stem, DataFile.at(path)) for path in paths], "the files")
     [path] = paths
-    where = path.name or str(path)
+    where = name_of(path)
     if is_saved_dataset(path):
         return _by_split(list(saved_splits(path).items()), where)
     if not path.is_dir():

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from app.training.data_files import Row, counted, refused
+from app.training.data_files import Row, counted, name_of, refused
 
 _PACKAGE = "datasets"
 _MARKS = ("dataset_dict.json", "state.json")  # of several splits, of one
@@ -62,7 +62,7 @@ def saved_splits(path: Path) -> dict[str, SavedSplit]:
 
     Raise InvalidRequest: the package isn't installed, or can't read the directory.
     """
-    where = path.name or str(path)
+    where = name_of(path)
     if find_spec(_PACKAGE) is None:
         raise refused(
             where,

@@ -83,3 +83,10 @@ def test_damage_of_any_kind_is_read_or_refused(tmp_path: Path, kind: str, data: 
     except InvalidRequest as error:
         said = str(error)
     assert not said or (said.startswith(path.name) and "\n" not in said)
+
+
+def test_an_odd_name_of_a_file_does_not_break_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "a\nb\udcff.jsonl"
+    path.write_text("{}\n")
+    with pytest.raises(InvalidRequest, match=r"^a\?b\?\.jsonl, line 1: it has no fields"):
+        read_dataset(path)
