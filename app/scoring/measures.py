@@ -3,7 +3,7 @@
 | expected texts | metrics (the main one first) |
 |---|---|
 | labels | accuracy, exact, macro_f1 |
-| labels that were also classified | those of labels; choices_accuracy, choices_macro_f1, brier, nll |
+| labels that were also classified | choices_accuracy, choices_macro_f1, brier, nll; those of labels |
 | texts with `answer` | accuracy, exact, f1 |
 | texts with `slots` | every_slot, slot_values, exact, f1; bleu, rouge |
 | long texts | rougeL, rouge1, rouge2, bleu, exact, f1 |
@@ -24,7 +24,7 @@ from app.scoring.metric import Metric, mean, share
 from app.scoring.texts import bleu, rouge, rouge_reads, token_f1
 
 LONG_WORDS = 5  # an expected text with more words is long
-_MAIN = ("accuracy", "every_slot", "rougeL", "bleu", "f1", "exact")
+_MAIN = ("choices_accuracy", "accuracy", "every_slot", "rougeL", "bleu", "f1", "exact")
 
 
 @dataclass(frozen=True, slots=True)

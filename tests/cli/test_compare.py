@@ -217,8 +217,8 @@ def test_choices_are_compared_by_their_probabilities(
     command = ("compare", f"{name}@candidate", "--data", data, "--out", str(out), "--server", server_url)
     assert promptplex(*command)[0] == 0
     report = json.loads(out.read_text())
-    assert report["main"] == "accuracy"  # of what is generated, which is also what a trainer looks at
-    assert {"choices_accuracy", "brier"} <= report["differences"].keys()
+    assert report["main"] == "choices_accuracy"
+    assert {"accuracy", "brier"} <= report["differences"].keys()
     body = {"inputs": "item 1", "task_id": f"{name}@1", "parameters": {"choices": True}}
     choice = call("POST", f"{server_url}/generate", json=body)["choice"]
     expected = {each["value"]: each["probability"] for each in choice["probabilities"]}
