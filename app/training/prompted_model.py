@@ -20,7 +20,7 @@ from app.training.prompts.learned import LearnedPrompt
 from app.training.prompts.starts import embed_after_prompt
 
 Examples = Sequence[EncodedExample]
-Tensors = dict[str, Tensor]  # of a prompt, by canonical names
+Tensors = dict[str, Tensor]  # of the prompts of T tasks `[T, ...]`, by canonical names
 Inputs = dict[str, Any]  # of the model's forward pass
 
 
@@ -40,21 +40,19 @@ class PromptedModel:
     def logits(self, examples: Examples) -> Tensor:
         """Return logits `[R, V]` (float32 at least) before each target token, in the examples' order."""
         assert all(each.source and each.target for each in examples), "nothing to read, or nothing to write"
+        tasks = sorted({each.task for each in examples})
+        prompts = [self._learned.tensors(task) for task in tasks]
+        prompt = {name: torch.stack([each[name] for each in prompts]) for name in prompts[0]}
+        of_examples = torch.tensor([tasks.index(each.task) for each in examples], device=self._model.device)
         inputs_of = self._encoder_decoder_inputs if self._base.is_encoder_decoder else self._causal_inputs
-        inputs, firsts = inputs_of(examples, self._tensors(examples))
+        inputs, firsts = inputs_of(examples, prompt, of_examples)
         with _head_at(self._model, firsts, [len(each.target) for each in examples]):
             logits: Tensor = self._model(**inputs).logits
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
-    def _tensors(self, examples: Examples) -> Tensors:
-        """Return the prompt's tensors, `[1, ...]`; `[B, ...]` where examples are of several tasks."""
-        tasks = [each.task for each in examples]
-        found = {task: self._learned.tensors(task) for task in sorted({*tasks})}
-        if len(found) == 1:
-            return {name: tensor[None] for name, tensor in found[tasks[0]].items()}
-        return {name: torch.stack([found[task][name] for task in tasks]) for name in found[tasks[0]]}
-
-    def _causal_inputs(self, examples: Examples, prompt: Tensors) -> tuple[Inputs, list[int]]:
+    def _causal_inputs(
+        self, examples: Examples, prompt: Tensors, of_examples: Tensor
+    ) -> tuple[Inputs, list[int]]:
         """Return also the row of each example's first label, which is that of its source's last token.
 
         What stands on the right of a token is hidden from it, so padding needs no mask.
@@ -64,34 +62,31 @@ class PromptedModel:
         offset = self._learned.position_offset
         positions = torch.arange(offset + ids.shape[1], device=ids.device).expand(len(ids), -1)
         rows = prompt.get(Embedding.DECODER)
-        if rows is not None and (len(rows) > 1 or not self._base.geometry.takes_prefixes):
-            embeds = self._behind(rows, ids)
+        if rows is not None and not self._base.geometry.takes_prefixes:
+            embeds = self._behind(rows[of_examples], ids)
             inputs: Inputs = {"inputs_embeds": embeds, "position_ids": positions, "use_cache": False}
             return inputs, [offset + last for last in lasts]
         cache = DynamicCache(config=self._model.config)
-        if rows is not None:
-            embeds = embed_after_prompt(self._base, ids)
-            self._read_once(rows.to(embeds.dtype), cache, len(ids))
-            inputs = {"inputs_embeds": embeds}
-        else:
-            self._filled(prompt, cache, len(ids))
-            inputs = {"input_ids": ids}
-        inputs |= {"past_key_values": cache, "position_ids": positions[:, offset:], "use_cache": True}
-        return inputs, lasts
+        cache = self._filled(cache, prompt) if rows is None else self._read(cache, rows)
+        cache.batch_select_indices(of_examples)
+        inputs = {"input_ids": ids, "position_ids": positions[:, offset:], "past_key_values": cache}
+        return inputs | {"use_cache": True}, lasts
 
-    def _read_once(self, rows: Tensor, cache: DynamicCache, batch_size: int) -> None:
-        """Put the keys and values of a soft prompt `[1, p, d]` into a cache, by one pass for all examples.
+    def _read(self, cache: DynamicCache, rows: Tensor) -> DynamicCache:
+        """Put the keys and values of soft prompts `[T, p, d]` into a cache, once for all examples of a task.
 
-        A causal base reads a prompt before all examples, so nothing of them is in its keys and values; it is
-        what serving does too. Gradients reach the rows through the cache.
+        Nothing of an example is in them, since a causal base reads the prompt first. Serving does the same.
         """
-        positions = torch.arange(rows.shape[1], device=rows.device)[None]
+        embeds = rows.to(self._model.dtype)
+        positions = torch.arange(rows.shape[1], device=rows.device).expand(len(rows), -1)
         self._model.base_model(
-            inputs_embeds=rows, position_ids=positions, past_key_values=cache, use_cache=True
+            inputs_embeds=embeds, position_ids=positions, past_key_values=cache, use_cache=True
         )
-        cache.batch_repeat_interleave(batch_size)
+        return cache
 
-    def _encoder_decoder_inputs(self, examples: Examples, prompt: Tensors) -> tuple[Inputs, list[int]]:
+    def _encoder_decoder_inputs(
+        self, examples: Examples, prompt: Tensors, of_examples: Tensor
+    ) -> tuple[Inputs, list[int]]:
         """Return also the row of each example's first label, which is the decoder's first.
 
         Keys and values that the decoder's positions count are in its cache; attention gets all others.
@@ -99,11 +94,13 @@ class PromptedModel:
         assert self._base.decoder_start_id is not None
         decoder_ids = [[self._base.decoder_start_id, *each.target[:-1]] for each in examples]
         inputs: Inputs = {"decoder_input_ids": self._padded(decoder_ids), "use_cache": False}
-        inputs |= self._source_inputs(examples, prompt.get(Embedding.ENCODER))
+        rows = prompt.get(Embedding.ENCODER)
+        inputs |= self._source_inputs(examples, None if rows is None else rows[of_examples])
         sites = {site for site in Site if site.tensor(0, "k") in prompt}
         if self._learned.position_offset:
             sites.discard(Site.DECODER_SELF)
-            own = self._filled(prompt, DynamicCache(), len(examples))
+            own = self._filled(DynamicCache(), prompt)
+            own.batch_select_indices(of_examples)
             cache = EncoderDecoderCache(own, DynamicCache())
             inputs |= {"past_key_values": cache, "use_cache": True}
         inputs["prefixes"] = {site: self._pairs(prompt, site) for site in sites}
@@ -122,12 +119,11 @@ class PromptedModel:
     def _behind(self, rows: Tensor, ids: Tensor) -> Tensor:
         """Return `[B, p + n, d]`: a soft prompt, then the embeddings of ids."""
         embeds = embed_after_prompt(self._base, ids)
-        return torch.cat([rows.to(embeds.dtype).expand(len(ids), -1, -1), embeds], dim=1)
+        return torch.cat([rows.to(embeds.dtype), embeds], dim=1)
 
-    def _filled(self, prompt: Tensors, cache: DynamicCache, batch_size: int) -> DynamicCache:
+    def _filled(self, cache: DynamicCache, prompt: Tensors) -> DynamicCache:
         """Put the decoder's prefix into a cache, as PEFT does."""
-        for layer, pair in enumerate(self._pairs(prompt, Site.DECODER_SELF)):
-            keys, values = (side.expand(batch_size, -1, -1, -1) for side in pair)
+        for layer, (keys, values) in enumerate(self._pairs(prompt, Site.DECODER_SELF)):
             cache.update(keys, values, layer)
         return cache
 
