@@ -154,6 +154,16 @@ def test_a_batch_computes_what_each_example_gives_alone(name: str, method: str) 
     torch.testing.assert_close(logprobs(base, learned, given), alone, rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+def test_a_base_without_keys_and_values_of_heads_reads_a_prompt_with_each_example(name: str) -> None:
+    base = any_base(name)
+    learned = learned_by(base, METHODS["multitask"])
+    given = [replace(each, task=n % 2) for n, each in enumerate(examples(base, 5))]
+    without = replace(base, geometry=replace(base.geometry, takes_prefixes=False))
+    found = logprobs(without, learned, given)
+    torch.testing.assert_close(found, logprobs(base, learned, given), rtol=0, atol=2e-5)
+
+
 def test_padding_that_is_attended_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     base = seq2seq_base("bart")
     learned = learned_by(base, METHODS["prefix"])
