@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from typer.main import get_group
 
+from app.cli import cli
 from app.serving.publishing.task_settings import parse_task
 from app.text.template import parse_template
 from tests.cli.conftest import Server
@@ -85,7 +87,8 @@ def flags_of(demo: str | None) -> list[str]:
 def test_what_a_guide_says_is_what_happens(guide: str, demo_url: str, tmp_path: Path) -> None:
     folder = tmp_path / "clone"
     folder.mkdir()
-    (folder / "demo").symlink_to(ROOT / "demo")
+    for shipped in ("demo", "examples"):
+        (folder / shipped).symlink_to(ROOT / shipped)
     (folder / ".venv" / "bin").mkdir(parents=True)
     (folder / ".venv" / "bin" / "promptplex").symlink_to(Path(sys.executable).with_name("promptplex"))
     environment = {**os.environ, "PROMPTPLEX_SERVER": demo_url, "PYTHONPATH": str(ROOT), "NO_PROXY": "*"}
@@ -119,3 +122,12 @@ def test_the_task_file_of_the_peft_guide_is_taken() -> None:
     assert task.template is not None
     assert parse_template(task.template).fields == ("text",)
     assert task.choices == ("positive", "negative")
+
+
+@pytest.mark.parametrize("guide", ["training.md", "peft.md"])
+def test_the_commands_of_a_guide_exist_with_their_flags(guide: str) -> None:
+    lines = re.findall(r"^(?:    )?promptplex (.+?)(?:  +#.*)?$", (ROOT / "docs" / guide).read_text(), re.M)
+    assert len(lines) >= 4
+    commands = get_group(cli).commands
+    for name, *arguments in map(shlex.split, lines):
+        commands[name].make_context(name, arguments)
