@@ -164,12 +164,12 @@ def _git_commit(root: Path) -> dict[str, str]:
 
 
 def flat_metrics(candidates: Sequence[Candidate]) -> dict[str, float]:
-    """Return the values for the `metrics` of the task part: `test accuracy`, `test accuracy, bare base`."""
-    return {
-        f"test {name}" + ("" if each.name == TRAINED else f", {each.name}"): round(score.metric.value, 4)
-        for each in candidates
-        for name, score in each.scores.items()
-    }
+    """Return the values for the `metrics` of the task part: `test exact`, and the main one of all others."""
+    trained, *others = candidates
+    main = next(iter(trained.scores))
+    found = {f"test {name}": score for name, score in trained.scores.items()}
+    found |= {f"test {main}, {each.name}": each.scores[main] for each in others}
+    return {name: round(score.metric.value, 4) for name, score in found.items()}
 
 
 def table(report: Report) -> list[tuple[str, ...]]:
