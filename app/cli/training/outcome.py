@@ -28,6 +28,7 @@ TRAINED, INSTRUCTION, BARE = "trained prompt", "instruction", "bare base"
 _MAX_EXAMPLES = 4  # that each upload of the version runs
 _CURVE_POINTS = 100  # kept with the version; a server holds live versions in memory
 _GIT_SECONDS = 5.0
+_CHOICES = "choices_accuracy"  # the fairest score of what was never taught to write a label
 _MAX_COLUMNS = 3  # of metrics, on a terminal; the report has all
 
 
@@ -174,7 +175,8 @@ def flat_metrics(candidates: Sequence[Candidate]) -> dict[str, float]:
 
 def table(report: Report) -> list[tuple[str, ...]]:
     """Return the scores as rows for a terminal, the heads first."""
-    names = list(report.trained.scores)[:_MAX_COLUMNS]
+    names = sorted(report.trained.scores, key=lambda name: name != _CHOICES)  # beside the main one
+    names = [report.main_metric, *(name for name in names if name != report.main_metric)][:_MAX_COLUMNS]
     rows = [("", *map(title, names))]
     for each in report.candidates:
         rows.append((each.name, *(_cell(each.scores.get(name)) for name in names)))
