@@ -25,7 +25,7 @@ from tests.cli.conftest import Server
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
-RUN_SECONDS = 180
+RUN_SECONDS = 600
 
 
 class Step(NamedTuple):
