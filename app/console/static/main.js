@@ -4,8 +4,10 @@ import { call, key, setKey, whenKeyIsNeeded } from "./api.js";
 import { field, h, setText } from "./dom.js";
 import { live } from "./live.js";
 import { playground } from "./playground.js";
+import { trainingRun } from "./run.js";
 import { taskDetail } from "./task.js";
 import { taskList } from "./tasks.js";
+import { train } from "./training.js";
 
 const main = document.getElementById("main");
 const server = document.getElementById("server");
@@ -19,11 +21,12 @@ function place() {
 }
 
 function show(focus) {
-  const [[name, task], query] = place();
+  const [[name, task, run], query] = place();
   leave();
   main.replaceChildren();
   const [title, view] = {
     tasks: task ? [task, () => taskDetail(main, task)] : ["Tasks", () => taskList(main)],
+    train: run ? [`Training ${task}`, () => trainingRun(main, task, run)] : ["Train", () => train(main, query)],
     playground: ["Playground", () => playground(main, query)],
   }[name] ?? ["Live", () => live(main, tellServer)];
   document.title = `${title} · Promptplex`;

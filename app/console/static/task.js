@@ -2,6 +2,7 @@
 
 import { call, taskPath } from "./api.js";
 import { taskVars } from "./colours.js";
+import { trainingFacts } from "./curves.js";
 import { field, h, number, options, percent, problem } from "./dom.js";
 import { stateOf } from "./tasks.js";
 import { inWords, uploadPanel } from "./upload.js";
@@ -65,7 +66,7 @@ function head(task, change) {
     : h("button", { type: "button", onclick: () => dialog.showModal() }, "Retire…");
   return h("div", { class: "lead row", vars: taskVars(task.id) },
     h("div", {}, h("h1", {}, h("i", { class: "dot", "aria-hidden": "true" }), task.id), h("p", {}, task.retired ? h("span", { class: "badge bad" }, "retired") : null, `${count(task.versions.length, "version")}, ${count(task.releases.length, "release")}, ${count(task.requests_served, "request")} served here`)),
-    h("div", { class: "actions" }, task.retired ? null : h("a", { class: "button primary", href: `#/playground?task=${encodeURIComponent(task.id)}` }, "Try it"), action, dialog));
+    h("div", { class: "actions" }, task.retired ? null : h("a", { class: "button primary", href: `#/playground?task=${encodeURIComponent(task.id)}` }, "Try it"), task.retired ? null : h("a", { class: "button", href: `#/train?task=${encodeURIComponent(task.id)}` }, "Train"), action, dialog));
 }
 
 function count(many, noun) {
@@ -145,6 +146,7 @@ function versionCard(task, version, isOpen) {
     Choices: version.choices.length ? version.choices.map((choice) => choice.value ?? choice).join(", ") : null,
     Notes: version.notes || null,
     "Trained on": pairs(version.base),
+    Training: trainingFacts(version.provenance),
     Provenance: Object.keys(version.provenance).length ? provenance(version.provenance) : null,
     Examples: version.examples.length ? h("ul", { class: "plain" }, version.examples.map((each) => h("li", {}, inWords(each.inputs), " → ", h("strong", {}, each.expected)))) : null,
   };
@@ -159,7 +161,7 @@ function pairs(values) {
 
 function provenance(values) {
   return h("details", {}, h("summary", {}, "where it came from"), h("dl", { class: "facts small" }, Object.entries(values).filter(([, value]) => value !== null).map(([name, value]) =>
-    [h("dt", {}, name.replaceAll("_", " ")), h("dd", {}, h("code", {}, typeof value === "object" ? JSON.stringify(value) : String(value)))])));
+    name === "training" ? [] : [h("dt", {}, name.replaceAll("_", " ")), h("dd", {}, h("code", {}, typeof value === "object" ? JSON.stringify(value) : String(value)))])));
 }
 
 function timeline(releases) {

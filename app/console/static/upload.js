@@ -91,11 +91,12 @@ export function inWords(inputs) {
   return typeof inputs === "string" ? inputs : Object.entries(inputs).map(([name, value]) => `${name}: ${value}`).join(", ");
 }
 
-function removeButton(name, remove) {
+export function removeButton(name, remove) {
   return h("button", { type: "button", class: "small quiet", "aria-label": `Leave out ${name}`, onclick: remove }, "✕");
 }
 
-function dropped(zone, add) {
+// Calls `add` with the files that are dropped on an element, those of directories too.
+export function dropped(zone, add) {
   let depth = 0;  // dragenter and dragleave come for children too
   const mark = (change) => (event) => {
     event.preventDefault();

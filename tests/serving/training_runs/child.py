@@ -10,6 +10,18 @@ import time
 from pathlib import Path
 from typing import Any
 
+TASK = {
+    "template": "{text}\n",
+    "metrics": {"exact": 0.75},
+    "training": {
+        "method": "prefix",
+        "steps": 4,
+        "curves": {"loss": {"steps": [1, 4], "values": [1.0, 0.25]}},
+    },
+}
+SCORE = {"count": 6, "total": 8, "share": 0.75, "interval_95": [0.4, 0.93]}
+METRICS = {"main_metric": "exact", "test": {"trained prompt": {"exact": SCORE}}, "seconds": 2}
+
 
 def main(out: Path, plan: dict[str, Any]) -> None:
     if plan.get("is_stubborn"):
@@ -28,7 +40,7 @@ def main(out: Path, plan: dict[str, Any]) -> None:
         raise RuntimeError(str(out))
     if "prompt" in plan:
         shutil.copy(plan["prompt"], out / "prompt.safetensors")
-        (out / "task.json").write_text(json.dumps({"template": "{text}\n", "metrics": {"exact": 0.75}}))
+        (out / "task.json").write_text(json.dumps(TASK))
 
 
 def report(out: Path) -> None:
@@ -48,7 +60,7 @@ def report(out: Path) -> None:
         run.on_step(record)
     run.on_dev(DevRecord(step=4, loss=0.5, scores={"exact": 0.75}, is_best=True, seconds=0.1))
     run.on_advice("the loss still falls: try more steps")
-    run.write("metrics.json", json.dumps({"main_metric": "exact", "test": {}, "seconds": 2}).encode())
+    run.write("metrics.json", json.dumps(METRICS).encode())
     run.end(RunState.DONE)
 
 

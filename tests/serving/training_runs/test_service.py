@@ -14,6 +14,7 @@ from app.serving.training_runs.run_files import MAX_KEPT, RunDirectory
 from app.serving.training_runs.service import MAX_UNFINISHED, MAX_UNFINISHED_OF_KEY
 from tests.oracle import as_prompt, soft_config, tuned
 from tests.serving.stack import Stack
+from tests.serving.training_runs.child import METRICS
 from tests.serving.training_runs.runs import Runs, a_record, running_runs
 from tests.waiting import wait_until
 
@@ -52,7 +53,7 @@ def test_a_run_becomes_a_candidate(runs: Runs, stack: Stack, prompt: str) -> Non
     assert (detail["step"], detail["steps"], detail["tokens_per_second"]) == (4, 4, 100)
     assert (detail["best_step"], detail["best_scores"]) == (4, {"exact": 0.75})
     assert detail["advice"] == ["the loss still falls: try more steps"]
-    assert detail["result"] == {"main_metric": "exact", "test": {}}
+    assert detail["result"] == {name: METRICS[name] for name in ("main_metric", "test")}
     assert not (runs.directory.output(run_id).parent / "data").exists(), "clients' data doesn't stay"
 
 
