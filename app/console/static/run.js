@@ -125,7 +125,7 @@ function comparison(task, run, promote) {
   const isLive = live === run.published.version;
   const release = task.releases.at(-1)?.number ?? 0;
   const [mine, theirs] = [candidate, present].map((version) => version?.provenance.metrics ?? {});
-  const names = Object.keys(mine).slice(0, METRICS_SHOWN);
+  const names = Object.keys(mine).filter((name) => !name.includes(",")).slice(0, METRICS_SHOWN);  // "test exact, bare base" is another's
   const [data, other] = [candidate, present].map((version) => version?.provenance.training?.data_sha256);
   return h("section", { class: "panel comparison", "aria-labelledby": "compare-title" }, h("div", { class: "panel-head" }, h("h2", { id: "compare-title" }, `Version ${run.published.version}`), isLive ? h("span", { class: "badge good" }, "live") : h("span", { class: "badge" }, "candidate")),
     h("p", {}, isLive ? "It answers requests for the task now." : live === undefined ? "Nothing is live yet." : `Live is ${meaningInWords(live)}.`),

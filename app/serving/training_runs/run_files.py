@@ -72,9 +72,13 @@ class RunFiles:
         except OSError:
             _log.exception("the record of training run %s can't be written", record.id)
 
-    def close(self) -> None:
-        """Forget the data, and let go of the run."""
+    def end(self, record: RunRecord) -> None:
+        """Remove the data, then write the record, which nothing follows."""
         shutil.rmtree(self.data, ignore_errors=True)
+        self.write(record)
+
+    def close(self) -> None:
+        """Let go of the run."""
         os.close(self._lock)
 
 

@@ -178,7 +178,7 @@ class TrainingRuns:
             yield
         except (Exception, asyncio.CancelledError):
             _log.exception("training run %s", run.record.id)
-            run.write(run.record.ended(RunState.FAILED, error=_INTERNAL))
+            run.end(run.record.ended(RunState.FAILED, error=_INTERNAL))
         finally:
             run.close()
             self._give_back(place)
@@ -247,5 +247,5 @@ class TrainingRuns:
         return await self._publishing.upload(run.record.task_id, bundle, tenant=run.record.tenant)
 
     def _end(self, run: RunFiles, record: RunRecord) -> None:
-        run.write(record)
+        run.end(record)
         _log.info("training run %s of %s: %s", record.id, record.task_id, record.error or record.state)
