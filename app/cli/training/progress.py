@@ -16,6 +16,7 @@ from app.training.run import DevRecord, History, Listener, StepRecord
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _WIDTH = 40  # of the sparkline
+_FEWEST = 5  # steps before anything is said about the time left
 _WINDOW = 50  # steps over which a rate is taken
 _LINE_SECONDS = 10.0  # between two lines about steps, where there is no terminal
 
@@ -62,7 +63,7 @@ class Pace:
     def seconds_left(self) -> float | None:
         """Return how long it takes at most, at the pace so far with its looks; None: too early to say."""
         done = self.step - self._first
-        if done == 0:
+        if done < _FEWEST:
             return None
         return (time.monotonic() - self._began) / done * (self.num_steps - self.step)
 
