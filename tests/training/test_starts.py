@@ -218,3 +218,14 @@ def test_prompts_that_cannot_be_a_start_are_refused() -> None:
         new_prompt(TrainingSettings(method="prompt"), base, start=soft)
     with pytest.raises(InvalidRequest, match="multitask"):
         new_prompt(TrainingSettings(method="prompt"), base, num_tasks=2)
+
+
+@pytest.mark.parametrize("method", ["prompt", "p-tuning", "prefix", "multitask", "cartridge"])
+@pytest.mark.parametrize("network", [None, "mlp"])
+def test_defaults_of_every_method_are_whole_and_stay(method: str, network: Any) -> None:
+    settings = TrainingSettings(method=method, network=network).resolved(is_encoder_decoder=False)
+    unset = {name for name, value in settings if value is None}
+    assert unset <= {"init_text", "sites", "frozen_tokens", "max_new_tokens"}
+    assert settings.resolved(is_encoder_decoder=False) == settings
+    own = TrainingSettings(method=method, learning_rate=0.5, steps=7, eval_every=2)
+    assert own.resolved(is_encoder_decoder=True).learning_rate == 0.5
