@@ -8,19 +8,29 @@ from pathlib import Path
 from app.errors import StoreFull
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Put `data` in the place of a file, durably. Raise StoreFull where it can't be written."""
+def replace_file(path: Path, data: bytes, *, before: Path | None = None) -> None:
+    """Put `data` in the place of a file, durably; the file that was there is moved to `before`, if given.
+
+    Raise StoreFull where it can't be written; the file stays as it was then.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
     with writing(path.name):
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+        if before is not None and path.exists():
+            os.replace(path, before)
         os.replace(temporary, path)
-        sync_directory(path.parent)
+        _sync_directory(path.parent)
 
 
-def sync_directory(path: Path) -> None:
+def _sync_directory(path: Path) -> None:
     """Make the names in a directory durable."""
     directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

@@ -6,7 +6,6 @@ read without unpickling objects. The file before it is kept, in case the disk da
 
 import hashlib
 import io
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -43,12 +42,14 @@ def save_checkpoint(directory: Path, identity: Identity, checkpoint: Checkpoint)
     torch.save({"identity": dict(identity)} | _plain(checkpoint), content)
     data = content.getbuffer()
     head = b"%s %s\n" % (_FORMAT, hashlib.sha256(data).hexdigest().encode())
-    current = directory / _CURRENT
     with writing(_CURRENT):
         directory.mkdir(parents=True, exist_ok=True)
-        if current.exists():
-            os.replace(current, directory / _BEFORE)
-    replace_file(current, head + data)
+    replace_file(directory / _CURRENT, head + data, before=directory / _BEFORE)
+
+
+def has_checkpoint(directory: Path) -> bool:
+    """Return whether there is one, whole or damaged; after a kill it may be the one before alone."""
+    return any((directory / name).exists() for name in (_CURRENT, _BEFORE))
 
 
 def load_checkpoint(directory: Path, identity: Identity) -> Checkpoint | None:

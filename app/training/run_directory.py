@@ -9,11 +9,12 @@
 The command that trains adds its results (`prompt.safetensors`, `task.json`, `metrics.json`, `report.html`).
 """
 
+import contextlib
 import fcntl
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -63,23 +64,38 @@ class RunView:
     history: History
 
 
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Hold a run's directory, made where it isn't there, against other processes; before all use of it.
+
+    Raise Conflict: another process holds it. Raise StoreFull.
+    """
+    with writing("the directory"):
+        path.mkdir(parents=True, exist_ok=True)
+        lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _lock(lock, path.name)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _lock(descriptor: int, name: str) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise Conflict(
+            f"another process trains into '{name}'; wait for it, or choose another --out"
+        ) from None
+
+
 class RunDirectory:
-    """Writes a run's directory; a `Listener`. One process writes, any number may read."""
+    """Writes a run's directory, which its process holds (`held`); a `Listener`. Any number may read."""
 
     def __init__(self, path: Path, status: RunStatus) -> None:
-        """Take the directory, which a resumed run has already. Raise Conflict: another process has it."""
+        """Begin, or go on with a resumed run. Raise StoreFull."""
         self.path = path
         self.status = replace(status, started_at=time.time())
-        with writing("the directory"):
-            path.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._lock)
-            raise Conflict(
-                f"another process trains into '{path.name}'; wait for it, or choose another --out"
-            ) from None
         self._write_status()
 
     def on_start(self, history: History) -> None:
@@ -109,15 +125,8 @@ class RunDirectory:
         replace_file(self.path / name, data)
 
     def end(self, state: RunState, error: str | None = None) -> None:
-        """Say what became of the run, and let go of the directory."""
+        """Say what became of the run."""
         self._update(state=state, error=error, ended_at=time.time())
-        self.close()
-
-    def close(self) -> None:
-        """Let go of the directory; a run that hasn't ended can be resumed."""
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
 
     def _update(self, **changes: Any) -> None:
         self.status = replace(self.status, **changes)

@@ -18,7 +18,7 @@ from app.cli import cli, train
 from app.cli.training.interruption import Interruption
 from app.serving.publishing.task_settings import parse_task
 from app.training.readers import read_examples
-from app.training.run_directory import RunState, read_run
+from app.training.run_directory import RunState, held, read_run
 from app.training.settings import TrainingSettings
 from tests.bases import save_tiny_llama
 from tests.waiting import PATIENCE
@@ -299,3 +299,17 @@ def test_signals_interrupt_at_once_unless_a_run_is_in_training() -> None:
             assert len(said) == 1
             with pytest.raises(KeyboardInterrupt):
                 os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_directory_that_another_process_holds_stays_as_it_is(
+    run: Run, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two runs that begin at once both find no directory; the second must not remove the first one's."""
+    out = tmp_path / "run"
+    monkeypatch.setattr(train, "check_options", lambda options: None)
+    with held(out):
+        (out / ".serving").mkdir()
+        status, _, err = run(str(data), "--out", str(out))
+        assert status == 1
+        assert "another process trains into 'run'" in err
+        assert (out / ".serving").is_dir()

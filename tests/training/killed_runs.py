@@ -22,7 +22,7 @@ import torch
 
 from app.training.checkpoint import load_checkpoint
 from app.training.run import History
-from app.training.run_directory import RunDirectory, RunState, RunStatus, read_run
+from app.training.run_directory import RunDirectory, RunState, RunStatus, held, read_run
 from tests.training.runs import trainer
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -37,16 +37,17 @@ _STATUS = RunStatus(task="t", settings={}, data_digest="d", base="tiny", base_fi
 
 def train(path: Path, method: str, checkpoint_seconds: float) -> None:
     """What `promptplex train` does, to the end."""
-    directory = RunDirectory(path, _STATUS)
-    made = trainer(
-        settings=METHODS[method] | {"steps": 24},
-        listener=directory,
-        checkpoint_dir=path,
-        checkpoint_seconds=checkpoint_seconds,
-    )
-    result = made.run()
-    directory.write("prompt.safetensors", result.prompt.data)
-    directory.end(RunState.DONE)
+    with held(path):
+        directory = RunDirectory(path, _STATUS)
+        made = trainer(
+            settings=METHODS[method] | {"steps": 24},
+            listener=directory,
+            checkpoint_dir=path,
+            checkpoint_seconds=checkpoint_seconds,
+        )
+        result = made.run()
+        directory.write("prompt.safetensors", result.prompt.data)
+        directory.end(RunState.DONE)
 
 
 def forked(work: Callable[[], None]) -> int:

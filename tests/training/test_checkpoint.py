@@ -6,7 +6,7 @@ import torch
 from torch.nn import Parameter
 
 from app.errors import Conflict, CorruptData, StoreFull
-from app.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from app.training.checkpoint import Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
 from app.training.optimizers import make_optimizer
 from app.training.run import DevRecord, History, StepRecord
 from app.training.settings import TrainingSettings
@@ -117,6 +117,14 @@ def test_a_checkpoint_that_can_t_be_written_leaves_the_one_before(tmp_path: Path
     (tmp_path / ".checkpoint.tmp").symlink_to("/dev/full")
     with pytest.raises(StoreFull, match="checkpoint of the training run"):
         save_checkpoint(tmp_path, IDENTITY, replace(_checkpoint(2), is_over=True))
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint"}
     loaded = load_checkpoint(tmp_path, IDENTITY)
     assert loaded is not None
     assert loaded.step == 1
+
+
+def test_a_checkpoint_between_two_renames_is_one_to_go_on_from(tmp_path: Path) -> None:
+    assert not has_checkpoint(tmp_path)
+    save_checkpoint(tmp_path, IDENTITY, _checkpoint(1))
+    (tmp_path / "checkpoint").rename(tmp_path / "checkpoint.before")
+    assert has_checkpoint(tmp_path)

@@ -8,7 +8,7 @@ import pytest
 
 from app.errors import Conflict, CorruptData, NotFound, StoreFull
 from app.training.run import DevRecord, History, StepRecord
-from app.training.run_directory import RunDirectory, RunState, RunStatus, read_run
+from app.training.run_directory import RunDirectory, RunState, RunStatus, held, read_run
 
 STATUS = RunStatus(task="mood", settings={"steps": 3}, data_digest="d", base="b", base_fingerprint="f")
 
@@ -24,6 +24,7 @@ def _look(number: int, *, is_best: bool = True) -> DevRecord:
 
 
 def test_what_is_reported_can_be_read_at_any_moment(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
     run = RunDirectory(tmp_path / "run", STATUS)
     assert read_run(tmp_path / "run").status.state is RunState.PREPARING
     run.on_start(History())
@@ -54,7 +55,6 @@ def test_a_resumed_run_holds_each_record_once(tmp_path: Path) -> None:
     for number in range(1, 6):
         run.on_step(_step(number))
     run.on_advice("lost with the process")
-    run.close()
     with open(tmp_path / "steps.jsonl", "ab") as file:
         file.write(b'{"step": 6, "lo')
     assert [record.step for record in read_run(tmp_path).history.steps] == [1, 2, 3, 4, 5]
@@ -70,22 +70,21 @@ def test_a_resumed_run_holds_each_record_once(tmp_path: Path) -> None:
 
 
 def test_two_processes_can_t_train_into_one_directory(tmp_path: Path) -> None:
-    run = RunDirectory(tmp_path, STATUS)
     code = (
-        "import sys; from pathlib import Path; from app.training.run_directory import *; "
-        "from app.errors import Conflict\n"
-        "try: RunDirectory(Path(sys.argv[1]), RunStatus(task='', settings={}, data_digest='', base='', "
-        "base_fingerprint=''))\n"
+        "import sys; from pathlib import Path; from app.training.run_directory import *\n"
+        "try:\n with held(Path(sys.argv[1])): print('held')\n"
         "except Conflict as error: print(error.message)"
     )
-    said = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
-    )
-    assert "another process trains" in said.stdout
-    with pytest.raises(Conflict):
-        RunDirectory(tmp_path, STATUS)
-    run.close()
-    RunDirectory(tmp_path, STATUS).close()
+
+    def said() -> str:
+        command = [sys.executable, "-c", code, str(tmp_path)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    with held(tmp_path):
+        assert "another process trains" in said()
+        with pytest.raises(Conflict), held(tmp_path):
+            pass
+    assert said() == "held\n"
 
 
 def test_no_run_and_a_damaged_one_are_told_apart(tmp_path: Path) -> None:
@@ -107,4 +106,3 @@ def test_a_full_disk_is_said_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "steps.jsonl").symlink_to("/dev/full")
     with pytest.raises(StoreFull, match=r"steps\.jsonl of the training run"):
         run.on_step(_step(1))
-    run.close()

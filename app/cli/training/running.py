@@ -13,7 +13,7 @@ from app.cli.training.interruption import Interruption
 from app.cli.training.options import CANDIDATE, REPORT_FILE, TEST_FILE, TrainOptions
 from app.cli.training.outcome import table
 from app.cli.training.served_base import choose_model, find_served
-from app.cli.training.session import is_resumable, open_session, removed_unless_resumable, run_session
+from app.cli.training.session import is_resumable, open_session, run_directory, run_session
 from app.serving.publishing.bundle import read_bundle
 from app.store.references import DEFAULT_ALIAS
 from app.training.readers import read_dataset
@@ -52,7 +52,7 @@ def _trained(
         _say(f"warning: {warning}")
     try:
         with (
-            removed_unless_resumable(options.out),
+            run_directory(options.out),
             open_session(
                 options,
                 settings,

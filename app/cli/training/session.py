@@ -42,6 +42,7 @@ from app.cli.training.sharing import share_weights
 from app.cli.training.starting import prompt_to_start_from
 from app.prompt import Prompt
 from app.training.base import TrainingBase, load_training_base
+from app.training.checkpoint import has_checkpoint
 from app.training.dev_set import DevSet
 from app.training.encoding import Learned, encode_examples
 from app.training.examples import Dataset, EncodedExample, Example
@@ -50,13 +51,12 @@ from app.training.prompts import as_prompt, new_prompt
 from app.training.report.contents import Report, TrialRow, metrics_json
 from app.training.report.page import report_page
 from app.training.run import TrainingResult
-from app.training.run_directory import RunDirectory, RunState, RunStatus
+from app.training.run_directory import RunDirectory, RunState, RunStatus, held
 from app.training.settings import Init, TrainingSettings
 from app.training.sweep import Trial, grid, run_sweep
 from app.training.templates import choose_template
 
 _SCRATCH = ".serving"  # the store of the engine that answers meanwhile
-_CHECKPOINT = "checkpoint"
 _SWEEP = "sweep"  # checkpoints of a sweep's candidates
 _SPARE = 1.25  # times the longest answer of the data may be generated
 
@@ -319,20 +319,24 @@ def _ending(directory: RunDirectory) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def removed_unless_resumable(out: Path) -> Iterator[None]:
-    """Leave nothing of a failure behind, unless there is a checkpoint to go on from."""
+def run_directory(out: Path) -> Iterator[None]:
+    """Hold a run's directory; leave nothing of a failure behind, unless there is a checkpoint to go on from.
+
+    Raise Conflict: another process trains into it, and keeps it as it is.
+    """
     missing = [path for path in (out, *out.parents) if not path.exists()]
-    try:
-        yield
-    except BaseException:
-        if missing and not is_resumable(out):
-            shutil.rmtree(out, ignore_errors=True)
-            with contextlib.suppress(OSError):  # another run may have begun beside it
-                for parent in missing[1:]:
-                    parent.rmdir()
-        raise
+    with held(out):
+        try:
+            yield
+        except BaseException:
+            if missing and not is_resumable(out):
+                shutil.rmtree(out, ignore_errors=True)
+                with contextlib.suppress(OSError):  # another run may have begun beside it
+                    for parent in missing[1:]:
+                        parent.rmdir()
+            raise
 
 
 def is_resumable(out: Path) -> bool:
     """Return whether a run left a checkpoint."""
-    return (out / _CHECKPOINT).exists() or (out / _SWEEP).exists()
+    return has_checkpoint(out) or (out / _SWEEP).exists()
