@@ -39,7 +39,7 @@ def measure(work: TrainingWork, rounds: int, steps: int, say: Callable[[str], No
     finally:
         for process in processes:
             process.close()
-    return _result(work, warm, turns)
+    return result(work, warm, turns)
 
 
 def _rate(turn: Turn) -> float:
@@ -61,7 +61,8 @@ def _ratios(turns: Turns, rate: Callable[[Turn], float]) -> dict[str, Any]:
     }
 
 
-def _result(work: TrainingWork, warm: dict[str, Turn], turns: Turns) -> dict[str, Any]:
+def result(work: TrainingWork, warm: dict[str, Turn], turns: Turns) -> dict[str, Any]:
+    """Return the figures of one work, from the turns that warmed up and those that count."""
     ours, same, _ = turns
     apart = [abs(mine - theirs) for mine, theirs in zip(warm[ours].losses, warm[same].losses, strict=True)]
     return {
