@@ -84,7 +84,7 @@ BART_LIKE = tuple(name for name in FAMILIES if "t5" not in name)
 def source_tokenizer(family: str) -> PreTrainedTokenizerFast:
     """A byte-level BPE that marks a source as the family does: with EOS, and BOS or a language around it."""
     tokenizer = copy.deepcopy(tokenizer_of("byte_level_bos"))
-    shape = {"bart": "<s> $A </s>", "mbart": "$A </s> <turn>"}.get(family, "$A </s>")
+    shape = {"bart": "<s> $A </s>", "mbart": "$A </s> <s>"}.get(family, "$A </s>")
     names = ("<s>", "</s>", "<turn>")
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single=shape, special_tokens=[(name, tokenizer.convert_tokens_to_ids(name)) for name in names]
