@@ -28,7 +28,7 @@ def plot_sides(report: Mapping[str, Any], target: Path) -> None:
     axes.set_xlabel(f"new tokens per second (median and quartiles), {_title(report)}")
     axes.margins(x=0.1)
     axes.spines[["top", "right"]].set_visible(False)
-    _save(figure, target)
+    save(figure, target)
 
 
 def plot_sweep(points: Mapping[int, Mapping[int, float]], report: Mapping[str, Any], target: Path) -> None:
@@ -47,7 +47,7 @@ def plot_sweep(points: Mapping[int, Mapping[int, float]], report: Mapping[str, A
     axes.set_title(_title(report), fontsize=10)
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    _save(figure, target)
+    save(figure, target)
 
 
 def _title(report: Mapping[str, Any]) -> str:
@@ -55,6 +55,7 @@ def _title(report: Mapping[str, Any]) -> str:
     return f"{parameters / 1e6:.0f}M bf16, {work['prompt_tokens']} in, {work['new_tokens']} out"
 
 
-def _save(figure: Figure, target: Path) -> None:
+def save(figure: Figure, target: Path) -> None:
+    """Write an SVG."""
     target.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(target, format="svg", metadata={"Date": None})

@@ -2,7 +2,7 @@
 
 ``lexicon`` and ``names`` (words) -> ``reviews``, ``utterances``, ``records``, ``dates``, ``arithmetic``,
 ``wordplay`` and ``prose`` (examples; ``splits`` says which are held out) -> ``instructions`` and ``corpus``
-(documents) -> ``tokenizer`` and ``rows`` -> ``pretrain`` -> ``tasks`` and ``prompts`` (PEFT on the frozen
-base) and ``heldout`` (their files) -> ``publish`` -> ``measure`` (through a running server, and by
+(documents) -> ``tokenizer`` and ``rows`` -> ``pretrain`` -> ``tasks`` and ``prompts`` (``app/training`` on
+the frozen base) and ``heldout`` (their files) -> ``publish`` -> ``measure`` (through a running server, and by
 ``oracle``, which is PEFT alone).
 """

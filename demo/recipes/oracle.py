@@ -43,7 +43,7 @@ def load_task(task: Task, base_path: Path, prompts: Path) -> tuple[Model, PreTra
     if not isinstance(task, TaskRecipe):
         return base, tokenizer
     if task.kind == THREE_SITES:
-        return three_sites.Loaded(base, load_file(prompts / task.name / PROMPT_FILE)), tokenizer
+        return three_sites.Steered(base, load_file(prompts / task.name / PROMPT_FILE)), tokenizer
     return PeftModel.from_pretrained(base, prompts / task.name).eval(), tokenizer
 
 

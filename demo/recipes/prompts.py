@@ -1,162 +1,166 @@
-"""Train prompts with PEFT on the frozen base; write what ``promptplex push`` and ``promptplex eval`` take.
+"""Train prompts with Promptplex's own trainer; write what ``promptplex push`` and ``promptplex eval`` take.
 
-A training example is ``virtual tokens`` + ``input\\n`` + ``output<eos>``; only the output is scored. The
-inputs come from a split that pretraining never saw.
+    python -m demo.recipes.prompts demo-causal sentiment
+
+The texts come from a split that pretraining never saw, in the template that serves them. A prompt is kept as
+an adapter of PEFT's, which then answers the task's examples as the oracle (``oracle.py``), or as the
+canonical file (docs/formats.md) where PEFT has no format for it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import (
-    PeftModel,
-    PrefixTuningConfig,
-    PromptEncoderConfig,
-    PromptLearningConfig,
-    PromptTuningConfig,
-    get_peft_model,
-)
-from torch.optim.lr_scheduler import CosineAnnealingLR
+from peft import PeftModel, PrefixTuningConfig, PromptLearningConfig, PromptTuningConfig, get_peft_model
 from tqdm import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from app.prompt import PromptKind, TaskType
-from app.store.prompt_file import make_prompt
-from app.store.safetensors_file import RawTensor
-from demo.recipes import heldout, three_sites
-from demo.recipes.batches import IGNORED, PAD_ID, Encoded, encode, padded
-from demo.recipes.batches import collate as seq2seq_batch
-from demo.recipes.demos import DEMOS
-from demo.recipes.oracle import PROMPT_FILE, Model, answers, load_base
-from demo.recipes.pairs import Pair
+from app.models.packed_model import tensor_of
+from app.prompt import Prompt, PromptKind
+from app.sites import SIDES, Site
+from app.training.base import TrainingBase, load_training_base
+from app.training.dev_set import DevSet
+from app.training.encoding import encode_examples
+from app.training.examples import EncodedExample, Example
+from app.training.loop import Trainer
+from app.training.prompts import new_prompt
+from app.training.run import DevRecord, History, StepRecord
+from app.training.settings import Method, TrainingSettings
+from demo.recipes import heldout
+from demo.recipes.demos import DEMOS, Demo
+from demo.recipes.oracle import PROMPT_FILE, answers, load_task
 from demo.recipes.splits import Split, distinct
-from demo.recipes.tasks import THREE_SITES, Task, TaskRecipe, manifest
+from demo.recipes.tasks import TEMPLATE, THREE_SITES, Kind, Task, TaskRecipe, manifest
 
 SEED = 7
+NUM_DEV = 64  # whose loss says which of a run's prompts is the best
+METHODS: dict[Kind, dict[str, Any]] = {
+    "prompt-tuning": {"method": Method.PROMPT},
+    "p-tuning": {"method": Method.P_TUNING},
+    "prefix-tuning": {"method": Method.PREFIX, "network": "mlp", "sites": (Site.DECODER_SELF,)},
+    THREE_SITES: {"method": Method.PREFIX, "network": "mlp"},
+}
 
 
-def peft_config(recipe: TaskRecipe, *, is_encoder_decoder: bool) -> PromptLearningConfig:
-    """The PEFT configuration of a recipe."""
-    common: dict[str, Any] = {
-        "task_type": "SEQ_2_SEQ_LM" if is_encoder_decoder else "CAUSAL_LM",
-        "num_virtual_tokens": recipe.num_virtual_tokens,
-    }
-    if recipe.kind == "prompt-tuning":
-        return PromptTuningConfig(**common)
-    if recipe.kind == "p-tuning":
-        return PromptEncoderConfig(encoder_hidden_size=256, **common)
-    return PrefixTuningConfig(prefix_projection=True, encoder_hidden_size=256, **common)
+class Bar:
+    """Shows the steps and losses of a run."""
+
+    def __init__(self, recipe: TaskRecipe) -> None:
+        self._bar = tqdm(total=recipe.steps, desc=recipe.name, mininterval=5)
+
+    def on_start(self, history: History) -> None:
+        """Nothing is taken up."""
+
+    def on_step(self, record: StepRecord) -> None:
+        """Move on."""
+        self._bar.update()
+
+    def on_dev(self, record: DevRecord) -> None:
+        """Show the loss of the dev examples."""
+        self._bar.set_postfix(dev_loss=f"{record.loss:.4f}")
+
+    def on_advice(self, line: str) -> None:
+        """Print it above the bar."""
+        self._bar.write(f"{self._bar.desc}: {line}")
 
 
-def start_from_text(model: PeftModel, tokenizer: PreTrainedTokenizerBase, text: str) -> None:
-    """Let a soft prompt begin as the embeddings of ``text``, repeated to its length.
-
-    PEFT's own text initialisation would record the tokenizer's path in the adapter's configuration.
-    """
-    encoder = model.prompt_encoder["default"]
-    table = cast(torch.nn.Embedding, encoder.embedding).weight
-    words = cast(PreTrainedModel, model.get_base_model()).get_input_embeddings()
-    ids = tokenizer(text, add_special_tokens=False).input_ids
-    ids = (ids * (len(table) // len(ids) + 1))[: len(table)]
-    with torch.no_grad():
-        table.copy_(words(torch.tensor(ids)))
-
-
-def causal_batch(batch: Sequence[Encoded]) -> dict[str, torch.Tensor]:
-    """Right-padded ``[batch, longest]``; labels are -100 outside the outputs."""
-    ids = padded([[*pair.source, *pair.target] for pair in batch], PAD_ID)
-    labels = padded([[*[IGNORED] * len(pair.source), *pair.target] for pair in batch], IGNORED)
-    mask = padded([[1] * (len(pair.source) + len(pair.target)) for pair in batch], 0)
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+def settings(recipe: TaskRecipe) -> TrainingSettings:
+    """The settings of a recipe's run."""
+    return TrainingSettings(
+        **METHODS[recipe.kind],
+        num_virtual_tokens=recipe.num_virtual_tokens,
+        init_text=recipe.start or None,
+        learning_rate=recipe.learning_rate,
+        steps=recipe.steps,
+        batch_size=recipe.batch_size,
+        seed=SEED,
+    )
 
 
-def examples(recipe: TaskRecipe, tokenizer: PreTrainedTokenizerBase, seed: int) -> list[Encoded]:
-    """The training examples, prompt and output tokenized apart, as when serving."""
-    pairs = [
-        Pair(f"{example.text}\n", recipe.expected(example))
-        for example in distinct(recipe.make, Split.PROMPT, recipe.num_examples, seed)
-    ]
-    return list(encode(pairs, cast(PreTrainedTokenizerFast, tokenizer)))
+def examples(recipe: TaskRecipe, base: TrainingBase) -> list[EncodedExample]:
+    """The training examples, then those of the dev set."""
+    drawn = distinct(recipe.make, Split.PROMPT, recipe.num_examples + NUM_DEV, SEED)
+    pairs = [Example(inputs={"text": each.text}, output=recipe.expected(each)) for each in drawn]
+    return encode_examples(pairs, base, TEMPLATE)
 
 
-def train(
-    recipe: TaskRecipe, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: int = SEED
-) -> Model:
-    """Train one prompt. The base's own weights take no gradient."""
-    torch.manual_seed(seed)
-    model = _untrained(recipe, base, tokenizer)
-    batch_of = seq2seq_batch if base.config.is_encoder_decoder else causal_batch
-    data = examples(recipe, tokenizer, seed)
-    order = random.Random(seed)
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trainable, lr=recipe.learning_rate, weight_decay=0.0)
-    schedule = CosineAnnealingLR(optimizer, recipe.steps)
-    model.train()
-    bar = tqdm(range(recipe.steps), recipe.name, mininterval=5)
-    for step in bar:
-        batch = batch_of(order.sample(data, recipe.batch_size))
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = model(**batch).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trainable, 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        if step % 10 == 0:
-            bar.set_postfix(loss=f"{loss.item():.4f}")
-    return model.eval()
+def train(recipe: TaskRecipe, base: TrainingBase) -> Prompt:
+    """Train one prompt: that of the lowest dev loss. The base's own weights take no gradient."""
+    encoded = examples(recipe, base)
+    return (
+        Trainer(
+            base=base,
+            learned=new_prompt(settings(recipe), base),
+            settings=settings(recipe),
+            train=encoded[:-NUM_DEV],
+            dev=DevSet(encoded=encoded[-NUM_DEV:]),
+            answerer=None,
+            listener=Bar(recipe),
+        )
+        .run()
+        .prompt
+    )
 
 
-def _untrained(recipe: TaskRecipe, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Model:
+def save(recipe: TaskRecipe, prompt: Prompt, base: TrainingBase, target: Path) -> None:
+    """Write an adapter of PEFT's, without a model card; the canonical file of a three-site prefix."""
     if recipe.kind == THREE_SITES:
-        return three_sites.Learned(base, recipe.num_virtual_tokens)
-    config = peft_config(recipe, is_encoder_decoder=base.config.is_encoder_decoder)
-    model = get_peft_model(base, config)
-    assert isinstance(model, PeftModel)
-    if recipe.start:
-        start_from_text(model, tokenizer, recipe.start)
-    return model
-
-
-def save(recipe: TaskRecipe, model: Model, target: Path) -> None:
-    """What PEFT writes, without a model card; the canonical file where PEFT has no format for the prompt.
-
-    The base is recorded by its name: PEFT would write where it was loaded from on this machine.
-    """
-    if isinstance(model, three_sites.Steered):
-        (target / PROMPT_FILE).write_bytes(canonical(model.prefix()))
+        (target / PROMPT_FILE).write_bytes(prompt.data)
         return
-    assert isinstance(model, PeftModel)
+    model = as_peft(prompt, base)
+    # By its name: PEFT would write where it was loaded from on this machine.
     model.peft_config["default"].base_model_name_or_path = recipe.base
     model.save_pretrained(str(target))
     (target / "README.md").unlink(missing_ok=True)
 
 
-def canonical(prefix: three_sites.Prefix) -> bytes:
-    """The canonical file (docs/formats.md) of a prefix that leaves positions as they are."""
-    tensors = {}
-    for name, tensor in prefix.items():
-        kept = tensor.detach().float().contiguous()
-        tensors[name] = RawTensor("F32", tuple(kept.shape), memoryview(kept.numpy().tobytes()))
-    prompt = make_prompt(PromptKind.PREFIX, tensors, task_type=TaskType.SEQ_2_SEQ_LM, position_offset=0)
-    return bytes(prompt.data)
+def as_peft(prompt: Prompt, base: TrainingBase) -> PeftModel:
+    """The base under the prompt, in PEFT's hands; what PEFT has beyond it and never reads is zero."""
+    common: dict[str, Any] = {
+        "task_type": prompt.task_type.value,
+        "num_virtual_tokens": prompt.num_virtual_tokens,
+    }
+    is_soft = prompt.kind is PromptKind.SOFT
+    config: PromptLearningConfig = PromptTuningConfig(**common) if is_soft else PrefixTuningConfig(**common)
+    model = get_peft_model(base.model, config)
+    assert isinstance(model, PeftModel)
+    weight = cast(torch.nn.Embedding, model.prompt_encoder["default"].embedding).weight
+    with torch.no_grad():
+        weight.zero_()
+        fill_soft(weight, prompt) if is_soft else fill_prefix(weight, prompt, config)
+    return model
 
 
-def build(task: Task, target: Path) -> None:
+def fill_soft(weight: torch.Tensor, prompt: Prompt) -> None:
+    """PEFT's rows of an encoder-decoder are twice as many; it reads the first half."""
+    (name,) = prompt.tensors
+    weight[: prompt.num_virtual_tokens] = tensor_of(prompt, name)
+
+
+def fill_prefix(weight: torch.Tensor, prompt: Prompt, config: PromptLearningConfig) -> None:
+    """PEFT has keys and values of each layer; of an encoder-decoder's it reads every other pair (mod 2L)."""
+    assert config.num_layers
+    assert config.num_transformer_submodules
+    sides = weight.view(len(weight), config.num_layers * len(SIDES), -1)
+    step = config.num_transformer_submodules * len(SIDES)
+    for layer in range(len(prompt.tensors) // len(SIDES)):
+        for number, side in enumerate(SIDES, step * layer):
+            kept = tensor_of(prompt, Site.DECODER_SELF.tensor(layer, side))
+            sides[:, number % sides.shape[1]] = kept.transpose(0, 1).flatten(1)
+
+
+def build(task: Task, demo: Demo) -> None:
     """Train and write one task. ValueError where an example of its ``task.json`` is not met."""
-    model: Model
-    model, tokenizer = load_base(Path(task.base))
+    target = demo.prompts / task.name
     target.mkdir(parents=True, exist_ok=True)
     if isinstance(task, TaskRecipe):
-        model = train(task, model, tokenizer)
-        save(task, model, target)
+        base = load_training_base(task.base, dtype="float32")
+        save(task, train(task, base), base, target)
     (target / "task.json").write_text(json.dumps(manifest(task), indent=2, ensure_ascii=False) + "\n")
+    model, tokenizer = load_task(task, demo.path, demo.prompts)
     given = answers(task, model, tokenizer, [text for text, _ in task.examples])
     for (text, expected), output in zip(task.examples, given, strict=True):
         if output != expected:
@@ -172,7 +176,7 @@ def main() -> None:
     demo = DEMOS[arguments.demo]
     for task in demo.tasks:
         if not arguments.tasks or task.name in arguments.tasks:
-            build(task, demo.prompts / task.name)
+            build(task, demo)
     heldout.write_all(demo.tasks)
 
 

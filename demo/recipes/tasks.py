@@ -22,7 +22,7 @@ RECIPES = {
     BART_NAME: "demo/recipes/seq2seq_tasks.py",
 }
 TEMPLATE = "{text}\n"
-# The last one is the paper's own prefix, on an encoder-decoder (three_sites.py); PEFT makes the others.
+# PEFT's names of its methods; the last one is the paper's own prefix, on an encoder-decoder (three_sites.py).
 Kind = Literal["prompt-tuning", "p-tuning", "prefix-tuning", "three-site prefix"]
 THREE_SITES: Kind = "three-site prefix"
 # What must hold for nine of ten held-out inputs: the whole output, or every value of the record in it.

@@ -1,19 +1,18 @@
-"""The prefix of Li and Liang (2021) for BART, at three attention sites: trained, and read without a cache.
+"""The prefix of Li and Liang (2021) for BART, at three attention sites, read without a cache: the oracle.
 
 PEFT's prefixes reach the decoder's self-attention only. Here the encoder's self-attention, the decoder's
 self-attention and the cross-attention each see ``p`` virtual keys and values before the real ones, from
 every query; positions of tokens stay as they were (offset 0), as in XiangLi1999/PrefixTuning. The forward
-pass is written out below, on BART's own weights, and shares nothing with the server: it is also the oracle.
+pass is written out below, on BART's own weights, and shares nothing with the server or the trainer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
@@ -21,12 +20,6 @@ from app.sites import SIDES, Site
 
 Prefix = Mapping[str, Tensor]  # tensor name of a canonical file (app/sites.py) -> [heads, p, head width]
 _MASKED = -1e9
-
-
-def sites(model: PreTrainedModel) -> dict[Site, int]:
-    """The three sites and how many layers each has."""
-    encoder, decoder = model.config.encoder_layers, model.config.decoder_layers
-    return {Site.ENCODER_SELF: encoder, Site.DECODER_SELF: decoder, Site.DECODER_CROSS: decoder}
 
 
 def encode(model: Any, ids: Tensor, visible: Tensor, prefix: Prefix) -> Tensor:
@@ -101,26 +94,13 @@ def _attend(
     return read
 
 
-class Steered(nn.Module):
-    """A BART under a prefix."""
+class Steered:
+    """A BART under a prefix: what PEFT's model is to other prompts."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
+    def __init__(self, model: PreTrainedModel, prefix: Prefix) -> None:
         self.model = model
         self.config = model.config
-
-    def prefix(self) -> Prefix:
-        """The tensors, by the names of a canonical file."""
-        raise NotImplementedError
-
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, decoder_input_ids: Tensor, labels: Tensor
-    ) -> SimpleNamespace:
-        """An object with the ``loss`` of ``labels [B, m]``, -100 where nothing is scored."""
-        prefix = self.prefix()
-        memory = encode(self.model, input_ids, attention_mask, prefix)
-        logits = decode(self.model, decoder_input_ids, memory, attention_mask, prefix)
-        return SimpleNamespace(loss=functional.cross_entropy(logits.flatten(0, 1), labels.flatten()))
+        self._prefix = prefix
 
     @torch.no_grad()
     def generate(
@@ -129,50 +109,9 @@ class Steered(nn.Module):
         """Greedy ids ``[1, m]`` for one source ``[1, n]``: the whole decoder input is read for each token."""
         if do_sample:
             raise ValueError("only greedy decoding is written here")
-        prefix = self.prefix()
-        memory = encode(self.model, input_ids, attention_mask, prefix)
+        memory = encode(self.model, input_ids, attention_mask, self._prefix)
         ids = torch.tensor([[self.config.decoder_start_token_id]])
         while ids.shape[1] <= max_new_tokens and int(ids[0, -1]) != self.config.eos_token_id:
-            chosen = decode(self.model, ids, memory, attention_mask, prefix)[:, -1].argmax(-1, keepdim=True)
-            ids = torch.cat([ids, chosen], dim=1)
+            logits = decode(self.model, ids, memory, attention_mask, self._prefix)
+            ids = torch.cat([ids, logits[:, -1].argmax(-1, keepdim=True)], dim=1)
         return ids
-
-
-class Loaded(Steered):
-    """The prefix of a file."""
-
-    def __init__(self, model: PreTrainedModel, tensors: Prefix) -> None:
-        super().__init__(model)
-        self._tensors = tensors
-
-    def prefix(self) -> Prefix:
-        return self._tensors
-
-
-class Learned(Steered):
-    """A prefix in training: at each site, ``embedding -> linear, tanh, linear``. The model stays frozen."""
-
-    def __init__(self, model: PreTrainedModel, num_virtual_tokens: int, hidden: int = 256) -> None:
-        super().__init__(model.requires_grad_(False))
-        width = model.config.d_model
-        self.networks = nn.ModuleDict(
-            {
-                site.replace(".", "_"): nn.Sequential(
-                    nn.Embedding(num_virtual_tokens, width),
-                    nn.Linear(width, hidden),
-                    nn.Tanh(),
-                    nn.Linear(hidden, layers * 2 * width),
-                )
-                for site, layers in sites(model).items()
-            }
-        )
-        self._rows = torch.arange(num_virtual_tokens)
-
-    def prefix(self) -> Prefix:
-        heads, found = self.config.encoder_attention_heads, dict[str, Tensor]()
-        for site, layers in sites(self.model).items():
-            made = self.networks[site.replace(".", "_")](self._rows)  # [p, layers * 2 * d]
-            made = made.unflatten(1, (layers, 2, heads, -1)).permute(1, 2, 3, 0, 4)  # [layers, 2, H, p, D]
-            for layer, (keys, values) in enumerate(made):
-                found |= dict(zip((site.tensor(layer, side) for side in SIDES), (keys, values), strict=True))
-        return found

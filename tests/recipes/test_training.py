@@ -1,17 +1,23 @@
 """Prompt training moves the prompt and nothing else; pretraining can be stopped and goes on."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoTokenizer
 
-from demo.recipes import pretrain
+from app.serving.publishing.bundle import read_bundle
+from app.store.importers import import_prompt
+from app.training.base import training_base
+from app.training.prompted_model import PromptedModel
+from app.training.prompts import new_prompt
+from demo.recipes import pretrain, three_sites
 from demo.recipes.bases import BASES
-from demo.recipes.batches import Encoded
-from demo.recipes.prompts import causal_batch, save, train
+from demo.recipes.prompts import examples, save, settings, train
 from demo.recipes.schedule import PretrainConfig, batches_of, learning_rate
-from demo.recipes.tasks import BASE_NAME, learned
+from demo.recipes.seq2seq_tasks import BART_TASKS, T5_TASKS
+from demo.recipes.tasks import learned
 from tests.recipes.test_shipped import ROOT
 
 
@@ -23,35 +29,63 @@ def shrunk(name):
         if hasattr(shape, key):
             setattr(shape, key, 16)
     small = {"intermediate_size": 32, "d_ff": 32, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
-    for key, value in (small | {"head_dim": 4, "d_kv": 4, "num_layers": 2, "num_hidden_layers": 2}).items():
+    for key, value in (small | {"head_dim": 4, "d_kv": 4, "num_layers": 3, "num_hidden_layers": 2}).items():
         if key in shape.to_dict():
             setattr(shape, key, value)
     return type(BASES[name].make_model())(shape)
 
 
-@pytest.fixture
-def tiny():
-    return shrunk("demo-causal")
+def base_of(recipe, model):
+    """What training takes, of a model that never was a file."""
+    folder = ROOT / recipe.base
+    return training_base(
+        "another name",
+        model.eval().requires_grad_(False),
+        AutoTokenizer.from_pretrained(folder),
+        eos_ids=frozenset({0}),
+        fingerprint="",
+        decoder_start_id=getattr(model.config, "decoder_start_token_id", None),
+    )
 
 
-@pytest.mark.parametrize("name", ["sentiment", "intent", "table-to-text"])
-def test_the_base_stays_frozen(tiny, name, tmp_path):
-    tokenizer = AutoTokenizer.from_pretrained(ROOT / BASE_NAME)
-    before = {key: value.clone() for key, value in tiny.state_dict().items()}
-    recipe = replace(learned(name), steps=2, num_examples=8, batch_size=4)
-    model = train(recipe, tiny, tokenizer)
-    after = model.get_base_model().state_dict()
-    assert all(torch.equal(before[key], after[key]) for key in before)
-    save(recipe, model, tmp_path)
-    assert {file.name for file in tmp_path.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
-    assert f'"base_model_name_or_path": "{BASE_NAME}"' in (tmp_path / "adapter_config.json").read_text()
+RECIPES = [
+    *(learned(name) for name in ("sentiment", "intent", "table-to-text")),
+    *(task for task in T5_TASKS if task.name in ("when", "table-to-text")),
+    BART_TASKS[0],
+]
 
 
-def test_only_outputs_are_scored():
-    batch = causal_batch([Encoded([5, 6, 7], [], [8, 0], 1.0), Encoded([5], [], [9, 0], 1.0)])
-    assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 0], [5, 9, 0, 1, 1]]
-    assert batch["labels"].tolist() == [[-100, -100, -100, 8, 0], [-100, 9, 0, -100, -100]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: f"{Path(recipe.base).name}-{recipe.name}")
+def test_what_a_recipe_keeps_is_what_it_trained(recipe, tmp_path):
+    recipe = replace(recipe, steps=2, num_examples=8, batch_size=4)
+    base = base_of(recipe, shrunk(Path(recipe.base).name))
+    before = {key: value.clone() for key, value in base.model.state_dict().items()}
+    prompt = train(recipe, base)
+    assert all(torch.equal(before[key], value) for key, value in base.model.state_dict().items())
+    save(recipe, prompt, base, tmp_path)
+    bundle = read_bundle(tmp_path)
+    assert import_prompt(bundle.files, base.geometry).prompt.digest == prompt.digest
+    assert {"README.md"}.isdisjoint(file.name for file in tmp_path.iterdir())
+    for config in tmp_path.glob("*.json"):
+        assert f'"base_model_name_or_path": "{recipe.base}"' in config.read_text()
+
+
+def test_the_oracle_of_three_sites_reads_what_was_trained():
+    recipe = replace(BART_TASKS[0], steps=1, num_examples=8, batch_size=4)
+    model = shrunk("seq2seq-bart")
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.25)
+    base = base_of(recipe, model)
+    learned = new_prompt(settings(recipe), base)
+    (example,) = examples(recipe, base)[:1]
+    prefix = {name: tensor.detach() for name, tensor in learned.tensors().items()}
+    source = torch.tensor([example.source])
+    target = torch.tensor([[base.decoder_start_id, *example.target[:-1]]])
+    with torch.no_grad():
+        memory = three_sites.encode(base.model, source, torch.ones_like(source), prefix)
+        theirs = three_sites.decode(base.model, target, memory, torch.ones_like(source), prefix)[0]
+        ours = PromptedModel(base, learned).logits([example])
+    torch.testing.assert_close(ours.log_softmax(-1), theirs.log_softmax(-1), rtol=0, atol=1e-4)
 
 
 def test_learning_rate_warms_up_and_decays():
