@@ -8,9 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from app.cli.server import DEFAULT_SERVER, KeyOption, ServerOption
-from app.cli.training.flags import parse_settings, setting_flags
+from app.cli.training.flags import SELF_STUDY, parse_settings, setting_flags
 from app.cli.training.options import TrainOptions, check_options
 from app.settings import Settings
+from app.training.settings import SelfStudySettings, TrainingSettings
 
 _NEEDED = ("matplotlib", "rich")
 _RUNS = Path("runs")
@@ -19,14 +20,29 @@ _DATA, _OUTPUT, _BASE = "Data and task", "Output", "Base and server"  # panels o
 
 
 def train(
+    task: Annotated[str, typer.Option(help="Task id", rich_help_panel=_DATA)],
     data: Annotated[
-        list[Path],
+        list[Path] | None,
         typer.Argument(
             help="JSONL or CSV with inputs and output, prompt and completion, text and label, or messages; "
             "or a directory with train, dev and test",
         ),
-    ],
-    task: Annotated[str, typer.Option(help="Task id", rich_help_panel=_DATA)],
+    ] = None,
+    document: Annotated[
+        Path | None,
+        typer.Option(
+            help="Text file that a cartridge is made of, in place of data; with --method cartridge",
+            rich_help_panel=SELF_STUDY,
+        ),
+    ] = None,
+    questions: Annotated[
+        Path | None,
+        typer.Option(
+            help="Questions about the document: a .txt file with one a line, or JSONL of inputs or messages; "
+            "default: the base makes them",
+            rich_help_panel=SELF_STUDY,
+        ),
+    ] = None,
     template: Annotated[
         str | None,
         typer.Option(
@@ -127,7 +143,10 @@ def train(
     """
     _check_extra()
     options = TrainOptions(
-        data=tuple(data),
+        data=tuple(data or ()),
+        document=document,
+        questions=questions,
+        self_study=parse_settings(SelfStudySettings, settings),
         task=task,
         model=model,
         out=out or _RUNS / task,
@@ -148,8 +167,8 @@ def train(
         dtype=dtype,
         device=device,
     )
-    run_settings = parse_settings(settings)
-    check_options(options)
+    run_settings = parse_settings(TrainingSettings, settings)
+    check_options(options, run_settings)
     from app.cli.training.running import train_and_tell  # brings torch, which takes seconds
 
     try:

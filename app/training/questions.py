@@ -84,7 +84,7 @@ class _Author:
             sources,
             max_new_tokens=self._settings.max_question_tokens,
             is_done=self._is_done,
-            choose=sampling(self._settings.temperature, seed + index),
+            choose=sampling(self._settings.question_temperature, seed + index),
         )
         return [self._text(ids) for ids in written]
 

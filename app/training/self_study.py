@@ -23,6 +23,7 @@ from app.training.questions import Asked, made_questions
 from app.training.settings import SelfStudySettings
 from app.training.splits import by_input, plain_text, split_by_hash
 
+_TOGETHER = 16  # questions that are answered together
 _FEWEST = 10  # questions with an answer, of which some are held out
 
 
@@ -33,7 +34,7 @@ class Study:
     dataset: Dataset
     train: tuple[TaughtExample, ...]  # in the order of the dataset's
     dev: tuple[TaughtExample, ...]
-    num_tokens: int  # of the document
+    document: Document
 
 
 def study(
@@ -75,7 +76,7 @@ def study(
         dataset=Dataset(train=splits.train, dev=splits.dev, test=splits.test, digest=document.digest),
         train=tuple(lessons[plain_text(example)] for example in splits.train),
         dev=tuple(lessons[plain_text(example)] for example in splits.dev),
-        num_tokens=len(document.ids),
+        document=document,
     )
 
 
@@ -100,8 +101,8 @@ class _Teacher:
             groups[self._to_read(question)].append(question)
         for ids, group in groups.items():
             context, model = Context(self._base, ids), PromptedModel(self._base, text_prefix(self._base, ids))
-            for first in range(0, len(group), self._settings.batch_size):
-                batch = group[first : first + self._settings.batch_size]
+            for first in range(0, len(group), _TOGETHER):
+                batch = group[first : first + _TOGETHER]
                 yield from self._answered(context, model, batch)
 
     def _to_read(self, question: _Read) -> tuple[int, ...]:

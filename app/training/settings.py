@@ -148,7 +148,7 @@ class SelfStudySettings(StrictModel, frozen=True):
         512, ge=16, le=1_000_000, description="Questions that the base is to make; equal ones count once"
     )
     chunk_tokens: int = Field(512, ge=8, description="Tokens of the document that a question is made from")
-    temperature: float = Field(1.0, gt=0, le=4, description="Of questions; answers are greedy")
+    question_temperature: float = Field(1.0, gt=0, le=4, description="Of questions; answers are greedy")
     max_question_tokens: int = Field(64, ge=1, le=4096, description="Longest question")
     max_answer_tokens: int = Field(128, ge=1, le=4096, description="Longest answer")
     top_k: int = Field(
@@ -156,7 +156,6 @@ class SelfStudySettings(StrictModel, frozen=True):
         ge=1,
         description="The teacher's most probable tokens that are learned, at each token of an answer",
     )
-    batch_size: int = Field(16, ge=1, le=4096, description="Questions that are answered together")
 
 
 _LOOKS = 8  # at the dev set, in a whole run
@@ -169,7 +168,7 @@ _LEARNING_RATES = {
     Method.P_TUNING: 5e-3,
     Method.PREFIX: 0.02,
     Method.MULTITASK: 0.03,
-    Method.CARTRIDGE: 5e-3,
+    Method.CARTRIDGE: 0.02,
 }
 _DEFAULTS: dict[Method, dict[str, Any]] = {
     Method.PROMPT: {"num_virtual_tokens": 16, "init": Init.TEXT, "network": "none", "steps": 400},

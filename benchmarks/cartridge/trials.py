@@ -2,11 +2,11 @@
 
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 
 from app.cli.training.answerer import LocalServer, TaskAnswerer
+from app.cli.training.in_context import InContext
 from app.prompt import ModelGeometry, Prompt
 from app.training.base import TrainingBase
 from app.training.dev_set import DevSet
@@ -20,12 +20,10 @@ from app.training.run import DevRecord, History, StepRecord
 from app.training.self_study import Study, study
 from app.training.settings import Method, SelfStudySettings, TrainingSettings
 from benchmarks.cartridge.registers import TEMPLATE, WORDINGS, document_of, make_register
-from benchmarks.spread import Spread
 
-IN_CONTEXT = "{document}" + TEMPLATE
 _FACTS = 285  # of seven tokens each
-_LIMIT = {"defaults": {"max_new_tokens": 4}}
-_FIRST_TOKEN = {"defaults": {"max_new_tokens": 1}}
+_NEW_TOKENS = 4
+_TASK = {"template": TEMPLATE, "defaults": {"max_new_tokens": _NEW_TOKENS}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +45,19 @@ class Trial:
     def __init__(self, base: TrainingBase, server: LocalServer, seed: int, num_questions: int) -> None:
         self._base, self._server = base, server
         self.facts = make_register(random.Random(seed), _FACTS)
-        self.text = document_of(self.facts)
-        self.document = Document(self.text, base.encoder.tokenizer)
+        self.document = Document(document_of(self.facts), base.encoder.tokenizer)
+        self._in_context = InContext(
+            server=server,
+            base=base,
+            document=self.document,
+            template=TEMPLATE,
+            max_new_tokens=_NEW_TOKENS,
+        )
         settings = SelfStudySettings(
-            num_questions=num_questions, chunk_tokens=280, max_question_tokens=24, max_answer_tokens=4
+            num_questions=num_questions,
+            chunk_tokens=280,
+            max_question_tokens=24,
+            max_answer_tokens=_NEW_TOKENS,
         )
         began = time.perf_counter()
         self.study: Study = study(
@@ -102,7 +109,7 @@ class Trial:
             settings=settings,
             train=self.study.train,
             dev=DevSet(encoded=self.study.dev, examples=self.study.dataset.dev),
-            answerer=TaskAnswerer(self._server, {"template": TEMPLATE, **_LIMIT}),
+            answerer=TaskAnswerer(self._server, _TASK),
             listener=_Silent(),
             objective=Distillation(PromptedModel(self._base, learned)),
         )
@@ -110,38 +117,17 @@ class Trial:
 
     def answers(self, prompt: Prompt | None, questions: Sequence[Example]) -> list[str]:
         """Return answers with a cartridge before the question, or with neither it nor the document."""
-        return TaskAnswerer(self._server, {"template": TEMPLATE, **_LIMIT}).answers(prompt, questions)
+        return TaskAnswerer(self._server, _TASK).answers(prompt, questions)
 
     def answers_in_context(self, questions: Sequence[Example]) -> list[str]:
-        """Return answers with the document's text before each question."""
-        task = {"template": IN_CONTEXT, **_LIMIT}
-        return TaskAnswerer(self._server, task).answers(
-            None, [self._with_document(each) for each in questions]
-        )
+        """Return answers with the document before each question."""
+        return self._in_context.answers(None, questions)
 
-    def _with_document(self, question: Example) -> Example:
-        return Example(inputs={"document": self.text, "question": str(question.inputs)}, output="")
-
-    def first_token(self, prompt: Prompt, questions: Sequence[Example]) -> dict[str, Any]:
-        """Measure lone requests that take turns: in context, and with a cartridge that is resident."""
-        cartridge = TaskAnswerer(self._server, {"template": TEMPLATE, **_FIRST_TOKEN})
-        context = TaskAnswerer(self._server, {"template": IN_CONTEXT, **_FIRST_TOKEN})
-        sides: dict[str, Callable[[Example], object]] = {
-            "cartridge": lambda each: cartridge.answers(prompt, [each]),
-            "in_context": lambda each: context.answers(None, [self._with_document(each)]),
-        }
-        seconds: dict[str, list[float]] = {name: [] for name in sides}
-        for number, question in enumerate(questions):
-            for name in sorted(sides, reverse=bool(number % 2)):
-                began = time.perf_counter()
-                sides[name](question)
-                if number:  # the first one makes the cartridge resident
-                    seconds[name].append(time.perf_counter() - began)
-        ratios = [a / b for a, b in zip(seconds["cartridge"], seconds["in_context"], strict=True)]
-        return {
-            "seconds": {name: Spread.of(values).as_json(4) for name, values in seconds.items()},
-            "ratio": Spread.of(ratios).as_json(4),
-        }
+    def first_token(self, prompt: Prompt, questions: Sequence[Example]) -> dict[str, float]:
+        """Return seconds to the first token, and the ratio."""
+        version = self._server.publish(_TASK, prompt)
+        found = self._in_context.first_token(version, questions)
+        return {name: round(value, 4) for name, value in asdict(found).items()}
 
 
 def accuracy(answers: Sequence[str], questions: Sequence[Example]) -> float | None:

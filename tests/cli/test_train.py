@@ -19,7 +19,7 @@ from app.cli.training.interruption import Interruption
 from app.serving.publishing.task_settings import parse_task
 from app.training.readers import read_examples
 from app.training.run_directory import RunState, held, read_run
-from app.training.settings import TrainingSettings
+from app.training.settings import SelfStudySettings, TrainingSettings
 from tests.bases import save_tiny_llama
 from tests.waiting import PATIENCE
 
@@ -55,13 +55,14 @@ def run(promptplex: Run, base: Path, unused_port: int) -> Run:
 
 def test_each_setting_has_a_flag_in_the_help() -> None:
     flags = inspect.signature(train.train).parameters
-    assert set(TrainingSettings.model_fields) <= set(flags)
+    fields = TrainingSettings.model_fields | SelfStudySettings.model_fields
+    assert set(fields) <= set(flags)
     command = get_command(cli).commands["train"]  # type: ignore[attr-defined]
     shown = {parameter.name: parameter for parameter in command.params}
-    for name, field in TrainingSettings.model_fields.items():
+    for name, field in fields.items():
         assert shown[name].opts == [f"--{name.replace('_', '-')}"]
         assert field.description in shown[name].help
-        assert shown[name].rich_help_panel in ("Prompt", "Optimization", "Dev set")
+        assert shown[name].rich_help_panel in ("Prompt", "Optimization", "Dev set", "Cartridge")
 
 
 def test_a_run_leaves_what_push_takes(run: Run, promptplex: Run, data: Path, tmp_path: Path) -> None:
@@ -161,6 +162,10 @@ def test_a_directory_that_is_not_empty_is_not_overwritten(run: Run, data: Path, 
         (["--num-virtual-tokens", "4096"], "no room for a text"),
         (["--task-file", "nowhere.json"], "nowhere.json"),
         (["--dtype", "float8"], "--dtype"),
+        (["--method", "cartridge"], "--document FILE in place of data"),
+        (["--document", "nowhere.txt"], "for --method cartridge"),
+        (["--num-questions", "20"], "for --method cartridge"),
+        (["--num-questions", "0"], "--num-questions: "),
     ],
 )
 def test_what_cannot_be_is_one_line_and_leaves_nothing(

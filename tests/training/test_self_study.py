@@ -99,7 +99,7 @@ def test_questions_are_in_one_split_each_and_answers_are_the_teachers() -> None:
     for example, lesson in zip(found.dataset.train, found.train, strict=True):
         assert example.output == base.encoder.tokenizer.text_of(lesson.target)
         assert lesson.source == base.encoder.encode(parse_template(TEMPLATE), example.inputs).ids
-    assert found.num_tokens == len(document.ids)
+    assert found.document is document
 
 
 def test_the_document_in_context_has_nothing_to_learn_and_a_part_of_it_has() -> None:

@@ -20,7 +20,7 @@ from app.training.examples import Example
 _T = TypeVar("_T")
 _TASK = "in-training"
 _MAX_OPEN = 256  # sequences at once, which is more than the engine runs
-_GREEDY = {"do_sample": False}
+GREEDY = {"do_sample": False}
 _KV_CACHE_BYTES = 1 << 30  # the model that is trained needs memory too
 _HOST_CACHE_BYTES = 64 << 20  # for the newest prompts
 
@@ -125,7 +125,7 @@ class TaskAnswerer:
             GenerationRequest(
                 inputs=example.inputs,
                 messages=example.messages or None,
-                parameters={**layer, **_GREEDY},
+                parameters={**layer, **GREEDY},
                 classification=classification,
                 request_id="train",
             )

@@ -1,37 +1,48 @@
-"""A flag for each field of TrainingSettings, made from the field, so that none can be missing."""
+"""A flag for each setting of training, made from its field, so that none can be missing."""
 
 import inspect
 import types
 import typing
 from collections.abc import Mapping
 from enum import Enum
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from app.training.settings import TrainingSettings
+from app.training.settings import SelfStudySettings, TrainingSettings
 from app.validation import message_of
 
 PROMPT, OPTIMIZER, LOOKS = "Prompt", "Optimization", "Dev set"  # panels of the help
-_FIRST_OF_PANEL = {"method": PROMPT, "optimizer": OPTIMIZER, "eval_every": LOOKS}
+SELF_STUDY = "Cartridge"
+_FIRST_OF_PANEL = {
+    "method": PROMPT,
+    "optimizer": OPTIMIZER,
+    "eval_every": LOOKS,
+    "num_questions": SELF_STUDY,
+}
+_Settings = TypeVar("_Settings", bound=BaseModel)
 
 
 def setting_flags() -> list[inspect.Parameter]:
     """Return the parameters of a command, in the order of the fields; None where a flag isn't given."""
     flags, panel = [], PROMPT
-    for name, field in TrainingSettings.model_fields.items():
+    for name, field in (TrainingSettings.model_fields | SelfStudySettings.model_fields).items():
         panel = _FIRST_OF_PANEL.get(name, panel)
         flags.append(_flag(name, field, panel))
     return flags
 
 
-def parse_settings(given: Mapping[str, Any]) -> TrainingSettings:
-    """Check the flags that were given. Raise ValueError that names each flag at fault."""
+def parse_settings(kind: type[_Settings], given: Mapping[str, Any]) -> _Settings:
+    """Check the flags that were given, of one kind. Raise ValueError that names each flag at fault."""
     try:
-        return TrainingSettings.model_validate(
-            {name: value for name, value in given.items() if value is not None and value != []}
+        return kind.model_validate(
+            {
+                name: value
+                for name, value in given.items()
+                if name in kind.model_fields and value is not None and value != []
+            }
         )
     except ValidationError as error:
         raise ValueError("; ".join(map(_in_words, error.errors(include_url=False)))) from None

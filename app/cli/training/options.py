@@ -1,7 +1,7 @@
 """What `promptplex train` takes beside the settings of a run."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from app.store.references import check_task_id
 from app.strict_json import JsonError, parse_json
 from app.text.template import parse_template
 from app.training.examples import Example
+from app.training.settings import Init, Method, SelfStudySettings, TrainingSettings
 
 PROMPT_FILE, TASK_FILE, TEST_FILE = "prompt.safetensors", "task.json", "test.jsonl"
 METRICS_FILE, REPORT_FILE = "metrics.json", "report.html"
@@ -21,7 +22,10 @@ CANDIDATE = "candidate"  # the alias that --push moves
 class TrainOptions:
     """Data, base, outputs; all but how the prompt is learned."""
 
-    data: tuple[Path, ...]
+    data: tuple[Path, ...] = ()
+    document: Path | None = None  # of a cartridge, in place of data
+    questions: Path | None = None  # about the document; None: the base makes them
+    self_study: SelfStudySettings = field(default_factory=SelfStudySettings)
     task: str
     model: str | None = None
     out: Path
@@ -42,10 +46,21 @@ class TrainOptions:
     dtype: str = "auto"
     device: str = "auto"
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Return what the prompt is made of."""
+        return self.data if self.document is None else (self.document,)
 
-def check_options(options: TrainOptions) -> None:
+
+def check_options(options: TrainOptions, settings: TrainingSettings) -> None:
     """Check what needs neither data nor base. Raise InvalidRequest, Conflict, ValueError."""
     check_task_id(options.task)
+    if settings.method is Method.CARTRIDGE:
+        _check_cartridge(options, settings)
+    elif options.document or options.questions or options.self_study != SelfStudySettings():
+        raise ValueError("a document, and questions about it, are for --method cartridge")
+    elif not options.data:
+        raise ValueError("there is no data to train on; give a file of examples, see --help")
     task_settings(options)
     if options.template is not None:
         parse_template(options.template)
@@ -56,6 +71,16 @@ def check_options(options: TrainOptions) -> None:
     if not options.resume and options.out.exists() and any(options.out.iterdir()):
         raise Conflict(
             f"{options.out} isn't empty; go on with its run with --resume, or choose another --out"
+        )
+
+
+def _check_cartridge(options: TrainOptions, settings: TrainingSettings) -> None:
+    if options.document is None or options.data:
+        raise ValueError("a cartridge is made of a document alone: --document FILE in place of data")
+    starts = (options.init_from, options.instruction, settings.init_text)
+    if settings.init not in (None, Init.TEXT) or any(start is not None for start in starts):
+        raise ValueError(
+            "a cartridge starts from its document; leave out --init, --init-text, --init-from, --instruction"
         )
 
 

@@ -21,10 +21,11 @@ from app.serving.publishing.training_record import MAX_SETTING_CHARS
 from app.training.curves import curves_of
 from app.training.examples import Dataset, Example
 from app.training.report.contents import AnsweredExample, Candidate, Report
-from app.training.run import TrainingResult
+from app.training.run import Answerer, TrainingResult
 from app.training.settings import TrainingSettings
 
 TRAINED, INSTRUCTION, BARE = "trained prompt", "instruction", "bare base"
+IN_CONTEXT = "document in context"
 _MAX_EXAMPLES = 4  # that each upload of the version runs
 _CURVE_POINTS = 100  # kept with the version; a server holds live versions in memory
 _GIT_SECONDS = 5.0
@@ -44,7 +45,7 @@ class Measured:
 
 def measured(
     name: str,
-    answerer: TaskAnswerer,
+    answerer: Answerer,
     prompt: Prompt | None,
     examples: Sequence[Example],
     *,
@@ -56,7 +57,10 @@ def measured(
     Raise PromptplexError.
     """
     answers = answerer.answers(prompt, examples)
-    probabilities = answerer.probabilities(prompt, examples) if choices else [None] * len(examples)
+    probabilities: Sequence[Mapping[str, float] | None] = [None] * len(examples)
+    if choices:
+        assert isinstance(answerer, TaskAnswerer), "labels are scored by a task's answerer"
+        probabilities = answerer.probabilities(prompt, examples)
     outcomes = [
         Outcome(example.item, answer, probabilities=found)
         for example, answer, found in zip(examples, answers, probabilities, strict=True)

@@ -16,6 +16,7 @@ from app.cli.training.served_base import choose_model, find_served
 from app.cli.training.session import is_resumable, open_session, run_directory, run_session
 from app.serving.publishing.bundle import read_bundle
 from app.store.references import DEFAULT_ALIAS
+from app.training.examples import Dataset
 from app.training.readers import read_dataset
 from app.training.report.contents import Report
 from app.training.settings import TrainingSettings
@@ -42,14 +43,7 @@ def _trained(
 ) -> Report:
     served = find_served(options)
     model = choose_model(options, served)
-    dataset = read_dataset(
-        options.data,
-        split_seed=options.split_seed,
-        dev_share=options.dev_share,
-        test_share=options.test_share,
-    )
-    for warning in dataset.warnings:
-        _say(f"warning: {warning}")
+    dataset = _read(options) if options.document is None else None
     try:
         with (
             run_directory(options.out),
@@ -67,6 +61,18 @@ def _trained(
     except KeyboardInterrupt:
         _say(_how_to_go_on(options.out))
         raise
+
+
+def _read(options: TrainOptions) -> Dataset:
+    dataset = read_dataset(
+        options.data,
+        split_seed=options.split_seed,
+        dev_share=options.dev_share,
+        test_share=options.test_share,
+    )
+    for warning in dataset.warnings:
+        _say(f"warning: {warning}")
+    return dataset
 
 
 def _say(line: str) -> None:
@@ -90,6 +96,8 @@ def _print_report(report: Report, out: Path) -> None:
         f"step {report.best_step} of {len(report.history.steps)}, {report.seconds:.0f} s"
     )
     print_table(*table(report))
+    for note in report.notes:
+        typer.echo(note)
     typer.echo(f"report: {out / REPORT_FILE}")
 
 

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from app.cli.training.answerer import LocalServer, TaskAnswerer
+from app.cli.training.in_context import InContext
 from app.cli.training.interruption import Interruption
+from app.cli.training.lessons import Lessons, lessons_of_examples, lessons_of_study, study_document
 from app.cli.training.options import (
     METRICS_FILE,
     PROMPT_FILE,
@@ -24,6 +26,7 @@ from app.cli.training.options import (
 )
 from app.cli.training.outcome import (
     BARE,
+    IN_CONTEXT,
     INSTRUCTION,
     TRAINED,
     Measured,
@@ -44,20 +47,21 @@ from app.prompt import Prompt
 from app.training.base import TrainingBase, load_training_base
 from app.training.checkpoint import has_checkpoint
 from app.training.dev_set import DevSet
-from app.training.encoding import Learned, encode_examples
-from app.training.examples import Dataset, EncodedExample, Example
+from app.training.encoding import encode_examples
+from app.training.examples import Dataset
 from app.training.loop import Trainer
-from app.training.prompts import as_prompt, new_prompt
 from app.training.report.contents import Report, TrialRow, metrics_json
 from app.training.report.page import report_page
 from app.training.run import TrainingResult
 from app.training.run_directory import RunDirectory, RunState, RunStatus, held
+from app.training.self_study import Study
 from app.training.settings import Init, TrainingSettings
 from app.training.sweep import Trial, grid, run_sweep
 from app.training.templates import choose_template
 
 _SCRATCH = ".serving"  # the store of the engine that answers meanwhile
 _SWEEP = "sweep"  # checkpoints of a sweep's candidates
+_TIMED = 6  # questions, of which the first one isn't counted
 _SPARE = 1.25  # times the longest answer of the data may be generated
 
 
@@ -81,6 +85,7 @@ class Session:
     server: LocalServer
     task: dict[str, Any]  # the task part that is trained for
     start: Prompt | None
+    study: Study | None  # of a cartridge's document; the dataset is what came of it
     interruption: Interruption
     began: float = field(default_factory=time.monotonic)
 
@@ -118,25 +123,31 @@ class Session:
         return Trained(settings=swept.settings, result=swept.result, trials=swept.trials)
 
     def _trainer(self, settings: TrainingSettings, listener: Listeners, checkpoints: Path) -> Trainer:
-        learned = new_prompt(settings, self.base, choices=self.choices, start=self.start)
-        positions = Learned.of(as_prompt(learned))
-
-        def encoded(examples: Sequence[Example]) -> list[EncodedExample]:
-            return encode_examples(examples, self.base, self.template, positions)
-
-        encoded(self.dataset.test)  # they are measured when the prompt is trained, and must fit too
-        dev = DevSet(encoded=encoded(self.dataset.dev), examples=self.dataset.dev, choices=self.choices)
+        lessons = self._lessons(settings)
         return Trainer(
             base=self.base,
-            learned=learned,
+            learned=lessons.learned,
             settings=settings,
-            train=encoded(self.dataset.train),
-            dev=dev,
+            train=lessons.train,
+            dev=DevSet(encoded=lessons.dev, examples=self.dataset.dev, choices=self.choices),
             answerer=self.answerer(),
             listener=listener,
             checkpoint_dir=checkpoints,
+            objective=lessons.objective,
             origin={"template": repr(self.template)},
             is_interrupted=lambda: self.interruption.is_wanted,
+        )
+
+    def _lessons(self, settings: TrainingSettings) -> Lessons:
+        if self.study is not None:
+            return lessons_of_study(settings, self.base, self.study)
+        return lessons_of_examples(
+            settings,
+            self.base,
+            self.dataset,
+            template=self.template,
+            choices=self.choices,
+            start=self.start,
         )
 
     def measure(self, prompt: Prompt) -> list[Measured]:
@@ -150,7 +161,36 @@ class Session:
         found = [of(TRAINED, prompt)]
         if self.options.instruction is not None:
             found.append(of(INSTRUCTION, None, instruction_template(self.options.instruction, self.template)))
+        in_context = self._in_context()
+        if in_context is not None and in_context.fits(test):
+            found.append(measured(IN_CONTEXT, in_context, None, test, choices=()))
         return [*found, of(BARE, None)]
+
+    def _in_context(self) -> InContext | None:
+        if self.study is None:
+            return None
+        return InContext(
+            server=self.server,
+            base=self.base,
+            document=self.study.document,
+            template=self.template,
+            max_new_tokens=self.task["defaults"]["max_new_tokens"],
+        )
+
+    def _notes(self, prompt: Prompt) -> list[str]:
+        """Return what a cartridge takes, beside the document in context."""
+        test, in_context = self.dataset.test[:_TIMED], self._in_context()
+        if in_context is None:
+            return []
+        p, length = prompt.num_virtual_tokens, len(in_context.document.ids)
+        notes = [f"keys and values of {p} tokens stand for those of {length}: {p / length:.1%} of the memory"]
+        if len(test) > 1 and in_context.fits(test):
+            found = in_context.first_token(self.server.publish(self.task, prompt), test)
+            notes.append(
+                f"first token after {found.cartridge:.3f} s, with the document in context after "
+                f"{found.in_context:.3f} s: {found.ratio:.1%} of the time"
+            )
+        return notes
 
     def report(self, trained: Trained, found: Sequence[Measured]) -> Report:
         """Return the report of a run that was measured."""
@@ -164,7 +204,7 @@ class Session:
             answered=found[0].answered,
             settings=short_settings(trained.settings),
             template=self.template,
-            data=", ".join(path.name for path in self.options.data),
+            data=", ".join(path.name for path in self.options.files),
             data_sha256=dataset.digest,
             num_examples=sizes(dataset),
             history=trained.result.history,
@@ -172,7 +212,7 @@ class Session:
             seconds=time.monotonic() - self.began,
             warnings=dataset.warnings,
             trials=_trial_rows(trained),
-            notes=found[0].notes,
+            notes=[*self._notes(prompt), *found[0].notes],
             prompt_bytes=len(prompt.data),
             code=code_versions(),
         )
@@ -219,7 +259,7 @@ def _trial_rows(trained: Trained) -> list[TrialRow]:
 def open_session(
     options: TrainOptions,
     settings: TrainingSettings,
-    dataset: Dataset,
+    dataset: Dataset | None,
     *,
     model: str,
     served: ServedBase | None,
@@ -227,6 +267,8 @@ def open_session(
     say: Callable[[str], None],
 ) -> Iterator[Session]:
     """Load the base twice, to answer and to be trained on; tensors that are equal are in memory once.
+
+    `dataset` None: it comes of the document that the options name.
 
     Raise UnsupportedModel, InvalidRequest, ValueError, CommandFailed.
     """
@@ -238,9 +280,13 @@ def open_session(
             base = load_training_base(model, dtype="float32", device=options.device, progress=say)
             share_weights(server.model, base.model)
             task = task_settings(options)
-            chosen = choose_template(dataset, base, task.get("template"))
-            for warning in chosen.warnings:
-                say(f"warning: {warning}")
+            studied = study_document(options, settings, base, task.get("template"), say)
+            if studied is None:
+                assert dataset is not None
+                task["template"] = _template(dataset, base, task, say)
+                longest = math.ceil(_longest_answer(dataset, base, task["template"]) * _SPARE)
+            else:
+                dataset, longest = studied.dataset, options.self_study.max_answer_tokens
             start = prompt_to_start_from(options, base.geometry)
             settings = _with_start(settings, options, start)
             yield Session(
@@ -249,8 +295,9 @@ def open_session(
                 dataset=dataset,
                 base=base,
                 server=server,
-                task=_task(task | {"template": chosen.source}, settings, dataset, base),
+                task=_task(task, dataset, settings.max_new_tokens or longest),
                 start=start,
+                study=studied,
                 interruption=interruption,
             )
     finally:
@@ -266,14 +313,19 @@ def _with_start(settings: TrainingSettings, options: TrainOptions, start: Prompt
     return settings
 
 
-def _task(
-    given: dict[str, Any], settings: TrainingSettings, dataset: Dataset, base: TrainingBase
-) -> dict[str, Any]:
-    """Return the task part, with labels and a number of new tokens from the data where none are given."""
+def _template(
+    dataset: Dataset, base: TrainingBase, task: dict[str, Any], say: Callable[[str], None]
+) -> str | None:
+    chosen = choose_template(dataset, base, task.get("template"))
+    for warning in chosen.warnings:
+        say(f"warning: {warning}")
+    return chosen.source
+
+
+def _task(given: dict[str, Any], dataset: Dataset, max_new_tokens: int) -> dict[str, Any]:
+    """Return the task part, with labels from the data and a number of new tokens where none are given."""
     labels = {"choices": list(dataset.choices)} if dataset.choices else {}
-    longest = _longest_answer(dataset, base, given["template"])
-    limit = settings.max_new_tokens or math.ceil(longest * _SPARE)
-    return labels | given | {"defaults": {"max_new_tokens": limit, **given.get("defaults", {})}}
+    return labels | given | {"defaults": {"max_new_tokens": max_new_tokens, **given.get("defaults", {})}}
 
 
 def _longest_answer(dataset: Dataset, base: TrainingBase, template: str | None) -> int:
