@@ -26,7 +26,7 @@ def on_frozen(looks: Sequence[DevRecord], settings: TrainingSettings) -> str | N
     trained = last.step - settings.warmup_steps
     if trained < min(_EARLIEST, settings.steps or 1) or main_score(last) >= _GOOD:
         return None
-    if any(first.loss - look.loss > _MOVED * first.loss for look in looks):
+    if any(abs(first.loss - look.loss) > _MOVED * first.loss for look in looks):
         return None
     return (
         f"the dev loss has not moved in {last.step} steps ({first.loss:.4g} to {last.loss:.4g}): raise the "

@@ -65,6 +65,14 @@ def test_without_a_prompt_the_base_answers(server: LocalServer, base: Path, temp
     assert TaskAnswerer(server, task).answers(None, EXAMPLES) == expected
 
 
+def test_a_default_beyond_the_bases_positions_is_cut_as_it_is_when_served(
+    server: LocalServer, base: Path, tmp_path: Path
+) -> None:
+    task = {"defaults": {"max_new_tokens": server.geometry.max_positions}}
+    assert len(TaskAnswerer(server, task).answers(None, EXAMPLES[:1])) == 1
+    assert len(TaskAnswerer(server, task).answers(trained(base, tmp_path, "soft")[1], EXAMPLES[:1])) == 1
+
+
 def test_fields_and_choices(server: LocalServer, base: Path, tmp_path: Path) -> None:
     prompt = trained(base, tmp_path, "prefix")[1]
     task = {**TASK, "template": "{name}: {food}", "choices": ["great", "cold"]}

@@ -1,5 +1,6 @@
 """`promptplex train`: one command from a file to a candidate; a failure is one line, and leaves nothing."""
 
+import contextlib
 import importlib.util
 import inspect
 import json
@@ -16,7 +17,10 @@ from typer.main import get_command
 
 from app.cli import cli, train
 from app.cli.training.interruption import Interruption
+from app.cli.training.options import as_held_out
 from app.serving.publishing.task_settings import parse_task
+from app.text.chat import Message
+from app.training.examples import Example
 from app.training.readers import read_examples
 from app.training.run_directory import RunState, held, read_run
 from app.training.settings import SelfStudySettings, TrainingSettings
@@ -298,12 +302,27 @@ def test_signals_interrupt_at_once_unless_a_run_is_in_training() -> None:
     with interruption.handled():
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGTERM)
-        with interruption.deferred():
-            os.kill(os.getpid(), signal.SIGTERM)
+        with contextlib.suppress(KeyboardInterrupt), interruption.deferred():
+            signal.raise_signal(signal.SIGTERM)
             assert interruption.is_wanted
             assert len(said) == 1
             with pytest.raises(KeyboardInterrupt):
-                os.kill(os.getpid(), signal.SIGTERM)
+                signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_signal_in_the_last_moment_of_training_is_not_lost() -> None:
+    interruption = Interruption(lambda line: None)
+    with interruption.handled(), pytest.raises(KeyboardInterrupt), interruption.deferred():
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_held_out_chats_keep_all_that_a_template_may_look_at(tmp_path: Path) -> None:
+    asked = Message("user", "how was it?", {"name": "Ada"})
+    example = Example(messages=(asked,), output="great")
+    path = tmp_path / "test.jsonl"
+    path.write_text(as_held_out(example) + "\n")
+    (found,) = read_examples(path)
+    assert (found.messages, found.output) == (example.messages, "great")
 
 
 def test_a_directory_that_another_process_holds_stays_as_it_is(

@@ -13,11 +13,12 @@ from transformers import get_scheduler
 
 from app.errors import Conflict, NonFiniteLogits
 from app.prompt import Prompt
+from app.training.advice import on_end, on_frozen
 from app.training.dev_set import DevSet
 from app.training.examples import EncodedExample, Example
 from app.training.prompted_model import PromptedModel
 from app.training.prompts import as_prompt, new_prompt
-from app.training.run import History
+from app.training.run import DevRecord, History
 from app.training.settings import TrainingSettings
 from tests.training.bases import causal_base, examples, padded
 from tests.training.runs import SETTINGS, Heard, dev_set, timeless, trainer
@@ -198,6 +199,13 @@ def test_a_loss_that_does_not_move_is_said_with_a_higher_rate() -> None:
     moved = trainer(settings={"steps": 60, "eval_every": 20, "learning_rate": 0.1}, **data).run()
     assert not [line for line in moved.history.advice if "not moved" in line]
     assert moved.history.looks[-1].loss < 0.7 * moved.history.looks[0].loss
+
+
+def test_a_loss_that_rises_is_not_said_to_stand_still() -> None:
+    looks = [DevRecord(step=20 * n, loss=2.0 + n, scores={}, is_best=not n, seconds=1) for n in range(3)]
+    settings = TrainingSettings(learning_rate=3.0, steps=40)
+    assert on_frozen(looks, settings) is None
+    assert "lower the learning rate" in (on_end(looks, looks[0], settings) or "")
 
 
 class _Scripted:

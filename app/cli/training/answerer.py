@@ -120,12 +120,13 @@ class TaskAnswerer:
         classification: ClassificationRequest | None,
     ) -> list[GenerationResult]:
         version = self._server.publish(self._task, prompt)
-        layer = {} if version is not None else self._task.get("defaults", {})
+        defaults = {} if version is not None else self._task.get("defaults", {})
         requests = [
             GenerationRequest(
                 inputs=example.inputs,
                 messages=example.messages or None,
-                parameters={**layer, **GREEDY},
+                parameters=GREEDY,
+                fallbacks=defaults,
                 classification=classification,
                 request_id="train",
             )

@@ -28,12 +28,14 @@ class Interruption:
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Let the block end by itself, soon after the first signal."""
+        """Let the block end by itself, soon after the first signal; then raise KeyboardInterrupt."""
         self._is_deferred = True
         try:
             yield
         finally:
             self._is_deferred = False
+        if self.is_wanted:
+            raise KeyboardInterrupt
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if not self._is_deferred or self.is_wanted:

@@ -119,7 +119,7 @@ def instruction_template(instruction: str, template: str | None) -> str:
 def as_held_out(example: Example) -> str:
     """Return an example as a line of a held-out file."""
     if example.messages:
-        turns = [{"role": turn.role, "content": turn.content} for turn in example.messages]
+        turns = [{"role": turn.role, "content": turn.content, **turn.others} for turn in example.messages]
         answer = {"role": "assistant", "content": example.output}
         return json.dumps({"messages": [*turns, answer]}, ensure_ascii=False)
     more = {"answer": example.answer, "slots": example.slots}

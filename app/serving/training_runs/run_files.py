@@ -94,17 +94,18 @@ class RunDirectory:
         Raise StoreFull, Unavailable.
         """
         new = self._root / f"{_NEW}{record.id}"
-        try:
-            (new / DATA).mkdir(parents=True, mode=0o700)
-            lock = _locked(new / _LOCK)
-            fill(new / DATA)
-            _write(new, record)
-            new.rename(self._root / record.id)
-        except BaseException as error:
-            shutil.rmtree(new, ignore_errors=True)
-            if isinstance(error, OSError):
+        with contextlib.ExitStack() as undo:
+            undo.callback(shutil.rmtree, new, ignore_errors=True)
+            try:
+                (new / DATA).mkdir(parents=True, mode=0o700)
+                lock = _locked(new / _LOCK)
+                undo.callback(os.close, lock)
+                fill(new / DATA)
+                _write(new, record)
+                new.rename(self._root / record.id)
+            except OSError as error:
                 raise write_error(error) from error
-            raise
+            undo.pop_all()
         return RunFiles(self._root, record, lock)
 
     @contextlib.contextmanager

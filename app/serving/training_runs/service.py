@@ -154,16 +154,23 @@ class TrainingRuns:
             self._places[place.tenant] -= 1
 
     def _work(self) -> None:
-        self.directory.prune()
+        self._prune()
         while (taken := self._next()) is not None:
             run, place = taken
             with self._released(run, place):
                 self._end(run, self._outcome(run))
-            self.directory.prune()
+            self._prune()
         while self._queue:
             run, place = self._queue.popleft()
             with self._released(run, place):
                 self._end(run, run.record.ended(RunState.INTERRUPTED))
+
+    def _prune(self) -> None:
+        """Remove old runs; those that come aren't held up where that fails."""
+        try:
+            self.directory.prune()
+        except (OSError, PromptplexError):
+            _log.exception("old training runs can't be removed")
 
     def _next(self) -> tuple[RunFiles, Place] | None:
         """Wait for a run; None: there will be none."""

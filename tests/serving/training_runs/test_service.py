@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from app.errors import NotFound, RateLimited, StoreFull
+from app.errors import NotFound, RateLimited, StoreFull, Unavailable
 from app.serving.training_runs.process import ProcessLimits
 from app.serving.training_runs.rows import run_detail
 from app.serving.training_runs.run_files import MAX_KEPT, RunDirectory
@@ -178,9 +178,20 @@ def test_a_run_that_cannot_be_stored_leaves_nothing(tmp_path: Path) -> None:
         (folder / "data.jsonl").write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
+    opened = os.listdir("/proc/self/fd")
     with pytest.raises(StoreFull):
         RunDirectory(tmp_path).create(a_record("full"), fail)
     assert list(tmp_path.iterdir()) == []
+    assert len(os.listdir("/proc/self/fd")) == len(opened), "its lock is let go"
+
+
+def test_runs_go_on_where_old_ones_cannot_be_removed(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise Unavailable("The directory of training runs can't be read; try again shortly.")
+
+    monkeypatch.setattr(runs.directory, "prune", fail)
+    for _ in range(2):
+        assert runs.wait("first", runs.start("first", publish=False)).state == "done"
 
 
 def test_no_id_is_a_path(tmp_path: Path) -> None:
