@@ -52,7 +52,7 @@ from app.training.examples import Dataset
 from app.training.loop import Trainer
 from app.training.report.contents import Report, TrialRow, metrics_json
 from app.training.report.page import report_page
-from app.training.run import TrainingResult
+from app.training.run import History, TrainingResult
 from app.training.run_directory import RunDirectory, RunState, RunStatus, held
 from app.training.self_study import Study
 from app.training.settings import Init, TrainingSettings
@@ -209,7 +209,7 @@ class Session:
             num_examples=sizes(dataset),
             history=trained.result.history,
             best_step=trained.result.best_step,
-            seconds=time.monotonic() - self.began,
+            seconds=max(time.monotonic() - self.began, _seconds(trained.result.history)),
             warnings=dataset.warnings,
             trials=_trial_rows(trained),
             notes=[*self._notes(prompt), *found[0].notes],
@@ -240,6 +240,11 @@ class Session:
         return {
             name: value for name, value in {**given, **self.task, **measures}.items() if value is not None
         }
+
+
+def _seconds(history: History) -> float:
+    """Return the seconds of all steps and looks, also those of a run that was resumed."""
+    return sum(step.seconds for step in history.steps) + sum(look.seconds for look in history.looks)
 
 
 def _trial_rows(trained: Trained) -> list[TrialRow]:
