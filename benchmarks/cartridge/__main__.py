@@ -13,7 +13,7 @@ from app.cli.training.answerer import LocalServer
 from app.prompt import Prompt
 from app.training.base import load_training_base
 from benchmarks.cartridge.reading_base import make_reading_base
-from benchmarks.cartridge.trials import Questions, Trial, accuracy, agreement
+from benchmarks.cartridge.trials import Questions, Trial, right
 
 _FIRST_TOKEN_PAIRS = 21
 
@@ -38,11 +38,11 @@ def measure(options: argparse.Namespace, store: Path) -> dict[str, Any]:
         return {
             "document_tokens": len(trial.document.ids),
             "training_questions": len(trial.study.train),
-            "share_of_facts_asked": trial.share_of_asked_facts(),
             "study_seconds": round(trial.study_seconds, 1),
+            "share_of_lines_asked": held_out.share_asked,
             "held_out": {"asked": len(held_out.asked), "unasked": len(held_out.unasked)},
-            "accuracy_in_context": accuracy(in_context, held_out.all),
-            "accuracy_without_document": accuracy(bare, held_out.all),
+            "accuracy_in_context": held_out.shares(right(in_context, held_out.all)),
+            "accuracy_without_document": held_out.shares(right(bare, held_out.all)),
             "cartridges": [
                 cartridge(trial, held_out, in_context, length, options) for length in options.lengths
             ],
@@ -56,17 +56,17 @@ def cartridge(
     say(f"training a cartridge of {length} tokens")
     start, trained, seconds = trial.train(length, options.steps, options.learning_rate)
     before, answers = trial.answers(start, held_out.all), trial.answers(trained, held_out.all)
-    right, reference = accuracy(answers, held_out.all), accuracy(in_context, held_out.all)
-    count = len(held_out.asked)
+    accuracy = held_out.shares(right(answers, held_out.all))
+    reference = held_out.shares(right(in_context, held_out.all))["of_lines"]
     found = {
         "virtual_tokens": length,
         "train_seconds": round(seconds, 1),
-        "accuracy": right,
-        "share_of_in_context": round(right / reference, 4) if right is not None and reference else None,
-        "accuracy_of_asked_facts": accuracy(answers[:count], held_out.asked),
-        "accuracy_of_unasked_facts": accuracy(answers[count:], held_out.unasked),
-        "accuracy_before_training": accuracy(before, held_out.all),
-        "same_answer_as_in_context": agreement(answers, in_context),
+        "accuracy": accuracy,
+        "share_of_in_context": round(accuracy["of_lines"] / reference, 4) if reference else None,
+        "accuracy_before_training": held_out.shares(right(before, held_out.all)),
+        "same_answer_as_in_context": held_out.shares(
+            [a == b for a, b in zip(answers, in_context, strict=True)]
+        ),
         "kv_bytes": _kv_bytes(trial, trained),
         "kv_ratio": round(length / len(trial.document.ids), 4),
         "first_token": trial.first_token(trained, held_out.all[:_FIRST_TOKEN_PAIRS]),

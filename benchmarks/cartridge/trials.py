@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from app.cli.training.answerer import LocalServer, TaskAnswerer
@@ -28,15 +28,23 @@ _TASK = {"template": TEMPLATE, "defaults": {"max_new_tokens": _NEW_TOKENS}}
 
 @dataclass(frozen=True, slots=True)
 class Questions:
-    """Held-out questions in words that self-study didn't use for them."""
+    """Held-out questions in words that self-study didn't use for them, so many of each kind."""
 
-    asked: Sequence[Example]  # about facts that it asked about in other words
-    unasked: Sequence[Example]  # about facts that it never came to
+    asked: Sequence[Example]  # about lines that it asked about in other words
+    unasked: Sequence[Example]  # about lines that it never came to
+    share_asked: float  # of the document's lines
 
     @property
     def all(self) -> list[Example]:
         """Return both kinds, the asked ones first."""
         return [*self.asked, *self.unasked]
+
+    def shares(self, are_right: Sequence[bool]) -> dict[str, float]:
+        """Return the share that is right, of each kind and of the document's lines."""
+        count = len(self.asked)
+        kinds = {"asked": _mean(are_right[:count]), "unasked": _mean(are_right[count:])}
+        of_lines = self.share_asked * kinds["asked"] + (1 - self.share_asked) * kinds["unasked"]
+        return {"of_lines": round(of_lines, 4)} | kinds
 
 
 class Trial:
@@ -76,18 +84,15 @@ class Trial:
         used = {each.inputs for split in (data.train, data.dev, data.test) for each in split}
         trained = {each.inputs for each in data.train}
         kinds: dict[bool, list[Example]] = {True: [], False: []}
+        num_asked = 0
         for fact in self.facts:
             wordings = [fact.question(wording) for wording in WORDINGS]
             is_asked = any(question in trained for question in wordings)
             new = [question for question in wordings if question not in used]
             kinds[is_asked] += [Example(inputs=question, output=fact.person) for question in new]
+            num_asked += is_asked
         asked, unasked = (rng.sample(kinds[kind], min(number, len(kinds[kind]))) for kind in (True, False))
-        return Questions(asked, unasked)
-
-    def share_of_asked_facts(self) -> float:
-        """Return the share of the document's lines that a training question is about."""
-        trained = {each.inputs for each in self.study.dataset.train}
-        return _mean(any(fact.question(each) in trained for each in WORDINGS) for fact in self.facts)
+        return Questions(asked, unasked, round(num_asked / len(self.facts), 4))
 
     def train(
         self, num_virtual_tokens: int, steps: int, learning_rate: float
@@ -130,20 +135,13 @@ class Trial:
         return {name: round(value, 4) for name, value in asdict(found).items()}
 
 
-def accuracy(answers: Sequence[str], questions: Sequence[Example]) -> float | None:
-    """Return the share of right answers; None: there are no questions."""
-    pairs = list(zip(answers, questions, strict=True))
-    return _mean(answer.strip() == question.output for answer, question in pairs) if pairs else None
+def right(answers: Sequence[str], questions: Sequence[Example]) -> list[bool]:
+    """Return whether each answer is right."""
+    return [answer.strip() == question.output for answer, question in zip(answers, questions, strict=True)]
 
 
-def agreement(answers: Sequence[str], others: Sequence[str]) -> float:
-    """Return the share of equal answers."""
-    return _mean(a == b for a, b in zip(answers, others, strict=True))
-
-
-def _mean(values: Iterable[bool]) -> float:
-    found = list(values)
-    return round(sum(found) / len(found), 4)
+def _mean(values: Sequence[bool]) -> float:
+    return round(sum(values) / len(values), 4) if values else 0.0
 
 
 class _Silent:
