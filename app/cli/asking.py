@@ -17,6 +17,7 @@ from app.store.references import DEFAULT_ALIAS
 from app.text.template import Template, bind_inputs, joined
 
 BASE = "(base model)"
+NO_CHOICE = "a line expects what is none of the task's choices, so their probabilities are not scored"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,9 +113,9 @@ class Version:
         return training.get("data_sha256") == sha256_of(data)
 
     @property
-    def choices(self) -> tuple[LabelledChoice, ...]:
+    def choices(self) -> list[LabelledChoice]:
         """The task's labels, each with the text that is scored for it."""
-        return tuple(parse_choices(self.row["choices"]))
+        return parse_choices(self.row["choices"])
 
     def asked(self, parameters: Row, template: Template | None = None) -> Asked:
         """Return the version as one that answers."""
@@ -166,18 +167,16 @@ def _only_version(task_id: str, alias: str, aliases: Mapping[str, Any]) -> str:
     )
 
 
-def choices_of(version: Version, items: Sequence[Item]) -> tuple[LabelledChoice, ...]:
-    """Return the task's choices under the names that every item expects: their values, else their texts.
+def expected_choices(choices: Sequence[LabelledChoice], items: Sequence[Item]) -> tuple[LabelledChoice, ...]:
+    """Return a task's choices under the names that every item expects: their values, else their texts.
 
     None where an item expects neither, where there is a single choice, and for chats.
     """
-    if len(version.choices) < 2 or is_chat(items):
+    if len(choices) < 2 or is_chat(items):
         return ()
     expected = {expected_label(item) for item in items}
-    by_text = [
-        LabelledChoice(value=each.text.strip() or each.value, text=each.text) for each in version.choices
-    ]
-    for named in (version.choices, by_text):
+    by_text = [LabelledChoice(value=each.text.strip() or each.value, text=each.text) for each in choices]
+    for named in (choices, by_text):
         names = {choice.value for choice in named}
         if expected <= names and len(names) == len(named):
             return tuple(named)

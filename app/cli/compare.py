@@ -15,7 +15,7 @@ from app.cli.asking import (
     ask_all,
     base_asked,
     check_directory,
-    choices_of,
+    expected_choices,
     find_version,
     is_chat,
     read_items,
@@ -153,7 +153,7 @@ def _check_held_out(sides: _Sides, data: Path, gate: Gate | None) -> None:
 def _compare(
     client: ServerClient, sides: _Sides, data: Path, items: Sequence[Item], concurrency: int, seed: int
 ) -> ComparisonReport:
-    choices = choices_of(sides.candidate, items)
+    choices = expected_choices(sides.candidate.choices, items)
     asked = [replace(side, choices=choices) for side in sides.asked]
     first, second = ask_all(client, asked, items, concurrency, "compare")
     pairs = list(zip(first, second, strict=True))

@@ -11,12 +11,13 @@ from typing import Annotated, Any
 import typer
 
 from app.cli.asking import (
+    NO_CHOICE,
     Asked,
     Version,
     ask_all,
     base_asked,
     check_directory,
-    choices_of,
+    expected_choices,
     find_version,
     is_chat,
     read_items,
@@ -104,14 +105,13 @@ def _choices(
     version: Version | None, items: Sequence[Item], *, is_needed: bool
 ) -> tuple[LabelledChoice, ...]:
     """Return the choices that the items expect. Raise ValueError where they are needed."""
-    choices = () if version is None else choices_of(version, items)
+    choices = () if version is None else expected_choices(version.choices, items)
     if is_needed and (version is None or not version.choices):
         raise ValueError("--plot draws the probabilities of a task's choices, and here there are none")
     if version is not None and version.choices and not choices:
-        line = "a line expects what is none of the task's choices, so their probabilities are not scored"
         if is_needed:
-            raise ValueError(line)
-        typer.echo(line, err=True)
+            raise ValueError(NO_CHOICE)
+        typer.echo(NO_CHOICE, err=True)
     return choices
 
 

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from app.cli.training.answerer import LocalServer, TaskAnswerer
 from app.errors import InvalidRequest, PromptRejected, UnsupportedModel
 from app.prompt import Prompt
+from app.serving.publishing.task_settings import parse_choices
 from app.training.examples import Example
 from tests.bases import save_tiny_llama
 from tests.oracle import as_prompt, prefix_config, soft_config, tuned
@@ -79,7 +80,7 @@ def test_fields_and_choices(server: LocalServer, base: Path, tmp_path: Path) -> 
     answerer = TaskAnswerer(server, task)
     example = Example(inputs={"name": "Door", "food": "Thai"}, output="great")
     assert answerer.answers(prompt, [example]) == answerer.answers(prompt, [example])
-    (found,) = answerer.probabilities(prompt, [example])
+    (found,) = answerer.probabilities(prompt, [example], parse_choices(["great", "cold"]))
     assert set(found) == {"great", "cold"}
     assert sum(found.values()) == pytest.approx(1)
 

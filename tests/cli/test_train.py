@@ -102,6 +102,32 @@ def test_a_run_leaves_what_push_takes(run: Run, promptplex: Run, data: Path, tmp
     assert "trained: prefix, step" in shown
 
 
+def test_choices_that_the_data_does_not_expect_are_not_scored(run: Run, data: Path, tmp_path: Path) -> None:
+    """Such as those of the live version, which a run over HTTP takes over."""
+    task, out = tmp_path / "given.json", tmp_path / "run"
+    task.write_text(json.dumps({"choices": ["good", "bad"], "defaults": {"max_new_tokens": 1}}))
+    given = (str(data), "--out", str(out), "--task-file", str(task), "--test-share", "0")
+    status, _, err = run(*given, "--max-new-tokens", "7")
+    assert status == 0, err
+    metrics = json.loads((out / "metrics.json").read_bytes())
+    assert metrics["main_metric"] != "choices_accuracy"
+    assert metrics["test"] == {}
+    written = json.loads((out / "task.json").read_bytes())
+    assert {name.split()[0] for name in written["metrics"]} == {"dev"}
+    assert written["defaults"] == {"max_new_tokens": 7}
+
+
+def test_choices_go_by_the_texts_that_the_data_expects(run: Run, data: Path, tmp_path: Path) -> None:
+    task, out = tmp_path / "given.json", tmp_path / "run"
+    task.write_text(
+        json.dumps({"choices": [{"value": each, "text": each.lower()} for each in ("UP", "DOWN")]})
+    )
+    status, _, err = run(str(data), "--out", str(out), "--task-file", str(task))
+    assert status == 0, err
+    metrics = json.loads((out / "metrics.json").read_bytes())
+    assert metrics["main_metric"] == "choices_accuracy"
+
+
 def test_the_same_seed_gives_the_same_prompt(run: Run, data: Path, tmp_path: Path) -> None:
     for name in ("one", "other"):
         assert run(str(data), "--out", str(tmp_path / name), "--method", "prompt")[0] == 0

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from app.cli.training.outcome import flat_metrics
 from app.scoring.measures import Score
 from app.text.chat import Message
 from app.training.curves import Curve, curves_of
@@ -117,6 +118,16 @@ def test_a_page_says_what_was_measured(report: Report) -> None:
     assert "mail 3 delivery billing" not in text  # cells are apart
     assert "30, of which step 20 was kept" in text
     assert "Sweep" in text
+
+
+def test_a_result_without_a_test_set_is_not_called_one(report: Report) -> None:
+    report = replace(report, measured_on="dev")
+    text = Page(report_page(report)).text
+    assert "exact 75.0% on 20 dev examples, by which the step was chosen; instruction: 25.0%" in text
+    assert "held-out" not in text
+    assert metrics_json(report)["test"] == {}
+    assert flat_metrics(report)["dev exact"] == 0.75
+    assert not [name for name in flat_metrics(report) if name.startswith("test")]
 
 
 def test_a_page_needs_nothing_from_elsewhere(report: Report) -> None:

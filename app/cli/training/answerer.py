@@ -13,7 +13,7 @@ from app.main import assemble
 from app.models.packed_model import PackedModel
 from app.prompt import Prompt, TaskVersion
 from app.serving.generation_request import ClassificationRequest, GenerationRequest, GenerationResult
-from app.serving.publishing.task_settings import parse_task
+from app.serving.publishing.task_settings import LabelledChoice, parse_task
 from app.settings import Settings, load_settings
 from app.training.examples import Example
 
@@ -107,9 +107,11 @@ class TaskAnswerer:
         """Return the answer to each example's inputs; `prompt` None: of the bare base."""
         return [result.text for result in self._run(prompt, examples, None)]
 
-    def probabilities(self, prompt: Prompt | None, examples: Sequence[Example]) -> list[dict[str, float]]:
-        """Return the probability of each of the task's choices, for each example."""
-        classification = ClassificationRequest(choices=tuple(self._task["choices"]))
+    def probabilities(
+        self, prompt: Prompt | None, examples: Sequence[Example], choices: Sequence[LabelledChoice]
+    ) -> list[dict[str, float]]:
+        """Return the probability of each of the choices, for each example."""
+        classification = ClassificationRequest(choices=tuple(choice.model_dump() for choice in choices))
         results = self._run(prompt, examples, classification)
         return [dict(result.classification.probabilities) for result in results if result.classification]
 

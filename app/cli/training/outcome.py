@@ -16,7 +16,7 @@ from app.scoring.items import Outcome
 from app.scoring.labels import expected_label, label_in, labels_of
 from app.scoring.measures import Score, measure
 from app.scoring.score_words import amount, title
-from app.serving.publishing.task_settings import MAX_EXAMPLE_CHARS
+from app.serving.publishing.task_settings import MAX_EXAMPLE_CHARS, LabelledChoice
 from app.serving.publishing.training_record import MAX_SETTING_CHARS
 from app.training.curves import curves_of
 from app.training.examples import Dataset, Example
@@ -49,7 +49,7 @@ def measured(
     prompt: Prompt | None,
     examples: Sequence[Example],
     *,
-    choices: Sequence[str],
+    choices: Sequence[LabelledChoice],
     template: str | None = None,
 ) -> Measured:
     """Answer the examples and score the answers; where there are choices, also as the most probable ones.
@@ -60,17 +60,18 @@ def measured(
     probabilities: Sequence[Mapping[str, float] | None] = [None] * len(examples)
     if choices:
         assert isinstance(answerer, TaskAnswerer), "labels are scored by a task's answerer"
-        probabilities = answerer.probabilities(prompt, examples)
+        probabilities = answerer.probabilities(prompt, examples, choices)
     outcomes = [
         Outcome(example.item, answer, probabilities=found)
         for example, answer, found in zip(examples, answers, probabilities, strict=True)
     ]
-    measures = measure(outcomes, choices)
+    names = [choice.value for choice in choices]
+    measures = measure(outcomes, names)
     scores = measures.scores()
     candidate = Candidate(
         name=name, scores={measures.main: scores[measures.main]} | scores, template=template
     )
-    labels = labels_of([outcome.item for outcome in outcomes], choices)
+    labels = labels_of([outcome.item for outcome in outcomes], names)
     answered = [
         AnsweredExample(example, outcome.generated, _is_right(outcome, labels))
         for example, outcome in zip(examples, outcomes, strict=True)
@@ -168,12 +169,11 @@ def _git_commit(root: Path) -> dict[str, str]:
     return {"git": done.stdout.strip()}
 
 
-def flat_metrics(candidates: Sequence[Candidate]) -> dict[str, float]:
+def flat_metrics(report: Report) -> dict[str, float]:
     """Return the values for the `metrics` of the task part: `test exact`, and the main one of all others."""
-    trained, *others = candidates
-    main = next(iter(trained.scores))
-    found = {f"test {name}": score for name, score in trained.scores.items()}
-    found |= {f"test {main}, {each.name}": each.scores[main] for each in others}
+    split, main, trained = report.measured_on, report.main_metric, report.trained
+    found = {f"{split} {name}": score for name, score in trained.scores.items()}
+    found |= {f"{split} {main}, {each.name}": each.scores[main] for each in report.others}
     return {name: round(score.metric.value, 4) for name, score in found.items()}
 
 

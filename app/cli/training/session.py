@@ -1,7 +1,6 @@
 """One run from data to files: the base is loaded, a prompt trained, measured and written into a directory."""
 
 import contextlib
-import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -43,21 +42,27 @@ from app.cli.training.progress import AnyProgress, Listeners, progress_for
 from app.cli.training.served_base import ServedBase, check_same_base
 from app.cli.training.sharing import share_weights
 from app.cli.training.starting import prompt_to_start_from
+from app.cli.training.task_part import (
+    longest_answer,
+    scored_choices,
+    template_for,
+    with_choices,
+    with_limit,
+)
 from app.prompt import Prompt
+from app.serving.publishing.task_settings import LabelledChoice
 from app.training.base import TrainingBase, load_training_base
 from app.training.checkpoint import has_checkpoint
 from app.training.dev_set import DevSet
-from app.training.encoding import encode_examples
-from app.training.examples import Dataset
+from app.training.examples import Dataset, Example
 from app.training.loop import Trainer
-from app.training.report.contents import Report, TrialRow, metrics_json
+from app.training.report.contents import Report, Split, TrialRow, metrics_json
 from app.training.report.page import report_page
 from app.training.run import History, TrainingResult
 from app.training.run_directory import RunDirectory, RunState, RunStatus, held
 from app.training.self_study import Study
 from app.training.settings import Init, TrainingSettings
 from app.training.sweep import Trial, grid, run_sweep
-from app.training.templates import choose_template
 
 _SCRATCH = ".serving"  # the store of the engine that answers meanwhile
 _SWEEP = "sweep"  # checkpoints of a sweep's candidates
@@ -85,6 +90,7 @@ class Session:
     server: LocalServer
     task: dict[str, Any]  # the task part that is trained for
     start: Prompt | None
+    choices: Sequence[LabelledChoice]  # the task's, if every line expects one of them
     study: Study | None  # of a cartridge's document; the dataset is what came of it
     interruption: Interruption
     began: float = field(default_factory=time.monotonic)
@@ -95,10 +101,14 @@ class Session:
         return self.task.get("template")
 
     @property
-    def choices(self) -> tuple[str, ...]:
-        """Return the task's labels."""
-        given = [each if isinstance(each, str) else each["value"] for each in self.task.get("choices", ())]
-        return tuple(given) or self.dataset.choices
+    def labels(self) -> list[str]:
+        """Return the names of the choices."""
+        return [choice.value for choice in self.choices]
+
+    @property
+    def measured_on(self) -> Split:
+        """Return the split on which the result is measured: test, or what is there in its place."""
+        return "test" if self.dataset.test else "dev" if self.dataset.dev else "train"
 
     def answerer(self, template: str | None = None) -> TaskAnswerer:
         """Return what answers with the task's settings, or with another template."""
@@ -129,7 +139,7 @@ class Session:
             learned=lessons.learned,
             settings=settings,
             train=lessons.train,
-            dev=DevSet(encoded=lessons.dev, examples=self.dataset.dev, choices=self.choices),
+            dev=DevSet(encoded=lessons.dev, examples=self.dataset.dev, choices=self.labels),
             answerer=self.answerer(),
             listener=listener,
             checkpoint_dir=checkpoints,
@@ -146,13 +156,13 @@ class Session:
             self.base,
             self.dataset,
             template=self.template,
-            choices=self.choices,
+            choices=self.labels,
             start=self.start,
         )
 
     def measure(self, prompt: Prompt) -> list[Measured]:
         """Measure the trained prompt, an instruction and the bare base on the same held-out examples."""
-        test = self.dataset.test or self.dataset.dev or self.dataset.train
+        test: Sequence[Example] = getattr(self.dataset, self.measured_on)
 
         def of(name: str, prompt: Prompt | None, template: str | None = None) -> Measured:
             answerer = self.answerer(template)
@@ -199,6 +209,7 @@ class Session:
             task=self.options.task,
             base=self.base.name,
             base_fingerprint=self.base.geometry.fingerprint,
+            measured_on=self.measured_on,
             main_metric=found[0].main,
             candidates=[each.candidate for each in found],
             answered=found[0].answered,
@@ -236,7 +247,7 @@ class Session:
             seconds=report.seconds,
         )
         given = {"examples": shown_examples(report.answered), "base": {"name": self.base.name}}
-        measures = {"metrics": flat_metrics(report.candidates), "training": record}
+        measures = {"metrics": flat_metrics(report), "training": record}
         return {
             name: value for name, value in {**given, **self.task, **measures}.items() if value is not None
         }
@@ -288,20 +299,22 @@ def open_session(
             studied = study_document(options, settings, base, task.get("template"), say)
             if studied is None:
                 assert dataset is not None
-                task["template"] = _template(dataset, base, task, say)
-                longest = math.ceil(_longest_answer(dataset, base, task["template"]) * _SPARE)
+                task["template"] = template_for(dataset, base, task.get("template"), say)
+                longest, spare = longest_answer(dataset, base, task["template"]), _SPARE
             else:
-                dataset, longest = studied.dataset, options.self_study.max_answer_tokens
+                dataset, longest, spare = studied.dataset, options.self_study.max_answer_tokens, 1.0
             start = prompt_to_start_from(options, base.geometry)
-            settings = _with_start(settings, options, start)
+            task = with_choices(task, dataset)
+            task = with_limit(task, longest, spare=spare, wanted=settings.max_new_tokens, say=say)
             yield Session(
                 options=options,
-                settings=settings,
+                settings=_with_start(settings, options, start),
                 dataset=dataset,
                 base=base,
                 server=server,
-                task=_task(task, dataset, settings.max_new_tokens or longest),
+                task=task,
                 start=start,
+                choices=scored_choices(task, dataset, say),
                 study=studied,
                 interruption=interruption,
             )
@@ -316,27 +329,6 @@ def _with_start(settings: TrainingSettings, options: TrainOptions, start: Prompt
     if settings.init_text is None and settings.init in (None, Init.TEXT):
         return settings.model_copy(update={"init_text": options.instruction})
     return settings
-
-
-def _template(
-    dataset: Dataset, base: TrainingBase, task: dict[str, Any], say: Callable[[str], None]
-) -> str | None:
-    chosen = choose_template(dataset, base, task.get("template"))
-    for warning in chosen.warnings:
-        say(f"warning: {warning}")
-    return chosen.source
-
-
-def _task(given: dict[str, Any], dataset: Dataset, max_new_tokens: int) -> dict[str, Any]:
-    """Return the task part, with labels from the data and a number of new tokens where none are given."""
-    labels = {"choices": list(dataset.choices)} if dataset.choices else {}
-    return labels | given | {"defaults": {"max_new_tokens": max_new_tokens, **given.get("defaults", {})}}
-
-
-def _longest_answer(dataset: Dataset, base: TrainingBase, template: str | None) -> int:
-    """Return its tokens. Raise InvalidRequest: the template doesn't take a line, or the base has no room."""
-    everything = [*dataset.train, *dataset.dev, *dataset.test]
-    return max(len(each.target) for each in encode_examples(everything, base, template))
 
 
 def run_session(session: Session) -> Report:
@@ -355,7 +347,7 @@ def run_session(session: Session) -> Report:
     with _ending(directory), progress_for(resolved.steps, is_quiet=options.quiet) as progress:
         with session.interruption.deferred():
             trained = session.train(directory, progress)
-        progress.say(f"measuring on {len(session.dataset.test)} held-out examples")
+        progress.say(f"measuring on the {session.measured_on} examples")
         report = session.report(trained, session.measure(trained.result.prompt))
         session.write(directory, trained, report)
     return report

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from app.scoring.measures import Score
 from app.scoring.score_words import amount, title
@@ -10,11 +10,17 @@ from app.training.examples import Example
 from app.training.run import History, StepRecord
 
 MAX_SHOWN = 12  # examples of each kind
+Split = Literal["test", "dev", "train"]
+MEASURED_ON: Mapping[Split, str] = {
+    "test": "held-out examples",
+    "dev": "dev examples, by which the step was chosen",
+    "train": "examples that it was trained on",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """What was measured on the test examples: the trained prompt, or what it is compared with."""
+    """What was measured: the trained prompt, or what it is compared with."""
 
     name: str
     scores: Mapping[str, Score]  # by metric, the main one first
@@ -23,7 +29,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class AnsweredExample:
-    """An example of the test set, and what was generated."""
+    """An example that was measured, and what was generated."""
 
     example: Example
     generated: str
@@ -58,6 +64,7 @@ class Report:
     history: History
     best_step: int
     seconds: float
+    measured_on: Split = "test"  # where no test examples are held out, dev; without these, train
     warnings: Sequence[str] = ()  # about the data
     trials: Sequence[TrialRow] = ()
     notes: Sequence[str] = ()  # of the metrics
@@ -75,11 +82,12 @@ class Report:
         return self.candidates[1:]
 
     def verdict(self) -> str:
-        """Return one sentence about the test set."""
+        """Return one sentence about the result."""
         value = self.trained.scores[self.main_metric].metric.value
         best = max(self.others, key=lambda each: each.scores[self.main_metric].metric.value, default=None)
         name = self.main_metric
-        said = f"{title(name)} {amount(name, value)} on {self.num_examples['test']} held-out examples"
+        examples = f"{self.num_examples[self.measured_on]} {MEASURED_ON[self.measured_on]}"
+        said = f"{title(name)} {amount(name, value)} on {examples}"
         if best is None:
             return said
         other = best.scores[self.main_metric].metric.value
@@ -87,14 +95,15 @@ class Report:
 
 
 def metrics_json(report: Report) -> dict[str, Any]:
-    """Return what `metrics.json` holds."""
+    """Return what `metrics.json` holds; `test` is empty where no test examples were held out."""
+    scores = {each.name: _scores(each) for each in report.candidates}
     return {
         "task": report.task,
         "base": {"name": report.base, "fingerprint": report.base_fingerprint},
         "data": {"sha256": report.data_sha256, "num_examples": dict(report.num_examples)},
         "settings": dict(report.settings),
         "main_metric": report.main_metric,
-        "test": {each.name: _scores(each) for each in report.candidates},
+        "test": scores if report.measured_on == "test" else {},
         "dev": [
             {"step": look.step, "is_best": look.is_best, "loss": look.loss, **look.scores}
             for look in report.history.looks

@@ -12,6 +12,7 @@ from app.training.curves import Curve, curves_of
 from app.training.examples import Example
 from app.training.report.contents import (
     MAX_SHOWN,
+    MEASURED_ON,
     AnsweredExample,
     Candidate,
     Report,
@@ -52,7 +53,7 @@ def report_page(report: Report) -> str:
             f"<h1>{_text(heading)}</h1>",
             f'<p class="verdict">{_text(report.verdict())}</p>',
             _lines("warning", [*report.warnings, *report.history.advice, *report.notes]),
-            "<h2>On the test examples</h2>",
+            f"<h2>On {len(report.answered)} {MEASURED_ON[report.measured_on]}</h2>",
             _score_table(report),
             "<h2>Curves</h2>",
             *_figures(report),
