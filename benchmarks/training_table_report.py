@@ -9,14 +9,14 @@ import argparse
 import json
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from benchmarks.plots import save
-from benchmarks.training_table import NUM_DEV, NUM_TEST, NUM_TRAIN, TASKS
+from benchmarks.training_table import NUM_DEV, NUM_TEST, NUM_TRAIN, TASKS, Run, default_rate, read_run
 
 RESULTS = Path("benchmarks/results/training-table.json")
 PLOT = Path("docs/images/training-table.svg")
@@ -30,7 +30,8 @@ class Cell:
     task: str
     kind: str  # method and start, as a row of a table
     length: int
-    learning_rate: float | None
+    learning_rate: float
+    is_default: bool  # whether that rate is the method's own
     accuracies: tuple[float, ...]
 
     @property
@@ -43,7 +44,7 @@ class Cell:
             "task": self.task,
             "prompt": self.kind,
             "num_virtual_tokens": self.length,
-            "learning_rate": self.learning_rate or "default",
+            "learning_rate": self.learning_rate,
             "accuracies": [round(each, 4) for each in self.accuracies],
         }
 
@@ -52,27 +53,33 @@ class Cell:
         return f"{self.mean:.0%}" + (f" ({low * 100:.0f} to {high * 100:.0f})" if low < high else "")
 
 
-def kind_of(run: dict[str, Any]) -> str:
+def kind_of(run: Run) -> str:
     """Name a method and what it starts from."""
-    return f"{run['method']}, MLP" if run["network"] == "mlp" else f"{run['method']}, {run['init']}"
+    return f"{run.method}, {'MLP' if run.network == 'mlp' else run.init}"
 
 
 def cells_of(lines: Iterable[dict[str, Any]]) -> list[Cell]:
-    """Gather the seeds of each setting, in the order of the file."""
-    found: dict[tuple[str, str, int, float | None], dict[int, float]] = {}
+    """Gather the seeds of each setting."""
+    by_setting: dict[Run, dict[int, float]] = {}
     for line in lines:
-        run = line["run"]
-        key = run["task"], kind_of(run), run["length"], run["learning_rate"]
-        found.setdefault(key, {})[run["seed"]] = line["accuracy"]
+        run = read_run(line)
+        by_setting.setdefault(replace(run, seed=0), {})[run.seed] = line["accuracy"]
     return [
-        Cell(task=task, kind=kind, length=length, learning_rate=rate, accuracies=tuple(by_seed.values()))
-        for (task, kind, length, rate), by_seed in found.items()
+        Cell(
+            task=run.task,
+            kind=kind_of(run),
+            length=run.length,
+            learning_rate=run.learning_rate,
+            is_default=run.learning_rate == default_rate(run.method, run.network, run.init),
+            accuracies=tuple(by_seed[seed] for seed in sorted(by_seed)),
+        )
+        for run, by_seed in by_setting.items()
     ]
 
 
 def length_table(cells: Sequence[Cell], task: str) -> list[str]:
     """Rows of kinds, columns of lengths: mean accuracy, then the lowest and highest of the seeds."""
-    shown = [cell for cell in cells if cell.task == task and cell.learning_rate is None]
+    shown = [cell for cell in cells if cell.task == task and cell.is_default]
     lengths = sorted({cell.length for cell in shown})
     by_kind: dict[str, dict[int, str]] = {}
     for cell in shown:
@@ -82,14 +89,18 @@ def length_table(cells: Sequence[Cell], task: str) -> list[str]:
     return [*head, *(f"| {' | '.join(row)} |" for row in rows)]
 
 
-def rate_table(cells: Sequence[Cell]) -> list[str]:
-    """The settings with learning rates of their own."""
-    rated = [cell for cell in cells if cell.learning_rate is not None]
-    rows = sorted((cell.kind, cell.learning_rate or 0.0, str(cell)) for cell in rated)
+def rate_table(cells: Sequence[Cell], task: str, length: int) -> list[str]:
+    """What was also trained at other learning rates than the method's own."""
+    at_length = [cell for cell in cells if (cell.task, cell.length) == (task, length)]
+    rated = {cell.kind for cell in at_length if not cell.is_default}
+    rows = sorted((cell.kind, cell.learning_rate, cell) for cell in at_length if cell.kind in rated)
     return [
         "| prompt | learning rate | accuracy |",
         "|---|---|---|",
-        *(f"| {kind} | {rate:g} | {text} |" for kind, rate, text in rows),
+        *(
+            f"| {kind} | {rate:g}{' (default)' if cell.is_default else ''} | {cell} |"
+            for kind, rate, cell in rows
+        ),
     ]
 
 
@@ -98,7 +109,7 @@ def plot(cells: Sequence[Cell], task: str, target: Path) -> None:
     figure = Figure(figsize=(10, 4), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for axes, is_prefix, title in zip(panels, (False, True), ("soft prompts", "prefixes"), strict=True):
-        shown = [c for c in cells if c.task == task and c.learning_rate is None]
+        shown = [cell for cell in cells if cell.task == task and cell.is_default]
         kinds = sorted({cell.kind for cell in shown if cell.kind.startswith("prefix") is is_prefix})
         for kind, colour in zip(kinds, _COLOURS, strict=False):
             _line(axes, [cell for cell in shown if cell.kind == kind], colour)
@@ -135,7 +146,7 @@ def main() -> None:
     RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
     for task in dict.fromkeys(cell.task for cell in cells):
         print("\n".join([f"\n{task}", *length_table(cells, task)]))
-    print("\n".join(["", *rate_table(cells)]))
+    print("\n".join(["", *rate_table(cells, "new", 16)]))
     plot(cells, "new", PLOT)
 
 

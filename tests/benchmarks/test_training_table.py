@@ -9,7 +9,7 @@ import pytest
 from app.training.settings import Init, Method
 from benchmarks import training_table, training_table_report
 from benchmarks.training_table import TASKS, Run, fill, finished, runs
-from benchmarks.training_table_report import cells_of, length_table
+from benchmarks.training_table_report import cells_of, length_table, rate_table
 
 
 def test_no_run_is_done_twice() -> None:
@@ -23,7 +23,7 @@ def test_a_stopped_table_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(TASKS, "known", replace(TASKS["known"], steps=1))
     for name, number in {"NUM_TRAIN": 8, "NUM_DEV": 4, "NUM_TEST": 4}.items():
         monkeypatch.setattr(training_table, name, number)
-    wanted = [Run("known", Method.PROMPT, "none", Init.LABELS, 5, None, seed) for seed in range(2)]
+    wanted = [Run("known", Method.PROMPT, "none", Init.LABELS, 5, 0.03, seed) for seed in range(2)]
     monkeypatch.setattr(training_table, "runs", lambda: wanted[:1])
     target = tmp_path / "table.jsonl"
     fill(target, (1, 1))
@@ -38,20 +38,28 @@ def test_a_stopped_table_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_cell_has_the_seeds_of_its_setting(tmp_path: Path) -> None:
-    run = {"task": "new", "network": "none", "init": "text", "learning_rate": None}
+    run = {"task": "new", "network": "none", "init": "text"}
     lines = [
-        {"run": {**run, "method": method, "length": length, "seed": seed}, "accuracy": accuracy}
-        for method, length, seed, accuracy in (
-            ("prompt", 5, 0, 0.5),
-            ("prefix", 1, 0, 0.1),
-            ("prefix", 1, 1, 0.3),
-            ("prefix", 16, 0, 0.9),
+        {
+            "run": {**run, "method": method, "learning_rate": rate, "length": length, "seed": seed},
+            "accuracy": accuracy,
+        }
+        for method, rate, length, seed, accuracy in (
+            ("prompt", 0.03, 5, 0, 0.5),
+            ("prefix", 0.02, 1, 0, 0.1),
+            ("prefix", 0.02, 1, 1, 0.3),
+            ("prefix", 0.02, 16, 0, 0.9),
+            ("prefix", 0.05, 16, 0, 0.7),
         )
     ]
-    assert [cell.accuracies for cell in cells_of(lines)] == [(0.5,), (0.1, 0.3), (0.9,)]
+    assert [cell.accuracies for cell in cells_of(lines)] == [(0.5,), (0.1, 0.3), (0.9,), (0.7,)]
     assert length_table(cells_of(lines), "new")[2:] == [
         "| prefix, text | 20% (10 to 30) |  | 90% |",
         "| prompt, text |  | 50% |  |",
+    ]
+    assert rate_table(cells_of(lines), "new", 16)[2:] == [
+        "| prefix, text | 0.02 (default) | 90% |",
+        "| prefix, text | 0.05 | 70% |",
     ]
     target = tmp_path / "plot.svg"
     training_table_report.plot(cells_of(lines), "new", target)
