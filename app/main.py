@@ -28,7 +28,7 @@ from app.keys.keyring import Keyring
 from app.metrics import Metrics
 from app.models.loading import LoadedBase, load_base
 from app.request import Outcome
-from app.serving.base_defaults import reported_defaults
+from app.serving.base_defaults import BaseDefaults, reported_defaults
 from app.serving.generation import GenerationService
 from app.serving.publishing.import_watcher import ImportWatcher
 from app.serving.publishing.publisher import PublishingService
@@ -225,9 +225,7 @@ def _assemble(
         tokenizer,
         eos_ids=base.eos_ids,
         grammars=grammars,
-        defaults=reported_defaults(
-            base.generation if settings.generation_config == "auto" else {}, max_rows=config.max_rows
-        ),
+        defaults=_defaults(settings, base, config.max_rows),
         decoder_start_id=base.decoder_start_id,
         base_name=settings.base_name,
         timeout=settings.request_timeout,
@@ -246,10 +244,15 @@ def _assemble(
         metrics=metrics,
         maintenance=StoreMaintenance(store, lambda digest: _fetch(source, digest), generation.compatibility),
         redis=(lambda: "off") if redis is None else redis.state,
-        training=_training(settings, publishing) if settings.training else None,
+        training=_training(settings, publishing),
         device=str(base.backbone.device),
         probe=str(base.report),
     )
+
+
+def _defaults(settings: Settings, base: LoadedBase, max_rows: int) -> BaseDefaults:
+    given = base.generation if settings.generation_config == "auto" else {}
+    return reported_defaults(given, max_rows=max_rows)
 
 
 def _load_base(settings: Settings, progress: Callable[[str], None]) -> LoadedBase:
@@ -296,18 +299,17 @@ def _publishing(
     return PublishingService(store, generation, on_stored=source.offer, **more)
 
 
-def _training(settings: Settings, publishing: PublishingService) -> TrainingRuns:
+def _training(settings: Settings, publishing: PublishingService) -> TrainingRuns | None:
     """Runs train on the base that is served, and lie beside the store's own files."""
+    if not settings.training:
+        return None
     limits = ProcessLimits(
         threads=settings.training_threads,
         memory_bytes=settings.training_memory_bytes,
         device=settings.training_device,
     )
     config = TrainingConfig(directory=settings.store / "training-runs", limits=limits)
-    command = train_command(
-        settings.model, dtype=settings.dtype, device=settings.training_device, store=settings.store
-    )
-    return TrainingRuns(publishing, config, command)
+    return TrainingRuns(publishing, config, train_command(settings))
 
 
 def _fast(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:

@@ -3,7 +3,7 @@
 import inspect
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -113,6 +113,21 @@ def train(
     device: Annotated[
         str, typer.Option(help="Device: auto, cpu, cuda or cuda:N", rich_help_panel=_BASE)
     ] = "auto",
+    max_context: Annotated[
+        int | None,
+        typer.Option(
+            help="Maximum virtual, prompt and new tokens of a request, as served; default: the model's limit",
+            min=2,
+            rich_help_panel=_BASE,
+        ),
+    ] = None,
+    generation_config: Annotated[
+        Literal["auto", "none"],
+        typer.Option(
+            help="auto: answer with the defaults of the base's generation config, as served; none: without",
+            rich_help_panel=_BASE,
+        ),
+    ] = "auto",
     push: Annotated[
         bool,
         typer.Option("--push", help="Publish the result as alias candidate", rich_help_panel=_BASE),
@@ -166,6 +181,8 @@ def train(
         quiet=quiet,
         dtype=dtype,
         device=device,
+        max_context=max_context,
+        generation_config=generation_config,
     )
     run_settings = parse_settings(TrainingSettings, settings)
     check_options(options, run_settings)

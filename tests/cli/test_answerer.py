@@ -74,6 +74,11 @@ def test_a_default_beyond_the_bases_positions_is_cut_as_it_is_when_served(
     assert len(TaskAnswerer(server, task).answers(trained(base, tmp_path, "soft")[1], EXAMPLES[:1])) == 1
 
 
+def test_it_serves_as_the_server_does(base: Path, tmp_path: Path) -> None:
+    with LocalServer(str(base), tmp_path / "store", max_context=64, progress=lambda line: None) as server:
+        assert server.geometry.max_positions == 64
+
+
 def test_fields_and_choices(server: LocalServer, base: Path, tmp_path: Path) -> None:
     prompt = trained(base, tmp_path, "prefix")[1]
     task = {**TASK, "template": "{name}: {food}", "choices": ["great", "cold"]}

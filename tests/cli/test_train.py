@@ -174,6 +174,9 @@ def test_a_directory_that_is_not_empty_is_not_overwritten(run: Run, data: Path, 
     status, _, err = run(str(data), "--out", str(out), "--resume", "--seed", "1")
     assert status == 1
     assert "seed was 0 and is now 1" in err
+    status, _, err = run(str(data), "--out", str(out), "--resume", "--init-from", str(out))
+    assert status == 1
+    assert "the prompt to start from was nothing and is now" in err
     status, _, err = run(str(data), "--out", str(tmp_path / "none"), "--resume")
     assert status == 1
     assert "to resume" in err

@@ -36,14 +36,13 @@ class LocalServer:
         model: str,
         store: Path,
         *,
-        dtype: str = "auto",
-        device: str = "auto",
         progress: Callable[[str], None],
+        **settings: Any,
     ) -> None:
-        """Load the base. Raise UnsupportedModel, ValueError where it can't be served."""
-        settings = _settings(model=model, store=store, dtype=dtype, device=device)
+        """Load the base; `settings` are a server's. Raise UnsupportedModel, ValueError."""
+        checked = _settings(model=model, store=store, **settings)
         with ExitStack() as undo:
-            self._services = undo.enter_context(closing(assemble(settings, progress=progress)))
+            self._services = undo.enter_context(closing(assemble(checked, progress=progress)))
             self._loop = undo.enter_context(asyncio.Runner())
             self._life = undo.pop_all()
         engine = self._services.engine

@@ -45,6 +45,14 @@ class TrainOptions:
     quiet: bool = False
     dtype: str = "auto"
     device: str = "auto"
+    max_context: int | None = None
+    generation_config: str = "auto"
+
+    @property
+    def serving(self) -> dict[str, Any]:
+        """Return how the base is served, under the names of a server's settings."""
+        names = ("dtype", "device", "max_context", "generation_config")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def files(self) -> tuple[Path, ...]:

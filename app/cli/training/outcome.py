@@ -1,7 +1,6 @@
 """What a run comes to: scores on held-out examples, and the facts that push and the report show."""
 
 import json
-import math
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -117,7 +116,7 @@ def training_record(
         "code": code_versions(),
         "base_fingerprint": fingerprint,
         "curves": {
-            name: {"steps": list(curve.steps), "values": [_rounded(value) for value in curve.values]}
+            name: {"steps": list(curve.steps), "values": [float(f"{value:.4g}") for value in curve.values]}
             for name, curve in curves.items()
         },
     }
@@ -133,11 +132,6 @@ def _short(value: Any) -> Any:
     if isinstance(value, list | tuple):
         value = ",".join(map(str, value))
     return value[:MAX_SETTING_CHARS] if isinstance(value, str) else value
-
-
-def _rounded(value: float) -> float:
-    """Return the value to four digits; more would only make records longer."""
-    return float(f"{value:.4g}") if math.isfinite(value) else 0.0
 
 
 def sizes(dataset: Dataset) -> dict[str, int]:

@@ -41,7 +41,7 @@ from app.cli.training.outcome import (
 from app.cli.training.progress import AnyProgress, Listeners, progress_for
 from app.cli.training.served_base import ServedBase, check_same_base
 from app.cli.training.sharing import share_weights
-from app.cli.training.starting import prompt_to_start_from
+from app.cli.training.starting import prompt_to_start_from, with_start
 from app.cli.training.task_part import (
     longest_answer,
     scored_choices,
@@ -61,7 +61,7 @@ from app.training.report.page import report_page
 from app.training.run import History, TrainingResult
 from app.training.run_directory import RunDirectory, RunState, RunStatus, held
 from app.training.self_study import Study
-from app.training.settings import Init, TrainingSettings
+from app.training.settings import TrainingSettings
 from app.training.sweep import Trial, grid, run_sweep
 
 _SCRATCH = ".serving"  # the store of the engine that answers meanwhile
@@ -144,9 +144,15 @@ class Session:
             listener=listener,
             checkpoint_dir=checkpoints,
             objective=lessons.objective,
-            origin={"template": repr(self.template)},
+            origin=self._origin(),
             is_interrupted=lambda: self.interruption.is_wanted,
         )
+
+    def _origin(self) -> dict[str, str]:
+        """Return what a run depends on beside its settings, its examples and the base, by name."""
+        start = "nothing" if self.start is None else self.start.digest[:16]
+        task = {name: repr(self.task.get(name)) for name in ("template", "defaults", "choices")}
+        return task | {"the prompt to start from": start, "dtype": self.options.dtype}
 
     def _lessons(self, settings: TrainingSettings) -> Lessons:
         if self.study is not None:
@@ -291,9 +297,15 @@ def open_session(
     scratch = options.out / _SCRATCH
     shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
     try:
-        with LocalServer(model, scratch, dtype=options.dtype, device=options.device, progress=say) as server:
+        with LocalServer(model, scratch, progress=say, **options.serving) as server:
             check_same_base(served, model, server.geometry.fingerprint)
-            base = load_training_base(model, dtype="float32", device=options.device, progress=say)
+            base = load_training_base(
+                model,
+                dtype="float32",
+                device=options.device,
+                max_context=options.max_context,
+                progress=say,
+            )
             share_weights(server.model, base.model)
             task = task_settings(options)
             studied = study_document(options, settings, base, task.get("template"), say)
@@ -308,7 +320,7 @@ def open_session(
             task = with_limit(task, longest, spare=spare, wanted=settings.max_new_tokens, say=say)
             yield Session(
                 options=options,
-                settings=_with_start(settings, options, start),
+                settings=with_start(settings, options, start),
                 dataset=dataset,
                 base=base,
                 server=server,
@@ -320,15 +332,6 @@ def open_session(
             )
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _with_start(settings: TrainingSettings, options: TrainOptions, start: Prompt | None) -> TrainingSettings:
-    """Return the settings with what the prompt starts from: another one, or the words of the instruction."""
-    if start is not None:
-        return settings.model_copy(update={"init": Init.TASK})
-    if settings.init_text is None and settings.init in (None, Init.TEXT):
-        return settings.model_copy(update={"init_text": options.instruction})
-    return settings
 
 
 def run_session(session: Session) -> Report:

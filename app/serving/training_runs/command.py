@@ -3,20 +3,21 @@
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from app.serving.training_runs.data_files import data_paths
 from app.serving.training_runs.run_files import RunFiles
 from app.serving.training_runs.run_settings import parse_run_settings
 from app.serving.training_runs.service import Command
+from app.settings import Settings
 
 _TASK = "task.json"
 
 
-def train_command(model: str, *, dtype: str, device: str, store: Path) -> Command:
-    """Return what makes the command of a run on this base; `store` has the prompts to start from."""
-    base = {"model": model, "dtype": dtype, "device": device, "store": store}
+def train_command(settings: Settings) -> Command:
+    """Return what makes the command of a run on a server's base, served as the server serves it."""
+    names = ("model", "dtype", "max_context", "generation_config", "store")
+    base = {name: getattr(settings, name) for name in names} | {"device": settings.training_device}
 
     def command(run: RunFiles) -> Sequence[str]:
         task_file = run.path / _TASK

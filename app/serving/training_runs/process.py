@@ -17,6 +17,7 @@ _SHARE_OF_FREE = 0.5
 # What the command needs of this server's environment: neither keys nor addresses nor tokens are among it.
 _KEPT = frozenset({
     "PATH", "HOME", "USER", "LANG", "TMPDIR", "TZ", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "XDG_CACHE_HOME",
+    "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER",  # cuda:0 is the server's own
     "HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "TRANSFORMERS_CACHE", "CUDA_HOME",
 })  # fmt: skip
 _KEPT_PREFIXES = ("LC_", "GOMP_", "KMP_", "MALLOC_")

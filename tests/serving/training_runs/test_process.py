@@ -55,6 +55,9 @@ def test_only_what_is_listed_is_passed_on() -> None:
     assert (kept["PATH"], kept["LC_ALL"], kept["HF_HOME"]) == ("/bin", "C", "/hub")
     assert (kept["OMP_NUM_THREADS"], kept["HF_HUB_OFFLINE"], kept["CUDA_VISIBLE_DEVICES"]) == ("3", "1", "")
     assert "CUDA_VISIBLE_DEVICES" not in environment({}, ProcessLimits(device="cuda:0"))
+    second = {"CUDA_VISIBLE_DEVICES": "1"}  # which is cuda:0 to this server, and must be that to its run
+    assert environment(second, ProcessLimits(device="cuda:0"))["CUDA_VISIBLE_DEVICES"] == "1"
+    assert environment(second, ProcessLimits())["CUDA_VISIBLE_DEVICES"] == ""
 
 
 def test_its_last_error_is_its_reason(tmp_path: Path) -> None:
