@@ -309,7 +309,9 @@ def _training(settings: Settings, publishing: PublishingService) -> TrainingRuns
         device=settings.training_device,
     )
     config = TrainingConfig(directory=settings.store / "training-runs", limits=limits)
-    return TrainingRuns(publishing, config, train_command(settings))
+    names = {"model", "dtype", "max_context", "generation_config", "store"}
+    base = settings.model_dump(include=names) | {"device": settings.training_device}
+    return TrainingRuns(publishing, config, train_command(base))
 
 
 def _fast(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:

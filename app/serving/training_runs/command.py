@@ -9,15 +9,12 @@ from app.serving.training_runs.data_files import data_paths
 from app.serving.training_runs.run_files import RunFiles
 from app.serving.training_runs.run_settings import parse_run_settings
 from app.serving.training_runs.service import Command
-from app.settings import Settings
 
 _TASK = "task.json"
 
 
-def train_command(settings: Settings) -> Command:
-    """Return what makes the command of a run on a server's base, served as the server serves it."""
-    names = ("model", "dtype", "max_context", "generation_config", "store")
-    base = {name: getattr(settings, name) for name in names} | {"device": settings.training_device}
+def train_command(base: Mapping[str, Any]) -> Command:
+    """Return what makes the command of a run; `base`: flags that say what is served, and how, by name."""
 
     def command(run: RunFiles) -> Sequence[str]:
         task_file = run.path / _TASK
@@ -26,7 +23,7 @@ def train_command(settings: Settings) -> Command:
         settings = parse_run_settings(run.record.settings).for_command()
         return [
             *(sys.executable, "-P", "-m", "app.cli", "train", "--quiet"),
-            *_flags(base | outputs | settings | {"init_from": run.record.init_from}),
+            *_flags({**base, **outputs, **settings, "init_from": run.record.init_from}),
             *map(str, data_paths(run.data)),
         ]
 
