@@ -45,15 +45,20 @@ class Base(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Learned:
-    """Positions that a prompt takes: before the text, or in an encoder-decoder before the answer."""
+    """Positions that a prompt takes: before the text, or in an encoder-decoder before the answer.
+
+    All choices are scored after each text, so an answer needs as many positions as the longest of them.
+    """
 
     num_virtual_tokens: int = 0
     num_source_tokens: int = 0  # before the text of an encoder-decoder: a soft prompt's, not a prefix's
+    num_answer_tokens: int = 0  # after the text, at least: where choices are scored, the longest one's
 
     @classmethod
-    def of(cls, prompt: Prompt) -> "Learned":
+    def of(cls, prompt: Prompt, num_answer_tokens: int = 0) -> "Learned":
         """Return what serving counts of a prompt."""
         return cls(
+            num_answer_tokens=num_answer_tokens,
             num_virtual_tokens=prompt.length(Site.DECODER_SELF) + prompt.length(Embedding.DECODER),
             num_source_tokens=prompt.length(Embedding.ENCODER),
         )
@@ -120,7 +125,8 @@ def _source(example: Example, encoder: PromptEncoder, template: Template) -> Tok
 
 def _why_too_long(pair: EncodedExample, base: Base, learned: Learned) -> str | None:
     """Return what is longer than the base's positions, with the numbers."""
-    geometry, source, target = base.geometry, len(pair.source), len(pair.target)
+    geometry, source = base.geometry, len(pair.source)
+    target = max(len(pair.target), learned.num_answer_tokens)
     rows, virtual = learned.num_source_tokens, learned.num_virtual_tokens
     if not geometry.has_encoder:
         total = virtual + source + target

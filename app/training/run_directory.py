@@ -93,16 +93,22 @@ class RunDirectory:
     """Writes a run's directory, which its process holds (`held`); a `Listener`. Any number may read."""
 
     def __init__(self, path: Path, status: RunStatus) -> None:
-        """Begin, or go on with a resumed run. Raise StoreFull."""
+        """Begin a run. One that is there already stays as it is until it goes on (`on_start`).
+
+        Raise StoreFull.
+        """
         self.path = path
         self.status = replace(status, started_at=time.time())
-        self._write_status()
+        self._has_begun = not (path / _RUN).exists()
+        if self._has_begun:
+            self._write_status()
 
     def on_start(self, history: History) -> None:
         """Let the files hold the history and nothing else: what a killed process wrote after it is gone."""
         self._rewrite(_STEPS, map(asdict, history.steps))
         self._rewrite(_LOOKS, map(asdict, history.looks))
         self._rewrite(_ADVICE, ({"line": line} for line in history.advice))
+        self._has_begun = True
         best = next((look for look in reversed(history.looks) if look.is_best), None)
         self._update(state=RunState.TRAINING, **_best(best))
 
@@ -125,8 +131,9 @@ class RunDirectory:
         replace_file(self.path / name, data)
 
     def end(self, state: RunState, error: str | None = None) -> None:
-        """Say what became of the run."""
-        self._update(state=state, error=error, ended_at=time.time())
+        """Say what became of the run; nothing of one that couldn't be resumed."""
+        if self._has_begun:
+            self._update(state=state, error=error, ended_at=time.time())
 
     def _update(self, **changes: Any) -> None:
         self.status = replace(self.status, **changes)

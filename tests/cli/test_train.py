@@ -24,7 +24,7 @@ from app.training.examples import Example
 from app.training.readers import read_examples
 from app.training.run_directory import RunState, held, read_run
 from app.training.settings import SelfStudySettings, TrainingSettings
-from tests.bases import save_tiny_llama
+from tests.bases import save_tiny_llama, train_tokenizer
 from tests.waiting import PATIENCE
 
 Run = Callable[..., tuple[int, str, str]]
@@ -117,6 +117,28 @@ def test_choices_that_the_data_does_not_expect_are_not_scored(run: Run, data: Pa
     assert written["defaults"] == {"max_new_tokens": 7}
 
 
+def test_an_input_that_leaves_no_room_for_the_longest_choice_is_refused_before_training(
+    run: Run, tmp_path: Path
+) -> None:
+    """It has room for its own answer, but all choices are scored after it."""
+    lines = [{"text": f"film {day}", "label": "a" if day % 2 else "the area was cold"} for day in range(40)]
+    lines.append({"text": "food " * 20, "label": "a"})
+    data, out = tmp_path / "data.jsonl", tmp_path / "run"
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    tokenizer = train_tokenizer()
+    source, longest = (
+        len(tokenizer(text).input_ids) for text in (f"{lines[-1]['text']}\n", lines[0]["label"])
+    )
+    scored = longest + 2  # with EOS, and a token that is generated
+    needed = 3 + source + scored
+    status, _, err = run(str(data), "--out", str(out), "--max-context", str(needed - 1))
+    assert status == 1
+    assert f"3 learned + {source} of the input + {scored} of the answer" in err
+    assert not out.exists()
+    status, _, err = run(str(data), "--out", str(out), "--max-context", str(needed))
+    assert status == 0, err
+
+
 def test_choices_go_by_the_texts_that_the_data_expects(run: Run, data: Path, tmp_path: Path) -> None:
     task, out = tmp_path / "given.json", tmp_path / "run"
     task.write_text(
@@ -174,6 +196,8 @@ def test_a_directory_that_is_not_empty_is_not_overwritten(run: Run, data: Path, 
     status, _, err = run(str(data), "--out", str(out), "--resume", "--seed", "1")
     assert status == 1
     assert "seed was 0 and is now 1" in err
+    assert read_run(out).status.state is RunState.DONE
+    assert (out / "run.json").read_bytes() != before["run.json"], "it was resumed once, above"
     status, _, err = run(str(data), "--out", str(out), "--resume", "--init-from", str(out))
     assert status == 1
     assert "the prompt to start from was nothing and is now" in err

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from app.cli.training.options import TrainOptions
 from app.prompt import Prompt
+from app.serving.publishing.task_settings import LabelledChoice
 from app.training.base import TrainingBase
 from app.training.dev_set import Objective
 from app.training.distillation import Distillation
@@ -34,12 +35,14 @@ def lessons_of_examples(
     dataset: Dataset,
     *,
     template: str | None,
-    choices: Sequence[str],
+    choices: Sequence[LabelledChoice],
     start: Prompt | None,
 ) -> Lessons:
     """Return a file's lessons. Raise InvalidRequest: an example doesn't fit the template or the base."""
-    learned = new_prompt(settings, base, choices=choices, start=start)
-    positions = Learned.of(as_prompt(learned))
+    learned = new_prompt(settings, base, choices=[choice.value for choice in choices], start=start)
+    answers = [base.encoder.answer_ids(choice.text, base.eos_id) for choice in choices]
+    # Serving scores a choice like a prompt, and generates a token behind it.
+    positions = Learned.of(as_prompt(learned), max(map(len, answers)) + 1 if answers else 0)
     # The test examples are measured when the prompt is trained, and must fit too.
     train, dev, _ = (
         encode_examples(each, base, template, positions)

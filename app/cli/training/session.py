@@ -162,7 +162,7 @@ class Session:
             self.base,
             self.dataset,
             template=self.template,
-            choices=self.labels,
+            choices=self.choices,
             start=self.start,
         )
 
