@@ -26,8 +26,9 @@ def demo_url() -> Iterator[str]:
 
 
 def _readme_bodies() -> list[dict[str, str]]:
+    """But for the request to the task that the README trains, which the tour sends."""
     bodies = re.findall(r"-d '(\{.*?\})'", (ROOT / "README.md").read_text())
-    return [json.loads(body) for body in bodies]
+    return [body for body in map(json.loads, bodies) if body["task_id"] != "guests"]
 
 
 def _answer(url: str, body: dict[str, str]) -> str:

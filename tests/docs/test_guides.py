@@ -34,8 +34,8 @@ class Step(NamedTuple):
     expected: str | None
 
 
-def steps(guide: str) -> list[Step]:
-    blocks = BLOCK.findall((ROOT / "docs" / guide).read_text())
+def steps(page: Path) -> list[Step]:
+    guide, blocks = page.name, BLOCK.findall(page.read_text())
     found: list[Step] = []
     for language, text in blocks:
         if language in ("sh", "python"):
@@ -93,7 +93,7 @@ def test_what_a_guide_says_is_what_happens(guide: str, demo_url: str, tmp_path: 
     (folder / ".venv" / "bin" / "promptplex").symlink_to(Path(sys.executable).with_name("promptplex"))
     environment = {**os.environ, "PROMPTPLEX_SERVER": demo_url, "PYTHONPATH": str(ROOT), "NO_PROXY": "*"}
     environment.pop("HF_HUB_OFFLINE", None)  # its client then refuses every address, this machine's too
-    ran = steps(guide)
+    ran = steps(ROOT / "docs" / guide)
     assert sum(step.expected is not None for step in ran) >= 5
     for step in ran:
         code = step.code.replace("http://localhost:8000", demo_url).replace(
@@ -113,6 +113,12 @@ def test_what_a_guide_says_is_what_happens(guide: str, demo_url: str, tmp_path: 
         assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
         if step.expected is not None:
             assert matches(step.expected, done.stdout), f"{code}\nprinted\n{done.stdout}\n{done.stderr}"
+
+
+def test_the_readme_s_commands_are_the_tour_s() -> None:
+    shown = [step.code for step in steps(ROOT / "README.md")]
+    assert len(shown) == 3
+    assert [step.code for step in steps(ROOT / "docs" / "tour.md") if step.code in shown] == shown
 
 
 def test_the_task_file_of_the_peft_guide_is_taken() -> None:
