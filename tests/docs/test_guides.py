@@ -19,7 +19,9 @@ import pytest
 from typer.main import get_group
 
 from app.cli import cli
+from app.serving.publishing.bundle import read_bundle
 from app.serving.publishing.task_settings import parse_task
+from app.store.importers import import_prompt
 from app.text.template import parse_template
 from tests.cli.conftest import Server
 
@@ -119,6 +121,14 @@ def test_the_readme_s_commands_are_the_tour_s() -> None:
     shown = [step.code for step in steps(ROOT / "README.md")]
     assert len(shown) == 3
     assert [step.code for step in steps(ROOT / "docs" / "tour.md") if step.code in shown] == shown
+
+
+def test_the_script_of_the_peft_guide_makes_what_push_takes(tmp_path: Path) -> None:
+    (tmp_path / "demo").symlink_to(ROOT / "demo")
+    (script,) = (step.code for step in steps(ROOT / "docs" / "peft.md") if step.language == "python")
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, timeout=RUN_SECONDS, check=True)
+    prompt = import_prompt(read_bundle(tmp_path / "swap").files).prompt
+    assert prompt.num_virtual_tokens == 16
 
 
 def test_the_task_file_of_the_peft_guide_is_taken() -> None:
