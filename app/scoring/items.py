@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+_IN_NUMBERS = ("-", "\N{MINUS SIGN}", "+", ".", ",", "/")  # before their last digits
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
@@ -49,6 +51,13 @@ class Outcome:
 
 
 def ends_with(text: str, answer: str) -> bool:
-    """Return whether `text` ends with `answer`, as words of their own; case and a full stop don't count."""
-    said, wanted = text.strip().rstrip(".").casefold(), answer.strip().casefold()
-    return said.endswith(wanted) and not said.removesuffix(wanted)[-1:].isalnum()
+    """Return whether `text` ends with `answer`, as words of their own; case and a full stop don't count.
+
+    A number isn't the end of another one: neither -27 nor 1.27 ends with 27.
+    """
+    said, wanted = text.strip().casefold(), answer.strip().casefold()
+    if not said.endswith(wanted):
+        said, wanted = said.rstrip("."), wanted.rstrip(".") or wanted
+    before = said.removesuffix(wanted)[-1:]
+    is_part = before.isalnum() or (wanted[:1].isdigit() and before in _IN_NUMBERS)
+    return said.endswith(wanted) and not is_part

@@ -32,7 +32,7 @@ def expected_label(item: Item) -> str:
 
 
 def label_in(text: str, labels: Sequence[str]) -> str | None:
-    """Return the longest label that the text ends with, as an answer is told; None where there is none."""
+    """Return the longest label that the text ends with; None where there is none."""
     return max((label for label in labels if ends_with(text, label)), key=len, default=None)
 
 

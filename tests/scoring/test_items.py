@@ -27,11 +27,32 @@ def test_exact_is_the_whole_output_but_for_space_around_it(
         ("27", True),
         ("answer: 127", False),
         ("27 it is not, but 28", False),
+        ("answer: -27", False),
+        ("answer: 1.27", False),
+        ("9,27", False),
+        ("answer=27", True),
+        ("first 9, then 27", True),
         ("", False),
     ],
 )
 def test_a_right_output_ends_with_the_answer(generated: str, is_right: bool) -> None:
     assert outcome(generated, answer="27").is_right is is_right
+
+
+@pytest.mark.parametrize(
+    ("generated", "answer", "is_right"),
+    [
+        ("It is Acme Inc.", "Acme Inc.", True),
+        ("It is Acme Inc", "Acme Inc.", True),
+        ("Acme Inc...", "acme inc.", True),
+        ("Acme", "Acme Inc.", False),
+        ("-27", "-27", True),
+        ("in 1,027", "1,027", True),
+        ("well-known", "known", True),
+    ],
+)
+def test_a_full_stop_of_the_answer_does_not_count_either(generated: str, answer: str, is_right: bool) -> None:
+    assert outcome(generated, answer=answer).is_right is is_right
 
 
 def test_a_refused_request_is_wrong_in_every_respect() -> None:
