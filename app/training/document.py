@@ -13,7 +13,7 @@ from app.sites import Site
 from app.text.template import PLAIN
 from app.text.tokenization import PromptTokenizer
 from app.training.base import TrainingBase
-from app.training.prompts.prefix import Prefix
+from app.training.prompts.prefix import Prefix, check_frozen
 from app.training.prompts.starts import keys_and_values
 from app.training.settings import TrainingSettings
 
@@ -100,7 +100,8 @@ def text_prefix(base: TrainingBase, ids: Sequence[int], *, frozen_tokens: int = 
 def new_cartridge(settings: TrainingSettings, base: TrainingBase, document: Document) -> Prefix:
     """Return the cartridge before its first step: the document's first tokens, as the paper has it.
 
-    Raise InvalidRequest: as `text_prefix`, or the document or the base is too short for so many tokens.
+    Raise InvalidRequest: as `text_prefix`, or the document or the base is too short for so many tokens,
+    or all of them are frozen.
     """
     settings = settings.resolved(is_encoder_decoder=base.is_encoder_decoder)
     p = settings.num_virtual_tokens
@@ -116,7 +117,9 @@ def new_cartridge(settings: TrainingSettings, base: TrainingBase, document: Docu
             f"{p} tokens leave none of the base's {base.geometry.max_positions} positions to a question",
             param="num_virtual_tokens",
         )
-    return text_prefix(base, document.ids[:p], frozen_tokens=settings.frozen_tokens or 0)
+    frozen_tokens = settings.frozen_tokens or 0
+    check_frozen(frozen_tokens, p)
+    return text_prefix(base, document.ids[:p], frozen_tokens=frozen_tokens)
 
 
 def _refused(path: Path, message: str) -> InvalidRequest:

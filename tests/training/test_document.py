@@ -124,7 +124,11 @@ def test_a_request_behind_the_document_begins_no_second_time() -> None:
 
 @pytest.mark.parametrize(
     ("num_virtual_tokens", "expected"),
-    [(60, "the document has 56 tokens"), (330, "leave none of the base's 320 positions")],
+    [
+        (60, "the document has 56 tokens"),
+        (330, "leave none of the base's 320 positions"),
+        (1, "1 of 1 virtual tokens frozen leave none to learn"),
+    ],
 )
 def test_a_length_that_cannot_be_is_refused(num_virtual_tokens: int, expected: str) -> None:
     base = causal_base("llama")

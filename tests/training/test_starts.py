@@ -185,6 +185,8 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"method": "prefix", "network": "mlp", "init": "text"}, "init"),
     ("llama", {"method": "prefix", "network": "mlp", "frozen_tokens": 1}, "frozen_tokens"),
     ("llama", {"method": "prefix", "frozen_tokens": 17}, "frozen_tokens"),
+    ("llama", {"method": "prompt", "frozen_tokens": 1}, "frozen_tokens"),
+    ("bart", {"method": "p-tuning", "sites": ["dec.cross"]}, "sites"),
     ("llama", {"method": "p-tuning", "init": "text"}, "init"),
     ("llama", {"method": "p-tuning", "network": "none"}, "network"),
     ("llama", {"method": "prefix", "sites": ["dec.cross"]}, "sites"),

@@ -10,7 +10,7 @@ from app.sites import Site
 from app.training.base import TrainingBase
 from app.training.prompts.learned import LearnedPrompt
 from app.training.prompts.placing import is_shifted, sites_of
-from app.training.prompts.prefix import Prefix, WrittenPrefix
+from app.training.prompts.prefix import Prefix, WrittenPrefix, check_frozen
 from app.training.prompts.soft import MultitaskPrompt, SoftPrompt, WrittenSoftPrompt
 from app.training.prompts.starts import Start
 from app.training.settings import Init, Method, TrainingSettings
@@ -37,6 +37,7 @@ def new_prompt(
     """
     settings = settings.resolved(is_encoder_decoder=base.is_encoder_decoder)
     _check_network(settings)
+    _check_sites(settings)
     _check_room(settings, base)
     if num_tasks > 1 and settings.method is not Method.MULTITASK:
         raise InvalidRequest("several tasks learn together with method 'multitask' only", param="method")
@@ -72,6 +73,17 @@ def _check_network(settings: TrainingSettings) -> None:
         )
 
 
+def _check_sites(settings: TrainingSettings) -> None:
+    """Raise InvalidRequest: what is set is of prefixes, and the method learns none."""
+    unread = [name for name in ("sites", "frozen_tokens") if getattr(settings, name)]
+    if unread and settings.method not in _PREFIXES:
+        raise InvalidRequest(
+            f"method '{settings.method}' has no {unread[0]}, which a prefix has; leave it out, or take "
+            "method 'prefix'",
+            param=unread[0],
+        )
+
+
 def _task_type(base: TrainingBase) -> TaskType:
     return TaskType.SEQ_2_SEQ_LM if base.is_encoder_decoder else TaskType.CAUSAL_LM
 
@@ -92,11 +104,8 @@ def _prefix(settings: TrainingSettings, base: TrainingBase, start: Start) -> Lea
         return _written_prefix(settings, base, sites)
     matrices = start.matrices(sites)
     layers = {site: base.geometry.layers[site] for site in matrices}
-    frozen_tokens, fewest = settings.frozen_tokens or 0, min(map(len, matrices.values()))
-    if frozen_tokens >= fewest:
-        raise InvalidRequest(
-            f"{frozen_tokens} of {fewest} virtual tokens frozen leave none to learn", param="frozen_tokens"
-        )
+    frozen_tokens = settings.frozen_tokens or 0
+    check_frozen(frozen_tokens, min(map(len, matrices.values())))
     return Prefix(_task_type(base), start.position_offset(matrices), layers, matrices, frozen_tokens)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from app.errors import InvalidRequest
 from app.prompt import LayerGeometry, TaskType
 from app.sites import SIDES, Site
 from app.training.prompts.learned import LearnedPrompt
@@ -31,6 +32,15 @@ def split(matrix: Tensor, site: Site, layers: Sequence[LayerGeometry]) -> dict[s
         for number, layer in enumerate(layers)
         for side in SIDES
     }
+
+
+def check_frozen(frozen_tokens: int, num_tokens: int) -> None:
+    """Raise InvalidRequest: nothing would be left to learn."""
+    if frozen_tokens >= num_tokens:
+        raise InvalidRequest(
+            f"{frozen_tokens} of {num_tokens} virtual tokens frozen leave none to learn",
+            param="frozen_tokens",
+        )
 
 
 class _AtSites(LearnedPrompt):
