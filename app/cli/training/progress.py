@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from app.training.report.contents import tokens_per_second
 from app.training.run import DevRecord, History, Listener, StepRecord
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
@@ -53,13 +54,6 @@ class Pace:
             self.look = look
 
     @property
-    def tokens_per_second(self) -> float:
-        """Return the rate of the last steps."""
-        return sum(each.num_tokens for each in self._recent) / max(
-            sum(each.seconds for each in self._recent), 1e-9
-        )
-
-    @property
     def seconds_left(self) -> float | None:
         """Return how long it takes at most, at the pace so far with its looks; None: too early to say."""
         done = self.step - self._first
@@ -73,7 +67,7 @@ class Pace:
         if self.look is not None:
             parts.append(f"dev {scores_in_words(self.look)} (step {self.look.step})")
         if self._recent:
-            parts.append(f"{self.tokens_per_second:,.0f} tokens/s")
+            parts.append(f"{tokens_per_second(self._recent):,.0f} tokens/s")
         if (left := self.seconds_left) is not None:
             parts.append(f"at most {clock(left)} left")
         return "  ".join(parts)

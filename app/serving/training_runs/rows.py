@@ -1,6 +1,5 @@
 """A run as clients see it: its record, and what its process has written."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,7 +13,7 @@ from app.serving.training_runs.service import TrainingRuns
 from app.store.bounded import read_bounded
 from app.strict_json import JsonError, parse_json
 from app.training.curves import curves_of
-from app.training.run import StepRecord
+from app.training.report.contents import tokens_per_second
 from app.training.run_directory import RunState as ProcessState
 from app.training.run_directory import RunView, read_run
 from app.validation import closed
@@ -99,7 +98,7 @@ def run_detail(runs: TrainingRuns, record: RunRecord) -> TrainingRun:
         **_row(runs, record, view),
         "step": steps[-1].step if steps else 0,
         "steps": None if view is None else view.status.settings.get("steps"),
-        "tokens_per_second": _rate(steps[-_RATE_STEPS:]),
+        "tokens_per_second": tokens_per_second(steps[-_RATE_STEPS:]) if steps else None,
         "best_step": None if view is None else view.status.best_step,
         "best_scores": None if scores is None else dict(scores),
         "curves": {
@@ -143,11 +142,6 @@ def _phase(view: RunView | None) -> Phase:
     if view is None or view.status.state is ProcessState.PREPARING:
         return "preparing"
     return "training" if view.status.state is ProcessState.TRAINING else "publishing"
-
-
-def _rate(steps: Sequence[StepRecord]) -> float | None:
-    seconds = sum(step.seconds for step in steps)
-    return sum(step.num_tokens for step in steps) / seconds if seconds else None
 
 
 def _result(output: Path) -> dict[str, Any] | None:
