@@ -46,7 +46,7 @@ def train(
     template: Annotated[
         str | None,
         typer.Option(
-            help="Input template, such as 'Review: {text}\\nSentiment:'; default: the text and a line break",
+            help="Input template, such as $'Review: {text}\\nSentiment:'; default: the text and a line break",
             rich_help_panel=_DATA,
         ),
     ] = None,
