@@ -30,6 +30,7 @@ class TrainingBase:
     eos_id: int | None  # the one that ends an answer in training; None: the base has none
     decoder_start_id: int | None = None  # with which an encoder-decoder's decoder begins
     forced_bos_id: int | None = None  # the first token of every answer, where the generation config has one
+    truncate: int | None = None  # tokens of an input to which longer ones are cut; None: they are refused
 
     @property
     def is_encoder_decoder(self) -> bool:

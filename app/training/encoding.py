@@ -42,6 +42,11 @@ class Base(Protocol):
         """Return the id that each answer of an encoder-decoder begins with, if it has one."""
         ...
 
+    @property
+    def truncate(self) -> int | None:
+        """Return the number of tokens to which the task cuts longer inputs, if it does."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Learned:
@@ -70,7 +75,7 @@ def encode_examples(
     """Return each example's ids; `template` is that of the task part of an upload, where None is none.
 
     Raise InvalidRequest, which names the first line that the template doesn't take, or that is too long for
-    the base with the learned tokens: nothing is truncated.
+    the base with the learned tokens: nothing is truncated but what the task truncates when it is served.
     """
     parsed = parse_template(template)
     encoded, too_long = [], list[tuple[Example, str]]()
@@ -97,7 +102,7 @@ def encode_examples(
 def source_of(example: Example, base: Base, template: Template) -> tuple[int, ...]:
     """Return the ids of what is asked. Raise InvalidRequest, which names the line."""
     try:
-        source = _source(example, base.encoder, template)
+        source = _source(example, base, template)
         check_not_empty(source)
     except InvalidRequest as error:
         raise refused(example.place, error.message) from None
@@ -105,7 +110,7 @@ def source_of(example: Example, base: Base, template: Template) -> tuple[int, ..
 
 
 def _encode(example: Example, base: Base, template: Template) -> EncodedExample:
-    source = _source(example, base.encoder, template)
+    source = _source(example, base, template)
     check_not_empty(source)
     if base.geometry.has_encoder:
         check_no_padding(source.ids, base.encoder.tokenizer.pad_id, base.eos_ids)
@@ -117,10 +122,10 @@ def _encode(example: Example, base: Base, template: Template) -> EncodedExample:
     return EncodedExample(source.ids, (*forced, *answer))
 
 
-def _source(example: Example, encoder: PromptEncoder, template: Template) -> Tokenized:
+def _source(example: Example, base: Base, template: Template) -> Tokenized:
     if example.messages:
-        return encoder.encode_task_chat(template, example.messages)
-    return encoder.encode(template, example.inputs)
+        return base.encoder.encode_task_chat(template, example.messages, base.truncate)
+    return base.encoder.encode(template, example.inputs, base.truncate)
 
 
 def _why_too_long(pair: EncodedExample, base: Base, learned: Learned) -> str | None:

@@ -56,6 +56,7 @@ class Base:
     eos_ids: frozenset[int]
     eos_id: int | None
     forced_bos_id: int | None = None
+    truncate: int | None = None
 
     @property
     def encoder(self) -> PromptEncoder:

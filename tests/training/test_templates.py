@@ -34,6 +34,7 @@ class Base:
     eos_ids: frozenset[int] = frozenset({1})
     eos_id: int | None = 1
     forced_bos_id: int | None = None
+    truncate: int | None = None
 
 
 def base_of(kind: str) -> Base:

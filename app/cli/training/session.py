@@ -43,6 +43,7 @@ from app.cli.training.served_base import ServedBase, check_same_base
 from app.cli.training.sharing import share_weights
 from app.cli.training.starting import prompt_to_start_from, with_start
 from app.cli.training.task_part import (
+    as_served,
     longest_answer,
     scored_choices,
     template_for,
@@ -308,6 +309,7 @@ def open_session(
             )
             share_weights(server.model, base.model)
             task = task_settings(options)
+            base = as_served(base, task, generation_config=options.generation_config)
             studied = study_document(options, settings, base, task.get("template"), say)
             if studied is None:
                 assert dataset is not None

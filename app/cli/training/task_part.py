@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from app.cli.asking import NO_CHOICE, expected_choices
@@ -13,6 +14,16 @@ from app.training.templates import choose_template
 
 Part = dict[str, Any]
 Say = Callable[[str], None]
+
+
+def as_served(base: TrainingBase, task: Part, *, generation_config: str) -> TrainingBase:
+    """Return the base with inputs cut, and answers begun, as the server and the task's defaults do it."""
+    defaults = task.get("defaults") or {}
+    token = defaults.get("forced_bos_token")
+    forced = base.forced_bos_id if generation_config == "auto" else None
+    if token is not None:
+        forced = base.encoder.tokenizer.token_id(token)
+    return replace(base, forced_bos_id=forced, truncate=defaults.get("truncate"))
 
 
 def template_for(dataset: Dataset, base: TrainingBase, given: str | None, say: Say) -> str | None:
