@@ -120,7 +120,7 @@ def plot(cells: Sequence[Cell], task: str, target: Path) -> None:
         axes.set_title(title, fontsize=10)
         axes.legend(frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel(f"right answers of {NUM_TEST} held-out ones")
+    panels[0].set_ylabel(f"share of right answers ({NUM_TEST} held-out inputs)")
     save(figure, target)
 
 
