@@ -118,7 +118,7 @@ TASKS = {
         variant="intent",
         text="What is the intent of the request?",
         choices=INTENTS,
-        steps=80,
+        steps=20,
     ),
 }
 _Kind = tuple[Method, Network, Init]
@@ -150,7 +150,7 @@ def runs() -> list[Run]:
         *(run for seed in SEEDS for run in _lengths("new", LENGTHS, seed)),
         *(Run("new", *kind, 16, rate, seed) for seed in SEEDS for kind, rate in _RATES),
         *(run for seed in SEEDS for run in _lengths("known", (1, 16), seed)),
-        *(run for seed in SEEDS for run in _lengths("T5", LENGTHS, seed)),
+        *(run for seed in SEEDS for run in _lengths("T5", (1, 16), seed)),
     ]
 
 
