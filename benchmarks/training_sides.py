@@ -152,7 +152,6 @@ class Ours:
             settings=work.settings,
             train=train,
             dev=DevSet(encoded=train[:1]),
-            answerer=None,
             listener=self._listener,
         )
         self._step = 0

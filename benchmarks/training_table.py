@@ -203,7 +203,6 @@ class Bench:
             settings=settings,
             train=self._train,
             dev=self._dev,
-            answerer=None,
             listener=_Silent(),
         ).run()
         answers = self._answerer.answers(trained.prompt, self._test)

@@ -9,24 +9,27 @@ import typer
 
 from app.cli.server import DEFAULT_SERVER, KeyOption, ServerOption
 from app.cli.training.flags import SELF_STUDY, parse_settings, setting_flags
-from app.cli.training.options import TrainOptions, check_options
+from app.cli.training.options import TrainOptions, check_options, data_of_tasks
 from app.settings import Settings
 from app.training.settings import SelfStudySettings, TrainingSettings
 
 _NEEDED = ("matplotlib", "rich")
-_RUNS = Path("runs")
+_RUNS, _SEVERAL = Path("runs"), "multitask"
 _INTERRUPTED = 130  # exit status, as shells have it
 _DATA, _OUTPUT, _BASE = "Data and task", "Output", "Base and server"  # panels of the help
 
 
 def train(
-    task: Annotated[str, typer.Option(help="Task id", rich_help_panel=_DATA)],
     data: Annotated[
         list[Path] | None,
         typer.Argument(
             help="JSONL or CSV with inputs and output, prompt and completion, text and label, or messages; "
-            "or a directory with train, dev and test",
+            "or a directory with train, dev and test. For --method multitask the NAME=PATH of each task",
         ),
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(help="Task id; several tasks have it before their data", rich_help_panel=_DATA),
     ] = None,
     document: Annotated[
         Path | None,
@@ -136,7 +139,10 @@ def train(
     key: KeyOption = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Directory of the run; default: runs/TASK", rich_help_panel=_OUTPUT),
+        typer.Option(
+            help="Directory of the run; default: runs/TASK, of several tasks runs/multitask",
+            rich_help_panel=_OUTPUT,
+        ),
     ] = None,
     resume: Annotated[
         bool,
@@ -157,14 +163,14 @@ def train(
     with the bare base. The directory of the run has a report.
     """
     _check_extra()
+    tasks = data_of_tasks(task, data or ())
     options = TrainOptions(
-        data=tuple(data or ()),
+        data=tasks,
         document=document,
         questions=questions,
         self_study=parse_settings(SelfStudySettings, settings),
-        task=task,
         model=model,
-        out=out or _RUNS / task,
+        out=out or _RUNS / (task or _SEVERAL),
         resume=resume,
         template=template,
         instruction=instruction,

@@ -26,7 +26,7 @@ from app.training.optimizers import learning_rate, make_optimizer
 from app.training.progress import Progress
 from app.training.prompted_model import PromptedModel
 from app.training.prompts import LearnedPrompt, as_prompt
-from app.training.run import Answerer, DevRecord, Listener, StepRecord, TrainingResult
+from app.training.run import DevRecord, Listener, StepRecord, TrainingResult
 from app.training.settings import TrainingSettings
 
 
@@ -42,7 +42,7 @@ class _NonFinite(Exception):
 class Trainer:
     """One run. `learned` is trained in place, and afterwards is what the last step made of it.
 
-    Without dev examples, a sample of the training examples is looked at; without an answerer, their losses.
+    Without dev examples, a sample of the training examples is looked at, and their losses alone.
     """
 
     base: TrainingBase
@@ -50,7 +50,6 @@ class Trainer:
     settings: TrainingSettings
     train: Sequence[EncodedExample]
     dev: DevSet
-    answerer: Answerer | None
     listener: Listener
     checkpoint_dir: Path | None = None  # None: the run can't be resumed
     checkpoint_seconds: float = 30.0  # between two checkpoints, at least
@@ -163,7 +162,7 @@ class Trainer:
         if not math.isfinite(loss):
             raise _NonFinite("dev loss", step)
         prompts = tuple(as_prompt(self.learned, task) for task in range(self.learned.num_tasks))
-        scores = self._dev.scores(self.answerer, prompts) if self.answerer else {}
+        scores = self._dev.scores(prompts)
         seconds = time.perf_counter() - began
         record = DevRecord(step=step, loss=loss, scores=scores, is_best=False, seconds=seconds)
         self._progress.add_look(record, prompts)

@@ -78,20 +78,22 @@ def read_examples(path: Path) -> list[Example]:
 
 
 def read_tasks(
-    tasks: Mapping[str, Path],
+    tasks: Mapping[str, Path | Sequence[Path]],
     *,
     split_seed: int = 0,
     dev_share: float | None = None,
     test_share: float | None = None,
 ) -> dict[str, Dataset]:
-    """Read the data of several tasks by name. Raise InvalidRequest, which also names the task."""
+    """Read each task's data by name. Raise InvalidRequest, which also names the task of several ones."""
     found = {}
-    for name, path in tasks.items():
+    for name, paths in tasks.items():
         try:
             found[name] = read_dataset(
-                path, split_seed=split_seed, dev_share=dev_share, test_share=test_share
+                paths, split_seed=split_seed, dev_share=dev_share, test_share=test_share
             )
         except InvalidRequest as error:
+            if len(tasks) == 1:
+                raise
             raise refused(name, error.message) from None
     return found
 

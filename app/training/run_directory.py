@@ -126,9 +126,12 @@ class RunDirectory:
         """Append a line."""
         self._append(_ADVICE, {"line": line})
 
-    def write(self, name: str, data: bytes) -> None:
-        """Put one of the results into the directory, whole. Raise StoreFull."""
-        replace_file(self.path / name, data)
+    def write(self, name: str | Path, data: bytes) -> None:
+        """Put one of the results into the directory, or a folder of it, whole. Raise StoreFull."""
+        path = self.path / name
+        with writing(path.name):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, data)
 
     def end(self, state: RunState, error: str | None = None) -> None:
         """Say what became of the run; nothing of one that couldn't be resumed."""

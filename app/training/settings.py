@@ -102,7 +102,7 @@ class TrainingSettings(StrictModel, frozen=True):
         None, ge=1, description="Steps between two looks at the dev set; default: an eighth of all"
     )
     patience: int = Field(5, ge=1, description="Looks without improvement before the run ends")
-    num_eval: int = Field(64, ge=1, description="Dev examples that are answered at each look")
+    num_eval: int = Field(64, ge=1, description="Dev examples of each task that are answered at each look")
     max_new_tokens: int | None = Field(
         None,
         ge=1,

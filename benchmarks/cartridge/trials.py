@@ -9,7 +9,7 @@ from app.cli.training.answerer import LocalServer, TaskAnswerer
 from app.cli.training.in_context import InContext
 from app.prompt import ModelGeometry, Prompt
 from app.training.base import TrainingBase
-from app.training.dev_set import DevSet
+from app.training.dev_set import DevSet, DevTask
 from app.training.distillation import Distillation
 from app.training.document import Document, new_cartridge
 from app.training.examples import Example
@@ -113,8 +113,11 @@ class Trial:
             learned=learned,
             settings=settings,
             train=self.study.train,
-            dev=DevSet(encoded=self.study.dev, examples=self.study.dataset.dev),
-            answerer=TaskAnswerer(self._server, _TASK),
+            dev=DevSet(
+                encoded=self.study.dev,
+                examples=self.study.dataset.dev,
+                tasks=[DevTask(TaskAnswerer(self._server, _TASK))],
+            ),
             listener=_Silent(),
             objective=Distillation(PromptedModel(self._base, learned)),
         )

@@ -97,7 +97,6 @@ def train(recipe: TaskRecipe, base: TrainingBase) -> Prompt:
             settings=settings(recipe),
             train=encoded[:-NUM_DEV],
             dev=DevSet(encoded=encoded[-NUM_DEV:]),
-            answerer=None,
             listener=Bar(recipe),
         )
         .run()

@@ -214,11 +214,12 @@ def test_a_directory_that_is_not_empty_is_not_overwritten(run: Run, data: Path, 
         (["--template", "no field"], "no field"),
         (["--template", "{name}: {food}"], "fields"),
         (["--sweep", "nonsense=1"], "nonsense"),
-        (["--method", "multitask", "--network", "lstm"], "lstm"),
+        (["--method", "prefix", "--network", "lstm"], "lstm"),
         (["--init", "labels", "--method", "p-tuning"], "init"),
         (["--num-virtual-tokens", "4096"], "no room for a text"),
         (["--task-file", "nowhere.json"], "nowhere.json"),
         (["--dtype", "float8"], "--dtype"),
+        (["--method", "multitask"], "two or more tasks"),
         (["--method", "cartridge"], "--document FILE in place of data"),
         (["--document", "nowhere.txt"], "for --method cartridge"),
         (["--num-questions", "20"], "for --method cartridge"),
@@ -383,7 +384,7 @@ def test_a_directory_that_another_process_holds_stays_as_it_is(
 ) -> None:
     """Two runs that begin at once both find no directory; the second must not remove the first one's."""
     out = tmp_path / "run"
-    monkeypatch.setattr(train, "check_options", lambda options: None)
+    monkeypatch.setattr(train, "check_options", lambda *_: None)
     with held(out):
         (out / ".serving").mkdir()
         status, _, err = run(str(data), "--out", str(out))

@@ -10,7 +10,7 @@ import torch
 from app.prompt import Prompt
 from app.sites import Embedding
 from app.training.base import TrainingBase
-from app.training.dev_set import DevSet
+from app.training.dev_set import DevSet, DevTask
 from app.training.examples import EncodedExample, Example
 from app.training.loop import Trainer
 from app.training.prompts import new_prompt
@@ -104,10 +104,12 @@ def trainer(base: TrainingBase | None = None, settings: dict[str, Any] | None = 
         "settings": chosen,
         "train": examples(base, 20),
         "dev": dev_set(base, examples(base, 8, seed=1)),
-        "answerer": Greedy(base) if chosen.method == "prompt" else None,
         "listener": Heard(),
     }
-    return Trainer(**made | more)
+    answerer = more.pop("answerer", Greedy(base) if chosen.method == "prompt" else None)
+    tasks = more.pop("tasks", [DevTask(answerer)] if answerer else [])
+    made |= more
+    return Trainer(**made | {"dev": replace(made["dev"], tasks=tasks)})
 
 
 def timeless(result: TrainingResult) -> TrainingResult:

@@ -14,7 +14,7 @@ from transformers import get_scheduler
 from app.errors import Conflict, NonFiniteLogits
 from app.prompt import Prompt
 from app.training.advice import on_end, on_frozen
-from app.training.dev_set import DevSet
+from app.training.dev_set import DevSet, DevTask, history_of_task
 from app.training.examples import EncodedExample, Example
 from app.training.prompted_model import PromptedModel
 from app.training.prompts import as_prompt, new_prompt
@@ -247,20 +247,32 @@ def test_without_dev_examples_and_answers_a_sample_of_the_training_loss_is_looke
     assert result.best_step == min(result.history.looks, key=lambda look: look.loss).step
 
 
-def test_tasks_that_learn_together_have_a_prompt_each() -> None:
+def test_tasks_that_learn_together_have_a_prompt_each_and_count_the_same() -> None:
+    """However many examples each has."""
     base = causal_base("llama")
-    encoded = [*examples(base, 10, task=0), *examples(base, 10, seed=1, task=1)]
-    settings = TrainingSettings.model_validate(SETTINGS | {"method": "multitask", "num_eval": 20})
-    scripted = _Scripted([20, 20] * 4)
+    encoded = [
+        replace(each, target=(7, 9, 1))
+        for each in (*examples(base, 14, task=0), *examples(base, 6, seed=1, task=1))
+    ]
+    settings = TrainingSettings.model_validate(SETTINGS | {"method": "multitask", "num_eval": 10})
+    scripted = _Scripted([0, 6, 5, 6, 10, 2, 10, 0])
     learned = new_prompt(settings, base, num_tasks=2)
     result = trainer(
-        base, {"method": "multitask", "num_eval": 20},
-        learned=learned, train=encoded, dev=dev_set(base, encoded), answerer=scripted,
+        base, {"method": "multitask", "num_eval": 10},
+        learned=learned, train=encoded, dev=dev_set(base, encoded),
+        tasks=[DevTask(scripted, name="one"), DevTask(scripted, name="two")],
     ).run()  # fmt: skip
+    third = pytest.approx(1 / 3)
     assert len(result.prompts) == 2
     assert result.prompts[0] != result.prompts[1]
     assert len(scripted.prompts) == 8, "each task's examples are answered with its own prompt"
-    assert result.history.looks[0].scores["exact"] == 1
+    assert [look.scores for look in result.history.looks] == [
+        {"mean score": mean, "one exact": one, "two exact": two}
+        for one, two, mean in [(0, 1, 0.5), (0.5, 1, 0.75), (1, third, pytest.approx(2 / 3)), (1, 0, 0.5)]
+    ]
+    assert result.best_step == result.history.looks[1].step, "though more examples were right at the next"
+    looks = history_of_task("two", result.history).looks
+    assert [look.scores["exact"] for look in looks] == [1, 1, third, 0]
 
 
 def test_a_listener_hears_everything_once_and_in_order() -> None:

@@ -1,17 +1,16 @@
 """What a run learns from: a file's examples, or what the base says with a document in context."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from app.cli.training.options import TrainOptions
+from app.cli.training.options import TrainOptions, task_settings
+from app.cli.training.tasks import TaskInTraining
 from app.prompt import Prompt
-from app.serving.publishing.task_settings import LabelledChoice
 from app.training.base import TrainingBase
 from app.training.dev_set import Objective
 from app.training.distillation import Distillation
 from app.training.document import new_cartridge, read_document
-from app.training.encoding import Learned, encode_examples
-from app.training.examples import Dataset, EncodedExample
+from app.training.examples import EncodedExample, Example
 from app.training.prompted_model import PromptedModel
 from app.training.prompts import LearnedPrompt, as_prompt, new_prompt
 from app.training.questions import read_questions
@@ -30,24 +29,22 @@ class Lessons:
 
 
 def lessons_of_examples(
-    settings: TrainingSettings,
-    base: TrainingBase,
-    dataset: Dataset,
-    *,
-    template: str | None,
-    choices: Sequence[LabelledChoice],
-    start: Prompt | None,
+    settings: TrainingSettings, base: TrainingBase, tasks: Sequence[TaskInTraining], *, start: Prompt | None
 ) -> Lessons:
-    """Return a file's lessons. Raise InvalidRequest: an example doesn't fit the template or the base."""
-    learned = new_prompt(settings, base, choices=[choice.value for choice in choices], start=start)
-    answers = [base.encoder.answer_ids(choice.text, base.eos_id) for choice in choices]
-    # Serving scores a choice like a prompt, and generates a token behind it.
-    positions = Learned.of(as_prompt(learned), max(map(len, answers)) + 1 if answers else 0)
-    # The test examples are measured when the prompt is trained, and must fit too.
-    train, dev, _ = (
-        encode_examples(each, base, template, positions)
-        for each in (dataset.train, dataset.dev, dataset.test)
-    )
+    """Return the lessons of the tasks' data. Raise InvalidRequest: an example doesn't fit the base."""
+    labels = tuple(dict.fromkeys(label for task in tasks for label in task.labels))
+    learned = new_prompt(settings, base, choices=labels, start=start, num_tasks=len(tasks))
+    prompt = as_prompt(learned)
+
+    def encoded(number: int, examples: Sequence[Example]) -> list[EncodedExample]:
+        found = tasks[number].encoded(examples, base, prompt)
+        return [replace(each, task=number) for each in found]
+
+    train, dev = list[EncodedExample](), list[EncodedExample]()
+    for number, task in enumerate(tasks):
+        train += encoded(number, task.dataset.train)
+        dev += encoded(number, task.dataset.dev)
+        encoded(number, task.dataset.test)  # measured when the prompt is trained, so it must fit too
     return Lessons(learned=learned, train=train, dev=dev)
 
 
@@ -62,7 +59,6 @@ def study_document(
     options: TrainOptions,
     settings: TrainingSettings,
     base: TrainingBase,
-    template: str | None,
     say: Callable[[str], None],
 ) -> Study | None:
     """Let the base study the document; None: the options name none.
@@ -79,7 +75,7 @@ def study_document(
     return study(
         base,
         document,
-        template,
+        task_settings(options).get("template"),
         options.self_study,
         num_virtual_tokens=length,
         seed=settings.seed,

@@ -1,6 +1,7 @@
 """What `promptplex train` takes beside the settings of a run."""
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from app.store.references import check_task_id
 from app.strict_json import JsonError, parse_json
 from app.text.template import parse_template
 from app.training.examples import Example
+from app.training.readers import named_paths
 from app.training.settings import Init, Method, SelfStudySettings, TrainingSettings
 
 PROMPT_FILE, TASK_FILE, TEST_FILE = "prompt.safetensors", "task.json", "test.jsonl"
@@ -22,11 +24,10 @@ CANDIDATE = "candidate"  # the alias that --push moves
 class TrainOptions:
     """Data, base, outputs; all but how the prompt is learned."""
 
-    data: tuple[Path, ...] = ()
+    data: Mapping[str, Sequence[Path]]  # of each task, by its id
     document: Path | None = None  # of a cartridge, in place of data
     questions: Path | None = None  # about the document; None: the base makes them
     self_study: SelfStudySettings = field(default_factory=SelfStudySettings)
-    task: str
     model: str | None = None
     out: Path
     resume: bool = False
@@ -54,20 +55,43 @@ class TrainOptions:
         names = ("dtype", "device", "max_context", "generation_config")
         return {name: getattr(self, name) for name in names}
 
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """Return what the prompt is made of."""
-        return self.data if self.document is None else (self.document,)
+    def files(self, task: str) -> Sequence[Path]:
+        """Return what a task's prompt is made of."""
+        return self.data[task] if self.document is None else (self.document,)
+
+    def folder(self, task: str) -> Path:
+        """Return where in the run's directory a task's results are: in it, or in one of their own."""
+        return Path() if len(self.data) == 1 else Path("tasks", task)
+
+
+def data_of_tasks(task: str | None, data: Sequence[Path]) -> dict[str, tuple[Path, ...]]:
+    """Return the paths of each task's data: those of --task, or one of each NAME=PATH.
+
+    Raise InvalidRequest, ValueError.
+    """
+    named = named_paths([str(path) for path in data])
+    if named is None:
+        if task is None:
+            raise ValueError("name the task with --task; or several tasks, each with its data, as NAME=PATH")
+        return {task: tuple(data)}
+    if task is not None:
+        raise ValueError(f"each NAME=PATH names a task, so leave out --task {task}, or the names")
+    if len(named) == 1:
+        [(name, path)] = named.items()
+        raise ValueError(f"there is one NAME=PATH only; for one task write --task {name} {path}")
+    return {name: (path,) for name, path in named.items()}
 
 
 def check_options(options: TrainOptions, settings: TrainingSettings) -> None:
     """Check what needs neither data nor base. Raise InvalidRequest, Conflict, ValueError."""
-    check_task_id(options.task)
+    for name in options.data:
+        check_task_id(name)
+    _check_number(options, settings)
     if settings.method is Method.CARTRIDGE:
         _check_cartridge(options, settings)
     elif options.document or options.questions or options.self_study != SelfStudySettings():
         raise ValueError("a document, and questions about it, are for --method cartridge")
-    elif not options.data:
+    elif not all(options.data.values()):
         raise ValueError("there is no data to train on; give a file of examples, see --help")
     task_settings(options)
     if options.template is not None:
@@ -82,8 +106,24 @@ def check_options(options: TrainOptions, settings: TrainingSettings) -> None:
         )
 
 
+def _check_number(options: TrainOptions, settings: TrainingSettings) -> None:
+    """Check that the method goes with so many tasks."""
+    several = len(options.data) > 1
+    if several is not (settings.method is Method.MULTITASK):
+        raise ValueError(
+            f"--method {settings.method} trains for one task, and there are {len(options.data)}; take "
+            "--method multitask, or train for one after the other"
+            if several
+            else "--method multitask needs the data of two or more tasks, as NAME=PATH NAME=PATH"
+        )
+    if several and options.task_file is not None:
+        raise ValueError(
+            "--task-file has the settings of one task; leave it out where several learn together"
+        )
+
+
 def _check_cartridge(options: TrainOptions, settings: TrainingSettings) -> None:
-    if options.document is None or options.data:
+    if options.document is None or any(options.data.values()):
         raise ValueError("a cartridge is made of a document alone: --document FILE in place of data")
     starts = (options.init_from, options.instruction, settings.init_text)
     if settings.init not in (None, Init.TEXT) or any(start is not None for start in starts):

@@ -20,7 +20,7 @@ from app.serving.publishing.training_record import MAX_SETTING_CHARS
 from app.training.curves import curves_of
 from app.training.examples import Dataset, Example
 from app.training.report.contents import AnsweredExample, Candidate, Report
-from app.training.run import Answerer, TrainingResult
+from app.training.run import Answerer
 from app.training.settings import TrainingSettings
 
 TRAINED, INSTRUCTION, BARE = "trained prompt", "instruction", "bare base"
@@ -98,23 +98,20 @@ def shown_examples(answered: Sequence[AnsweredExample]) -> list[dict[str, Any]]:
     return [example for example, _ in zip(fitting, range(_MAX_EXAMPLES), strict=False)]
 
 
-def training_record(
-    settings: TrainingSettings, dataset: Dataset, result: TrainingResult, *, fingerprint: str, seconds: float
-) -> dict[str, Any]:
+def training_record(report: Report) -> dict[str, Any]:
     """Return the `training` object of the task part."""
-    history = result.history
-    curves = {name: curve.thinned(_CURVE_POINTS) for name, curve in curves_of(history).items()}
+    curves = {name: curve.thinned(_CURVE_POINTS) for name, curve in curves_of(report.history).items()}
     return {
-        "method": settings.method.value,
-        "settings": short_settings(settings),
-        "data_sha256": dataset.digest,
-        "num_examples": sizes(dataset),
-        "seed": settings.seed,
-        "steps": len(history.steps),
-        "best_step": result.best_step,
-        "seconds": round(seconds, 1),
-        "code": code_versions(),
-        "base_fingerprint": fingerprint,
+        "method": report.settings["method"],
+        "settings": dict(report.settings),
+        "data_sha256": report.data_sha256,
+        "num_examples": dict(report.num_examples),
+        "seed": report.settings["seed"],
+        "steps": len(report.history.steps),
+        "best_step": report.best_step,
+        "seconds": round(report.seconds, 1),
+        "code": dict(report.code or {}),
+        "base_fingerprint": report.base_fingerprint,
         "curves": {
             name: {"steps": list(curve.steps), "values": [float(f"{value:.4g}") for value in curve.values]}
             for name, curve in curves.items()
@@ -125,10 +122,11 @@ def training_record(
 def short_settings(settings: TrainingSettings) -> dict[str, Any]:
     """Return the settings as texts and numbers, long texts cut."""
     found = settings.model_dump(mode="json", exclude_none=True)
-    return {name: _short(value) for name, value in found.items()}
+    return {name: short(value) for name, value in found.items()}
 
 
-def _short(value: Any) -> Any:
+def short(value: Any) -> Any:
+    """Return a setting as it is kept: a list as text, a long text cut."""
     if isinstance(value, list | tuple):
         value = ",".join(map(str, value))
     return value[:MAX_SETTING_CHARS] if isinstance(value, str) else value

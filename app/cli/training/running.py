@@ -9,15 +9,17 @@ import typer
 from app.cli.server import NoAnswer, Row
 from app.cli.targets import ServerTarget
 from app.cli.tasks import print_table
+from app.cli.training.directory import is_resumable, run_directory
 from app.cli.training.interruption import Interruption
 from app.cli.training.options import CANDIDATE, REPORT_FILE, TEST_FILE, TrainOptions
 from app.cli.training.outcome import table
+from app.cli.training.results import run_session
 from app.cli.training.served_base import choose_model, find_served
-from app.cli.training.session import is_resumable, open_session, run_directory, run_session
+from app.cli.training.session import open_session
 from app.serving.publishing.bundle import read_bundle
 from app.store.references import DEFAULT_ALIAS
 from app.training.examples import Dataset
-from app.training.readers import read_dataset
+from app.training.readers import read_tasks
 from app.training.report.contents import Report
 from app.training.settings import TrainingSettings
 
@@ -30,27 +32,30 @@ def train_and_tell(options: TrainOptions, settings: TrainingSettings) -> None:
     say: Callable[[str], None] = _ignore if options.quiet else _say
     interruption = Interruption(_say)
     with interruption.handled():
-        report = _trained(options, settings, interruption, say)
-    _print_report(report, options.out)
-    if options.push:
-        _push(options)
-    else:
-        typer.echo(f"publish it: promptplex push {options.out} --task {options.task} --alias {CANDIDATE}")
+        reports = _trained(options, settings, interruption, say)
+    for report in reports:
+        _print_scores(report)
+    typer.echo(f"report: {options.out / REPORT_FILE}")
+    for task in options.data:
+        if options.push:
+            _push(options, task)
+        else:
+            typer.echo(f"publish it: {_push_command(options, task)}")
 
 
 def _trained(
     options: TrainOptions, settings: TrainingSettings, interruption: Interruption, say: Callable[[str], None]
-) -> Report:
+) -> list[Report]:
     served = find_served(options)
     model = choose_model(options, served)
-    dataset = _read(options) if options.document is None else None
+    datasets = _read(options) if options.document is None else {}
     try:
         with (
             run_directory(options.out),
             open_session(
                 options,
                 settings,
-                dataset,
+                datasets,
                 model=model,
                 served=served,
                 interruption=interruption,
@@ -63,16 +68,18 @@ def _trained(
         raise
 
 
-def _read(options: TrainOptions) -> Dataset:
-    dataset = read_dataset(
+def _read(options: TrainOptions) -> dict[str, Dataset]:
+    datasets = read_tasks(
         options.data,
         split_seed=options.split_seed,
         dev_share=options.dev_share,
         test_share=options.test_share,
     )
-    for warning in dataset.warnings:
-        _say(f"warning: {warning}")
-    return dataset
+    for name, dataset in datasets.items():
+        of_task = "" if len(datasets) == 1 else f"{name}: "
+        for warning in dataset.warnings:
+            _say(f"{of_task}warning: {warning}")
+    return datasets
 
 
 def _say(line: str) -> None:
@@ -89,7 +96,7 @@ def _how_to_go_on(out: Path) -> str:
     return "interrupted before the first checkpoint; nothing is left of the run"
 
 
-def _print_report(report: Report, out: Path) -> None:
+def _print_scores(report: Report) -> None:
     method, length = report.settings["method"], report.settings.get("num_virtual_tokens", "as many")
     typer.echo(
         f"{report.task}: {method} of {length} virtual tokens, {report.prompt_bytes:,} bytes, "
@@ -98,30 +105,31 @@ def _print_report(report: Report, out: Path) -> None:
     print_table(*table(report))
     for note in report.notes:
         typer.echo(note)
-    typer.echo(f"report: {out / REPORT_FILE}")
 
 
-def _push(options: TrainOptions) -> None:
-    """Publish what the directory holds. Raise CommandFailed."""
+def _push(options: TrainOptions, task: str) -> None:
+    """Publish a task's result. Raise CommandFailed."""
     target = ServerTarget(options.server, options.key)
-    bundle = replace(read_bundle(options.out), alias=CANDIDATE)
+    bundle = replace(read_bundle(options.out / options.folder(task)), alias=CANDIDATE)
     try:
-        answer = target.push(options.task, bundle)
+        answer = target.push(task, bundle)
     except NoAnswer as error:
         raise NoAnswer(
-            f"{error.message}. The prompt is in {options.out}: promptplex push {options.out} --task "
-            f"{options.task} --alias {CANDIDATE}"
+            f"{error.message}. The prompt is in {options.out}: {_push_command(options, task)}"
         ) from None
-    typer.echo(f"{options.task}@{answer['version']} is {CANDIDATE}")
-    typer.echo(f"make it live: {_next_command(options, target.task(options.task), answer['version'])}")
+    test = options.out / options.folder(task) / TEST_FILE
+    typer.echo(f"{task}@{answer['version']} is {CANDIDATE}")
+    typer.echo(f"make it live: {_next_command(target.task(task), task, test, answer['version'])}")
 
 
-def _next_command(options: TrainOptions, task: Row, version: int) -> str:
+def _push_command(options: TrainOptions, task: str) -> str:
+    return f"promptplex push {options.out / options.folder(task)} --task {task} --alias {CANDIDATE}"
+
+
+def _next_command(row: Row, task: str, test: Path, version: int) -> str:
     """Return the command that makes a version live: through the gate, where there is one to beat."""
-    test = options.out / TEST_FILE
-    if DEFAULT_ALIAS in task["aliases"] and test.is_file():
+    if DEFAULT_ALIAS in row["aliases"] and test.is_file():
         return (
-            f"promptplex compare {options.task}@{CANDIDATE} {options.task}@{DEFAULT_ALIAS} --data {test} "
-            "--promote-if better"
+            f"promptplex compare {task}@{CANDIDATE} {task}@{DEFAULT_ALIAS} --data {test} --promote-if better"
         )
-    return f"promptplex alias {options.task} {DEFAULT_ALIAS} {version}"
+    return f"promptplex alias {task} {DEFAULT_ALIAS} {version}"

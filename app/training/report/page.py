@@ -45,33 +45,40 @@ li.warning::marker { content: "! "; }
 """
 
 
-def report_page(report: Report) -> str:
-    """Return the whole page."""
-    heading = f"{report.task}: a prompt trained on {report.base}"
-    body = "\n".join(
-        [
-            f"<h1>{_text(heading)}</h1>",
-            f'<p class="verdict">{_text(report.verdict())}</p>',
-            _lines("warning", [*report.warnings, *report.history.advice, *report.notes]),
-            f"<h2>On {len(report.answered)} {MEASURED_ON[report.measured_on]}</h2>",
-            _score_table(report),
-            "<h2>Curves</h2>",
-            *_figures(report),
-            _trials(report.trials),
-            *_examples("Wrong answers", "wrong", [each for each in report.answered if not each.is_right]),
-            *_examples("Right answers", "right", [each for each in report.answered if each.is_right]),
-            "<h2>Run</h2>",
-            _facts(_run_facts(report)),
-            "<h2>Settings</h2>",
-            _facts(report.settings),
-        ]
-    )
+def report_page(*reports: Report) -> str:
+    """Return the whole page; of tasks that learned together, one after the other."""
+    heading = "; ".join(map(_heading, reports))
+    body = "\n".join(part for number, report in enumerate(reports) for part in _parts(report, number))
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="content-security-policy" content="{_POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{_text(heading)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
     )
+
+
+def _heading(report: Report) -> str:
+    return f"{report.task}: a prompt trained on {report.base}"
+
+
+def _parts(report: Report, number: int) -> list[str]:
+    """Return what stands below each other; `number` is the report's on the page."""
+    return [
+        f"<h1>{_text(_heading(report))}</h1>",
+        f'<p class="verdict">{_text(report.verdict())}</p>',
+        _lines("warning", [*report.warnings, *report.history.advice, *report.notes]),
+        f"<h2>On {len(report.answered)} {MEASURED_ON[report.measured_on]}</h2>",
+        _score_table(report),
+        "<h2>Curves</h2>",
+        *_figures(report, number),
+        _trials(report.trials),
+        *_examples("Wrong answers", "wrong", [each for each in report.answered if not each.is_right]),
+        *_examples("Right answers", "right", [each for each in report.answered if each.is_right]),
+        "<h2>Run</h2>",
+        _facts(_run_facts(report)),
+        "<h2>Settings</h2>",
+        _facts(report.settings),
+    ]
 
 
 def shown_inputs(example: Example) -> str:
@@ -125,13 +132,13 @@ def _score(score: Score | None) -> str:
     return f'{value}<div class="note">{low} to {high}</div>'
 
 
-def _figures(report: Report) -> list[str]:
+def _figures(report: Report, number: int) -> list[str]:
     curves = curves_of(report.history)
     losses = {name: curves.pop(name).thinned(_POINTS) for name in [*curves] if name.endswith("loss")}
-    drawn = [_figure(losses, "loss on the answers' tokens", report.best_step, 0)] if losses else []
+    drawn = [_figure(losses, "loss on the answers' tokens", report.best_step, 2 * number)] if losses else []
     if curves:
         title = "scores on the dev set (dashed: the step that was kept)"
-        drawn.append(_figure(curves, title, report.best_step, 1))
+        drawn.append(_figure(curves, title, report.best_step, 2 * number + 1))
     return drawn
 
 
