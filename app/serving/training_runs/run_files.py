@@ -153,10 +153,12 @@ class RunDirectory:
             raise write_error(error) from error
 
     def prune(self) -> None:
-        """Remove the oldest runs beyond the bounds, and what an interrupted upload left."""
+        """Remove the oldest runs beyond the bounds, and what interrupted runs and uploads left."""
         count = total = 0
         for run_id in reversed(self._ids()):
             record = self._read(run_id)
+            if record is not None and record.state is RunState.INTERRUPTED:
+                shutil.rmtree(self._root / run_id / DATA, ignore_errors=True)
             if record is None or record.state.has_ended:
                 count, total = count + 1, total + _size(self._root / run_id)
                 if count > MAX_KEPT or total > MAX_KEPT_BYTES:

@@ -153,11 +153,15 @@ def test_a_server_that_ends_ends_its_runs(stack: Stack, tmp_path: Path) -> None:
 
 def test_a_killed_servers_runs_were_interrupted(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
-    run = directory.create(a_record("killed"), lambda folder: None)
+    run = directory.create(a_record("killed"), lambda folder: (folder / "data.csv").touch())
     run.write(run.record.begun())
+    directory.prune()
     assert directory.record("killed", run.record.id).state == "running"
+    assert run.data.is_dir()
     os.close(run._lock)  # what the kernel does for a process that dies
     assert directory.record("killed", run.record.id).state == "interrupted"
+    directory.prune()
+    assert not run.data.exists(), "uploaded data is kept no longer than its run goes on"
 
 
 def test_the_oldest_runs_go(tmp_path: Path) -> None:
