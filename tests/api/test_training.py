@@ -21,7 +21,7 @@ from tests.waiting import wait_until
 
 LINES = b'{"text": "good", "label": "positive"}\n' * 3
 UNPUBLISHED = {"publish": False}
-LIMIT = 1 << 16
+LIMIT = 1 << 19
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +156,8 @@ REFUSED: dict[str, tuple[dict[str, Any], int, str]] = {
     "of another type": ({"settings": {"steps": "5"}}, 422, "settings.steps"),
     "out of range": ({"settings": {"steps": 0}}, 422, "settings.steps"),
     "too many steps": ({"settings": {"steps": 900_000}}, 422, "settings.steps"),
+    "NUL": ({"settings": {"instruction": "a\0b"}}, 422, "settings.instruction must not have"),
+    "too long for a command": ({"settings": {"init_text": "\U0001f600" * 30_000}}, 422, "settings.init_text"),
     "other methods": ({"settings": {"method": "cartridge"}}, 422, "prompt, p-tuning, prefix"),
     "no such version": ({"settings": {"init_from": "nothing@3"}}, 404, "nothing"),
     "a path": ({"settings": {"init_from": "../prompts"}}, 422, "A task id is"),

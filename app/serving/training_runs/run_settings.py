@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from app.errors import Conflict, InvalidRequest, NotFound
 from app.serving.parameters import check
@@ -15,6 +15,7 @@ from app.validation import wrong
 
 PARAM = "settings"
 MAX_STEPS = 20_000  # each of which is a line that every look at the run reads
+MAX_TEXT_BYTES = 100_000  # of a text that the command is given; the system takes 131,071
 METHODS = (Method.PROMPT, Method.P_TUNING, Method.PREFIX)
 
 
@@ -29,6 +30,15 @@ class RunSettings(TrainingSettings, frozen=True):
     dev_share: float | None = Field(None, ge=0, le=0.5)  # None: by the size of the data
     test_share: float | None = Field(None, ge=0, le=0.5)
     publish: bool = True  # as the alias `candidate`
+
+    @field_validator("init_text", "instruction")
+    @classmethod
+    def _can_be_given_to_a_command(cls, text: str | None) -> str | None:
+        if text is not None and "\0" in text:
+            raise wrong("must not have the character NUL")
+        if text is not None and len(text.encode()) > MAX_TEXT_BYTES:
+            raise wrong(f"must have at most {MAX_TEXT_BYTES} bytes as UTF-8")
+        return text
 
     @model_validator(mode="after")
     def _one_task_alone(self) -> "RunSettings":
