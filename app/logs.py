@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 import structlog
 
+from app.one_line import on_one_line
+
 LogFormat = Literal["text", "json"]
 
 
@@ -63,12 +65,7 @@ _fields_in_text = structlog.processors.LogfmtRenderer(bool_as_flag=False)
 
 def _in_text(_: Any, __: str, event: MutableMapping[str, Any]) -> str:
     """`INFO message name=value ...`, with a traceback on lines of its own."""
-    level, message = event.pop("level").upper(), _on_one_line(event.pop("event"))
+    level, message = event.pop("level").upper(), on_one_line(event.pop("event"))
     exception = event.pop("exception", None)
     fields = _fields_in_text(None, "", event)
     return " ".join(filter(None, (level, message, fields))) + (f"\n{exception}" if exception else "")
-
-
-def _on_one_line(text: str) -> str:
-    """What a client sent may be part of it, and must not look like another line."""
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)

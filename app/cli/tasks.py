@@ -9,6 +9,7 @@ import typer
 
 from app.cli.server import DEFAULT_SERVER, KeyOption, Row, ServerOption
 from app.cli.targets import ServerTarget, StoreTarget, Target
+from app.one_line import on_one_line
 from app.prompt import Prompt, TaskType
 from app.serving.publishing.bundle import Bundle, read_bundle, text_bundle
 from app.serving.publishing.upload import draft_version
@@ -67,7 +68,7 @@ def push(
 
 
 def _warn_of_examples(answer: Row) -> None:
-    """Examples are the only way to notice a prompt that was trained on a sibling of the base."""
+    """Examples show that a prompt was trained on a sibling of the base, also where no record says so."""
     examples = answer.get("examples") or []
     missed = [example for example in examples if not example["matches"]]
     if missed:
@@ -184,12 +185,12 @@ def _list_row(row: Row) -> tuple[str, ...]:
 
 
 def _print_task(answer: Row) -> None:
-    typer.echo(f"task     {answer['id']}" + (" (retired)" if answer["retired"] else ""))
+    _print_line(f"task     {answer['id']}" + (" (retired)" if answer["retired"] else ""))
     for alias, target in answer["aliases"].items():
-        typer.echo(f"alias    {alias} -> {target_in_words(target)}")
+        _print_line(f"alias    {alias} -> {target_in_words(target)}")
     for version in answer["versions"]:
         template = f", template {version['template']!r}" if version.get("template") else ""
-        typer.echo(
+        _print_line(
             f"version  {version['version']}: {version['kind']}, {version['virtual_tokens']} virtual{template}"
         )
         _print_training(version["provenance"])
@@ -198,7 +199,7 @@ def _print_task(answer: Row) -> None:
             f"{alias} -> {target_in_words(target)}" for alias, target in release["aliases"].items()
         )
         why = f" ({release['why']})" if release["why"] else ""
-        typer.echo(
+        _print_line(
             f"release  {release['number']}: {release['action']}, {aliases or 'no alias'}, "
             f"by {release['who']} at {release['at']}{why}"
         )
@@ -213,9 +214,14 @@ def _print_training(provenance: Row) -> None:
         f"data sha256:{training['data_sha256'][:12]}" if training.get("data_sha256") else "",
     ]
     if known := ", ".join(filter(None, facts)):
-        typer.echo(f"         trained: {known}")
+        _print_line(f"         trained: {known}")
     if metrics := provenance.get("metrics"):
-        typer.echo("         measured: " + ", ".join(f"{name} {value:g}" for name, value in metrics.items()))
+        _print_line("         measured: " + ", ".join(f"{name} {value:g}" for name, value in metrics.items()))
+
+
+def _print_line(line: str) -> None:
+    """Print what uploaders wrote, whatever it holds."""
+    typer.echo(on_one_line(line))
 
 
 def target_in_words(target: int | dict[str, int]) -> str:

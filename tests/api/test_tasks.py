@@ -315,6 +315,16 @@ def test_null_is_the_same_as_none_in_a_task_part(client: httpx.Client) -> None:
     assert published.status_code == 201
 
 
+def test_another_base_that_was_trained_on_is_pointed_out(client: httpx.Client) -> None:
+    for name, stated in (("elsewhere", {"base_fingerprint": "0" * 64}), ("unstated", {})):
+        task = {"template": "{x}", "training": {"method": "prefix", **stated}}
+        answer = client.post(f"/tasks/{name}/versions", files={"task": (None, json.dumps(task))})
+        assert answer.status_code == 201, answer.text
+        warnings = answer.json()["warnings"]
+        assert len(warnings) == len(stated)
+        assert all("another base (000000000000)" in warning for warning in warnings)
+
+
 def test_metrics_of_the_training_are_kept(client: httpx.Client) -> None:
     task = {"template": "{x}", "metrics": {"accuracy": 0.94, "steps": 300}}
     files = {"task": (None, json.dumps(task))}

@@ -49,6 +49,20 @@ def test_show_says_how_a_version_was_trained(promptplex: Run, tmp_path: Path) ->
     assert "         measured: exact 0.925\n" in out
 
 
+def test_show_is_not_steered_by_what_an_uploader_wrote(promptplex: Run, tmp_path: Path) -> None:
+    training = {"method": "\x1b[2Jprefix\nalias    live -> 9", "best_step": 1}
+    task = {"template": "{x}", "metrics": {"exact\n\u202e": 1}, "training": training}
+    directory = tmp_path / "sly"
+    directory.mkdir()
+    (directory / "task.json").write_text(json.dumps(task))
+    store = ("--store", str(tmp_path / "store"))
+    assert promptplex("push", str(directory), *store)[0] == 0
+    _, out, _ = promptplex("show", "sly", *store)
+    assert "\\x1b[2Jprefix\\nalias    live -> 9, step 1\n" in out
+    assert "exact\\n\\u202e 1\n" in out
+    assert "\x1b" not in out
+
+
 def test_versions_and_rollback_over_http(
     promptplex: Run, save_peft: Callable[..., Path], server_url: str, tmp_path: Path
 ) -> None:

@@ -212,7 +212,9 @@ class Published(PublishedVersion):
     """The version of an upload."""
 
     examples: list[TriedExample]
-    warnings: Annotated[list[str], Field(description="Parts of the upload that the version doesn't use")]
+    warnings: Annotated[
+        list[str], Field(description="Parts that the version doesn't use; another base that was trained on")
+    ]
 
 
 # -- tokens ---------------------------------------------------------------------------------

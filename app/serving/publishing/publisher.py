@@ -46,7 +46,7 @@ class UploadResult:
     created: bool  # False: the same bytes and settings were a version already
     release: Release | None  # None: no alias was moved
     examples: tuple[ExampleReport, ...]
-    warnings: tuple[str, ...] = ()  # tensors that were left out of the upload
+    warnings: tuple[str, ...] = ()  # tensors that were left out, another base that was trained on
 
 
 class PublishingService:
@@ -101,8 +101,9 @@ class PublishingService:
         release = None
         if is_released:
             release = await self.change(lambda store: release_version(store, upload, version))
+        warnings = (*own.warnings, *_of_another_base(draft, self._generation.engine.geometry.fingerprint))
         return UploadResult(
-            version=version, created=created, release=release, examples=examples, warnings=tuple(own.warnings)
+            version=version, created=created, release=release, examples=examples, warnings=warnings
         )
 
     async def change(self, work: Callable[[PromptStore], Release]) -> Release:
@@ -165,3 +166,14 @@ class PublishingService:
             if isinstance(error, Unavailable):
                 raise Unavailable(note, retry_after=error.retry_after) from error
             raise PromptRejected(note) from error
+
+
+def _of_another_base(draft: VersionDraft, fingerprint: str) -> list[str]:
+    """Return a warning where the upload states that the prompt was trained on another base."""
+    stated = draft.provenance.get("training", {}).get("base_fingerprint", fingerprint)
+    if stated in (None, fingerprint):
+        return []
+    return [
+        f"The prompt was trained on another base ({stated[:12]}) than the one that serves it "
+        f"({fingerprint[:12]}); its answers may be of no use."
+    ]
