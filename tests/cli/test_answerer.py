@@ -1,6 +1,8 @@
 """The answers that training is steered by: those of PEFT, by the engine and the services that serve."""
 
 import os
+import resource
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +11,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from app.cli.training.answerer import LocalServer, TaskAnswerer
-from app.errors import InvalidRequest, PromptRejected, UnsupportedModel
+from app.errors import InvalidRequest, PromptRejected, StoreFull, UnsupportedModel
 from app.prompt import Prompt
 from app.serving.publishing.task_settings import parse_choices
 from app.training.examples import Example
@@ -47,6 +49,19 @@ def test_answers_are_those_of_peft(server: LocalServer, base: Path, tmp_path: Pa
     expected = [said(base, model, f"say: {text}\n") for text in TEXTS]
     assert TaskAnswerer(server, TASK).answers(prompt, EXAMPLES) == expected
     assert len(set(expected)) > 1
+
+
+def test_a_full_disk_is_said_in_words_of_the_run(server: LocalServer, base: Path, tmp_path: Path) -> None:
+    _, prompt = trained(base, tmp_path, "soft", seed=9)
+    soft, bound = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, bound))  # bytes of a file
+    try:
+        with pytest.raises(StoreFull, match="choose another --out"):
+            server.publish(TASK, prompt)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, bound))
+        signal.signal(signal.SIGXFSZ, ignored)
 
 
 def test_each_prompt_of_a_run_answers_for_itself(server: LocalServer, base: Path, tmp_path: Path) -> None:

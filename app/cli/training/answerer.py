@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from app.concurrency import gather_or_cancel
 from app.engine.engine import Engine
+from app.errors import StoreFull
 from app.main import assemble
 from app.models.packed_model import PackedModel
 from app.prompt import Prompt, TaskVersion
@@ -60,12 +61,18 @@ class LocalServer:
     def publish(self, task: Mapping[str, Any], prompt: Prompt | None) -> TaskVersion | None:
         """Return a version of these settings; None where there are neither a prompt nor a template.
 
-        Raise InvalidRequest for settings that push would refuse too.
+        Raise InvalidRequest for settings that push would refuse too; StoreFull, in words of the run.
         """
         draft = parse_task(task)
         if prompt is None and draft.template is None:
             return None
-        version, _ = self._services.store.publish(_TASK, replace(draft, prompt=prompt))
+        try:
+            version, _ = self._services.store.publish(_TASK, replace(draft, prompt=prompt))
+        except StoreFull as error:
+            raise StoreFull(
+                "can't write a prompt that is to be tried into the run's directory; make room or choose "
+                "another --out"
+            ) from error
         if prompt is not None:
             self._services.generation.request_builder.compatibility.validate(prompt)
             self._services.source.offer(prompt)
