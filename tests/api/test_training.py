@@ -167,7 +167,7 @@ REFUSED: dict[str, tuple[dict[str, Any], int, str]] = {
     "two kinds of data": ({"data": LINES, "train": LINES}, 422, "Send the examples as the part data"),
     "no training data": ({"dev": LINES}, 422, "Send the examples as the part data"),
     "unknown part": ({"data": LINES, "eval": LINES}, 422, "There is no part eval"),
-    "too large": ({"data": bytes(LIMIT)}, 413, "exceeds"),
+    "too large": ({"data": bytes(LIMIT)}, 413, "`promptplex train` reads larger files"),
 }
 
 

@@ -24,7 +24,7 @@ from app.errors import PayloadTooLarge, PromptplexError
 log = logging.getLogger("promptplex.api")
 
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-_UPLOAD_PATH = re.compile(r"/tasks/[^/]+/(?:versions|training-runs(?:/check)?)")
+_UPLOAD_PATH = re.compile(r"/tasks/[^/]+/(?:versions|(training-runs)(?:/check)?)")
 _UNPRINTABLE = re.compile(r"[^!-~]")
 _MAX_BODIES = 64  # as many of the largest size may be held at once, where these bytes suffice
 _MOST_BODY_BYTES = 64 << 20  # of bodies, and of what was read from them
@@ -33,6 +33,7 @@ _UPLOAD_ADVICE = (
     "file also holds the base's embeddings, `promptplex push` leaves them out, as "
     "save_embedding_layers=False does."
 )
+_DATA_ADVICE = " `promptplex train` reads larger files."
 _DRAIN_SECONDS = 2.0
 _DRAIN_BYTES = 64 << 20
 _LEAST_BYTES_A_SECOND = 32 << 10  # of a body, on average; 64 MiB over 1 Mbit/s come four times as fast
@@ -86,12 +87,11 @@ class RequestGuard:
 
     def _body_limit(self, scope: Scope) -> "_BodyLimit":
         config = self._config
-        is_upload = scope["method"] == "POST" and _UPLOAD_PATH.fullmatch(route_path(scope)) is not None
-        if is_upload:  # these lie on disk, and are few
+        upload = _UPLOAD_PATH.fullmatch(route_path(scope)) if scope["method"] == "POST" else None
+        if upload:  # these lie on disk, and are few
             size = self._state.max_upload_bytes(config.max_upload_bytes)
-            return _BodyLimit(
-                size, "--max-upload-bytes", config.body_seconds, in_memory=None, advice=_UPLOAD_ADVICE
-            )
+            advice = _DATA_ADVICE if upload[1] else _UPLOAD_ADVICE
+            return _BodyLimit(size, "--max-upload-bytes", config.body_seconds, in_memory=None, advice=advice)
         size = config.max_body_bytes
         most = max(size, min(_MAX_BODIES * size, _MOST_BODY_BYTES))
         return _BodyLimit(size, "--max-body-bytes", config.body_seconds, in_memory=most)
