@@ -12,7 +12,7 @@ from pathlib import Path
 import app
 from app.host_memory import host_memory
 
-_LEAST_MEMORY = 1 << 30  # bytes; less than that runs no torch
+_LEAST_MEMORY = 2 << 30  # bytes, of which the engine that answers may take 1 GiB for keys and values
 _SHARE_OF_FREE = 0.5
 # What the command needs of this server's environment: neither keys nor addresses nor tokens are among it.
 _KEPT = frozenset({

@@ -134,7 +134,7 @@ def _view(runs: TrainingRuns, record: RunRecord) -> RunView | None:
     """Return what the process has written; None: nothing yet, or nothing that can be read."""
     try:
         return read_run(runs.directory.output(record.id))
-    except (PromptplexError, OSError, ValueError, TypeError):
+    except (PromptplexError, OSError, ValueError, TypeError, KeyError):
         return None
 
 

@@ -87,6 +87,10 @@ class TrainingRuns:
         """Take a run into the queue; `fill` writes its data. Raise StoreFull, Unavailable."""
         run = self.directory.create(record, fill)
         with self._changed:
+            if self._is_stopping:  # nothing would take it from the queue
+                run.end(record.ended(RunState.INTERRUPTED))
+                run.close()
+                raise Unavailable("The server is shutting down; start the run on another one, or later.")
             place.is_kept = True
             self._queue.append((run, place))
             self._changed.notify_all()

@@ -216,3 +216,11 @@ def test_a_run_of_another_task_is_not_there(runs: Runs) -> None:
 def test_half_of_the_free_memory_is_the_default() -> None:
     assert ProcessLimits().memory() >= 1 << 30
     assert ProcessLimits(memory_bytes=5).memory() == 5
+
+
+def test_nothing_is_taken_while_the_server_ends(runs: Runs) -> None:
+    runs.stop()
+    with pytest.raises(Unavailable, match="shutting down"):
+        runs.start("late")
+    (record,) = runs.directory.records("late")
+    assert record.state == "interrupted"

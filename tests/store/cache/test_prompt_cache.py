@@ -275,7 +275,7 @@ def test_a_late_remote_miss_waits_for_the_store(gated: GatedStore, make: Make) -
 
 def test_what_the_store_lost_is_given_back(gated: GatedStore, make: Make) -> None:
     remote = Remote(SOFT)
-    remote.seconds = 0.05  # so that the store is asked, too
+    remote.seconds = 1.0  # long enough for the store to be asked, too, however busy the machine
     source = make(gated, remote=remote)
     del gated.blobs[SOFT.digest]
     assert source.load(SOFT.digest).result(PATIENCE) == SOFT
@@ -302,7 +302,7 @@ def test_a_real_store_is_healed(root: Path, make: Make) -> None:
     blob.chmod(0o600)
     blob.write_bytes(OTHER.data)
     remote = Remote(SOFT)
-    remote.seconds = 0.05  # so that the store is asked, too
+    remote.seconds = 1.0  # long enough for the store to be asked, too, however busy the machine
     source = make(store, remote=remote)
     assert source.load(SOFT.digest).result(PATIENCE) == SOFT
     wait_until(lambda: source.stats().heals == 1)
