@@ -117,12 +117,13 @@ class Replica:
             log.critical("the engine died", exc_info=error)
             _settle(loop, death, error)
 
-        services = self.state.services = await self._assemble_on_thread(on_failure)
-        log.info("ready: serving base model %s", self.settings.base_name)
+        services = await self._assemble_on_thread(on_failure)
         services.maintenance.start()
         if self.settings.import_dir is not None:
             watching = ImportWatcher(self.settings.import_dir, services.publishing).watch()
             self._watcher = asyncio.create_task(watching)
+        self.state.services = services  # requests are taken from here on
+        log.info("ready: serving base model %s", self.settings.base_name)
         return death
 
     async def close(self) -> None:

@@ -59,16 +59,29 @@ def _without_end(
 ) -> tuple[Piece, ...]:
     if limit is not None and keep <= limit:
         pieces, limit = _beginnings(encoder, pieces, keep), None
+    excess = len(encoder.tokens(pieces, limit)) - keep
+    if excess <= 0:
+        return pieces
+    ends = _token_ends(encoder, pieces, keep)
+    left, kept = len(ends), pieces
     for attempt in count():
-        tokens = encoder.tokens(pieces, limit)
-        own, excess = _of_values(tokens, pieces), len(tokens) - keep
-        if excess <= 0 or not len(own):
+        kept = _until(pieces, ends[left - 1] if left else 0)
+        excess = len(encoder.tokens(kept)) - keep
+        if excess <= 0 or not left:
             break
-        left = max(len(own) - excess - (1 << attempt) // 8, 0)
-        last = max(end for begin, end in value_spans(pieces) if begin < end)
-        cut = min(int(tokens.ends[own[left - 1]]) if left else 0, last - 1)  # one goes, so that this ends
-        pieces = _until(pieces, cut)
-    return pieces
+        left = max(left - excess - (1 << attempt) // 8, 0)
+    return kept
+
+
+def _token_ends(encoder: GuardedEncoder, pieces: tuple[Piece, ...], number: int) -> list[int]:
+    """Return where the first tokens of the values' text end in the rendered text, each value by itself."""
+    found: list[int] = []
+    for piece, (begin, _) in zip(
+        (piece for piece in pieces if piece.field is not None), value_spans(pieces), strict=True
+    ):
+        ends = encoder.literal.tokens(piece.text, is_continued=begin > 0).ends
+        found += [begin + int(end) for end in ends[: number - len(found)]]
+    return found
 
 
 def _beginnings(encoder: GuardedEncoder, pieces: tuple[Piece, ...], keep: int) -> tuple[Piece, ...]:

@@ -3,7 +3,7 @@ import time
 from functools import cache
 
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -213,6 +213,7 @@ def test_truncation_on_the_right_is_the_tokenizers_own(kind: str, text: str, len
 @pytest.mark.parametrize("kind", ALL)
 @slow
 @given(LONG, st.integers(4, 20))
+@example("the filmthe film   was coldthe filmthe filmthe filmthe filmthe film 漢字 was cold", 14)
 def test_truncation_on_the_right_spares_the_template(kind: str, text: str, keep: int) -> None:
     template, values = parse_template("the|{x}|film {y}"), {"x": text, "y": text[:20]}
     cut = of_sources(kind).tokenize(template, values, keep)

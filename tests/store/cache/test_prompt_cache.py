@@ -251,7 +251,7 @@ def test_a_slow_remote_is_overtaken_and_let_go(gated: GatedStore, make: Make) ->
 
 def test_a_slow_store_is_not_waited_for(gated: GatedStore, make: Make) -> None:
     remote = Remote(SOFT)
-    remote.seconds = 0.05
+    remote.seconds = 0.5  # long enough for the store to be asked, too
     source = make(gated, remote=remote)
     gated.gate.clear()
     assert source.load(SOFT.digest).result(PATIENCE) == SOFT
@@ -312,7 +312,7 @@ def test_a_real_store_is_healed(root: Path, make: Make) -> None:
 
 def test_healing_may_fail(gated: GatedStore, make: Make, caplog: pytest.LogCaptureFixture) -> None:
     remote = Remote(SOFT)
-    remote.seconds = 0.05
+    remote.seconds = 0.5  # long enough for the store to be asked, too
     source = make(gated, host_bytes=0, remote=remote)
     gated.error = CorruptData("damaged for good")
     with caplog.at_level(logging.WARNING, logger=tiers.__name__):
