@@ -6,10 +6,10 @@ length. Line ends are LF or CRLF; a byte order mark of UTF-8 is left out.
 
 import csv
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from app.errors import InvalidRequest
 from app.strict_json import JsonError, excerpt, parse_json
@@ -18,6 +18,7 @@ MAX_FILE_BYTES = 1 << 28
 MAX_LINE_BYTES = 1 << 23
 MAX_EXAMPLES = 500_000  # of one file
 MAX_COLUMNS = 64
+Lines = Iterator[tuple[int, bytes]]  # number and bytes, which are UTF-8, with the line's end
 _BOM = b"\xef\xbb\xbf"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _FORMS_OF_FILES = "a .jsonl file (one JSON object a line), a .csv or a .tsv file with a header"
@@ -75,29 +76,28 @@ class DataFile:
         """Return the hash, in hex, of what was read."""
         return self.digest.hexdigest()
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Generator[Row, None, None]:
         """Yield the records. Raise InvalidRequest, which names the first line that isn't one."""
-        yield from counted(self.name, READERS[self.path.suffix.lower()](self))
+        with self.path.open("rb") as stream:  # here, so that an error closes it at once
+            yield from counted(self.name, READERS[self.path.suffix.lower()](self, self._lines(stream)))
 
     def refused(self, line: int, message: str) -> InvalidRequest:
         """Return the error for what is wrong with a line."""
         return refused(f"{self.name}, line {line}", message)
 
-    def lines(self) -> Iterator[tuple[int, bytes]]:
-        """Yield each line's number and bytes, which are UTF-8, with the line's end."""
+    def _lines(self, stream: BinaryIO) -> Lines:
         position = 0
-        with self.path.open("rb") as file:
-            for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), 1):
-                self.digest.update(line)
-                if len(line) > MAX_LINE_BYTES:
-                    raise self.refused(
-                        number,
-                        f"it has more than {MAX_LINE_BYTES} bytes, the most that one example may have; "
-                        "is this one record a line?",
-                    )
-                self._check_text(number, line, position)
-                position += len(line)
-                yield number, line.removeprefix(_BOM) if number == 1 else line
+        for number, line in enumerate(iter(lambda: stream.readline(MAX_LINE_BYTES + 1), b""), 1):
+            self.digest.update(line)
+            if len(line) > MAX_LINE_BYTES:
+                raise self.refused(
+                    number,
+                    f"it has more than {MAX_LINE_BYTES} bytes, the most that one example may have; "
+                    "is this one record a line?",
+                )
+            self._check_text(number, line, position)
+            position += len(line)
+            yield number, line.removeprefix(_BOM) if number == 1 else line
 
     def _check_text(self, number: int, line: bytes, position: int) -> None:
         if number == 1 and line.startswith(_UTF16):
@@ -129,8 +129,8 @@ def counted(name: str, rows: Iterable[Row]) -> Iterator[Row]:
         raise refused(name, f"it holds no examples; expected {_FORMS_OF_FILES}")
 
 
-def _json_rows(file: DataFile) -> Iterator[Row]:
-    for number, line in file.lines():
+def _json_rows(file: DataFile, lines: Lines) -> Iterator[Row]:
+    for number, line in lines:
         if not line.strip():
             continue
         try:
@@ -142,17 +142,17 @@ def _json_rows(file: DataFile) -> Iterator[Row]:
         yield Row(fields, number)
 
 
-def _csv_rows(file: DataFile) -> Iterator[Row]:
-    return _separated(file, ",")
+def _csv_rows(file: DataFile, lines: Lines) -> Iterator[Row]:
+    return _separated(file, lines, ",")
 
 
-def _tsv_rows(file: DataFile) -> Iterator[Row]:
-    return _separated(file, "\t")
+def _tsv_rows(file: DataFile, lines: Lines) -> Iterator[Row]:
+    return _separated(file, lines, "\t")
 
 
-def _separated(file: DataFile, delimiter: str) -> Iterator[Row]:
+def _separated(file: DataFile, lines: Lines, delimiter: str) -> Iterator[Row]:
     """Yield rows by the names of the first one. A quoted cell may hold line breaks; blank lines are none."""
-    reader = csv.reader((line.decode() for _, line in file.lines()), delimiter=delimiter, strict=True)
+    reader = csv.reader((line.decode() for _, line in lines), delimiter=delimiter, strict=True)
     header: list[str] = []
     begin = 1
     while True:
@@ -206,7 +206,7 @@ def _named(file: DataFile, line: int, header: list[str], cells: list[str], delim
     return dict(zip(header, cells, strict=True))
 
 
-READERS: Mapping[str, Callable[[DataFile], Iterator[Row]]] = {
+READERS: Mapping[str, Callable[[DataFile, Lines], Iterator[Row]]] = {
     ".jsonl": _json_rows,
     ".ndjson": _json_rows,
     ".csv": _csv_rows,

@@ -6,6 +6,7 @@ it writes where the field stands is a question.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -157,10 +158,11 @@ def _lines(path: Path) -> Iterator[Example]:
 def _rows(path: Path) -> Iterator[Example]:
     """Yield examples read as those of any data file, with an answer that stands for the teacher's."""
     file, reader = DataFile.at(path), FormReader()
-    for row in file.rows():
-        fields = dict(row.fields)
-        if isinstance(fields.get("messages"), list):
-            fields["messages"] = [*fields["messages"], {"role": "assistant", "content": _UNKNOWN}]
-        else:
-            fields.setdefault("output", _UNKNOWN)
-        yield reader.example(file.name, Row(fields, row.line, is_table=row.is_table))
+    with closing(file.rows()) as rows:
+        for row in rows:
+            fields = dict(row.fields)
+            if isinstance(fields.get("messages"), list):
+                fields["messages"] = [*fields["messages"], {"role": "assistant", "content": _UNKNOWN}]
+            else:
+                fields.setdefault("output", _UNKNOWN)
+            yield reader.example(file.name, Row(fields, row.line, is_table=row.is_table))

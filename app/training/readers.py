@@ -1,7 +1,8 @@
 """From files to a Dataset: one file that is split by hash, or files that are called train, dev and test."""
 
 import hashlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Protocol
 
@@ -44,10 +45,7 @@ def read_dataset(
     _check_share("test", test_share)
     sources = _sources([paths] if isinstance(paths, Path) else paths)
     reader = FormReader()
-    read = {
-        split: tuple(reader.example(source.name, row) for row in source.rows())
-        for split, source in sources.items()
-    }
+    read = {split: _examples(reader, source) for split, source in sources.items()}
     given, moved = disjoint(Splits(read["train"], read.get("dev", ()), read.get("test", ())))
     if "dev" in read and not given.dev:
         raise refused(sources["dev"].name, "all its inputs are held out in test too; expected other ones")
@@ -74,7 +72,13 @@ def read_dataset(
 def read_examples(path: Path) -> list[Example]:
     """Read all lines of one file; none is split off. Raise InvalidRequest, as `read_dataset` does."""
     reader, file = FormReader(), DataFile.at(path)
-    return [reader.example(file.name, row) for row in file.rows()]
+    return list(_examples(reader, file))
+
+
+def _examples(reader: FormReader, source: "Source") -> tuple[Example, ...]:
+    """Return all examples of a source, which an error closes at once."""
+    with closing(source.rows()) as rows:
+        return tuple(reader.example(source.name, row) for row in rows)
 
 
 def read_tasks(
@@ -152,7 +156,7 @@ class Source(Protocol):
         """Return the hash in hex."""
         ...
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Generator[Row, None, None]:
         """Yield the records. Raise InvalidRequest."""
         ...
 

@@ -1,7 +1,7 @@
 """Datasets that Hugging Face's package `datasets` saved to disk, read by it where it is installed."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -26,7 +26,7 @@ class SavedSplit:
     name: str
     rows_: Any  # datasets.Dataset
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Generator[Row, None, None]:
         """Yield the records, counted from 1. Raise InvalidRequest: there are none, or too many."""
         names = {
             column: feature.names
