@@ -36,17 +36,17 @@ def prompt(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_a_run_becomes_a_candidate(runs: Runs, stack: Stack, prompt: str) -> None:
-    runs.plans["trained"] = {"prompt": prompt, "reports": True}
-    run_id = runs.start("trained")
-    record = runs.wait("trained", run_id)
+    runs.plans["first-candidate"] = {"prompt": prompt, "reports": True}
+    run_id = runs.start("first-candidate")
+    record = runs.wait("first-candidate", run_id)
     assert (record.state, record.error) == ("done", None)
-    version = stack.store.resolve("trained@candidate")
+    version = stack.store.resolve("first-candidate@candidate")
     assert record.published is not None
     assert record.published["version_digest"] == f"sha256:{version.digest}"
     assert version.provenance["uploader"] == "ada"
     assert version.provenance["metrics"] == {"exact": 0.75}
     with pytest.raises(NotFound):
-        stack.store.resolve("trained")  # nothing is live before somebody says so
+        stack.store.resolve("first-candidate")  # nothing is live before somebody says so
     detail = run_detail(runs, record)
     assert detail["curves"]["loss"] == {"steps": [1, 2, 3, 4], "values": [1, 1 / 2, 1 / 3, 1 / 4]}
     assert detail["curves"]["dev exact"] == {"steps": [4], "values": [0.75]}
