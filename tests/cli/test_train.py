@@ -279,7 +279,9 @@ def test_push_makes_a_candidate_and_names_the_next_command(
     train = ("train", str(data), "--task", "moods", "--model", str(base), *TINY, "--push", *server)
     status, shown, err = promptplex(*train, "--out", str(tmp_path / "one"))
     assert status == 0, err
-    assert "moods@1 is candidate\nmake it live: promptplex alias moods live 1\n" in shown
+    test = tmp_path / "one" / "test.jsonl"
+    gate = f"promptplex compare moods@candidate --against base --data {test} --promote-if better"
+    assert f"moods@1 is candidate\nmake it live: {gate}\n" in shown
     history = httpx2.get(f"{server_url}/tasks/moods", trust_env=False).json()
     assert history["aliases"] == {"candidate": 1}
     assert history["versions"][0]["provenance"]["training"]["seed"] == 0

@@ -64,8 +64,8 @@ def test_tasks_that_learn_together_become_ordinary_prompts(
     pushed = ("--server", server_url, "--push")
     status, shown, err = promptplex("train", "--model", str(base), *TINY, *command, *pushed)
     assert status == 0, err
-    assert "moods@1 is candidate\nmake it live: promptplex alias moods live 1\n" in shown
-    assert "sums@1 is candidate\nmake it live: promptplex alias sums live 1\n" in shown
+    assert "moods@1 is candidate\nmake it live: promptplex compare moods@candidate --against base " in shown
+    assert "sums@1 is candidate\nmake it live: promptplex compare sums@candidate --against base " in shown
 
     view = read_run(out)
     assert (view.status.state, view.status.task) == (RunState.DONE, "moods, sums")

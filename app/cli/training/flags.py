@@ -4,6 +4,7 @@ import inspect
 import types
 import typing
 from collections.abc import Mapping
+from dataclasses import fields
 from enum import Enum
 from typing import Annotated, Any, TypeVar
 
@@ -11,11 +12,11 @@ import typer
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from app.cli.training.options import SELF_STUDY, TrainOptions
 from app.training.settings import SelfStudySettings, TrainingSettings
 from app.validation import message_of
 
 PROMPT, OPTIMIZER, LOOKS = "Prompt", "Optimization", "Dev set"  # panels of the help
-SELF_STUDY = "Cartridge"
 _FIRST_OF_PANEL = {
     "method": PROMPT,
     "optimizer": OPTIMIZER,
@@ -23,6 +24,18 @@ _FIRST_OF_PANEL = {
     "num_questions": SELF_STUDY,
 }
 _Settings = TypeVar("_Settings", bound=BaseModel)
+
+
+def option_flags() -> list[inspect.Parameter]:
+    """Return the parameters of a command for the annotated fields of its options, in their order."""
+    hints = typing.get_type_hints(TrainOptions, include_extras=True)
+    return [
+        inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+        )
+        for field in fields(TrainOptions)
+        if typing.get_origin(hints[field.name]) is Annotated
+    ]
 
 
 def setting_flags() -> list[inspect.Parameter]:

@@ -4,10 +4,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import typer
+
+from app.cli.server import DEFAULT_SERVER, KeyOption, ServerOption
 from app.errors import Conflict, InvalidRequest
 from app.serving.publishing.task_settings import parse_task
+from app.settings import Settings
 from app.store.references import check_task_id
 from app.strict_json import JsonError, parse_json
 from app.text.template import parse_template
@@ -17,6 +21,8 @@ from app.training.settings import Init, Method, SelfStudySettings, TrainingSetti
 
 PROMPT_FILE, TASK_FILE, TEST_FILE = "prompt.safetensors", "task.json", "test.jsonl"
 METRICS_FILE, REPORT_FILE = "metrics.json", "report.html"
+# Panels of the help.
+DATA, OUTPUT, BASE, SELF_STUDY = "Data and task", "Output", "Base and server", "Cartridge"
 CANDIDATE = "candidate"  # the alias that --push moves
 
 
@@ -25,29 +31,126 @@ class TrainOptions:
     """Data, base, outputs; all but how the prompt is learned."""
 
     data: Mapping[str, Sequence[Path]]  # of each task, by its id
-    document: Path | None = None  # of a cartridge, in place of data
-    questions: Path | None = None  # about the document; None: the base makes them
-    self_study: SelfStudySettings = field(default_factory=SelfStudySettings)
-    model: str | None = None
     out: Path
-    resume: bool = False
-    template: str | None = None
-    instruction: str | None = None
-    task_file: Path | None = None
-    init_from: str | None = None
-    store: Path
-    split_seed: int = 0
-    dev_share: float | None = None
-    test_share: float | None = None
-    sweep: str | None = None
-    push: bool = False
-    server: str
-    key: str | None = None
-    quiet: bool = False
-    dtype: str = "auto"
-    device: str = "auto"
-    max_context: int | None = None
-    generation_config: str = "auto"
+    self_study: SelfStudySettings = field(default_factory=SelfStudySettings)
+    # What has a flag of its own is annotated with it (`option_flags`).
+    document: Annotated[
+        Path | None,
+        typer.Option(
+            help="Text file that a cartridge is made of, in place of data; with --method cartridge",
+            rich_help_panel=SELF_STUDY,
+        ),
+    ] = None
+    questions: Annotated[
+        Path | None,
+        typer.Option(
+            help="Questions about the document: a .txt file with one a line, or JSONL of inputs or messages; "
+            "default: the base makes them",
+            rich_help_panel=SELF_STUDY,
+        ),
+    ] = None
+    template: Annotated[
+        str | None,
+        typer.Option(
+            help="Input template, such as $'Review: {text}\\nSentiment:'; default: the text and a line break",
+            rich_help_panel=DATA,
+        ),
+    ] = None
+    task_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON file with template, defaults, choices, examples, notes, as for push",
+            rich_help_panel=DATA,
+        ),
+    ] = None
+    instruction: Annotated[
+        str | None,
+        typer.Option(
+            help="Instruction in words: the prompt starts from it, and is compared with it",
+            rich_help_panel=DATA,
+        ),
+    ] = None
+    dev_share: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of one file that is held out to choose the best step; default: by its size",
+            min=0,
+            max=0.5,
+            rich_help_panel=DATA,
+        ),
+    ] = None
+    test_share: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of one file that is held out to measure the result; default: by its size",
+            min=0,
+            max=0.5,
+            rich_help_panel=DATA,
+        ),
+    ] = None
+    split_seed: Annotated[
+        int, typer.Option(help="Another seed holds out other lines", min=0, rich_help_panel=DATA)
+    ] = 0
+    init_from: Annotated[
+        str | None,
+        typer.Option(
+            help="Prompt to start from: task@version of --store, or a directory or file as for push",
+            rich_help_panel=DATA,
+        ),
+    ] = None
+    store: Annotated[
+        Path, typer.Option(help="Store in which --init-from looks for a task", rich_help_panel=DATA)
+    ] = Settings.model_fields["store"].default
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Base model: a directory or hub id; default: the server's, else the demo's",
+            envvar="PROMPTPLEX_MODEL",
+            rich_help_panel=BASE,
+        ),
+    ] = None
+    dtype: Annotated[
+        str,
+        typer.Option(
+            help="Dtype in which answers are generated, as served: float32, bfloat16, float16 or auto",
+            rich_help_panel=BASE,
+        ),
+    ] = "auto"
+    device: Annotated[str, typer.Option(help="Device: auto, cpu, cuda or cuda:N", rich_help_panel=BASE)] = (
+        "auto"
+    )
+    max_context: Annotated[
+        int | None,
+        typer.Option(
+            help="Maximum virtual, prompt and new tokens of a request, as served; default: the model's limit",
+            min=2,
+            rich_help_panel=BASE,
+        ),
+    ] = None
+    generation_config: Annotated[
+        Literal["auto", "none"],
+        typer.Option(
+            help="auto: answer with the defaults of the base's generation config, as served; none: without",
+            rich_help_panel=BASE,
+        ),
+    ] = "auto"
+    push: Annotated[
+        bool,
+        typer.Option("--push", help="Publish the result as alias candidate", rich_help_panel=BASE),
+    ] = False
+    server: ServerOption = DEFAULT_SERVER
+    key: KeyOption = None
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with the run in the directory", rich_help_panel=OUTPUT),
+    ] = False
+    sweep: Annotated[
+        str | None,
+        typer.Option(
+            help="Settings to try by successive halving: 'lr=1e-3,1e-2 length=5,16'", rich_help_panel=OUTPUT
+        ),
+    ] = None
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress", rich_help_panel=OUTPUT)] = False
 
     @property
     def serving(self) -> dict[str, Any]:

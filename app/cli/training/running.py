@@ -127,9 +127,8 @@ def _push_command(options: TrainOptions, task: str) -> str:
 
 
 def _next_command(row: Row, task: str, test: Path, version: int) -> str:
-    """Return the command that makes a version live: through the gate, where there is one to beat."""
-    if DEFAULT_ALIAS in row["aliases"] and test.is_file():
-        return (
-            f"promptplex compare {task}@{CANDIDATE} {task}@{DEFAULT_ALIAS} --data {test} --promote-if better"
-        )
-    return f"promptplex alias {task} {DEFAULT_ALIAS} {version}"
+    """Return the command that makes a version live: through the gate, where lines were held out for it."""
+    if not test.is_file():
+        return f"promptplex alias {task} {DEFAULT_ALIAS} {version}"
+    against = f"{task}@{DEFAULT_ALIAS}" if DEFAULT_ALIAS in row["aliases"] else "--against base"
+    return f"promptplex compare {task}@{CANDIDATE} {against} --data {test} --promote-if better"
