@@ -145,6 +145,7 @@ class TaskVersion:
     base: Mapping[str, Any]  # {"name", "revision"} that the uploader vouches for
     provenance: Mapping[str, Any]  # source format and sha256, base fingerprint, uploader, time
     geometry: Mapping[str, Any] | None = None  # the prompt's shape, as in its metadata; None: text
+    program: Mapping[str, Any] = field(default_factory=dict)  # app/serving/program_settings.py, as JSON
 
     def length(self, place: Embedding | Site) -> int:
         """Return the virtual tokens p that its prompt has at one place: rows of embeddings, or slots."""
@@ -166,3 +167,4 @@ class VersionDraft:
     notes: str = ""
     base: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    program: Mapping[str, Any] = field(default_factory=dict)

@@ -6,11 +6,14 @@ from typing import Any, Literal, NamedTuple
 
 
 class FinishReason(StrEnum):
-    """Why a sequence ended, in the words that TGI's clients know."""
+    """Why an answer ended: the first three in the words that TGI's clients know, the others of programs."""
 
     EOS = "eos_token"
     LENGTH = "length"
     STOP = "stop_sequence"
+    NO_ANSWER = "no_answer"  # the model ended without the marker of an answer
+    LOOP = "loop"  # a step of a chain repeats an earlier one
+    MAX_STEPS = "max_steps"  # a chain took all its steps without an answer
 
 
 EarlyStopping = bool | Literal["never"]
@@ -226,6 +229,8 @@ class Request:
     task: str = ""  # for fair share and statistics only, never a cache key
     task_version: int = 0  # for statistics only; 0 is the base model
     deadline: float | None = None  # time.monotonic() seconds
+    is_held: bool = False  # its keys and values stay after its end, until they are released or room is needed
+    continues: str | None = None  # id of a request that was held: what both read first isn't computed again
 
     @property
     def num_prefix_slots(self) -> int:

@@ -5,8 +5,15 @@ from dataclasses import dataclass
 
 from app.prompt import TaskVersion
 from app.request import FinishReason, Request, RequestTimings
-from app.serving.generation_request import Classification, GenerationResult, OutputToken
+from app.serving.generation_request import (
+    Classification,
+    GenerationRequest,
+    GenerationResult,
+    OutputToken,
+    Reasoning,
+)
 from app.serving.parameters import GenerationParameters
+from app.serving.program_settings import PLAIN_PROGRAM, ProgramSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,6 +25,9 @@ class Admitted:
     prompt_text: str
     parameters: GenerationParameters  # resolved: the request's, the task's, the base's
     begin: float  # time.monotonic() at admission
+    asked: GenerationRequest  # from which its parts are made
+    program: ProgramSettings = PLAIN_PROGRAM  # the version's own
+    members: tuple[tuple[TaskVersion, int], ...] = ()  # of an ensemble, each with its weight
 
     @property
     def prompt_ids(self) -> tuple[int, ...]:
@@ -44,6 +54,7 @@ class Admitted:
         score: float | None = None,
         prompt_scores: tuple[OutputToken, ...] = (),
         classification: Classification | None = None,
+        reasoning: Reasoning | None = None,
     ) -> GenerationResult:
         """Return the finished answer."""
         return GenerationResult(
@@ -60,4 +71,5 @@ class Admitted:
             score=score,
             prompt_scores=prompt_scores,
             classification=classification,
+            reasoning=reasoning,
         )

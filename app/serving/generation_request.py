@@ -26,6 +26,13 @@ class ClassificationRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VoteRequest:
+    """How many samples a request has voted on."""
+
+    num_ballots: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
     """One request in text: a task, its inputs, how to generate."""
 
@@ -36,6 +43,8 @@ class GenerationRequest:
     best_of: int | None = None  # draw so many, and answer with the most probable `num_samples` of them
     is_stream: bool = False  # whether answers are wanted a token at a time
     classification: ClassificationRequest | None = None  # score labels instead of generating
+    vote: VoteRequest | None = None  # None: the task's own, if it has one
+    steps: tuple[str, ...] = ()  # of a chain so far, each with its end
     request_id: str = ""
     task: str | None = None  # a task reference (`task`, `task@alias`, `task@3`); None: the base model
     user: str | None = None
@@ -97,6 +106,36 @@ class Classification:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Reasoning:
+    """What came before an answer, which is no part of it."""
+
+    text: str  # up to the answer's marker
+    steps: tuple[str, ...]  # without their ends
+    num_tokens: int  # generated up to the answer, marker included
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ballot:
+    """One answer of a vote; an empty one abstains."""
+
+    result: "GenerationResult"
+    weight: int = 1
+
+    @property
+    def answer(self) -> str:
+        """Return what is counted: the answer's words."""
+        return " ".join(self.result.text.split())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vote:
+    """What came of several answers to one request."""
+
+    share: float  # of all weight, abstentions included, for the winner
+    ballots: tuple[Ballot, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationResult:
     """A finished answer."""
 
@@ -115,6 +154,8 @@ class GenerationResult:
     classification: Classification | None = (
         None  # then the text is the best label's value, the tokens its own
     )
+    reasoning: Reasoning | None = None  # of a task with reasoning or a chain; then the text is the answer
+    vote: Vote | None = None  # then all else is the winner's
 
     @property
     def generated_text(self) -> str:
@@ -123,9 +164,15 @@ class GenerationResult:
 
 
 class TextDelta(NamedTuple):
-    """What one step added. `text` may be shown at once: no stop string can begin in it."""
+    """What one step added. `text` may be shown at once: no stop string can begin in it.
+
+    The texts of an answer's deltas are the result's text joined, those with `is_reasoning` its reasoning's.
+    """
 
     text: str
     token: OutputToken | None = None
     prompt_scores: tuple[OutputToken, ...] = ()  # on the first one, if the request wants them
     result: GenerationResult | None = None  # on the last one
+    is_reasoning: bool = False  # the text comes before the answer
+    step: str | None = None  # that ended with this delta, without its end
+    ballot: Ballot | None = None  # of a vote, as it comes in

@@ -16,6 +16,7 @@ from pydantic_core import core_schema
 
 from app.errors import InvalidRequest
 from app.request import SamplingChoices, SamplingParams, TokenRules, parameter
+from app.serving.program_settings import MAX_PARAPHRASES, Effort
 from app.validation import PLAIN, Must, StrictModel, message_of
 
 DEFAULT_MAX_NEW_TOKENS = 128
@@ -33,6 +34,7 @@ _Model = TypeVar("_Model", bound=StrictModel)
 Layer = Mapping[str, Any]
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
 Stops = Annotated[list[Stop], Field(max_length=MAX_STOPS, strict=False)]  # tuples too
+_Budget = Annotated[int, Field(ge=-1, le=MAX_NEW_TOKENS)]
 _Token = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
 _Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=_MAX_IDS, strict=False)]
 
@@ -91,6 +93,23 @@ class GenerationParameters(SamplingChoices):
         False, "Keep the stop string or stop id that ended the answer in its text"
     )
     skip_special_tokens: bool = parameter(True, "Leave special tokens out of the text")
+    reasoning_effort: Effort | None = parameter(
+        None,
+        "How long a task with reasoning may think, by the budgets of its manifest; none: not at all",
+        must="must be none, minimal, low, medium, high, xhigh or max",
+    )
+    thinking_token_budget: _Budget | None = parameter(
+        None,
+        "Tokens before the answer of a task with reasoning; then the answer's marker is forced. -1: no bound",
+        must=f"must be a whole number from -1 to {MAX_NEW_TOKENS}",
+    )
+    include_reasoning: bool = parameter(True, "Report the steps before an answer")
+    paraphrase: int | None = parameter(
+        None,
+        "Which of the task's paraphrases renders the inputs, from 0 on. Default: its template",
+        ge=0,
+        le=MAX_PARAPHRASES - 1,
+    )
     truncate: int | None = parameter(
         None,
         "Keep this many tokens of the inputs, the last ones; of an encoder-decoder, the first ones, so that "

@@ -33,6 +33,7 @@ from app.serving.parameters import (
     Layer,
     parse_parameters,
 )
+from app.serving.program_settings import PLAIN_PROGRAM, ProgramSettings
 from app.serving.structured_output.constraints import Constraint
 from app.serving.structured_output.grammars import Grammars
 from app.serving.token_rules import token_rules
@@ -51,6 +52,7 @@ class PreparedVersion:
     template: Template
     leading_ids: tuple[int, ...]
     defaults: Layer
+    program: ProgramSettings = PLAIN_PROGRAM
 
 
 class RequestBuilder:
@@ -138,6 +140,8 @@ class RequestBuilder:
             prompt_text=tokenized.text,
             parameters=parameters,
             begin=begin,
+            asked=request,
+            program=prepared.program,
         )
 
     def deadline(self, request: GenerationRequest) -> float:
@@ -315,4 +319,9 @@ class RequestBuilder:
         is_useful = is_causal and (version.kind is not PromptKind.TEXT or bool(template.leading))
         self.prompts.check_template(template)
         leading = self.prompts.tokenizer.leading_ids(template) if is_useful else ()
-        return PreparedVersion(template, leading, parse_parameters(version.defaults, where="defaults"))
+        return PreparedVersion(
+            template,
+            leading,
+            parse_parameters(version.defaults, where="defaults"),
+            ProgramSettings.of(version.program),
+        )

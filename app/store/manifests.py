@@ -17,6 +17,7 @@ from app.strict_json import JsonError, canonical_json, encode_parsed, parse_json
 
 MAX_MANIFEST_BYTES = 1 << 20
 FORMAT = "promptplex.version/2"
+FORMAT_WITH_PROGRAM = "promptplex.version/3"  # servers that know no programs refuse it
 
 # What makes two uploads the same version. Provenance (who, when, from what file) does not count.
 _DRAFTED = ("template", "defaults", "choices", "examples", "notes", "base")
@@ -24,6 +25,7 @@ _SETTINGS = ("prompt_digest", *_DRAFTED)
 _LEARNED = ("kind", "num_virtual_tokens", "position_offset", "geometry")  # follows from the prompt
 _CHECKSUM = "checksum"
 _FIELDS = frozenset({"format", "task_id", "version", *_SETTINGS, *_LEARNED, "provenance"})
+_PROGRAM = "program"
 
 
 def version_of(task_id: str, number: int, draft: VersionDraft) -> TaskVersion:
@@ -32,7 +34,7 @@ def version_of(task_id: str, number: int, draft: VersionDraft) -> TaskVersion:
     Raise InvalidRequest where settings or provenance aren't JSON.
     """
     prompt = draft.prompt
-    fields = _plain({name: getattr(draft, name) for name in _DRAFTED}, "task") | {
+    fields = _plain({name: getattr(draft, name) for name in (*_DRAFTED, _PROGRAM)}, "task") | {
         "task_id": task_id,
         "version": number,
         "prompt_digest": None if prompt is None else prompt.digest,
@@ -47,13 +49,14 @@ def version_of(task_id: str, number: int, draft: VersionDraft) -> TaskVersion:
 
 def settings_of(version: TaskVersion) -> bytes:
     """Return a version's settings as canonical JSON: versions with equal settings are the same."""
-    return canonical_json({name: getattr(version, name) for name in _SETTINGS})
+    return canonical_json({name: getattr(version, name) for name in _SETTINGS} | _program_of(version))
 
 
 def encode_version(version: TaskVersion) -> bytes:
     """Return the manifest of a version. Raise InvalidRequest where it is too long."""
-    fields = {name: getattr(version, name) for name in _FIELDS - {"format", "kind"}}
-    data = seal(fields | {"format": FORMAT, "kind": version.kind.value})
+    fields = {name: getattr(version, name) for name in _FIELDS - {"format", "kind"}} | _program_of(version)
+    record_format = FORMAT_WITH_PROGRAM if version.program else FORMAT
+    data = seal(fields | {"format": record_format, "kind": version.kind.value})
     if len(data) > MAX_MANIFEST_BYTES:
         raise InvalidRequest(f"The task's settings exceed {MAX_MANIFEST_BYTES} bytes as JSON", param="task")
     return data
@@ -62,7 +65,7 @@ def encode_version(version: TaskVersion) -> bytes:
 def decode_version(task_id: str, number: int, data: bytes) -> TaskVersion:
     """Read a manifest back. Raise CorruptData where it is not what `encode_version` wrote."""
     what = f"version {number} of task {task_id!r}"
-    fields = decode_record(data, what, FORMAT, _FIELDS)
+    fields = decode_record(data, what, {FORMAT: _FIELDS, FORMAT_WITH_PROGRAM: _FIELDS | {_PROGRAM}})
     if (fields["task_id"], fields["version"]) != (task_id, number):
         raise CorruptData(f"The manifest of {what} belongs elsewhere")
     try:
@@ -76,14 +79,20 @@ def seal(fields: dict[str, Any]) -> bytes:
     return canonical_json(fields | {_CHECKSUM: _checksum(fields)})
 
 
-def decode_record(data: bytes, what: str, record_format: str, names: frozenset[str]) -> dict[str, Any]:
-    """Parse a sealed record: known format, right checksum, exact fields. Raise CorruptData."""
+def decode_record(data: bytes, what: str, formats: Mapping[str, frozenset[str]]) -> dict[str, Any]:
+    """Parse a sealed record: right checksum, and the exact fields of its format, one of `formats`.
+
+    Raise CorruptData.
+    """
+    fields: dict[str, Any]
     try:
         fields = parse_json(data)
     except JsonError as error:
         raise CorruptData(f"The record of {what} is damaged: {error}") from None
-    if not isinstance(fields, dict) or fields.get("format") != record_format:
-        raise CorruptData(f"The record of {what} is damaged, or of another format than {record_format}")
+    names = formats.get(str(fields.get("format"))) if isinstance(fields, dict) else None
+    if names is None:
+        known = " or ".join(formats)
+        raise CorruptData(f"The record of {what} is damaged, or of another format than {known}")
     checksum = fields.pop(_CHECKSUM, None)
     if checksum != hashlib.sha256(encode_parsed(fields)).hexdigest():
         raise CorruptData(f"The record of {what} is damaged: it does not match its own checksum")
@@ -99,6 +108,11 @@ def is_sealed(data: bytes) -> bool:
         if isinstance(fields, dict) and _CHECKSUM in fields:
             return bool(fields.pop(_CHECKSUM) == _checksum(fields))
     return False
+
+
+def _program_of(version: TaskVersion) -> dict[str, Any]:
+    """Return the field that only versions with a program have, so that others stay what they are."""
+    return {_PROGRAM: version.program} if version.program else {}
 
 
 def _checksum(fields: dict[str, Any]) -> str:
@@ -135,4 +149,5 @@ def _version(fields: dict[str, Any], digest: str) -> TaskVersion:
         base=dict(fields["base"]),
         provenance=dict(fields["provenance"]),
         geometry=fields["geometry"],
+        program=dict(fields.get(_PROGRAM, {})),
     )

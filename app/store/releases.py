@@ -146,7 +146,7 @@ def encode_release(release: Release) -> bytes:
 def decode_release(task_id: str, number: int, data: bytes, previous: Release | None) -> Release:
     """Read a record back and verify its link to the release before it. Raise CorruptData."""
     what = f"release {number} of task {task_id!r}"
-    fields = decode_record(data, what, FORMAT, _FIELDS)
+    fields = decode_record(data, what, {FORMAT: _FIELDS})
     if (fields["task_id"], fields["number"]) != (task_id, number):
         raise CorruptData(f"The record of {what} belongs elsewhere")
     if fields["previous"] != (None if previous is None else previous.digest):

@@ -39,6 +39,10 @@ VALID: dict[str, Any] = {
     "num_beams": 4,
     "length_penalty": -2,
     "early_stopping": "never",
+    "reasoning_effort": "low",
+    "thinking_token_budget": -1,
+    "include_reasoning": False,
+    "paraphrase": 0,
 }
 
 

@@ -82,7 +82,7 @@ class ChoiceAnswer(TypedDict):
     probabilities: list[Probability]
 
 
-_Finish = Literal["eos_token", "length", "stop_sequence"]
+_Finish = Literal["eos_token", "length", "stop_sequence", "no_answer", "loop", "max_steps"]
 _PromptTokens = Annotated[
     int, Field(description="Tokens of the rendered prompt; an encoder reads them where there is one")
 ]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from app.concurrency import interleave
 from app.serving.admitted import Admitted
 from app.serving.generation_request import GenerationResult, TextDelta
+from app.serving.programs.answering import answer
 from app.serving.session import Session
 
 
@@ -20,7 +21,7 @@ class Complete:
     def run(self, session: Session, admitted: Admitted) -> AsyncGenerator[tuple[int, TextDelta], None]:
         """Yield the samples' deltas, each with the number of its sample, which is hashed with the seed."""
         samples = [_sample(admitted, index) for index in range(self.num_samples)]
-        return interleave([session.generate(sample) for sample in samples])
+        return interleave([answer(session, sample) for sample in samples])
 
 
 @dataclass(frozen=True, slots=True)

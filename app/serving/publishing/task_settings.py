@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from app.errors import InvalidRequest
 from app.prompt import VersionDraft
 from app.serving.parameters import check, parse_parameters
+from app.serving.program_settings import ProgramSettings
 from app.serving.publishing.training_record import TrainingRecord
 from app.text.template import bind_inputs, parse_template
 from app.validation import Must, StrictModel
@@ -53,7 +54,7 @@ class Base(StrictModel):
     revision: str | None = Field(None, max_length=MAX_BASE_CHARS)
 
 
-class _TaskSettings(StrictModel):
+class _TaskSettings(ProgramSettings):
     """A `task` part."""
 
     template: str | None = None
@@ -123,6 +124,7 @@ def parse_task(task: Mapping[str, Any] | None) -> VersionDraft:
         notes=settings.notes,
         base=written.get("base", {}),
         provenance=_provenance(settings),
+        program=settings.model_dump(include=set(ProgramSettings.model_fields), exclude_defaults=True),
     )
 
 
