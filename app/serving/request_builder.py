@@ -34,12 +34,15 @@ from app.serving.parameters import (
     parse_parameters,
 )
 from app.serving.program_settings import PLAIN_PROGRAM, ProgramSettings
+from app.serving.renderings import rendering_of
 from app.serving.structured_output.constraints import Constraint
 from app.serving.structured_output.grammars import Grammars
 from app.serving.token_rules import token_rules
 from app.store.prompt_store import PromptStore
+from app.text.chat import last_of_user
+from app.text.instructions import Rendering
 from app.text.prompt_encoder import PromptEncoder
-from app.text.template import PLAIN, Template, parse_template
+from app.text.template import PLAIN
 from app.text.tokenization import Tokenized, check_no_padding, check_not_empty
 
 _MAX_REMEMBERED = 4096  # versions with template and leading ids at hand
@@ -49,7 +52,7 @@ _MAX_REMEMBERED = 4096  # versions with template and leading ids at hand
 class PreparedVersion:
     """What every request of a version needs, worked out once."""
 
-    template: Template
+    rendering: Rendering
     leading_ids: tuple[int, ...]
     defaults: Layer
     program: ProgramSettings = PLAIN_PROGRAM
@@ -128,7 +131,9 @@ class RequestBuilder:
         begin = time.monotonic()
         prepared = self._prepared(version)
         parameters = resolve(self._defaults.parameters, prepared.defaults, request)
-        tokenized = self._encode(request, prepared.template, parameters.truncate)
+        if parameters.paraphrase is not None:
+            prepared = self._paraphrased(version, request, parameters.paraphrase)
+        tokenized = self._encode(request, prepared.rendering, parameters.truncate)
         check_not_empty(tokenized)
         built = self._request(version, prepared, request, parameters, tokenized)
         self._engine.check_admissible(built)
@@ -153,9 +158,18 @@ class RequestBuilder:
         """Return the ids of a text alone, with one that ends an answer after them if the base has any."""
         return self.prompts.answer_ids(text, self.prompts.end_id(self.eos_ids) if with_eos else None)
 
-    def _encode(self, request: GenerationRequest, template: Template, truncate: int | None) -> Tokenized:
+    def _encode(self, request: GenerationRequest, rendering: Rendering, truncate: int | None) -> Tokenized:
+        template = rendering.template
         if request.token_ids is not None:
+            if rendering.fed:
+                raise InvalidRequest(
+                    "Token ids have no steps put into them; send text, which the task's chain renders.",
+                    param="inputs",
+                )
             return self.prompts.encode_ids(request.token_ids)
+        if template is not rendering.asked:
+            inputs = request.inputs if request.messages is None else last_of_user(request.messages)
+            return self.prompts.encode(template, rendering.values(inputs, request.steps), truncate)
         if request.messages is None:
             return self.prompts.encode(template, request.inputs, truncate)
         if template is PLAIN and request.task in (None, self.base_name):
@@ -305,23 +319,33 @@ class RequestBuilder:
         ids = {id_ for id_ in spelled if id_ is not None} | {*parameters.stop_token_ids}
         return frozenset(ids) if parameters.ignore_eos else self.eos_ids | ids
 
-    def _prepared(self, version: TaskVersion | None) -> PreparedVersion:
+    def _prepared(self, version: TaskVersion | None, paraphrase: int | None = None) -> PreparedVersion:
         key = "" if version is None else version.digest
-        return self._remembered.get(key, lambda: self._prepare(version))
+        if paraphrase is not None:
+            key = f"{key} {paraphrase}"
+        return self._remembered.get(key, lambda: self._prepare(version, paraphrase))
 
-    def _prepare(self, version: TaskVersion | None) -> PreparedVersion:
+    def _paraphrased(
+        self, version: TaskVersion | None, request: GenerationRequest, index: int
+    ) -> PreparedVersion:
+        """Return the version with another template. Raise InvalidRequest where that has no effect."""
+        if version is None or request.token_ids is not None:
+            what = "the base model has no paraphrases" if version is None else "ids are read as they are"
+            raise InvalidRequest(f"paraphrase: {what}; leave it out.", param="parameters.paraphrase")
+        return self._prepared(version, index)
+
+    def _prepare(self, version: TaskVersion | None, paraphrase: int | None) -> PreparedVersion:
         """Parse the template and find the leading ids."""
         if version is None:
-            return PreparedVersion(PLAIN, (), {})
-        template = parse_template(version.template)
+            return PreparedVersion(Rendering(PLAIN, PLAIN), (), {})
+        program = ProgramSettings.of(version.program)
+        rendering = rendering_of(version, program, paraphrase)
+        template = rendering.template
         # Without a learned prompt, a resident BOS would save nothing; an encoder's input is never resident.
         is_causal = self._decoder_start_id is None
         is_useful = is_causal and (version.kind is not PromptKind.TEXT or bool(template.leading))
         self.prompts.check_template(template)
         leading = self.prompts.tokenizer.leading_ids(template) if is_useful else ()
         return PreparedVersion(
-            template,
-            leading,
-            parse_parameters(version.defaults, where="defaults"),
-            ProgramSettings.of(version.program),
+            rendering, leading, parse_parameters(version.defaults, where="defaults"), program
         )

@@ -6,7 +6,7 @@ stay braces, because a value is never parsed.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -41,6 +41,25 @@ class Template:
         """Return the constant text before the first field."""
         return self.pieces[0].text if self.pieces[0].field is None else ""
 
+    @property
+    def source(self) -> str:
+        """Return the text that `parse_template` makes this template of."""
+        return "".join(
+            f"{{{piece.field}}}" if piece.field else piece.text.replace("{", "{{").replace("}", "}}")
+            for piece in self.pieces
+        )
+
+    def filled(self, values: Mapping[str, str]) -> "Template":
+        """Return the template with text of its own where the fields in `values` stand."""
+        return _template(
+            Piece(values[piece.field]) if piece.field and piece.field in values else piece
+            for piece in self.pieces
+        )
+
+    def after(self, text: str) -> "Template":
+        """Return the template with text of its own before all that it has."""
+        return _template((Piece(text), *self.pieces))
+
     def num_chars(self, values: Mapping[str, str]) -> int:
         """Return the length of the rendered text, without rendering it."""
         return sum(
@@ -64,17 +83,21 @@ def parse_template(source: str | None) -> Template:
         return PLAIN
     if len(source) > MAX_TEMPLATE_CHARS:
         raise _bad(f"it has {len(source)} characters, more than {MAX_TEMPLATE_CHARS}")
-    pieces = tuple(_merge(_scan(source)))
-    fields = tuple(dict.fromkeys(piece.field for piece in pieces if piece.field is not None))
-    if not fields:
+    template = _template(_scan(source))
+    if not template.fields:
         raise _bad(
             "it has no field, so a request's inputs would go nowhere; write {inputs} where they belong"
         )
-    if len(fields) > MAX_FIELDS:
-        raise _bad(f"it has {len(fields)} fields, more than {MAX_FIELDS}")
-    if len(pieces) > 2 * MAX_PLACES:
+    if len(template.fields) > MAX_FIELDS:
+        raise _bad(f"it has {len(template.fields)} fields, more than {MAX_FIELDS}")
+    if len(template.pieces) > 2 * MAX_PLACES:
         raise _bad(f"its fields stand in more than {MAX_PLACES} places")
-    return Template(pieces, fields)
+    return template
+
+
+def _template(pieces: Iterable[Piece]) -> Template:
+    merged = tuple(_merge(pieces))
+    return Template(merged, tuple(dict.fromkeys(piece.field for piece in merged if piece.field is not None)))
 
 
 def _scan(source: str) -> Iterator[Piece]:
@@ -103,7 +126,7 @@ def _field_name(name: str, position: int) -> str:
     return name
 
 
-def _merge(pieces: Iterator[Piece]) -> Iterator[Piece]:
+def _merge(pieces: Iterable[Piece]) -> Iterator[Piece]:
     """Join neighbouring literals and drop empty ones."""
     for is_literal, group in groupby(pieces, key=lambda piece: piece.field is None):
         if not is_literal:

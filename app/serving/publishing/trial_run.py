@@ -12,7 +12,8 @@ from app.prompt import TaskVersion
 from app.request import Request, SamplingParams, Source
 from app.serving.generation import GenerationService
 from app.serving.generation_request import GenerationRequest
-from app.text.template import parse_template
+from app.serving.program_settings import ProgramSettings
+from app.serving.renderings import rendering_of
 
 FIXED_TEXT = "The quick brown fox jumps over the lazy dog."
 _OTHER_TEXTS = ("Once upon a time", "1 2 3", "?")
@@ -32,9 +33,9 @@ class ExampleReport:
 
 
 def fixed_inputs(version: TaskVersion, text: str) -> str | Mapping[str, str]:
-    """Return inputs for any template."""
-    template = parse_template(version.template)
-    return text if len(template.fields) == 1 else dict.fromkeys(template.fields, text)
+    """Return inputs for any version."""
+    fields = rendering_of(version, ProgramSettings.of(version.program)).asked.fields
+    return text if len(fields) == 1 else dict.fromkeys(fields, text)
 
 
 def trial_request(inputs: str | Mapping[str, str], tenant: str = "") -> GenerationRequest:

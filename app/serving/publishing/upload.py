@@ -83,7 +83,7 @@ def _import(
             "There is a config without a prompt: send adapter_model.safetensors as part 'prompt'.",
             param="prompt",
         )
-    if draft.template is None:
+    if draft.template is None and "chain" not in draft.program:
         raise InvalidRequest(
             "There is nothing to publish: send a prompt, or a task with a template, or both.", param="prompt"
         )
