@@ -61,7 +61,7 @@ class GenerationRequest:
         if self.token_ids is not None:
             return 4 * len(self.token_ids)
         if self.messages is not None:
-            return sum(len(message.content) for message in self.messages)
+            return sum(message.size for message in self.messages)
         texts = [self.inputs] if isinstance(self.inputs, str) else self.inputs.values()
         return sum(map(len, texts))
 
@@ -107,7 +107,7 @@ class Classification:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reasoning:
-    """What came before an answer, which is no part of it."""
+    """What came before an answer, which is no part of it; with include_reasoning false only its length."""
 
     text: str  # up to the answer's marker
     steps: tuple[str, ...]  # without their ends
@@ -161,6 +161,33 @@ class GenerationResult:
     def generated_text(self) -> str:
         """Return the text for the client: the prompt's text comes first if the request wants it."""
         return self.prompt_text + self.text if self.return_full_text else self.text
+
+    @property
+    def answer_tokens(self) -> tuple[OutputToken, ...]:
+        """Return the tokens behind the steps."""
+        return self.tokens if self.reasoning is None else self.tokens[self.reasoning.num_tokens :]
+
+    @property
+    def parts(self) -> tuple["GenerationResult", ...]:
+        """Return the answers that it was made of: those of a vote, else itself alone."""
+        return (self,) if self.vote is None else tuple(ballot.result for ballot in self.vote.ballots)
+
+    @property
+    def num_read(self) -> int:
+        """Return the tokens of its prompt; where several versions voted, of each one's."""
+        prompts = {part.version and part.version.digest: part.prompt_tokens for part in self.parts}
+        return sum(prompts.values())
+
+    @property
+    def num_generated(self) -> int:
+        """Return all tokens that it took."""
+        return sum(len(part.tokens) for part in self.parts)
+
+    @property
+    def num_reasoning(self) -> int | None:
+        """Return how many of them came before answers; None: its task has no reasoning."""
+        counts = [part.reasoning.num_tokens for part in self.parts if part.reasoning is not None]
+        return sum(counts) if counts else None
 
 
 class TextDelta(NamedTuple):

@@ -28,6 +28,11 @@ class Message:
     content: str
     others: Mapping[str, Any] = field(default_factory=dict)  # what else a template may look at (name, ...)
 
+    @property
+    def size(self) -> int:
+        """Return the characters of its texts."""
+        return len(self.content) + sum(len(text) for text in self.others.values() if isinstance(text, str))
+
 
 class ChatTemplate:
     """The chat template of a base model, if it has one. Used from many threads."""

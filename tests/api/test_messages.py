@@ -9,6 +9,7 @@ import openai
 import pytest
 from jsonschema import validate
 
+from app.api.schemas.messages import ChatMessage
 from tests.api.server import client_of
 from tests.api.test_generate import error_of, publish_text
 from tests.serving.stack import BASE_NAME
@@ -95,6 +96,26 @@ def test_empty_values_of_fields_change_nothing(client: httpx.Client, model: str)
     assert text_of(together) == text_of(chat(client, model))
 
 
+@pytest.mark.parametrize(
+    "names", [("reasoning",), ("reasoning_content",), ("reasoning", "reasoning_content")]
+)
+def test_reasoning_of_earlier_answers_goes_to_the_chat_template(
+    client: httpx.Client, model: str, names: tuple[str, ...]
+) -> None:
+    """As vLLM and SGLang write it, and as our own answers have it: under both names."""
+    said = {"role": "assistant", "content": "yes", **dict.fromkeys(names, "it was good")}
+    assert ChatMessage.model_validate(said).message().others == {"reasoning_content": "it was good"}
+    assert text_of(chat(client, model, messages=[USER, said, USER])) == text_of(chat(client, model))
+
+
+def test_reasoning_that_means_nothing_is_refused(client: httpx.Client, model: str) -> None:
+    said = {"role": "assistant", "content": "yes", "reasoning": "a", "reasoning_content": "b"}
+    for message, why in ((said, "send one of them"), (USER | {"reasoning": "a"}, "only the assistant's")):
+        error = error_of(chat(client, model, messages=[message, USER]), 422)
+        assert error["param"] == "messages.0"
+        assert why in error["message"]
+
+
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"role": "tool", "content": "4", "tool_call_id": "c"}, "role", "calls no tools"),
     ({"role": "function", "name": "f", "content": "4"}, "role", "calls no tools"),
@@ -105,6 +126,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
         "calls no tools",
     ),
     ({"role": "assistant", "content": "a", "audio": {"id": "x"}}, "audio", "transcript"),
+    ({"role": "assistant", "content": "a", "reasoning": 3}, "reasoning", "must be a string"),
     ({"role": "user", "content": None}, "content", "must be given"),
     ({"role": "user"}, "content", "must be given"),
     ({"role": "user", "content": 3}, "content", "must be a string"),

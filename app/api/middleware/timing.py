@@ -21,8 +21,8 @@ def timing_of(results: Sequence[GenerationResult], seconds: float, num_prompts: 
     return timing_headers(
         [result.timings for result in results],
         seconds,
-        prompt_tokens=sum(result.prompt_tokens for result in results[::answers_each]),
-        generated_tokens=sum(len(result.tokens) for result in results),
+        prompt_tokens=sum(result.num_read for result in results[::answers_each]),
+        generated_tokens=sum(result.num_generated for result in results),
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from app.api.schemas.openai_answers import (
+    AnswerMessage,
     ChatChoice,
     ChatCompletion,
     ChatLogprobs,
@@ -16,6 +17,7 @@ from app.api.schemas.openai_answers import (
     CompletionLogprobs,
     FinishReason,
     OpenAiHead,
+    StopReason,
     TokenLogprob,
     TopLogprob,
     Usage,
@@ -27,6 +29,12 @@ from app.serving.generation_request import GenerationResult, OutputToken, TextDe
 
 DONE = data_event(b"[DONE]")
 _LEAST = -9999.0  # OpenAI's value for a token of probability 0
+_BOUNDS = (Finish.LENGTH, Finish.MAX_STEPS)
+_WITHOUT_ANSWER: Mapping[Finish, StopReason] = {
+    Finish.NO_ANSWER: "no_answer",
+    Finish.LOOP: "loop",
+    Finish.MAX_STEPS: "max_steps",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +64,13 @@ class Head:
 
 
 def finish_reason(reason: Finish) -> FinishReason:
-    """Return OpenAI's word; EOS and stop strings have the same one."""
-    return "length" if reason is Finish.LENGTH else "stop"
+    """Return OpenAI's word: whether a bound ended the answer, or the model did."""
+    return "length" if reason in _BOUNDS else "stop"
+
+
+def stop_reason(reason: Finish) -> StopReason | None:
+    """Return why there is no answer, where OpenAI has no word for it."""
+    return _WITHOUT_ANSWER.get(reason)
 
 
 def completion(
@@ -85,9 +98,14 @@ def chat_completion(head: Head, results: Sequence[GenerationResult], *, logprobs
 def _usage_of(results: Sequence[GenerationResult], num_prompts: int) -> Usage:
     """Count each prompt once, and all answers; the answers of a prompt stand side by side."""
     per_prompt = len(results) // num_prompts
-    prompt = sum(result.prompt_tokens for result in results[::per_prompt])
-    completion = sum(len(result.tokens) for result in results)
-    return _usage(prompt, completion)
+    usage = _usage(
+        sum(result.num_read for result in results[::per_prompt]),
+        sum(result.num_generated for result in results),
+    )
+    reasoning = [result.num_reasoning for result in results if result.num_reasoning is not None]
+    if reasoning:
+        usage["completion_tokens_details"] = {"reasoning_tokens": sum(reasoning)}
+    return usage
 
 
 def _usage(prompt: int, completion: int) -> Usage:
@@ -98,12 +116,24 @@ def _completion_choice(index: int, result: GenerationResult, logprobs: bool, ech
     choice: CompletionChoice = {
         "index": index,
         "text": result.prompt_text + result.text if echo else result.text,
-        "logprobs": _completion_logprobs((*result.prompt_scores, *result.tokens)) if logprobs else None,
+        "logprobs": (
+            _completion_logprobs((*result.prompt_scores, *result.answer_tokens)) if logprobs else None
+        ),
         "finish_reason": finish_reason(result.finish),
     }
+    if result.reasoning is not None and result.reasoning.text:
+        choice["reasoning"] = result.reasoning.text
+    _add_end(choice, result)
+    return choice
+
+
+def _add_end(choice: CompletionChoice | ChatChoice, result: GenerationResult) -> None:
+    """Add what few answers have."""
+    why = stop_reason(result.finish)
+    if why is not None:
+        choice["stop_reason"] = why
     if result.score is not None:
         choice["score"] = result.score
-    return choice
 
 
 def _completion_logprobs(tokens: Sequence[OutputToken], offset: int = 0) -> CompletionLogprobs:
@@ -127,14 +157,16 @@ def _alternatives(token: OutputToken) -> dict[str, float | None] | None:
 
 
 def _chat_choice(index: int, result: GenerationResult, logprobs: bool) -> ChatChoice:
+    message: AnswerMessage = {"role": "assistant", "content": result.text, "refusal": None}
+    if result.reasoning is not None and result.reasoning.text:
+        message["reasoning"] = message["reasoning_content"] = result.reasoning.text
     choice: ChatChoice = {
         "index": index,
-        "message": {"role": "assistant", "content": result.text, "refusal": None},
-        "logprobs": _chat_logprobs(result.tokens) if logprobs else None,
+        "message": message,
+        "logprobs": _chat_logprobs(result.answer_tokens) if logprobs else None,
         "finish_reason": finish_reason(result.finish),
     }
-    if result.score is not None:
-        choice["score"] = result.score
+    _add_end(choice, result)
     return choice
 
 
@@ -211,8 +243,13 @@ class _Chunks(ABC):
         chunk = {**self._head.object(), "object": self.kind, "choices": choices}
         return data_event(json_bytes(chunk | {"usage": used or self._so_far} if self._usage else chunk))
 
-    def _finish(self, piece: TextDelta) -> FinishReason | None:
-        return None if piece.result is None else finish_reason(piece.result.finish)
+    def _end(self, piece: TextDelta) -> dict[str, Any]:
+        """Return the fields of a choice that say how it ended."""
+        if piece.result is None:
+            return {"finish_reason": None}
+        why = stop_reason(piece.result.finish)
+        ended = {"finish_reason": finish_reason(piece.result.finish)}
+        return ended if why is None else ended | {"stop_reason": why}
 
 
 class CompletionChunks(_Chunks):
@@ -227,15 +264,16 @@ class CompletionChunks(_Chunks):
         self._echo = list(prompts)
 
     def _write(self, index: int, piece: TextDelta) -> bytes:
-        text = (self._echo[index] or "") + piece.text
+        text = (self._echo[index] or "") + ("" if piece.is_reasoning else piece.text)
         self._echo[index] = None
-        logprobs = None
-        tokens = [*piece.prompt_scores, *([] if piece.token is None else [piece.token])]
+        logprobs, tokens = None, [*piece.prompt_scores, *_answered(piece)]
         if self._logprobs and tokens:
             logprobs = _completion_logprobs(tokens, self._offsets[index])
         self._offsets[index] += len(text)
-        choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": self._finish(piece)}
-        return self._chunk([choice])
+        thought = {"reasoning": piece.text} if piece.is_reasoning and piece.text else {}
+        return self._chunk(
+            [{"index": index, "text": text, **thought, "logprobs": logprobs, **self._end(piece)}]
+        )
 
 
 class ChatChunks(_Chunks):
@@ -252,16 +290,25 @@ class ChatChunks(_Chunks):
         if index not in self._begun:
             self._begun.add(index)
             written = self._choice(index, {"role": "assistant", "content": ""})
-        tokens = [] if piece.token is None or not self._logprobs else [piece.token]
+        tokens = _answered(piece) if self._logprobs else []
         if piece.text or tokens:
-            written += self._choice(
-                index, {"content": piece.text}, _chat_logprobs(tokens) if tokens else None
-            )
+            logprobs = _chat_logprobs(tokens) if tokens else None
+            written += self._choice(index, _said(piece), logprobs)
         if piece.result is not None:
-            written += self._choice(index, {}, reason=self._finish(piece))
+            written += self._choice(index, {}, **self._end(piece))
         return written
 
-    def _choice(
-        self, index: int, delta: Mapping[str, Any], logprobs: Any = None, reason: str | None = None
-    ) -> bytes:
-        return self._chunk([{"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}])
+    def _choice(self, index: int, delta: Mapping[str, Any], logprobs: Any = None, **end: Any) -> bytes:
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
+        return self._chunk([choice | end])
+
+
+def _said(piece: TextDelta) -> dict[str, str]:
+    if piece.is_reasoning:
+        return {"reasoning": piece.text, "reasoning_content": piece.text}
+    return {"content": piece.text}
+
+
+def _answered(piece: TextDelta) -> list[OutputToken]:
+    """Return the token of the answer that the delta has, if any."""
+    return [] if piece.token is None or piece.is_reasoning else [piece.token]

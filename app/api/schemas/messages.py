@@ -1,6 +1,6 @@
 """Messages of chats: all fields of the OpenAI API are accepted, and the text is used."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BeforeValidator,
@@ -9,11 +9,12 @@ from pydantic import (
     Tag,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 
 from app.api.schemas.neutral import Neutral
 from app.text.chat import Message
-from app.validation import PLAIN, StrictModel, wrong
+from app.validation import PLAIN, Must, StrictModel, wrong
 
 _TEXT, _PARTS = "<text>", "<parts>"
 _NO_TOOLS = "this server calls no tools; leave it out, and say what matters of it in the content"
@@ -70,8 +71,12 @@ class ChatMessage(StrictModel):
     tool_calls: Annotated[Any, Neutral([], instead=_NO_TOOLS)] = None
     function_call: Annotated[Any, Neutral(instead=_NO_TOOLS)] = None
     tool_call_id: str | None = None  # of what a tool said, which its role refuses
-    reasoning: Annotated[Any, Neutral("")] = None
-    reasoning_content: Annotated[Any, Neutral("")] = None
+    reasoning: Annotated[str | None, Must("must be a string")] = Field(
+        None, description="The assistant's, before this content; the base's chat template gets it"
+    )
+    reasoning_content: Annotated[str | None, Must("must be a string")] = Field(
+        None, description="Another name for reasoning"
+    )
     parsed: Any = Field(None, description="Accepted and ignored")
 
     @field_validator("role", mode="before")
@@ -90,9 +95,19 @@ class ChatMessage(StrictModel):
             raise wrong('must be given: a string, or a list of {"type": "text", "text": "..."}')
         return content
 
+    @model_validator(mode="after")
+    def _one_reasoning(self) -> Self:
+        given = {self.reasoning, self.reasoning_content} - {None, ""}
+        if len(given) > 1:
+            raise ValueError("reasoning and reasoning_content mean the same; send one of them")
+        if given and self.role != "assistant":
+            raise ValueError("only the assistant's messages have reasoning; leave it out")
+        return self
+
     def message(self) -> Message:
         """Return the message, its parts joined."""
         parts = self.content if isinstance(self.content, list) else []
         text = self.content if isinstance(self.content, str) else "".join(part.text for part in parts)
-        others = {} if self.name is None else {"name": self.name}
+        named = {"name": self.name, "reasoning_content": self.reasoning or self.reasoning_content or None}
+        others = {name: value for name, value in named.items() if value is not None}
         return Message("system" if self.role == "developer" else self.role, text, others)

@@ -10,12 +10,22 @@ from app.validation import closed
 
 
 @closed
+class CompletionTokensDetails(TypedDict):
+    """What the generated tokens were for."""
+
+    reasoning_tokens: Annotated[int, Field(description="Tokens of the steps before answers, of all ballots")]
+
+
+@closed
 class Usage(TypedDict):
-    """Number of tokens of prompts and answers."""
+    """Number of tokens of prompts and answers, those of all ballots of a vote included."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    completion_tokens_details: NotRequired[
+        Annotated[CompletionTokensDetails, Field(description="Of tasks with reasoning, and of chains")]
+    ]
 
 
 @closed
@@ -29,6 +39,14 @@ class CompletionLogprobs(TypedDict):
 
 
 FinishReason = Literal["stop", "length"]
+StopReason = Annotated[
+    Literal["no_answer", "loop", "max_steps"],
+    Field(
+        description="Why there is no answer: the model ended before one; a step of a chain repeats an "
+        "earlier one; a chain took all its steps"
+    ),
+]
+ReasoningText = Annotated[str, Field(description="The steps before the answer")]
 
 
 @closed
@@ -37,8 +55,10 @@ class CompletionChoice(TypedDict):
 
     index: int
     text: str
+    reasoning: NotRequired[ReasoningText]
     logprobs: CompletionLogprobs | None
     finish_reason: FinishReason
+    stop_reason: NotRequired[StopReason]
     score: NotRequired[Score]
 
 
@@ -90,6 +110,10 @@ class AnswerMessage(TypedDict):
 
     role: Literal["assistant"]
     content: str
+    reasoning: NotRequired[ReasoningText]
+    reasoning_content: NotRequired[
+        Annotated[str, Field(description="The same under the name that SGLang and older vLLM have")]
+    ]
     refusal: None
 
 
@@ -101,6 +125,7 @@ class ChatChoice(TypedDict):
     message: AnswerMessage
     logprobs: ChatLogprobs | None
     finish_reason: FinishReason
+    stop_reason: NotRequired[StopReason]
     score: NotRequired[Score]
 
 
