@@ -2,12 +2,13 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Any, TypeVar
 
 _T = TypeVar("_T")
+_Item = TypeVar("_Item")
 
 
 class Workers(ThreadPoolExecutor):
@@ -38,6 +39,21 @@ async def gather_or_cancel(work: Sequence[Coroutine[Any, Any, _T]]) -> list[_T]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def map_bounded(
+    work: Callable[[_Item], Coroutine[Any, Any, _T]], items: Sequence[_Item], width: int
+) -> list[_T]:
+    """Return `work(item)` of all items, `width` of which run at a time; an error cancels the others."""
+    results: dict[int, _T] = {}
+    waiting = enumerate(items)
+
+    async def take_turns() -> None:
+        for number, item in waiting:
+            results[number] = await work(item)
+
+    await gather_or_cancel([take_turns() for _ in range(min(width, len(items)))])
+    return [results[number] for number in range(len(items))]
 
 
 async def interleave(streams: Sequence[AsyncGenerator[_T, None]]) -> AsyncGenerator[tuple[int, _T], None]:

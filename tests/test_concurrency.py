@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.concurrency import Workers, interleave
+from app.concurrency import Workers, interleave, map_bounded
 from app.main import assemble
 from app.prompt import TaskVersion
 from app.server.process import PromptplexServer
@@ -189,3 +189,35 @@ def test_a_stream_that_fails_or_is_left_closes_all(others: tuple[int, ...]) -> N
     assert len(ended) == 1 + len(others)
     ended.clear()
     asyncio.run(read(is_left=True))
+
+
+def test_bounded_work_keeps_its_order_and_its_width() -> None:
+    running, most = 0, 0
+
+    async def work(number: int) -> int:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        for _ in range(10 - number % 10):
+            await asyncio.sleep(0)
+        running -= 1
+        return number
+
+    assert asyncio.run(map_bounded(work, range(30), 4)) == list(range(30))
+    assert most == 4
+    assert asyncio.run(map_bounded(work, [], 4)) == []
+
+
+def test_bounded_work_ends_with_its_first_error() -> None:
+    begun: list[int] = []
+
+    async def work(number: int) -> None:
+        begun.append(number)
+        await asyncio.sleep(0)
+        if number == 2:
+            raise ValueError("two")
+        await asyncio.Event().wait()
+
+    with pytest.raises(ValueError, match="two"):
+        asyncio.run(map_bounded(work, range(30), 3))
+    assert begun == [0, 1, 2]

@@ -98,6 +98,7 @@ class Classification:
     """The labels' probabilities, which sum to 1, in the order in which they were given."""
 
     probabilities: tuple[tuple[str, float], ...]
+    label_mass: float  # the probability that the model says any of the labels, before calibration
 
     @property
     def confidence(self) -> float:

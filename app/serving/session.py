@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from app.caching import SingleFlightCache
-from app.concurrency import gather_or_cancel
+from app.concurrency import map_bounded
 from app.engine.client import EngineClient
-from app.errors import ConstraintFailed
+from app.errors import ConstraintFailed, NonFiniteLogits
 from app.prompt import TaskVersion
 from app.request import FinishReason, Hypothesis, Request, RequestTimings, TokenDelta, TokenScore
 from app.serving.admitted import Admitted
@@ -166,20 +166,33 @@ class Session:
             prompt_scores=output.prompt_scores,
         )
 
-    async def score(self, admitted: Admitted, requests: Sequence[Request]) -> list[TokenDelta]:
-        """Run requests that are only scored, all at once and as one outcome; return the delta of each.
+    async def score(
+        self, admitted: Admitted, requests: Sequence[Request], prompt_tokens: int
+    ) -> list[TokenDelta | NonFiniteLogits]:
+        """Run requests that are only scored, as one outcome; return the delta of each, or why it has none.
 
-        Raise what `EngineClient.generate` raises.
+        They run at once, as far as there is room: each that ends makes way for the next one, so that a large
+        set doesn't fill the queue. Raise what else `EngineClient.generate` raises.
         """
         with self._attempt_of(admitted) as attempt:
+            attempt.prompt_tokens = prompt_tokens
             attempt.generated_tokens = sum(request.num_scored for request in requests)
-            scored = await gather_or_cancel([self._only_delta(request) for request in requests])
-            attempt.reason = str(FinishReason.EOS)
+            scored = await map_bounded(self._only_delta, requests, self.num_scored_at_once)
+            is_any = any(isinstance(each, TokenDelta) for each in scored)
+            attempt.reason = str(FinishReason.EOS) if is_any else "error"
             return scored
 
-    async def _only_delta(self, request: Request) -> TokenDelta:
-        async with aclosing(self._resources.engine.generate(request)) as deltas:
-            return await anext(deltas)
+    @property
+    def num_scored_at_once(self) -> int:
+        """Return how many sequences `score` runs at a time: enough for one step, and for the next one."""
+        return min(2 * self._resources.engine.max_rows, self._resources.limiter.bound)
+
+    async def _only_delta(self, request: Request) -> TokenDelta | NonFiniteLogits:
+        try:
+            async with aclosing(self._resources.engine.generate(request)) as deltas:
+                return await anext(deltas)
+        except NonFiniteLogits as error:
+            return error
 
     def scored_tokens(self, admitted: Admitted, scores: Sequence[TokenScore]) -> tuple[OutputToken, ...]:
         """Return scored ids as they read after the prompt."""

@@ -113,6 +113,8 @@ def test_choices_are_the_softmax_of_the_labels_log_probabilities(
             best = int(expected.argmax())
             assert choice["value"] == answer["generated_text"] == ("great", " cold food", "third")[best]
             assert choice["confidence"] == choice["probabilities"][best]["probability"]
+            if not length_normalized:
+                assert choice["label_mass"] == pytest.approx(np.exp(totals).sum(), rel=1e-3, abs=1e-6)
     assert stack.engine.stats().num_running == 0
 
 
@@ -126,6 +128,22 @@ def test_a_task_brings_its_own_choices(client: httpx.Client) -> None:
     assert sum(each["probability"] for each in answer["choice"]["probabilities"]) == pytest.approx(1)
     assert client.get("/tasks/with-choices").json()["requests_served"] == 1
     error_of(client.post("/generate", json=ask | {"task_id": BASE_NAME}), 422)
+
+
+def test_a_calibrated_task_divides_log_probabilities(client: httpx.Client) -> None:
+    labels = ["great", " cold food", "é"]
+    asked = {"inputs": "the film", "parameters": {"choices": labels}}
+    for name, temperature in (("as-it-is", 1.0), ("calibrated", 3.0)):
+        publish_text(client, name, "{text}", calibration={"temperature": temperature})
+    plain, calibrated = (
+        client.post("/generate", json=asked | {"task_id": name}).json()["choice"]
+        for name in ("as-it-is", "calibrated")
+    )
+    powers = np.array([each["probability"] for each in plain["probabilities"]]) ** (1 / 3)
+    found = [each["probability"] for each in calibrated["probabilities"]]
+    assert np.allclose(found, powers / powers.sum(), atol=1e-4)
+    assert calibrated["label_mass"] == pytest.approx(plain["label_mass"], rel=1e-3)
+    assert calibrated["confidence"] == max(found)
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,7 @@ def _choice(best: str, classification: Classification) -> ChoiceAnswer:
     return {
         "value": best,
         "confidence": classification.confidence,
+        "label_mass": classification.label_mass,
         "probabilities": [
             {"value": value, "probability": probability}
             for value, probability in classification.probabilities

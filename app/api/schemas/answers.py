@@ -73,12 +73,22 @@ class Probability(TypedDict):
     probability: float
 
 
+LabelMass = Annotated[
+    float,
+    Field(
+        description="Probability that the model says any of the labels, before calibration; near 0 it wanted "
+        "to say something else"
+    ),
+]
+
+
 @closed
 class ChoiceAnswer(TypedDict):
     """The most probable label, and the probabilities of all."""
 
     value: str
     confidence: Annotated[float, Field(description="Probability of `value`")]
+    label_mass: LabelMass
     probabilities: list[Probability]
 
 
