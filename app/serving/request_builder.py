@@ -39,6 +39,7 @@ from app.serving.structured_output.constraints import Constraint
 from app.serving.structured_output.grammars import Grammars
 from app.serving.token_rules import token_rules
 from app.store.prompt_store import PromptStore
+from app.store.releases import Meaning
 from app.text.chat import last_of_user
 from app.text.instructions import Rendering
 from app.text.prompt_encoder import PromptEncoder
@@ -90,21 +91,26 @@ class RequestBuilder:
         self._numbers = itertools.count()
         self._remembered: SingleFlightCache[str, PreparedVersion] = SingleFlightCache(_MAX_REMEMBERED)
 
-    def find(self, request: GenerationRequest) -> TaskVersion | None:
-        """Return the version that the task means now; None: the base. Raise NotFound, InvalidRequest."""
+    def find(self, request: GenerationRequest) -> Meaning | None:
+        """Return what the task means now for the user; None: the base. Raise NotFound, InvalidRequest."""
         if request.task is None or request.task == self.base_name:
             return None
-        return self._store.resolve(request.task, request.user or request.tenant or request.request_id)
+        return self._store.meaning(request.task, request.user or request.tenant or request.request_id)
 
-    def admit(self, request: GenerationRequest, version: TaskVersion | None) -> Admitted:
-        """Check that the version can be served, and build; its prompt is fetched meanwhile.
+    def admit(self, request: GenerationRequest, meaning: Meaning | None) -> Admitted:
+        """Check that all of its versions can be served, and build; their prompts are fetched meanwhile.
 
         Raise NotServable, InvalidRequest (RequestTooLong), DeadlineExceeded.
         """
-        if version is not None:
-            self._check_servable(version)
-            self._fetch_ahead(version)
-        admitted = self.build(request, version)
+        if meaning is None:
+            admitted = self.build(request, None)
+        else:
+            for version in meaning.versions:
+                self._check_servable(version)
+                self._fetch_ahead(version)
+            admitted = self.build(_spread(request, meaning.paraphrase), meaning.version)
+            if meaning.members:
+                admitted = replace(admitted, members=meaning.members)
         if admitted.request.deadline is not None and admitted.request.deadline <= time.monotonic():
             raise DeadlineExceeded("The deadline passed before the request could start.")
         return admitted
@@ -349,3 +355,10 @@ class RequestBuilder:
         return PreparedVersion(
             rendering, leading, parse_parameters(version.defaults, where="defaults"), program
         )
+
+
+def _spread(request: GenerationRequest, paraphrase: int | None) -> GenerationRequest:
+    """Return the request with the user's paraphrase, where its alias has one and it names none itself."""
+    if paraphrase is None or request.token_ids is not None:
+        return request
+    return replace(request, parameters={"paraphrase": paraphrase, **request.parameters})

@@ -19,6 +19,7 @@ from app.serving.lanes import Lanes
 from app.serving.outcomes import Attempt, OutcomeRecorder
 from app.serving.output_processor import OutputProcessor, scored_tokens
 from app.serving.request_builder import RequestBuilder
+from app.store.releases import Meaning
 from app.text.detokenizer import DetokenizerTables
 
 _T = TypeVar("_T")
@@ -50,7 +51,7 @@ class Session:
         """
         self._resources = resources
         self._is_trial = is_trial
-        self._versions: SingleFlightCache[str | None, TaskVersion | None] = SingleFlightCache(_MAX_TASKS)
+        self._meanings: SingleFlightCache[str | None, Meaning | None] = SingleFlightCache(_MAX_TASKS)
         self._room = ExitStack()
         self.reserve(num_sequences)
 
@@ -66,28 +67,32 @@ class Session:
         """Run what may wait for the store, or takes long for `size` characters, beside the event loop."""
         return await self._resources.lanes.run(work, size)
 
-    async def admit(self, request: GenerationRequest) -> Admitted:
-        """Find the version that the task means, check the request, render and tokenize it.
+    async def admit(self, request: GenerationRequest, version: TaskVersion | None = None) -> Admitted:
+        """Find what the task means, or take `version`; check the request, render and tokenize it.
 
         A failure counts as the task's, once the task is known.
         Raise NotFound, NotServable, InvalidRequest (RequestTooLong), DeadlineExceeded.
         """
         builder = self._resources.builder
         attempt = self._attempt(request.tenant, builder.deadline(request))
-        found: list[TaskVersion | None] = []  # a thread that outlives this call may still add to it
+        found: list[Meaning | None] = []  # a thread that outlives this call may still add to it
 
         def admit() -> Admitted:
-            found.append(self._versions.get(request.task, lambda: builder.find(request)))
+            found.append(Meaning(version) if version else self._meaning(request))
             return builder.admit(request, found[0])
 
         try:
             return await self.on_thread(admit, request.size)
         except BaseException as error:
-            attempt.version = found[0] if found else None
+            attempt.version = found[0].version if found and found[0] is not None else None
             attempt.reason = attempt.failure(error)
             if found or attempt.reason == "deadline":
                 self._resources.outcomes.record(attempt)
             raise
+
+    def _meaning(self, request: GenerationRequest) -> Meaning | None:
+        """Return what the task means for all parts of the call."""
+        return self._meanings.get(request.task, lambda: self._resources.builder.find(request))
 
     async def generate(self, admitted: Admitted) -> AsyncGenerator[TextDelta, None]:
         """Yield the answer; the texts joined are the result's, which the last delta carries.

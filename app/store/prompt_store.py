@@ -18,7 +18,7 @@ from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 
-from app.errors import Conflict, NotFound, PromptplexError
+from app.errors import Conflict, InvalidRequest, NotFound, PromptplexError
 from app.prompt import TaskVersion, VersionDraft
 from app.store.blobs import Blobs
 from app.store.files import DurableFiles
@@ -32,14 +32,16 @@ from app.store.releases import (
     RETIRE,
     ROLLBACK,
     Change,
+    Meaning,
     Present,
     Release,
     TaskHistory,
     encode_release,
     next_release,
+    paraphrases_of,
     past_targets,
 )
-from app.store.traffic_split import AliasTarget, checked_target, choose, versions_of
+from app.store.traffic_split import AliasTarget, SpreadTarget, by_weight, checked_target, versions_of
 
 # An empty folder, touched after each release; a hint for listings, trusted by nothing else.
 CHANGES = ("changes",)
@@ -84,21 +86,28 @@ class PromptStore:
         return history
 
     def resolve(self, reference: str, user: str = "") -> TaskVersion:
-        """Return the version that `task`, `task@alias`, `task@3` or `task@sha256:...` names now for `user`.
+        """Return the version that the reference names now for `user`; of an ensemble, the first one.
+
+        Raise as `meaning`.
+        """
+        return self.meaning(reference, user).version
+
+    def meaning(self, reference: str, user: str = "") -> Meaning:
+        """Return what `task`, `task@alias`, `task@3` or `task@sha256:...` means now for `user`.
 
         Raise NotFound, also where the task is retired; InvalidRequest where the reference is malformed.
         """
         wanted = parse_reference(reference)
         present = self._in_service(wanted.task_id)
         if wanted.alias is not None and (target := present.aliases.get(wanted.alias)) is not None:
-            return present.versions[choose(target, wanted.task_id, user)]
+            return present.meaning(target, user)
         history = self.histories.cached(wanted.task_id)
         version = None if history is None else _find(history, wanted)
         if version is None:  # versions are immutable: what is cached is right, what it lacks may be new
             version = _find(self.history(wanted.task_id), wanted)
         if version is None:
             raise _not_there(self.history(wanted.task_id), wanted)
-        return version
+        return Meaning(version)
 
     def alias_versions(self, task_id: str, alias: str) -> list[TaskVersion]:
         """Return every version that the alias points at now, the one with the most weight first.
@@ -109,9 +118,7 @@ class PromptStore:
         target = present.aliases.get(alias)
         if target is None:
             raise _no_alias(self.history(task_id), alias)
-        weights = {target: 1} if isinstance(target, int) else target
-        versions = sorted(weights, key=lambda version: (-weights[version], version))
-        return [present.versions[version] for version in versions]
+        return [present.versions[version] for version in by_weight(target)]
 
     def _in_service(self, task_id: str) -> Present:
         present = self.histories.current(task_id)
@@ -176,10 +183,11 @@ class PromptStore:
         who: str = "",
         why: str = "",
     ) -> Release:
-        """Point `alias` at a version, or at several by weight. Return the release that did, new or old.
+        """Point `alias` at one version or several. Return the release that did, new or old.
 
         With `expected_release` a compare-and-set: Conflict where the task's last release (0: none)
-        is another one, or the task is retired. Raise NotFound where there is no such task or version.
+        is another one, or the task is retired. Raise NotFound where there is no such task or version,
+        InvalidRequest where the target makes no sense.
         """
         check_alias(alias)
         target = checked_target(target)
@@ -285,8 +293,15 @@ def _check_expected(history: TaskHistory, expected_release: int | None) -> None:
 
 def _check_versions(history: TaskHistory, target: AliasTarget) -> None:
     for version in versions_of(target):
-        if history.version(version) is None:
+        found = history.version(version)
+        if found is None:
             raise NotFound(f"Task {history.task_id!r} has no version {version}")
+        if isinstance(target, SpreadTarget) and not paraphrases_of(found):
+            raise InvalidRequest(
+                f"Version {version} has no paraphrases to spread over users; publish one that has some, or "
+                "leave spread_paraphrases out.",
+                param="spread_paraphrases",
+            )
 
 
 def _since(history: TaskHistory, alias: str, target: AliasTarget) -> Release:

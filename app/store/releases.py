@@ -17,9 +17,21 @@ from app.errors import CorruptData, InvalidRequest
 from app.prompt import TaskVersion
 from app.store.manifests import decode_record, now, seal
 from app.store.references import MAX_ALIAS
-from app.store.traffic_split import AliasTarget, target_as_json, target_from_json, versions_of
+from app.store.traffic_split import (
+    AliasTarget,
+    EnsembleTarget,
+    SpreadTarget,
+    by_weight,
+    choose,
+    choose_paraphrase,
+    is_plain,
+    target_as_json,
+    target_from_json,
+    versions_of,
+)
 
 FORMAT = "promptplex.release/2"
+FORMAT_WITH_PROGRAMS = "promptplex.release/3"  # an alias has an ensemble, or spreads paraphrases
 MOVE = "move"
 ROLLBACK = "rollback"
 RETIRE = "retire"
@@ -72,6 +84,20 @@ class TaskHistory:
 
 
 @dataclass(frozen=True, slots=True)
+class Meaning:
+    """What a reference means at one moment for one user."""
+
+    version: TaskVersion  # of an ensemble, the first of its members
+    members: tuple[tuple[TaskVersion, int], ...] = ()  # of an ensemble, the one with the most weight first
+    paraphrase: int | None = None  # the user's, where an alias spreads the version's over its users
+
+    @property
+    def versions(self) -> tuple[TaskVersion, ...]:
+        """Return all versions that answer."""
+        return tuple(version for version, _ in self.members) or (self.version,)
+
+
+@dataclass(frozen=True, slots=True)
 class Present:
     """A task's aliases and their versions now, verified: all that requests and listings need of it."""
 
@@ -89,6 +115,23 @@ class Present:
             {} if last is None else {number: history.versions[number - 1] for number in last.manifest_digests}
         )
         return cls(history.task_id, len(history.releases), history.retired, history.aliases, named)
+
+    def meaning(self, target: AliasTarget, user: str) -> Meaning:
+        """Return what the target of one of the aliases means for `user`."""
+        version = self.versions[choose(target, self.task_id, user)]
+        if isinstance(target, EnsembleTarget):
+            members = tuple((self.versions[each], target.weights[each]) for each in by_weight(target))
+            return Meaning(version, members)
+        if isinstance(target, SpreadTarget):
+            count = len(paraphrases_of(version))
+            return Meaning(version, (), choose_paraphrase(count, self.task_id, version.version, user))
+        return Meaning(version)
+
+
+def paraphrases_of(version: TaskVersion) -> Sequence[str]:
+    """Return the templates that a version has beside its own."""
+    found: Sequence[str] = version.program.get("paraphrases", ())
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +172,7 @@ def encode_release(release: Release) -> bytes:
     data = seal(
         {name: getattr(release, name) for name in _COMMON}
         | {
-            "format": FORMAT,
+            "format": FORMAT if is_plain(release.aliases.values()) else FORMAT_WITH_PROGRAMS,
             "aliases": {alias: target_as_json(target) for alias, target in release.aliases.items()},
             "previous": release.previous_digest,
             "manifests": {str(version): digest for version, digest in release.manifest_digests.items()},
@@ -146,7 +189,7 @@ def encode_release(release: Release) -> bytes:
 def decode_release(task_id: str, number: int, data: bytes, previous: Release | None) -> Release:
     """Read a record back and verify its link to the release before it. Raise CorruptData."""
     what = f"release {number} of task {task_id!r}"
-    fields = decode_record(data, what, {FORMAT: _FIELDS})
+    fields = decode_record(data, what, {FORMAT: _FIELDS, FORMAT_WITH_PROGRAMS: _FIELDS})
     if (fields["task_id"], fields["number"]) != (task_id, number):
         raise CorruptData(f"The record of {what} belongs elsewhere")
     if fields["previous"] != (None if previous is None else previous.digest):
@@ -176,6 +219,12 @@ def verify_manifests(releases: Sequence[Release], versions: Sequence[TaskVersion
                     f"Version {number} of task {release.task_id!r} is not what release {release.number} "
                     "named: it was changed or removed"
                 )
+        for target in release.aliases.values():
+            if isinstance(target, SpreadTarget) and not paraphrases_of(versions[target.version - 1]):
+                raise CorruptData(
+                    f"Release {release.number} of task {release.task_id!r} spreads paraphrases of version "
+                    f"{target.version}, which has none"
+                )
 
 
 def past_targets(history: TaskHistory, alias: str) -> list[AliasTarget]:
@@ -197,7 +246,8 @@ def _is_consistent(
     alias = fields["alias"]
     moves = fields["action"] in (MOVE, ROLLBACK)
     return (
-        (moves or fields["action"] in (RETIRE, RESTORE))
+        (fields["format"] == FORMAT) == is_plain(aliases.values())
+        and (moves or fields["action"] in (RETIRE, RESTORE))
         and (alias in aliases if moves else alias is None)
         and isinstance(fields["retired"], bool)
         and all(len(alias) <= MAX_ALIAS for alias in aliases)

@@ -237,16 +237,16 @@ def test_an_alias_that_moves_meanwhile_splits_no_answer(
     with client_of(url) as http:
         for number in (1, 2):
             publish_text(http, "moving", f"{number}: {{text}}")
-    resolve = stack.store.resolve
+    find = stack.store.meaning
     seen: set[int] = set()
 
-    def move_and_resolve(reference: str, asker: str = "") -> Any:
-        version = resolve(reference, asker)
-        stack.store.move_alias("moving", "live", 3 - resolve("moving").version)
-        seen.add(version.version)
-        return version
+    def move_and_find(reference: str, asker: str = "") -> Any:
+        meaning = find(reference, asker)
+        stack.store.move_alias("moving", "live", 3 - find("moving").version.version)
+        seen.add(meaning.version.version)
+        return meaning
 
-    monkeypatch.setattr(stack.store, "resolve", move_and_resolve)
+    monkeypatch.setattr(stack.store, "meaning", move_and_find)
     answer = client.completions.create(
         model="moving", prompt=["a", "b"], n=2, max_tokens=2, temperature=0, echo=True
     )

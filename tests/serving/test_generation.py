@@ -226,9 +226,9 @@ def test_deadlines(stack: Stack) -> None:
 
 def test_a_deadline_holds_while_the_store_is_slow(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     publish(stack, "slow", task={"template": "{x}"})
-    resolve = stack.store.resolve
+    meaning = stack.store.meaning
     gate = threading.Event()
-    monkeypatch.setattr(stack.store, "resolve", lambda *asked: (gate.wait(PATIENCE), resolve(*asked))[1])
+    monkeypatch.setattr(stack.store, "meaning", lambda *asked: (gate.wait(PATIENCE), meaning(*asked))[1])
 
     async def impatient() -> None:
         soon = time.monotonic() + 0.1
@@ -264,9 +264,9 @@ def test_a_deadline_that_passes_before_admission_is_told(
     past = GenerationRequest(inputs="a", task="late", deadline=time.monotonic())
     assert reasons_told(stack, stack.generation.generate(past), DeadlineExceeded) == ["deadline"]
     assert (stack.outcomes[-1].task, stack.outcomes[-1].version) == ("late", 1)
-    resolve = stack.store.resolve
+    meaning = stack.store.meaning
     gate = threading.Event()
-    monkeypatch.setattr(stack.store, "resolve", lambda *asked: (gate.wait(PATIENCE), resolve(*asked))[1])
+    monkeypatch.setattr(stack.store, "meaning", lambda *asked: (gate.wait(PATIENCE), meaning(*asked))[1])
     soon = GenerationRequest(inputs="a", task="late", deadline=time.monotonic() + 0.1)
 
     async def impatient() -> None:

@@ -6,13 +6,16 @@ from typing import Any
 
 import pytest
 
-from app.errors import InvalidRequest
+from app.errors import InvalidRequest, NotServable
+from app.prompt import VersionDraft
 from app.serving.admitted import Admitted
 from app.serving.generation_request import GenerationRequest
 from app.serving.parameters import parse_parameters
+from app.store.traffic_split import EnsembleTarget, SpreadTarget, choose_paraphrase
 from app.text.chat import Message
 from tests.oracle import greedy
 from tests.serving.stack import Stack, run, upload_of
+from tests.store.builders import soft
 
 SHOTS = [{"inputs": "cold", "output": " bad"}, {"inputs": {"text": "great"}, "output": " good"}]
 SHOWN = "Review: cold\nIt was: bad\n\nReview: great\nIt was: good\n\n"
@@ -110,3 +113,42 @@ def test_a_chain_by_its_last_step(stack: Stack) -> None:
     publish(stack, "last-step", chain={"template": "what of {last}?", "step_ends": "\n"})
     assert read(stack, "last-step", "film").prompt_text == "what of film?"
     assert read(stack, "last-step", "film", ["food\n", "cold\n"]).prompt_text == "what of cold?"
+
+
+def admit(stack: Stack, **request: Any) -> Admitted:
+    builder, asked = stack.generation.request_builder, GenerationRequest(**request)
+    return builder.admit(asked, builder.find(asked))
+
+
+def test_an_alias_may_spread_the_paraphrases_over_its_users(stack: Stack) -> None:
+    paraphrases = ["0 {text}", "1 {text}"]
+    publish(stack, "spread", template="own {text}", paraphrases=paraphrases)
+    stack.store.move_alias("spread", "live", SpreadTarget(1))
+    users = {f"user-{number}": choose_paraphrase(2, "spread", 1, f"user-{number}") for number in range(8)}
+    assert {*users.values()} == {0, 1}
+    for user, index in users.items():
+        assert admit(stack, task="spread", inputs="x", user=user).prompt_text == f"{index} x"
+    own = admit(
+        stack, task="spread", inputs="x", user="user-0", parameters={"paraphrase": 1 - users["user-0"]}
+    )
+    assert own.prompt_text == f"{1 - users['user-0']} x", "a request's own choice counts"
+    assert admit(stack, task="spread@1", inputs="x", user="user-0").prompt_text == "own x"
+    assert admit(stack, task="spread", token_ids=(5, 6)).prompt_ids == (5, 6)
+
+
+def test_an_ensemble_is_admitted_with_all_its_versions(stack: Stack) -> None:
+    for template in ("1 {text}", "2 {text}", "3 {text}"):
+        publish(stack, "several", template=template)
+    stack.store.move_alias("several", "live", EnsembleTarget({1: 1, 2: 3}))
+    admitted = admit(stack, task="several", inputs="x")
+    assert [(version.version, weight) for version, weight in admitted.members] == [(2, 3), (1, 1)]
+    assert (admitted.version, admitted.prompt_text) == (admitted.members[0][0], "2 x")
+    assert admit(stack, task="several@3", inputs="x").members == ()
+
+
+def test_an_ensemble_needs_a_base_that_serves_all_its_versions(stack: Stack) -> None:
+    publish(stack, "mixed", template="{text}")
+    stack.store.publish("mixed", VersionDraft(prompt=soft(3, hidden=16)))
+    stack.store.move_alias("mixed", "live", EnsembleTarget({1: 2, 2: 1}))
+    with pytest.raises(NotServable, match="mixed version 2"):
+        admit(stack, task="mixed", inputs="x")

@@ -17,7 +17,7 @@ from app.errors import Conflict, NotFound
 from app.prompt import TaskVersion, VersionDraft
 from app.store.files import DurableFiles
 from app.store.prompt_store import PromptStore, open_store
-from app.store.traffic_split import AliasTarget, choose, versions_of
+from app.store.traffic_split import AliasTarget, EnsembleTarget, choose, versions_of
 from tests.store.builders import prefix, soft
 from tests.store.faulty_disks import CrashedError, crashing_disk
 
@@ -107,7 +107,9 @@ class StoreMachine(RuleBasedStateMachine):
         task=tasks,
         alias=aliases,
         wanted=st.one_of(
-            st.integers(0, 5), st.dictionaries(st.integers(1, 5), st.integers(1, 9), min_size=2, max_size=3)
+            st.integers(0, 5),
+            st.dictionaries(st.integers(1, 5), st.integers(1, 9), min_size=2, max_size=3),
+            st.dictionaries(st.integers(1, 5), st.integers(1, 9), min_size=2, max_size=3).map(EnsembleTarget),
         ),
         expected=st.integers(-1, 6),
     )

@@ -10,8 +10,13 @@ from app.errors import InvalidRequest
 from app.store.traffic_split import (
     MAX_VERSIONS,
     MAX_WEIGHT,
+    EnsembleTarget,
+    SpreadTarget,
+    by_weight,
     checked_target,
     choose,
+    choose_paraphrase,
+    is_plain,
     target_as_json,
     target_from_json,
 )
@@ -69,17 +74,56 @@ def test_what_can_be_asked_for() -> None:
     for refused in ({}, {1: 0}, {1: -1}, {1: MAX_WEIGHT + 1}, dict.fromkeys(range(1, MAX_VERSIONS + 2), 1)):
         with pytest.raises(InvalidRequest):
             checked_target(refused)
+    assert checked_target(EnsembleTarget({2: 5, 1: 5, 3: 0})) == EnsembleTarget({1: 5, 2: 5})
+    for alone in ({}, {1: 1}, {1: 1, 2: 0}, {1: -1, 2: 1}, dict.fromkeys(range(1, MAX_VERSIONS + 2), 1)):
+        with pytest.raises(InvalidRequest):
+            checked_target(EnsembleTarget(alone))
 
 
 @given(weights)
 def test_json_and_back(target: dict[int, int]) -> None:
     assert target_from_json(target_as_json(target)) == target
+    assert target_from_json(target_as_json(EnsembleTarget(target))) == EnsembleTarget(target)
+    assert target_from_json(target_as_json(SpreadTarget(7))) == SpreadTarget(7)
     assert target_from_json(target_as_json(7)) == 7
 
 
+def test_an_ensemble_answers_with_all_its_versions() -> None:
+    target = EnsembleTarget({3: 1, 1: 5, 2: 5})
+    assert by_weight(target) == [1, 2, 3]
+    assert {choose(target, "t", user) for user in USERS[:50]} == {1}
+    assert is_plain([1, {1: 1, 2: 1}])
+    assert not is_plain([1, target])
+    assert not is_plain([SpreadTarget(1)])
+
+
+def test_paraphrases_are_spread_evenly_and_stick() -> None:
+    chosen = {user: choose_paraphrase(4, "t", 3, user) for user in USERS}
+    counts = Counter(chosen.values())
+    assert sorted(counts) == [0, 1, 2, 3]
+    assert all(abs(count / len(USERS) - 0.25) < 0.03 for count in counts.values())
+    for user, index in chosen.items():
+        assert choose_paraphrase(5, "t", 3, user) in (4, index), "one more takes for itself only"
+    assert [choose_paraphrase(4, "t", 3, user) for user in USERS[:12]] == SPREAD, "on record"
+
+
+SPREAD = [0, 0, 3, 2, 1, 3, 0, 3, 1, 0, 1, 3]
+
+
 @pytest.mark.parametrize(
-    "value", [0, -1, True, 1.0, "1", None, {}, {"1": 1}, {"1": 1, "2": 0}, {"a": 1, "2": 1}]
+    "value",
+    [
+        *(0, -1, True, 1.0, "1", None, {}, {"1": 1}, {"1": 1, "2": 0}, {"a": 1, "2": 1}),
+        {"weights": {"1": 1, "2": 1}, "ensemble": False},
+        {"weights": {"1": 1}, "ensemble": True},
+        {"weights": 3, "ensemble": True},
+        {"weights": {"1": 1, "2": 1}, "ensemble": True, "version": 1},
+        {"version": 0, "spread_paraphrases": True},
+        {"version": True, "spread_paraphrases": True},
+        {"version": 1, "spread_paraphrases": 1},
+        {"version": 1},
+    ],
 )
 def test_json_that_is_no_meaning(value: object) -> None:
-    with pytest.raises(ValueError, match=r"neither|invalid literal"):
+    with pytest.raises(ValueError, match=r"not a version|not weights|invalid literal"):
         target_from_json(value)
