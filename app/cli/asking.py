@@ -15,6 +15,7 @@ from app.scoring.labels import expected_label
 from app.serving.publishing.task_settings import LabelledChoice, parse_choices
 from app.store.references import DEFAULT_ALIAS
 from app.text.template import Template, bind_inputs, joined
+from app.training.readers import read_examples
 
 BASE = "(base model)"
 NO_CHOICE = "a line expects what is none of the task's choices, so their probabilities are not scored"
@@ -70,8 +71,6 @@ def _of_chats(parameters: Row) -> Row:
 
 def read_items(data: Path, limit: int | None) -> list[Item]:
     """Return the lines of a held-out file, which the training reader reads. Raise InvalidRequest."""
-    from app.training.readers import read_examples  # brings transformers, which takes seconds
-
     return [example.item for example in read_examples(data)[:limit]]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import typer
 
 from app import __version__
+from app.cli.importing import large_imports
 from app.cli.limits import matmul_throughput, read_bandwidth
 from app.host_memory import host_memory
 from app.prompt import ModelGeometry
@@ -94,7 +95,8 @@ def _measure(device: str) -> dict[str, float]:
 
 
 def _model(reference: str, dtype: str, device: str) -> dict[str, Any]:
-    from app.models.loading import load_base
+    with large_imports():
+        from app.models.loading import load_base
 
     base = load_base(reference, dtype=dtype, device=device, progress=lambda line: typer.echo(line, err=True))
     geometry = base.backbone.geometry

@@ -9,6 +9,7 @@ import typer
 from pydantic import ByteSize
 from pydantic.fields import FieldInfo
 
+from app.cli.importing import large_imports
 from app.logs import configure_logging
 from app.settings import Settings, load_settings, unknown_variables
 
@@ -25,7 +26,8 @@ def serve(**flags: str | None) -> None:
     for warning in unknown_variables(os.environ):
         log.warning("%s", warning)
     log.info("starting (the first seconds go into importing torch and transformers)")
-    from app.server.process import run_server  # torch and transformers take seconds to import
+    with large_imports():
+        from app.server.process import run_server
 
     raise typer.Exit(run_server(settings))
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from app.cli.importing import large_imports
 from app.cli.server import DEFAULT_SERVER, KeyOption, Row, ServerOption
 from app.cli.targets import ServerTarget, StoreTarget, Target
 from app.one_line import on_one_line
@@ -164,8 +165,9 @@ def _lengths(prompt: Prompt) -> str:
 
 def _check_fit(bundle: Bundle, model: str) -> None:
     """Import once more, for this base, and check the prompt against it."""
-    from app.models.loading import load_base  # brings torch, which takes seconds
-    from app.serving.publishing.own_embeddings import OwnEmbeddings
+    with large_imports():
+        from app.models.loading import load_base
+        from app.serving.publishing.own_embeddings import OwnEmbeddings
 
     base = load_base(model, progress=lambda line: typer.echo(line, err=True))
     own, geometry = OwnEmbeddings(base.backbone), base.backbone.geometry

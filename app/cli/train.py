@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from app.cli.importing import large_imports
 from app.cli.training.flags import option_flags, parse_settings, setting_flags
 from app.cli.training.options import DATA, OUTPUT, TrainOptions, check_options, data_of_tasks
 from app.training.settings import SelfStudySettings, TrainingSettings
@@ -52,7 +53,8 @@ def train(
     )
     run_settings = parse_settings(TrainingSettings, given)
     check_options(options, run_settings)
-    from app.cli.training.running import train_and_tell  # brings torch, which takes seconds
+    with large_imports():
+        from app.cli.training.running import train_and_tell
 
     try:
         train_and_tell(options, run_settings)

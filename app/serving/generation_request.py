@@ -8,7 +8,7 @@ from app.prompt import TaskVersion
 from app.request import FinishReason, RequestTimings
 from app.serving.parameters import Layer
 from app.serving.structured_output.constraints import Constraint
-from app.text.chat import Message
+from app.text.message import Message
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,8 +1,7 @@
 """Chats: the base's own chat template around messages. A message's text never becomes special tokens."""
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -10,6 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from app.errors import InvalidRequest, PromptplexError
 from app.text.chat_rendering import ChatRenderer, foreign
+from app.text.message import Message
 from app.text.template import Piece
 from app.text.tracked_text import TrackedText, own_text
 
@@ -18,20 +18,6 @@ _ROLE = re.compile(r"[A-Za-z_]{1,32}")
 _MAX_REASON_CHARS = 300
 _PROBES = (("user", "assistant", "user"), ("system", "user", "assistant", "user"))
 _REASONING = ("reasoning_content", "thinking", "reasoning")  # names under which transformers looks for it
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One message of a chat."""
-
-    role: str
-    content: str
-    others: Mapping[str, Any] = field(default_factory=dict)  # what else a template may look at (name, ...)
-
-    @property
-    def size(self) -> int:
-        """Return the characters of its texts."""
-        return len(self.content) + sum(len(text) for text in self.others.values() if isinstance(text, str))
 
 
 class ChatTemplate:

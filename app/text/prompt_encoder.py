@@ -5,7 +5,8 @@ from collections.abc import Collection, Mapping, Sequence
 from transformers import PreTrainedTokenizerFast
 
 from app.errors import InvalidRequest, RequestTooLong
-from app.text.chat import ChatTemplate, Message, last_of_user
+from app.text.chat import ChatTemplate, last_of_user
+from app.text.message import Message
 from app.text.template import MAX_RENDERED_CHARS, PLAIN, Template, bind_inputs
 from app.text.tokenization import PromptTokenizer, Tokenized
 from app.text.truncation import TruncationSide

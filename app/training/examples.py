@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from app.scoring.items import Item
-from app.text.chat import Message
+from app.text.message import Message
 
 Inputs = str | Mapping[str, str]  # what `/generate` takes: a text, or the template's fields
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from app.errors import InvalidRequest
 from app.strict_json import excerpt
-from app.text.chat import Message
+from app.text.message import Message
 from app.text.template import FIELD_NAME, MAX_FIELDS
 from app.training.data_files import Row, kind_of, refused
 from app.training.examples import Example, Form, Inputs

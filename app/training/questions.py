@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.errors import InvalidRequest
-from app.text.chat import Message
+from app.text.message import Message
 from app.text.template import PLAIN, Template
 from app.training.base import TrainingBase
 from app.training.continuing import Context, sampling

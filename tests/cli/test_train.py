@@ -19,7 +19,7 @@ from app.cli import cli, train
 from app.cli.training.interruption import Interruption
 from app.cli.training.options import as_held_out
 from app.serving.publishing.task_settings import parse_task
-from app.text.chat import Message
+from app.text.message import Message
 from app.training.examples import Example
 from app.training.readers import read_examples
 from app.training.run_directory import RunState, held, read_run

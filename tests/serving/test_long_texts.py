@@ -13,7 +13,8 @@ import pytest
 from app.errors import RequestTooLong
 from app.serving.generation_request import GenerationRequest
 from app.serving.parameters import Layer
-from app.text.chat import ChatTemplate, Message
+from app.text.chat import ChatTemplate
+from app.text.message import Message
 from tests.serving.stack import Stack, running_stack, upload_of
 from tests.text.chat_templates import SOURCES, with_template
 

@@ -12,7 +12,7 @@ from app.serving.admitted import Admitted
 from app.serving.generation_request import GenerationRequest
 from app.serving.parameters import parse_parameters
 from app.store.traffic_split import EnsembleTarget, SpreadTarget, choose_paraphrase
-from app.text.chat import Message
+from app.text.message import Message
 from tests.oracle import greedy
 from tests.serving.stack import Stack, run, upload_of
 from tests.store.builders import soft

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from jinja2.exceptions import TemplateError
 
 from app.errors import InvalidRequest
-from app.text.chat import ChatTemplate, Message
+from app.text.chat import ChatTemplate
 from app.text.chat_rendering import MAX_STEPS
+from app.text.message import Message
 from app.text.tokenization import PromptTokenizer
 from tests.text.chat_templates import CONVERSATIONS, SOURCES, Turn, tokenizer_for, with_template
 

@@ -6,8 +6,8 @@ import sys
 import pytest
 
 from app.errors import RequestTooLong
-from app.text.chat import Message
 from app.text.detokenizer import Detokenizer, detokenizer_tables
+from app.text.message import Message
 from app.text.prompt_encoder import PromptEncoder
 from app.text.template import parse_template
 from tests.text.tokenizer_zoo import ALL, tokenizer_of

@@ -16,7 +16,7 @@ from app.prompt import ModelGeometry, PromptKind, TaskVersion
 from app.serving.admitted import Admitted
 from app.serving.generation_request import ClassificationRequest, GenerationRequest
 from app.serving.request_builder import RequestBuilder
-from app.text.chat import Message
+from app.text.message import Message
 from app.text.prompt_encoder import PromptEncoder
 from app.training.encoding import Learned, encode_examples
 from app.training.examples import EncodedExample, Example

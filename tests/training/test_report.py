@@ -10,7 +10,7 @@ import pytest
 
 from app.cli.training.outcome import flat_metrics
 from app.scoring.measures import Score
-from app.text.chat import Message
+from app.text.message import Message
 from app.training.curves import Curve, curves_of
 from app.training.examples import Example
 from app.training.report.contents import AnsweredExample, Candidate, Report, TrialRow, metrics_json

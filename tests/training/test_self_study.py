@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from app.errors import InvalidRequest
-from app.text.chat import Message
+from app.text.message import Message
 from app.text.template import PLAIN, parse_template
 from app.training.base import TrainingBase, training_base
 from app.training.distillation import Distillation, TaughtExample, divergence, taught

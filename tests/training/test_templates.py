@@ -7,7 +7,7 @@ import pytest
 
 from app.errors import InvalidRequest
 from app.prompt import ModelGeometry
-from app.text.chat import Message
+from app.text.message import Message
 from app.text.prompt_encoder import PromptEncoder
 from app.training.encoding import encode_examples
 from app.training.examples import Dataset, Example, Form

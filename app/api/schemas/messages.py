@@ -13,7 +13,7 @@ from pydantic import (
 )
 
 from app.api.schemas.neutral import Neutral
-from app.text.chat import Message
+from app.text.message import Message
 from app.validation import PLAIN, Must, StrictModel, wrong
 
 _TEXT, _PARTS = "<text>", "<parts>"
