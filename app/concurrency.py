@@ -56,11 +56,13 @@ async def map_bounded(
     return [results[number] for number in range(len(items))]
 
 
-async def interleave(streams: Sequence[AsyncGenerator[_T, None]]) -> AsyncGenerator[tuple[int, _T], None]:
+async def interleave(
+    streams: Sequence[AsyncGenerator[_T, None]], *, waits_for_all: bool = True
+) -> AsyncGenerator[tuple[int, _T], None]:
     """Yield the items of all streams as they come, each with its stream's number.
 
-    Nothing is yielded before each stream has an item or has ended. The first error of any stream is raised;
-    then, and when this generator is closed, all streams are closed.
+    With `waits_for_all` nothing is yielded before each stream has an item or has ended. The first error of
+    any stream is raised; then, and when this generator is closed, all streams are closed.
     """
     if len(streams) == 1:
         async with aclosing(streams[0]) as stream:
@@ -69,7 +71,8 @@ async def interleave(streams: Sequence[AsyncGenerator[_T, None]]) -> AsyncGenera
         return
     queue: asyncio.Queue[tuple[int, _T] | int | Exception] = asyncio.Queue()
     readers = [asyncio.ensure_future(_read(*each, queue)) for each in enumerate(streams)]
-    silent, num_open, held = set(range(len(streams))), len(streams), list[tuple[int, _T]]()
+    num_open, held = len(streams), list[tuple[int, _T]]()
+    silent = set(range(num_open)) if waits_for_all else set[int]()
     try:
         while num_open:
             news = await queue.get()

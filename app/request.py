@@ -1,5 +1,6 @@
 """Requests to the engine and its answers: plain, picklable data, token ids only."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal, NamedTuple
@@ -14,6 +15,20 @@ class FinishReason(StrEnum):
     NO_ANSWER = "no_answer"  # the model ended without the marker of an answer
     LOOP = "loop"  # a step of a chain repeats an earlier one
     MAX_STEPS = "max_steps"  # a chain took all its steps without an answer
+
+
+class ProgramKind(StrEnum):
+    """What a request does with the model."""
+
+    COMPLETE = "complete"
+    BEST_OF = "best_of"
+    SEARCH = "search"
+    CLASSIFY = "classify"
+    REASONING = "reasoning"
+    CHAIN = "chain"
+    VOTE = "vote"
+    ENSEMBLE = "ensemble"
+    DECISIONS = "decisions"
 
 
 EarlyStopping = bool | Literal["never"]
@@ -269,6 +284,16 @@ class RequestTimings:
     prefill: float
     decode: float
 
+    @classmethod
+    def longest(cls, timings: Iterable["RequestTimings"]) -> "RequestTimings":
+        """Return the longest time of each kind, of requests that ran together; there is at least one."""
+        each = list(timings)
+        return cls(
+            queue=max(one.queue for one in each),
+            prefill=max(one.prefill for one in each),
+            decode=max(one.decode for one in each),
+        )
+
 
 class TokenScore(NamedTuple):
     """How probable the model found a token of the prompt or an answer, after all that stands before it."""
@@ -322,3 +347,14 @@ class Outcome:
     timings: RequestTimings | None
     tenant: str = ""  # the key's owner
     is_trial: bool = False  # an example of an upload: charged, but no request of its task
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProgramOutcome:
+    """How all that one request did with the model ended, for statistics."""
+
+    kind: ProgramKind
+    reason: str  # as of an Outcome
+    seconds: float  # from its admission to the end
+    num_steps: int = 0  # of a chain
+    num_ballots: int = 0

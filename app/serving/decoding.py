@@ -16,11 +16,13 @@ from app.serving.parameters import GenerationParameters, Layer
 def resolve(base: Layer, task: Layer, request: GenerationRequest) -> GenerationParameters:
     """Return the parameters of a request: its own come before the task's, then the route's, then the base's.
 
-    Sampling and beams are one choice: what stands higher counts. Raise InvalidRequest where the request's
-    own beams can't be had.
+    Sampling and beams are one choice: what stands higher counts. Ballots are sampled, whatever defaults say.
+    Raise InvalidRequest where the request's own beams can't be had.
     """
     layers = (base, request.fallbacks, task, request.parameters)
     parameters = GenerationParameters.of(*layers)
+    if request.vote is not None:
+        return replace(parameters, do_sample=True, num_beams=1)
     if parameters.num_beams == 1:
         return parameters
     if request.only_scores:

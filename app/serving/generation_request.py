@@ -27,7 +27,7 @@ class ClassificationRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VoteRequest:
-    """How many samples a request has voted on."""
+    """How many samples a request has voted on; 1: none, whatever its task says."""
 
     num_ballots: int
 
@@ -74,7 +74,9 @@ class GenerationRequest:
 
     @property
     def num_drawn(self) -> int:
-        """Return how many answers it generates, not all of which may be answered with."""
+        """Return how many answers to one prompt it generates, not all of which may be answered with."""
+        if self.vote is not None and self.vote.num_ballots > 1:
+            return 1 if self.steps else self.vote.num_ballots  # each ballot's later steps are its own
         return self.best_of or self.num_samples
 
     @property
@@ -120,6 +122,7 @@ class Ballot:
     """One answer of a vote; an empty one abstains."""
 
     result: "GenerationResult"
+    index: int = 0  # of its sample, or of its version among the ensemble's
     weight: int = 1
 
     @property

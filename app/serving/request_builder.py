@@ -38,6 +38,7 @@ from app.serving.renderings import rendering_of
 from app.serving.structured_output.constraints import Constraint
 from app.serving.structured_output.grammars import Grammars
 from app.serving.token_rules import token_rules
+from app.serving.voting import settle_vote
 from app.store.prompt_store import PromptStore
 from app.store.releases import Meaning
 from app.text.chat import last_of_user
@@ -136,6 +137,7 @@ class RequestBuilder:
         """
         begin = time.monotonic()
         prepared = self._prepared(version)
+        request = settle_vote(request, prepared.program)
         parameters = resolve(self._defaults.parameters, prepared.defaults, request)
         if parameters.paraphrase is not None:
             prepared = self._paraphrased(version, request, parameters.paraphrase)

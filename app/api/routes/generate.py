@@ -128,6 +128,7 @@ def _request(
         inputs=body.inputs,
         num_samples=body.num_answers,
         classification=given.classification(),
+        vote=None if given.vote is None else given.vote.request(),
         request_id=request.state.request_id,
         task=body.reference,
         user=body.user,

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 from app.api.schemas.answers import (
+    BallotAnswer,
     ChoiceAnswer,
     Details,
     GenerateResponse,
@@ -11,9 +12,17 @@ from app.api.schemas.answers import (
     StreamDetails,
     StreamEvent,
     Token,
+    VoteAnswer,
 )
 from app.api.sse import data_event, json_bytes
-from app.serving.generation_request import Classification, GenerationResult, OutputToken, TextDelta
+from app.serving.generation_request import (
+    Ballot,
+    Classification,
+    GenerationResult,
+    OutputToken,
+    TextDelta,
+    Vote,
+)
 
 
 def generate_answer(results: Sequence[GenerationResult], *, with_details: bool) -> GenerateResponse:
@@ -32,6 +41,8 @@ def generate_answer(results: Sequence[GenerationResult], *, with_details: bool) 
         answer["details"] = _details(best)
     if best.classification is not None:
         answer["choice"] = _choice(best.text, best.classification)
+    if best.vote is not None:
+        answer["vote"] = _vote(best.text, best.vote)
     if len(results) > 1:
         answer["samples"] = [_sample(result, with_details) for result in results]
     return answer
@@ -56,6 +67,29 @@ def _choice(best: str, classification: Classification) -> ChoiceAnswer:
             for value, probability in classification.probabilities
         ],
     }
+
+
+def _vote(winner: str, vote: Vote) -> VoteAnswer:
+    return {
+        "winner": winner,
+        "share": vote.share,
+        "ballots": [_ballot(ballot) for ballot in vote.ballots],
+    }
+
+
+def _ballot(ballot: Ballot) -> BallotAnswer:
+    result = ballot.result
+    answer: BallotAnswer = {
+        "index": ballot.index,
+        "answer": result.text,
+        "weight": ballot.weight,
+        "finish_reason": result.finish.value,
+        "generated_tokens": result.num_generated,
+        "version": None if result.version is None else result.version.version,
+    }
+    if result.vote is not None:
+        answer["share"] = result.vote.share
+    return answer
 
 
 def _details(result: GenerationResult) -> Details:
@@ -95,7 +129,10 @@ def _finite(logprob: float) -> float:
 
 
 class TokenEvents:
-    """Write deltas as TGI does: an event for each token, with the text that may be shown."""
+    """Write deltas as TGI does: an event for each token, with the text that may be shown.
+
+    A vote has an event for each ballot, without text, then one with the winner's.
+    """
 
     def __init__(self) -> None:
         self._index = 0
@@ -103,7 +140,7 @@ class TokenEvents:
     def __call__(self, item: tuple[int, TextDelta]) -> bytes:
         """Return the event of a delta."""
         _, delta = item
-        token, result = delta.token, delta.result
+        token, result = delta.token or _last_token(delta), delta.result
         if token is None:
             return b""
         self._index += 1
@@ -115,7 +152,17 @@ class TokenEvents:
         }
         if token.top:
             event["top_tokens"] = [_token(other) for other in token.top]
+        if delta.ballot is not None:
+            event["ballot"] = _ballot(delta.ballot)
+        if result is not None and result.vote is not None:
+            event["vote"] = _vote(result.text, result.vote)
         return data_event(json_bytes(event))
+
+
+def _last_token(delta: TextDelta) -> OutputToken | None:
+    """Return what stands for a whole answer in its event: clients of TGI expect a token in each."""
+    result = delta.result if delta.ballot is None else delta.ballot.result
+    return result.tokens[-1] if result is not None and result.tokens else None
 
 
 def _stream_details(result: GenerationResult) -> StreamDetails:

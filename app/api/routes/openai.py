@@ -167,7 +167,7 @@ def _requests(
 ) -> list[GenerationRequest]:
     """Return one request for each prompt, with `n` samples each."""
     count = body.n or 1
-    drawn = body.num_candidates or count
+    drawn = max(body.num_candidates or count, body.vote.n if body.vote else 1)
     if len(inputs) * drawn > MAX_ANSWERS:
         raise InvalidRequest(
             f"{len(inputs)} prompts with {drawn} answers each are more than {MAX_ANSWERS}; send fewer.",
@@ -180,6 +180,7 @@ def _requests(
             **each,
             num_samples=count,
             best_of=body.num_candidates,
+            vote=None if body.vote is None else body.vote.request(),
             request_id=request.state.request_id,
             task=body.model,
             user=body.user,

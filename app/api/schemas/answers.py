@@ -125,6 +125,37 @@ class Details(TypedDict):
 
 
 @closed
+class BallotAnswer(TypedDict):
+    """One of the answers that were voted on."""
+
+    index: Annotated[int, Field(description="Of its sample, or of its version among those of the alias")]
+    answer: Annotated[str, Field(description="Compared with white space normalised; an empty one abstains")]
+    weight: int
+    finish_reason: _Finish
+    generated_tokens: int
+    version: Annotated[int | None, Field(description="That answered; null: the base model")]
+    share: NotRequired[Annotated[float, Field(description="Of a version that votes itself: its winner's")]]
+
+
+@closed
+class VoteAnswer(TypedDict):
+    """How the answers to a request were voted on."""
+
+    winner: Annotated[str, Field(description="Answer with most weight, of equal ones the earliest")]
+    share: Annotated[
+        float,
+        Field(
+            description="Of all weight, abstentions included, for the winner. With choices the mean of the "
+            "versions' probabilities decides, and this is the share of versions that agree"
+        ),
+    ]
+    ballots: list[BallotAnswer]
+
+
+_Vote = Annotated[VoteAnswer | None, Field(description="Result of a vote or an ensemble")]
+
+
+@closed
 class Sample(TypedDict):
     """One of `n` answers."""
 
@@ -144,6 +175,7 @@ class GenerateResponse(TypedDict):
     score: NotRequired[Score]
     details: NotRequired[Details | None]
     choice: NotRequired[Annotated[ChoiceAnswer | None, Field(description="Result of a classification")]]
+    vote: NotRequired[_Vote]
     samples: NotRequired[Annotated[list[Sample] | None, Field(description="All answers, if n is above 1")]]
 
 
@@ -169,6 +201,12 @@ class StreamEvent(TypedDict):
     top_tokens: NotRequired[list[Token] | None]
     generated_text: str | None
     details: StreamDetails | None
+    ballot: NotRequired[
+        Annotated[
+            BallotAnswer | None, Field(description="Of a vote: an answer that came in, with empty text")
+        ]
+    ]
+    vote: NotRequired[_Vote]
 
 
 # -- tasks ----------------------------------------------------------------------------------

@@ -11,7 +11,8 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from app.api.schemas.client_defaults import OF_GENERATE, without_client_defaults
 from app.api.schemas.parameters import OTHER_NAMES, ParametersBody, with_parameters
 from app.api.schemas.response_format import Grammar, ResponseFormat
-from app.serving.generation_request import ClassificationRequest
+from app.serving.generation_request import ClassificationRequest, VoteRequest
+from app.serving.program_settings import MAX_BALLOTS
 from app.serving.publishing.task_settings import Choices
 from app.serving.structured_output.constraints import Constraint
 from app.validation import PLAIN, StrictModel
@@ -38,6 +39,19 @@ def _inputs_tag(value: Any) -> str | None:
     if isinstance(value, str):
         return _TEXT
     return _FIELDS if isinstance(value, dict) else None
+
+
+class VoteBody(StrictModel):
+    """Self-consistency: n samples, of which the most frequent answer wins."""
+
+    n: int = Field(
+        ge=1, le=MAX_BALLOTS, description="Number of ballots; 1 is one answer, also of a task that votes"
+    )
+    by: Literal["answer"] = Field("answer", description="Compare answers without what stands before them")
+
+    def request(self) -> VoteRequest:
+        """Return how to vote."""
+        return VoteRequest(num_ballots=self.n)
 
 
 # With plain alternatives, an error would be reported for each.
@@ -72,6 +86,9 @@ class Parameters(ParametersBody):
     score_eos: bool | None = Field(None, description="Include EOS after a label in its score. Default: true")
     length_normalized: bool | None = Field(
         None, description="Compare mean instead of total log-probabilities of labels. Default: false"
+    )
+    vote: VoteBody | None = Field(
+        None, description="Sample several answers; the most frequent one wins. Default: as the task says"
     )
     details: bool | None = Field(None, description="Report tokens and counts. Default: true")
     adapter_id: Reference | None = Field(None, description="Another name for task_id")

@@ -14,7 +14,7 @@ from pydantic import (
 )
 
 from app.api.schemas.client_defaults import OF_CHATS, OF_COMPLETIONS, without_client_defaults
-from app.api.schemas.generate import Reference, User
+from app.api.schemas.generate import Reference, User, VoteBody
 from app.api.schemas.messages import ChatMessage
 from app.api.schemas.neutral import Neutral
 from app.api.schemas.parameters import OTHER_NAMES, ParametersBody, with_parameters
@@ -74,6 +74,9 @@ class _OpenAi(ParametersBody):
 
     # Beyond the OpenAI API, as in vLLM and others.
     structured_outputs: StructuredOutputs | None = None
+    vote: VoteBody | None = Field(
+        None, description="Sample several answers; the most frequent one wins. Default: as the task says"
+    )
 
     # Tools are not supported; they are accepted where tool_choice says that none may be called.
     tool_choice: Annotated[Any, Neutral("none", "auto", instead=_INSTEAD_OF_TOOLS)] = None

@@ -1,28 +1,33 @@
 """Programs: what a request does with the model, over a session's `admit`, `generate` and `score`.
 
 A program gets an admitted request and yields the deltas of its answers. The session ends its sequences with
-it, holds every part to one version of each task, and counts and charges each part. So programs to come stay
-as short as the two that there are:
-
-- a chain generates a step, admits the request again with the step in its inputs (or of the task that the step
-  names), and so on; it yields the deltas of its steps, and the last one carries the result;
-- a vote generates samples as `Complete` does, reads them to their ends, and yields the winner;
-- an ensemble is a vote over `admit` of several versions.
+it, holds every part to one version of each task, and counts and charges each part. One answer comes in the
+way of its version, at once or after steps (`answering.py`); samples, ballots and members of ensembles are
+made of such answers.
 """
 
 from collections.abc import AsyncGenerator
 from typing import Protocol
 
+from app.request import ProgramKind
 from app.serving.admitted import Admitted
 from app.serving.generation_request import GenerationRequest, TextDelta
+from app.serving.program_settings import ProgramSettings
 from app.serving.programs.classify import Classify
 from app.serving.programs.complete import BestOf, Complete
+from app.serving.programs.ensemble import Ensemble
 from app.serving.programs.search import Search
+from app.serving.programs.vote import SelfConsistency
 from app.serving.session import Session
 
 
 class Program(Protocol):
     """A way to answer one request."""
+
+    @property
+    def kind(self) -> ProgramKind:
+        """What it counts as."""
+        ...
 
     def run(self, session: Session, admitted: Admitted) -> AsyncGenerator[tuple[int, TextDelta], None]:
         """Yield deltas, each with the number of its answer; the last one of an answer carries its result.
@@ -34,10 +39,24 @@ class Program(Protocol):
 
 def program_for(request: GenerationRequest, admitted: Admitted) -> Program:
     """Return the request's program: the one place that picks it."""
+    return Ensemble(request, _of_version) if admitted.members else _of_version(request, admitted)
+
+
+def _of_version(request: GenerationRequest, admitted: Admitted) -> Program:
+    """Return the program of a request that one version answers."""
     if request.classification is not None:
         return Classify(request.classification)
+    vote = admitted.asked.vote
+    if vote is not None:
+        return SelfConsistency(vote.num_ballots, request.num_sequences)
     if admitted.parameters.num_beams > 1:
         return Search(request.num_samples)
     if request.best_of is not None and request.best_of > request.num_samples:
         return BestOf(request.best_of, request.num_samples)
-    return Complete(request.num_samples)
+    return Complete(request.num_samples, _kind_of_answer(admitted.program))
+
+
+def _kind_of_answer(program: ProgramSettings) -> ProgramKind:
+    if program.chain is not None:
+        return ProgramKind.CHAIN
+    return ProgramKind.COMPLETE if program.reasoning is None else ProgramKind.REASONING

@@ -2,12 +2,13 @@
 
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from app.errors import InvalidRequest, NonFiniteLogits
-from app.request import FinishReason
+from app.request import FinishReason, ProgramKind, RequestTimings
 from app.serving.admitted import Admitted
 from app.serving.generation_request import Classification, ClassificationRequest, TextDelta
-from app.serving.programs.label_scores import score_labels, slowest, temperature_of
+from app.serving.programs.label_scores import score_labels, temperature_of
 from app.serving.publishing.task_settings import LabelledChoice, parse_choices
 from app.serving.session import Session
 
@@ -16,6 +17,7 @@ from app.serving.session import Session
 class Classify:
     """Score every label; the answer is the most probable one."""
 
+    kind: ClassVar = ProgramKind.CLASSIFY
     request: ClassificationRequest
 
     async def run(self, session: Session, admitted: Admitted) -> AsyncGenerator[tuple[int, TextDelta], None]:
@@ -35,7 +37,7 @@ class Classify:
             text=choices[best].value,
             tokens=session.scored_tokens(admitted, scored.deltas[best].scores),
             finish=FinishReason.EOS,
-            timings=slowest(scored.timings),
+            timings=RequestTimings.longest(scored.timings),
             classification=Classification(
                 probabilities=tuple(
                     (choice.value, p) for choice, p in zip(choices, probabilities, strict=True)

@@ -4,8 +4,10 @@ import math
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from app.concurrency import interleave
+from app.request import ProgramKind
 from app.serving.admitted import Admitted
 from app.serving.generation_request import GenerationResult, TextDelta
 from app.serving.programs.answering import answer
@@ -17,17 +19,19 @@ class Complete:
     """Generate `num_samples` answers at once; one that fails ends all."""
 
     num_samples: int
+    kind: ProgramKind = ProgramKind.COMPLETE
 
     def run(self, session: Session, admitted: Admitted) -> AsyncGenerator[tuple[int, TextDelta], None]:
         """Yield the samples' deltas, each with the number of its sample, which is hashed with the seed."""
-        samples = [_sample(admitted, index) for index in range(self.num_samples)]
-        return interleave([answer(session, sample) for sample in samples])
+        samples = [sample(admitted, index) for index in range(self.num_samples)]
+        return interleave([answer(session, each) for each in samples])
 
 
 @dataclass(frozen=True, slots=True)
 class BestOf:
     """Generate `num_samples` answers, and keep the `num_answers` with the highest mean log-probability."""
 
+    kind: ClassVar = ProgramKind.BEST_OF
     num_samples: int
     num_answers: int
 
@@ -47,7 +51,8 @@ def _mean_logprob(result: GenerationResult) -> float:
     return math.fsum(token.logprob for token in result.tokens) / max(1, len(result.tokens))
 
 
-def _sample(admitted: Admitted, index: int) -> Admitted:
+def sample(admitted: Admitted, index: int) -> Admitted:
+    """Return the request of sample number `index`, which is hashed with the seed."""
     if not index:
         return admitted
     request = admitted.request

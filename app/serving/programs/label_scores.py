@@ -84,15 +84,6 @@ def temperature_of(admitted: Admitted) -> float:
     return 1.0 if calibration is None else calibration.temperature
 
 
-def slowest(timings: Sequence[RequestTimings]) -> RequestTimings:
-    """Return the longest of all times."""
-    return RequestTimings(
-        queue=max(each.queue for each in timings),
-        prefill=max(each.prefill for each in timings),
-        decode=max(each.decode for each in timings),
-    )
-
-
 def num_prompt_tokens(prompts: Sequence[Request]) -> int:
     """Return how many ids all prompts have, where what they begin with in common counts once."""
     again = 0

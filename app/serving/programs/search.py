@@ -2,7 +2,9 @@
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from typing import ClassVar
 
+from app.request import ProgramKind
 from app.serving.admitted import Admitted
 from app.serving.generation_request import TextDelta
 from app.serving.session import Session
@@ -12,6 +14,7 @@ from app.serving.session import Session
 class Search:
     """Search with the beams that the request's parameters say; the best `num_answers` answer it."""
 
+    kind: ClassVar = ProgramKind.SEARCH
     num_answers: int
 
     async def run(self, session: Session, admitted: Admitted) -> AsyncGenerator[tuple[int, TextDelta], None]:
