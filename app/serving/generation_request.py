@@ -174,7 +174,9 @@ class GenerationResult:
     @property
     def parts(self) -> tuple["GenerationResult", ...]:
         """Return the answers that it was made of: those of a vote, else itself alone."""
-        return (self,) if self.vote is None else tuple(ballot.result for ballot in self.vote.ballots)
+        if self.vote is None:
+            return (self,)
+        return tuple(part for ballot in self.vote.ballots for part in ballot.result.parts)
 
     @property
     def num_read(self) -> int:

@@ -1,0 +1,118 @@
+"""Votes over HTTP: ballots beside the answer, an event for each, all tokens counted; refusals say why."""
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+from huggingface_hub import InferenceClient
+
+from tests.api.test_generate import error_of, publish_text
+from tests.api.test_stream import events
+from tests.serving.stack import BASE_NAME, Stack
+from tests.waiting import wait_until
+
+WARM = {"max_new_tokens": 6, "seed": 11, "temperature": 3.0}
+VOTE = {"inputs": "what a film", "parameters": WARM | {"vote": {"n": 5}}}
+
+
+def test_an_answer_has_its_ballots(client: httpx.Client) -> None:
+    response = client.post("/generate", json=VOTE)
+    answer, vote = response.json(), response.json()["vote"]
+    samples = client.post(
+        "/generate", json={"inputs": "what a film", "parameters": WARM | {"n": 5, "do_sample": True}}
+    ).json()["samples"]
+    assert [ballot["answer"] for ballot in vote["ballots"]] == [each["generated_text"] for each in samples]
+    assert [ballot["index"] for ballot in vote["ballots"]] == list(range(5))
+    assert vote["winner"] == answer["generated_text"] in {ballot["answer"] for ballot in vote["ballots"]}
+    assert 1 / 5 <= vote["share"] <= 1
+    assert set(vote["ballots"][0]) == {
+        *("index", "answer", "weight", "finish_reason", "generated_tokens", "version")
+    }
+    tokens = sum(ballot["generated_tokens"] for ballot in vote["ballots"])
+    assert response.headers["x-generated-tokens"] == str(tokens)
+    assert response.headers["x-prompt-tokens"] == str(answer["details"]["prompt_tokens"])
+    assert answer["details"]["generated_tokens"] == len(answer["details"]["tokens"])
+    assert "samples" not in answer
+
+
+def test_a_stream_has_an_event_for_each_ballot_and_ends_with_the_winner(client: httpx.Client) -> None:
+    whole = client.post("/generate", json=VOTE).json()
+    *cast, last = events(client, VOTE)
+    assert [event["index"] for event in (*cast, last)] == [1, 2, 3, 4, 5, 6]
+    assert {event["token"]["text"] for event in cast} == {""}
+    assert all((event["generated_text"], event["details"]) == (None, None) for event in cast)
+    in_order = sorted((event["ballot"] for event in cast), key=lambda ballot: ballot["index"])
+    assert in_order == whole["vote"]["ballots"] == last["vote"]["ballots"]
+    assert last["token"]["text"] == last["generated_text"] == whole["generated_text"]
+    assert last["details"]["finish_reason"] == whole["details"]["finish_reason"]
+
+
+def test_the_hubs_client_reads_the_winner(
+    url: str, client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`huggingface_hub.InferenceClient`, unchanged, of a task that votes by itself."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # this server is no hub
+    publish_text(client, "hub-voting", "T: {x}", vote={"n": 3}, defaults={"temperature": 3.0})
+    hub, more = InferenceClient(model=url), {"adapter_id": "hub-voting", "seed": 3, "max_new_tokens": 4}
+    pieces = list(hub.text_generation("film", **more, details=True, stream=True))
+    body = {"task_id": "hub-voting", "inputs": "film", "parameters": {"seed": 3, "max_new_tokens": 4}}
+    answer = client.post("/generate", json=body).json()
+    assert len(pieces) == 4
+    assert "".join(piece.token.text for piece in pieces) == answer["generated_text"]
+    assert pieces[-1].generated_text == answer["vote"]["winner"] == hub.text_generation("film", **more)
+    assert {ballot["version"] for ballot in answer["vote"]["ballots"]} == {1}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "what"),
+    [
+        ({"vote": {"n": 3}, "n": 2}, "leave n out"),
+        ({"vote": {"n": 3}, "choices": ["a", "b"]}, "leave choices out"),
+        ({"vote": {"n": 3}, "do_sample": False}, "leave do_sample out"),
+        ({"vote": {"n": 3}, "num_beams": 2}, "leave num_beams out"),
+        ({"vote": {"n": 65}}, "64"),
+        ({"vote": {"n": 0}}, "1"),
+        ({"vote": {}}, "n"),
+        ({"vote": {"n": 3, "by": "text"}}, "answer"),
+    ],
+)
+def test_what_cannot_be_voted_on_is_refused(
+    client: httpx.Client, parameters: dict[str, Any], what: str
+) -> None:
+    error = error_of(client.post("/generate", json={"inputs": "a", "parameters": parameters}), 422)
+    assert error["param"].startswith("parameters.vote")
+    assert what in error["message"]
+
+
+def test_openais_routes_vote(client: httpx.Client) -> None:
+    body = {"model": BASE_NAME, "max_tokens": 6, "seed": 11, "temperature": 3.0, "vote": {"n": 5}}
+    whole = client.post("/generate", json=VOTE).json()
+    answer = client.post("/v1/completions", json=body | {"prompt": "what a film"}).json()
+    assert [choice["text"] for choice in answer["choices"]] == [whole["generated_text"]]
+    tokens = sum(ballot["generated_tokens"] for ballot in whole["vote"]["ballots"])
+    assert answer["usage"]["completion_tokens"] == tokens
+    assert answer["usage"]["prompt_tokens"] == whole["details"]["prompt_tokens"]
+    greedy = client.post("/v1/completions", json=body | {"prompt": "a", "temperature": 0})
+    assert "temperature 0" in error_of(greedy, 422)["message"]
+    many = client.post("/v1/completions", json=body | {"prompt": ["a", "b", "c"], "vote": {"n": 64}})
+    assert error_of(many, 422)["param"] == "n"
+
+
+def test_a_deadline_amid_a_vote_is_504(client: httpx.Client, stack: Stack) -> None:
+    body = {"inputs": stack.talkative(), "parameters": {"vote": {"n": 64}, "max_new_tokens": 200}}
+    for path in ("/generate", "/generate_stream"):
+        late = client.post(path, json=body, headers={"x-request-deadline-ms": "300"})
+        if late.status_code == 200:  # the first ballot came in before
+            assert '"deadline_exceeded"' in late.text
+        else:
+            assert late.status_code == 504
+    wait_until(lambda: stack.is_idle() and not stack.generation.limiter.taken)
+
+
+def test_a_client_that_leaves_amid_a_vote_frees_all_rows(client: httpx.Client, stack: Stack) -> None:
+    body = {"inputs": stack.talkative(), "parameters": {"vote": {"n": 64}, "max_new_tokens": 60}}
+    with client.stream("POST", "/generate_stream", json=body) as response:
+        first = next(line for line in response.iter_lines() if line)
+        assert json.loads(first.removeprefix("data: "))["ballot"]["finish_reason"]
+    wait_until(lambda: stack.is_idle() and not stack.generation.limiter.taken)
