@@ -10,6 +10,7 @@ import pytest
 from jsonschema import validate
 
 from app.api.schemas.messages import ChatMessage
+from app.api.schemas.openai import ChatRequest
 from tests.api.server import client_of
 from tests.api.test_generate import error_of, publish_text
 from tests.serving.stack import BASE_NAME
@@ -273,3 +274,22 @@ def test_a_streams_last_event_has_the_counts_by_tgis_and_loraxs_names(client: ht
     *_, last = client.post("/generate_stream", json=body).text.strip().splitlines()
     details = json.loads(last.removeprefix("data: "))["details"]
     assert details["input_length"] == details["prompt_tokens"] == whole["prompt_tokens"]
+
+
+def test_reasoning_in_openrouters_form() -> None:
+    """An object of its own; what it says may not be said twice."""
+
+    def parameters(**given: Any) -> dict[str, Any]:
+        body = {"model": "m", "messages": [USER], "reasoning": given}
+        return ChatRequest.model_validate(body).generation()
+
+    assert parameters(effort="high", exclude=True) == {
+        "reasoning_effort": "high",
+        "include_reasoning": False,
+    }
+    assert parameters(max_tokens=9, exclude=False) == {"thinking_token_budget": 9, "include_reasoning": True}
+    assert parameters(enabled=False) == {"reasoning_effort": "none"}
+    assert parameters(enabled=True) == {}
+    twice = {"model": "m", "messages": [USER], "reasoning": {"effort": "low"}, "reasoning_effort": "low"}
+    with pytest.raises(ValueError, match="send one of them"):
+        ChatRequest.model_validate(twice)

@@ -3,7 +3,6 @@
 import asyncio
 import secrets
 import time
-from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -11,7 +10,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 
 from app.api.auth.authenticator import needs
-from app.api.auth.principal import CurrentPrincipal, Principal
+from app.api.auth.principal import CurrentPrincipal
 from app.api.disconnect import unless_client_leaves
 from app.api.middleware.timing import timing_of
 from app.api.routes.generate import ERRORS, Deadline
@@ -23,6 +22,7 @@ from app.api.routes.openai_answers import (
     completion,
 )
 from app.api.routes.openai_errors import OpenAiRoute
+from app.api.routes.openai_requests import generation_requests
 from app.api.schemas.openai import ChatRequest, CompletionRequest
 from app.api.schemas.openai_answers import ChatCompletion, Completion, ModelCard, ModelList
 from app.api.sse import EventStreamResponse, described_events, json_bytes
@@ -30,20 +30,14 @@ from app.api.state import Services, services
 from app.errors import InvalidRequest
 from app.keys.key import Scope
 from app.prompt import TaskVersion
-from app.serving.generation_request import GenerationRequest
 from app.sites import Embedding, Site
 
 router = APIRouter(prefix="/v1", tags=["openai"], route_class=OpenAiRoute)
 
-MAX_ANSWERS = 128  # prompts times n
 Behind = Annotated[Services, Depends(services)]
 _ANSWERS: dict[int | str, dict[str, Any]] = ERRORS | {
     200: {"content": {"text/event-stream": described_events()}}  # OpenAI's chunks, then [DONE]
 }
-
-# What clients of this API expect where neither they nor the task say how to choose tokens, whatever the base
-# says; what it says of filters counts.
-_FALLBACKS = {"do_sample": True, "temperature": 1.0}
 
 
 @router.post("/completions", response_model=Completion, responses=_ANSWERS, summary="Complete prompts")
@@ -66,7 +60,7 @@ async def completions(
         )
     prompts = body.prompts
     inputs = [{"inputs": prompt} if isinstance(prompt, str) else {"token_ids": prompt} for prompt in prompts]
-    wanted = _requests(body, inputs, request, principal, deadline_ms)
+    wanted = generation_requests(body, inputs, request, principal, deadline_ms)
     logprobs, echo = body.logprobs is not None, bool(body.echo)
     if body.stream:
         started = await unless_client_leaves(request, behind.generation.start(wanted))
@@ -105,7 +99,7 @@ async def chat_completions(
     begin = time.monotonic()
     principal.require(body.model)
     messages = tuple(message.message() for message in body.messages)
-    wanted = _requests(body, [{"messages": messages}], request, principal, deadline_ms)
+    wanted = generation_requests(body, [{"messages": messages}], request, principal, deadline_ms)
     logprobs = bool(body.logprobs)
     if body.stream:
         started = await unless_client_leaves(request, behind.generation.start(wanted))
@@ -156,43 +150,6 @@ async def show_model(model: str, behind: Behind, principal: CurrentPrincipal) ->
         return JSONResponse(_card(behind, model, None))
     version = await asyncio.to_thread(behind.store.resolve, model)
     return JSONResponse(_card(behind, model, version))
-
-
-def _requests(
-    body: CompletionRequest | ChatRequest,
-    inputs: Sequence[dict[str, Any]],
-    request: Request,
-    principal: Principal,
-    deadline_ms: int | None,
-) -> list[GenerationRequest]:
-    """Return one request for each prompt, with `n` samples each."""
-    count = body.n or 1
-    drawn = max(body.num_candidates or count, body.vote.n if body.vote else 1)
-    if len(inputs) * drawn > MAX_ANSWERS:
-        raise InvalidRequest(
-            f"{len(inputs)} prompts with {drawn} answers each are more than {MAX_ANSWERS}; send fewer.",
-            param="n",
-        )
-    begin = time.monotonic()
-    parameters, constraint, bias = body.generation(), body.constraint(), body.bias()
-    return [
-        GenerationRequest(
-            **each,
-            num_samples=count,
-            best_of=body.num_candidates,
-            vote=None if body.vote is None else body.vote.request(),
-            request_id=request.state.request_id,
-            task=body.model,
-            user=body.user,
-            parameters=parameters,
-            fallbacks=_FALLBACKS,
-            constraint=constraint,
-            logit_bias=bias,
-            deadline=None if deadline_ms is None else begin + deadline_ms / 1000,
-            tenant=principal.tenant,
-        )
-        for each in inputs
-    ]
 
 
 def _head(

@@ -16,6 +16,7 @@ from app.api.schemas.neutral import Neutral
 from app.text.message import Message
 from app.validation import PLAIN, Must, StrictModel, wrong
 
+MAX_MESSAGES = 1024
 _TEXT, _PARTS = "<text>", "<parts>"
 _NO_TOOLS = "this server calls no tools; leave it out, and say what matters of it in the content"
 

@@ -1,102 +1,62 @@
-"""Bodies of the OpenAI API. Unknown fields are refused, unsupported ones accepted at neutral values."""
+"""Bodies of `/v1/completions` and `/v1/chat/completions`."""
 
-from abc import abstractmethod
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, Self
 
-from pydantic import (
-    Discriminator,
-    Field,
-    Tag,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from app.api.schemas.client_defaults import OF_CHATS, OF_COMPLETIONS, without_client_defaults
-from app.api.schemas.generate import Reference, User, VoteBody
-from app.api.schemas.messages import ChatMessage
+from app.api.schemas.client_defaults import OF_CHATS, OF_COMPLETIONS
+from app.api.schemas.messages import MAX_MESSAGES, ChatMessage
 from app.api.schemas.neutral import Neutral
-from app.api.schemas.parameters import OTHER_NAMES, ParametersBody, with_parameters
-from app.api.schemas.response_format import ResponseFormat, StructuredOutputs
+from app.api.schemas.openai_body import INSTEAD_OF_TOOLS, OpenAiBody, ReasoningBody, uncallable
+from app.api.schemas.response_format import ResponseFormat
 from app.errors import InvalidRequest
-from app.request import MIN_TEMPERATURE
-from app.serving.parameters import MAX_NEW_TOKENS, MAX_TOP_TOKENS, Stop, Stops
-from app.serving.structured_output.constraints import Constraint
-from app.validation import PLAIN, StrictModel, wrong
+from app.serving.parameters import MAX_NEW_TOKENS, MAX_TOP_TOKENS
+from app.serving.program_settings import Effort
+from app.validation import PLAIN, StrictModel
 
 MAX_N = 16
 MAX_PROMPTS = 64
-MAX_MESSAGES = 1024
 MAX_PROMPT_IDS = 1_000_000
-MAX_BIASES = 300
 
 TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=MAX_PROMPT_IDS)]
-LogitBias = Annotated[
-    dict[Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,8})$")], Annotated[float, Field(ge=-100, le=100)]],
-    Field(max_length=MAX_BIASES),
-]
 
 
-_INSTEAD_OF_TOOLS = (
-    "leave it out. For arguments as JSON, send their schema as response_format "
-    '{"type": "json_schema", "json_schema": {"name": ..., "schema": ...}}'
-)
+class ReasoningOptions(ReasoningBody):
+    """How long a task with reasoning may think, in OpenRouter's form."""
+
+    effort: Effort | None = Field(None, description="The same as reasoning_effort")
+    max_tokens: int | None = Field(
+        None, ge=0, le=MAX_NEW_TOKENS, description="The same as thinking_token_budget"
+    )
+    exclude: bool | None = Field(None, description="The opposite of include_reasoning")
+    enabled: bool | None = Field(None, description="false: the same as the effort none")
+
+    def parameters(self) -> dict[str, Any]:
+        """Return generation parameters by our names."""
+        given = {
+            "reasoning_effort": "none" if self.enabled is False else self.effort,
+            "thinking_token_budget": self.max_tokens,
+            "include_reasoning": None if self.exclude is None else not self.exclude,
+        }
+        return {name: value for name, value in given.items() if value is not None}
 
 
-@with_parameters(
-    lambda each: each.openai,
-    temperature={"ge": 0, "description": "Divides the logits before sampling; 0 is greedy decoding"},
-)
-class _OpenAi(ParametersBody):
+class _Completing(OpenAiBody):
     """The fields that completions and chats share."""
 
-    _client_defaults: ClassVar[Mapping[str, tuple[Any, ...]]]
+    _format_field = "response_format"
 
-    model: Reference = Field(
-        description="Name of the base model, or a task: task, task@alias, task@3 or task@sha256:<digest>"
-    )
     max_tokens: int | None = Field(
         None, ge=1, le=MAX_NEW_TOKENS, description="Tokens to generate, at most. Default: as for /generate"
     )
     n: int | None = Field(None, ge=1, le=MAX_N, description="Answers to each prompt. Default: 1")
-    stop: Stop | Stops | None = Field(
-        None, description="Texts that end the answer; they aren't part of it. Default: none"
-    )
-    logit_bias: LogitBias | None = Field(
-        None, description="Added to the logits of tokens, by token id; -100 excludes a token"
-    )
     response_format: ResponseFormat | None = None
-    user: User | None = None
-    stream: bool | None = Field(None, description="Answer with server-sent events. Default: false")
     stream_options: "StreamOptions | None" = None
-    metadata: dict[str, str] | None = Field(None, description="Accepted and ignored")
+    reasoning: ReasoningOptions | None = None
 
-    # Beyond the OpenAI API, as in vLLM and others.
-    structured_outputs: StructuredOutputs | None = None
-    vote: VoteBody | None = Field(
-        None, description="Sample several answers; the most frequent one wins. Default: as the task says"
-    )
-
-    # Tools are not supported; they are accepted where tool_choice says that none may be called.
-    tool_choice: Annotated[Any, Neutral("none", "auto", instead=_INSTEAD_OF_TOOLS)] = None
-    tools: list[dict[str, Any]] | None = None
-    parallel_tool_calls: bool | None = None
-    function_call: Annotated[Any, Neutral("none", "auto", instead=_INSTEAD_OF_TOOLS)] = None
+    function_call: Annotated[Any, Neutral("none", "auto", instead=INSTEAD_OF_TOOLS)] = None
     functions: list[dict[str, Any]] | None = None
-
-    @field_validator("tools", "functions")
-    @classmethod
-    def _not_to_be_called(cls, given: list[Any] | None, info: ValidationInfo) -> list[Any] | None:
-        choice = info.data.get("tool_choice" if info.field_name == "tools" else "function_call")
-        if given and choice != "none":
-            raise wrong(f"is not supported; {_INSTEAD_OF_TOOLS}")
-        return given
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_client_defaults(cls, data: Any) -> Any:
-        return without_client_defaults(data, cls._client_defaults, {**cls.model_fields, **OTHER_NAMES})
+    _uncallable_functions = field_validator("functions")(uncallable)
 
     @model_validator(mode="after")
     def _stream_options_need_a_stream(self) -> Self:
@@ -104,22 +64,20 @@ class _OpenAi(ParametersBody):
             raise ValueError("stream_options go with stream only")
         return self
 
-    @model_validator(mode="after")
-    def _one_constraint(self) -> Self:
-        formatted = self.response_format is not None and self.response_format.type != "text"
-        if formatted and self.structured_outputs is not None:
-            raise ValueError("response_format and structured_outputs both say what the answer is; send one")
-        return self
+    @property
+    def format(self) -> ResponseFormat | None:
+        """What the answer must match."""
+        return self.response_format
 
-    def constraint(self) -> Constraint | None:
-        """Return what the answer must match."""
-        if self.structured_outputs is not None:
-            return self.structured_outputs.constraint()
-        return None if self.response_format is None else self.response_format.constraint("response_format")
+    @property
+    def thinking(self) -> ReasoningOptions | None:
+        """How long a task with reasoning may think."""
+        return self.reasoning
 
-    def bias(self) -> tuple[tuple[int, float], ...]:
-        """Return pairs of a token id and the number to add to its logit."""
-        return tuple((int(id_), bias) for id_, bias in (self.logit_bias or {}).items())
+    @property
+    def num_answers(self) -> int:
+        """How many answers each prompt gets."""
+        return self.n or 1
 
     @property
     def wants_usage(self) -> bool:
@@ -132,36 +90,8 @@ class _OpenAi(ParametersBody):
         return self.wants_usage and bool(self.stream_options and self.stream_options.continuous_usage_stats)
 
     @property
-    @abstractmethod
-    def num_top(self) -> int | None:
-        """How many of the most probable tokens to report."""
-
-    @property
-    def scores_prompt(self) -> bool:
-        """Whether to report log-probabilities of the prompt."""
-        return False
-
-    @property
-    def num_candidates(self) -> int | None:
-        """How many answers to choose from; None: all that are generated are returned."""
-        return None
-
-    def generation(self) -> dict[str, Any]:
-        """Return the generation parameters that are set, by our names."""
-        given = self.given()
-        if "temperature" in given:
-            given["do_sample"] = given["temperature"] >= MIN_TEMPERATURE
-            if not given["do_sample"]:
-                del given["temperature"]
-        ours = {
-            "max_new_tokens": self._max_tokens(),
-            "stop": (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()) or None,
-            "top_n_tokens": self.num_top,
-            "decoder_input_details": self.scores_prompt or None,
-        }
-        return given | {name: value for name, value in ours.items() if value is not None}
-
-    def _max_tokens(self) -> int | None:
+    def limit(self) -> int | None:
+        """How many tokens may be generated."""
         return self.max_tokens
 
 
@@ -198,7 +128,7 @@ Prompt = Annotated[
 ]
 
 
-class CompletionRequest(_OpenAi):
+class CompletionRequest(_Completing):
     """Prompts to complete, and how."""
 
     _client_defaults = OF_COMPLETIONS
@@ -227,7 +157,7 @@ class CompletionRequest(_OpenAi):
 
     @model_validator(mode="after")
     def _best_of_more(self) -> Self:
-        best_of, count = self.best_of, self.n or 1
+        best_of, count = self.best_of, self.num_answers
         if best_of is not None and best_of < count:
             raise InvalidRequest(
                 f"best_of ({best_of}) must be at least n ({count}), which it chooses from.", param="best_of"
@@ -242,7 +172,7 @@ class CompletionRequest(_OpenAi):
     @property
     def num_candidates(self) -> int | None:
         """How many answers to choose from; None: all that are generated are returned."""
-        return self.best_of if self.best_of != (self.n or 1) else None
+        return self.best_of if self.best_of != self.num_answers else None
 
     @property
     def num_top(self) -> int | None:
@@ -262,7 +192,7 @@ class CompletionRequest(_OpenAi):
         return [prompt if isinstance(prompt, str) else tuple(prompt) for prompt in prompts]
 
 
-class ChatRequest(_OpenAi):
+class ChatRequest(_Completing):
     """A chat to answer, and how."""
 
     _client_defaults = OF_CHATS
@@ -292,5 +222,7 @@ class ChatRequest(_OpenAi):
         """How many of the most probable tokens to report."""
         return self.top_logprobs
 
-    def _max_tokens(self) -> int | None:
+    @property
+    def limit(self) -> int | None:
+        """How many tokens may be generated."""
         return self.max_completion_tokens or self.max_tokens

@@ -20,15 +20,17 @@ SchemaOrText = Annotated[
 ]
 
 
-class _Format(StrictModel, ABC):
+class Format(StrictModel, ABC):
     """What an answer must match; `where` is the field that holds it."""
+
+    type: str
 
     @abstractmethod
     def constraint(self, where: str) -> Constraint | None:
         """Return the constraint; None: there is none."""
 
 
-class TextFormat(_Format):
+class TextFormat(Format):
     """Free text."""
 
     type: Literal["text"]
@@ -37,7 +39,7 @@ class TextFormat(_Format):
         """Return None: the text is free."""
 
 
-class JsonObjectFormat(_Format):
+class JsonObjectFormat(Format):
     """Any JSON object, or one that matches a schema: llama.cpp's form (schema), or TGI's (value)."""
 
     type: Literal["json_object"]
@@ -65,7 +67,7 @@ class NamedSchema(StrictModel):
     strict: bool | None = Field(None, description="Accepted and ignored: the schema is always enforced")
 
 
-class JsonSchemaFormat(_Format):
+class JsonSchemaFormat(Format):
     """JSON that matches a schema: OpenAI's form (json_schema), or TGI's (value)."""
 
     type: Literal["json_schema"]
@@ -85,7 +87,7 @@ class JsonSchemaFormat(_Format):
         return Constraint(ConstraintKind.JSON_SCHEMA, given.schema_, f"{where}.{field}.schema")
 
 
-class JsonFormat(_Format):
+class JsonFormat(Format):
     """JSON that matches a schema, given as an object or as text: TGI's form."""
 
     type: Literal["json"]
@@ -96,7 +98,7 @@ class JsonFormat(_Format):
         return Constraint(ConstraintKind.JSON_SCHEMA, self.value, where)
 
 
-class RegexFormat(_Format):
+class RegexFormat(Format):
     """Text that matches a regex as a whole: TGI's form."""
 
     type: Literal["regex"]
