@@ -12,7 +12,7 @@ from huggingface_hub import InferenceClient
 from jsonschema import validate
 from pydantic import BaseModel
 
-from app.api.schemas.openai import MAX_BIASES
+from app.api.schemas.openai_body import MAX_BIASES
 from tests.api.server import client_of
 from tests.api.test_generate import error_of, publish_text
 from tests.serving.stack import BASE_NAME, Stack

@@ -111,17 +111,17 @@ _LABELS = {
 
 _INSTEAD = {  # supported fields for the same purpose, by preference
     "best_of": ("n",),
-    "max_tokens": ("max_new_tokens",),
-    "max_completion_tokens": ("max_new_tokens",),
-    "max_new_tokens": ("max_completion_tokens", "max_tokens"),
+    "max_tokens": ("max_new_tokens", "max_output_tokens"),
+    "max_completion_tokens": ("max_new_tokens", "max_output_tokens"),
+    "max_new_tokens": ("max_output_tokens", "max_completion_tokens", "max_tokens"),
     "return_k_alternatives": ("top_n_tokens",),
     "top_n_tokens": ("top_logprobs", "logprobs"),
     "guided_choice": ("structured_outputs", "choices"),
     "guided_json": ("structured_outputs", "grammar"),
     "guided_regex": ("structured_outputs", "grammar"),
     "structured_outputs": ("grammar",),
-    "response_format": ("grammar",),
-    "grammar": ("response_format",),
+    "response_format": ("grammar", "text"),
+    "grammar": ("response_format", "text"),
     "truncate_prompt_tokens": ("truncate",),
 }
 
@@ -130,6 +130,16 @@ _ALL = {**_TGI, **_LORAX, **_VLLM, **_OPENAI, **_TOOLS}
 OF_GENERATE: _Values = _ALL | {"add_special_tokens": (True,)}
 OF_COMPLETIONS: _Values = OF_GENERATE
 OF_CHATS: _Values = _ALL | {"add_special_tokens": (False,)}
+OF_RESPONSES: _Values = {
+    **OF_CHATS,
+    "access_programs": (),
+    "background_options": (),
+    "context_management": (),
+    "image": (),
+    "max_tool_calls": (),
+    "n": (1,),
+    "prompt": (),
+}
 
 
 def without_client_defaults(data: Any, defaults: _Values, fields: Mapping[str, Any], where: str = "") -> Any:

@@ -54,10 +54,29 @@ Content = Annotated[
 ]
 
 
-class ChatMessage(StrictModel):
-    """A message of a chat. Messages of earlier answers may be sent back as they came."""
+class Turn(StrictModel):
+    """A message by its role."""
 
     role: Literal["system", "developer", "user", "assistant"]
+
+    @field_validator("role", mode="before")
+    @classmethod
+    def _no_tools(cls, role: Any) -> Any:
+        if role in ("tool", "function"):
+            raise wrong(
+                f"can't be {role!r}: this server calls no tools; send what the tool said in a user message"
+            )
+        return role
+
+    @property
+    def role_in_chat(self) -> str:
+        """The role as chat templates know it."""
+        return "system" if self.role == "developer" else self.role
+
+
+class ChatMessage(Turn):
+    """A message of a chat. Messages of earlier answers may be sent back as they came."""
+
     content: Content | None = Field(
         None,
         validate_default=True,
@@ -79,15 +98,6 @@ class ChatMessage(StrictModel):
         None, description="Another name for reasoning"
     )
     parsed: Any = Field(None, description="Accepted and ignored")
-
-    @field_validator("role", mode="before")
-    @classmethod
-    def _no_tools(cls, role: Any) -> Any:
-        if role in ("tool", "function"):
-            raise wrong(
-                f"can't be {role!r}: this server calls no tools; send what the tool said in a user message"
-            )
-        return role
 
     @field_validator("content")
     @classmethod
@@ -111,4 +121,4 @@ class ChatMessage(StrictModel):
         text = self.content if isinstance(self.content, str) else "".join(part.text for part in parts)
         named = {"name": self.name, "reasoning_content": self.reasoning or self.reasoning_content or None}
         others = {name: value for name, value in named.items() if value is not None}
-        return Message("system" if self.role == "developer" else self.role, text, others)
+        return Message(self.role_in_chat, text, others)
