@@ -223,7 +223,8 @@ def check(model: type[_Model], values: Mapping[str, Any], where: str) -> _Model:
         return model.model_validate({name: value for name, value in values.items() if value is not None})
     except ValidationError as error:
         problem = error.errors(include_url=False, include_input=False)[0]
-    kind, place, message = problem["type"], [*problem["loc"]], message_of(problem)
+    kind, message = problem["type"], message_of(problem)
+    place = [part for part in problem["loc"] if part != "[key]"]  # of an object's name itself
     if kind in ("missing", "extra_forbidden"):
         name = place.pop()
         message = f"must have the field {name}" if kind == "missing" else f"has no field {str(name)[:64]}"

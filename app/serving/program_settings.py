@@ -7,7 +7,7 @@ answers about tasks they are fields of their own; a manifest has them as its `pr
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field
 
 from app.text.template import MAX_TEMPLATE_CHARS
 from app.validation import Must, StrictModel
@@ -86,12 +86,6 @@ class ProgramSettings(StrictModel):
     calibration: CalibrationSettings | None = None
     paraphrases: list[TemplateText] = Field([], max_length=MAX_PARAPHRASES, strict=False)
     few_shot: list[Shot] = Field([], max_length=MAX_SHOTS, strict=False)
-
-    @model_validator(mode="after")
-    def _one_way_to_the_answer(self) -> Self:
-        if self.reasoning is not None and self.chain is not None:
-            raise ValueError("reasoning and chain both say where the answer is; send one")
-        return self
 
     def as_json(self) -> dict[str, Any]:
         """Return what is set."""

@@ -24,7 +24,10 @@ from app.errors import (
 from app.prompt import Prompt, TaskVersion, VersionDraft
 from app.serving.compatibility import vouched_base
 from app.serving.generation import GenerationService
+from app.serving.generation_request import GenerationRequest
+from app.serving.program_settings import ProgramSettings
 from app.serving.publishing.own_embeddings import OwnEmbeddings
+from app.serving.publishing.program_checks import check_markers
 from app.serving.publishing.trial_run import ExampleReport, TrialRun, fixed_inputs, trial_request
 from app.serving.publishing.upload import Upload, draft_version, needs_release, release_version
 from app.store.manifests import version_of
@@ -138,22 +141,20 @@ class PublishingService:
         return replace(draft, provenance={**draft.provenance, **vouched})
 
     def _check_room(self, draft: VersionDraft) -> None:
-        """Raise RequestTooLong unless the template with some text, and every example, fit the base.
+        """Raise RequestTooLong unless each text with some input, and every example, fit the base.
 
-        Raise InvalidRequest where the defaults ask for what it can't do.
+        Raise InvalidRequest where the defaults ask for what it can't do, or a marker is what it can't write.
         """
         version = replace(version_of("draft", 1, draft), digest=f"draft:{uuid.uuid4().hex}")  # names nothing
-        for param, inputs in [
-            ("task.template", fixed_inputs(version, "a")),
-            *((f"task.examples[{index}]", example["inputs"]) for index, example in enumerate(draft.examples)),
-        ]:
+        for param, request in _trials(version):
             try:
-                self._builder.build(trial_request(inputs), version)
+                self._builder.build(request, version)
             except RequestTooLong as error:
                 raise RequestTooLong(f"{param} doesn't fit: {error.message}", param=param) from None
             except InvalidRequest as error:
                 field = (error.param or param).replace("parameters.", "task.defaults.")
                 raise InvalidRequest(error.message, param=field) from None
+        check_markers(ProgramSettings.of(draft.program), draft.defaults, self._builder.prompts.tokenizer)
 
     async def _try(self, version: TaskVersion, tenant: str) -> tuple[ExampleReport, ...]:
         try:
@@ -166,6 +167,20 @@ class PublishingService:
             if isinstance(error, Unavailable):
                 raise Unavailable(note, retry_after=error.retry_after) from error
             raise PromptRejected(note) from error
+
+
+def _trials(version: TaskVersion) -> Iterator[tuple[str, GenerationRequest]]:
+    """Yield a request for each text of a version, with the field that is at fault where it doesn't fit."""
+    request, program = trial_request(fixed_inputs(version, "a")), ProgramSettings.of(version.program)
+    if program.chain is None:
+        yield "task.few_shot" if program.few_shot else "task.template", request
+    else:
+        yield "task.chain.template", replace(request, steps=("a" + (program.chain.step_ends or ""),))
+    for index in range(len(program.paraphrases)):
+        parameters = {**request.parameters, "paraphrase": index}
+        yield f"task.paraphrases[{index}]", replace(request, parameters=parameters)
+    for index, example in enumerate(version.examples):
+        yield f"task.examples[{index}]", trial_request(example["inputs"])
 
 
 def _of_another_base(draft: VersionDraft, fingerprint: str) -> list[str]:

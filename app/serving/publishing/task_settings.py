@@ -10,8 +10,8 @@ from app.errors import InvalidRequest
 from app.prompt import VersionDraft
 from app.serving.parameters import check, parse_parameters
 from app.serving.program_settings import ProgramSettings
+from app.serving.publishing.program_checks import check_examples, check_program
 from app.serving.publishing.training_record import TrainingRecord
-from app.text.template import bind_inputs, parse_template
 from app.validation import Must, StrictModel
 
 MAX_CHOICES = 256
@@ -87,45 +87,44 @@ class _TaskSettings(ProgramSettings):
         return None if base == {} else base
 
     @model_validator(mode="after")
-    def _examples_fit_the_template(self) -> Self:
-        with _naming("task.template"):
-            template = parse_template(self.template)
-        for index, example in enumerate(self.examples):
-            param = f"task.examples[{index}].inputs"
-            with _naming(param, f"{param}: "):
-                values = bind_inputs(template, example.inputs)
-            if sum(map(len, values.values())) > MAX_EXAMPLE_CHARS:
-                raise InvalidRequest(
-                    f"{param} must have at most {MAX_EXAMPLE_CHARS} characters.", param=param
-                )
+    def _agree_with_one_another(self) -> Self:
+        with _naming("task"):
+            rendering = check_program(self.draft, self)
+            inputs = {f"examples[{index}].inputs": each.inputs for index, each in enumerate(self.examples)}
+            check_examples(rendering, inputs, MAX_EXAMPLE_CHARS)
         return self
+
+    @property
+    def draft(self) -> VersionDraft:
+        """The version without its prompt."""
+        written = self.model_dump(exclude_none=True)
+        return VersionDraft(
+            prompt=None,
+            template=self.template,
+            defaults=self.defaults,
+            choices=tuple(written["choices"]),
+            examples=tuple(written["examples"]),
+            notes=self.notes,
+            base=written.get("base", {}),
+            provenance=_provenance(self),
+            program=self.model_dump(include=set(ProgramSettings.model_fields), exclude_defaults=True),
+        )
 
 
 @contextmanager
-def _naming(param: str, prefix: str = "") -> Iterator[None]:
-    """Restate InvalidRequest as a fault of the field `param`."""
+def _naming(place: str) -> Iterator[None]:
+    """Restate InvalidRequest as a fault of a field of `place`."""
     try:
         yield
     except InvalidRequest as error:
-        raise InvalidRequest(prefix + error.message, param=param) from None
+        param = f"{place}.{error.param}"
+        raise InvalidRequest(f"{param}: {error.message.rstrip('.')}.", param=param) from None
 
 
 def parse_task(task: Mapping[str, Any] | None) -> VersionDraft:
     """Return a draft without a prompt. Raise InvalidRequest, which names the first field at fault."""
     given = {name: value for name, value in (task or {}).items() if value is not None}
-    settings = check(_TaskSettings, given, "task")  # null is the same as none, unknown fields' too
-    written = settings.model_dump(exclude_none=True)
-    return VersionDraft(
-        prompt=None,
-        template=settings.template,
-        defaults=settings.defaults,
-        choices=tuple(written["choices"]),
-        examples=tuple(written["examples"]),
-        notes=settings.notes,
-        base=written.get("base", {}),
-        provenance=_provenance(settings),
-        program=settings.model_dump(include=set(ProgramSettings.model_fields), exclude_defaults=True),
-    )
+    return check(_TaskSettings, given, "task").draft  # null is the same as none, unknown fields' too
 
 
 def _provenance(settings: _TaskSettings) -> dict[str, Any]:
