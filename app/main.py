@@ -232,6 +232,7 @@ def _assemble(
         timeout=settings.request_timeout,
         prefetch=source.prefetch,
         on_outcome=_on_outcome(metrics, keys),
+        on_program=metrics.on_program,
     )
     undo.callback(generation.close)
     publishing = _publishing(store, generation, source, redis)

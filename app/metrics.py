@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, product
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
@@ -20,7 +20,7 @@ from prometheus_client.utils import floatToGoString
 
 from app.engine.client import EngineStats
 from app.engine.statistics import StepStats
-from app.request import FinishReason, Outcome
+from app.request import FinishReason, Outcome, ProgramKind, ProgramOutcome
 from app.store.cache.prompt_cache import PromptCacheStats
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -116,11 +116,21 @@ class Metrics(Collector):
         self._failures = counter("request_failure", "Requests that ended otherwise", "reason")
         self._refusals = counter("request_refusals", "Requests refused before their body was read", "reason")
         self._requests = counter("requests", "Finished requests by task", "task", "version")
+        self._programs = counter(
+            "programs", "Requests that have ended, by what they did with the model", "kind", "reason"
+        )
+        self._program_seconds = histogram(
+            "program_duration_seconds", "The same, from admission to the end", _SECONDS, ("kind",)
+        )
+        self._chain_steps = histogram("chain_steps", "Steps of a chain", _SIZES)
+        self._vote_ballots = histogram("vote_ballots", "Ballots of a vote or an ensemble", _SIZES)
         # There from the start: a series that begins with its first failure had no rate then.
         for reason in FinishReason:
             self._successes.labels(reason)
         for failure in FAILURES:
             self._failures.labels(failure)
+        for kind, reason in product(ProgramKind, (*FinishReason, *FAILURES)):
+            self._programs.labels(kind, reason)
         self._device_hits = self._device_misses = 0  # shown as a tier of the prompt caches
         self._labels: set[tuple[str, str]] = set()
         self._watched: _Watched | None = None  # read at each scrape
@@ -128,8 +138,14 @@ class Metrics(Collector):
         self._lock = threading.Lock()  # of the recent ones, and of hits and misses
         self._registry.register(self)
 
-    def _histogram(self, name: str, documentation: str, bounds: tuple[float, ...] = _SECONDS) -> Histogram:
-        return Histogram(f"promptplex_{name}", documentation, registry=self._registry, buckets=bounds)
+    def _histogram(
+        self,
+        name: str,
+        documentation: str,
+        bounds: tuple[float, ...] = _SECONDS,
+        labels: tuple[str, ...] = (),
+    ) -> Histogram:
+        return Histogram(f"promptplex_{name}", documentation, labels, registry=self._registry, buckets=bounds)
 
     def _counter(self, name: str, documentation: str, *labels: str) -> Counter:
         return Counter(f"promptplex_{name}", documentation, labels, registry=self._registry)
@@ -182,6 +198,15 @@ class Metrics(Collector):
             self._queue.observe(outcome.timings.queue)
             self._prefill.observe(outcome.timings.prefill)
             self._decode.observe(outcome.timings.decode)
+
+    def on_program(self, outcome: ProgramOutcome) -> None:
+        """Count all that one request did."""
+        self._programs.labels(outcome.kind, outcome.reason).inc()
+        self._program_seconds.labels(outcome.kind).observe(outcome.seconds)
+        for steps in outcome.chain_steps:
+            self._chain_steps.observe(steps)
+        if outcome.num_ballots:
+            self._vote_ballots.observe(outcome.num_ballots)
 
     def on_refusal(self, reason: str) -> None:
         """Count a request that was refused for its key, before its body was read."""

@@ -356,5 +356,5 @@ class ProgramOutcome:
     kind: ProgramKind
     reason: str  # as of an Outcome
     seconds: float  # from its admission to the end
-    num_steps: int = 0  # of a chain
+    chain_steps: tuple[int, ...] = ()  # of each chain
     num_ballots: int = 0

@@ -7,7 +7,7 @@ import pytest
 from app.engine.client import EngineStats
 from app.engine.statistics import StepStats
 from app.metrics import FAILURES, MAX_TASK_LABELS, Metrics
-from app.request import FinishReason, Outcome, RequestTimings
+from app.request import FinishReason, Outcome, ProgramKind, ProgramOutcome, RequestTimings
 from app.store.cache.prompt_cache import PromptCacheStats
 
 
@@ -93,6 +93,23 @@ def test_failures_are_counted_from_nought() -> None:
         assert f'promptplex_request_failure_total{{reason="{reason}"}} 0.0' in text
     for reason in FinishReason:
         assert f'promptplex_request_success_total{{finish_reason="{reason}"}} 0.0' in text
+
+
+def test_programs_are_counted_with_their_steps_and_ballots() -> None:
+    metrics = Metrics()
+    metrics.on_program(
+        ProgramOutcome(
+            kind=ProgramKind.VOTE, reason="eos_token", seconds=2.0, chain_steps=(2, 6), num_ballots=2
+        )
+    )
+    metrics.on_program(ProgramOutcome(kind=ProgramKind.COMPLETE, reason="deadline", seconds=1.0))
+    text = lines(metrics)
+    assert 'promptplex_programs_total{kind="vote",reason="eos_token"} 1.0' in text
+    assert 'promptplex_programs_total{kind="complete",reason="deadline"} 1.0' in text
+    assert 'promptplex_programs_total{kind="chain",reason="loop"} 0.0' in text
+    assert 'promptplex_program_duration_seconds_sum{kind="vote"} 2.0' in text
+    assert "promptplex_chain_steps_sum 8.0" in text
+    assert "promptplex_vote_ballots_count 1.0" in text
 
 
 class DownRedis:

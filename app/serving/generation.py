@@ -12,7 +12,7 @@ from app.concurrency import gather_or_cancel, interleave
 from app.engine.client import EngineClient
 from app.errors import DeadlineExceeded
 from app.prompt import ModelGeometry, TaskVersion
-from app.request import Outcome
+from app.request import Outcome, ProgramOutcome
 from app.serving.admitted import Admitted
 from app.serving.base_defaults import BaseDefaults
 from app.serving.concurrency_limiter import ConcurrencyLimiter
@@ -20,6 +20,7 @@ from app.serving.generation_request import GenerationRequest, GenerationResult, 
 from app.serving.lanes import Lanes
 from app.serving.outcomes import OutcomeRecorder
 from app.serving.output_processor import scored_tokens
+from app.serving.program_watch import ProgramWatch
 from app.serving.programs import program_for
 from app.serving.request_builder import RequestBuilder
 from app.serving.session import Resources, Session
@@ -47,10 +48,12 @@ class GenerationService:
         defaults: BaseDefaults,
         decoder_start_id: int | None = None,
         on_outcome: Callable[[Outcome], None],
+        on_program: Callable[[ProgramOutcome], None] = lambda outcome: None,
         timeout: float = 600.0,
         prefetch: Callable[[str], object] = lambda digest: None,
     ) -> None:
-        """`timeout` bounds every request, in seconds; `on_outcome` gets every sequence's end.
+        """`timeout` bounds every request, in seconds; `on_outcome` gets every sequence's end,
+        `on_program` every request's.
 
         `prefetch` gets the digest of a prompt that a request will need soon; it must return at once.
         `grammars` are the engine's own, `defaults` the base's; an encoder-decoder has a `decoder_start_id`.
@@ -79,6 +82,7 @@ class GenerationService:
             limiter=self.limiter,
             lanes=Lanes(),
             outcomes=OutcomeRecorder(on_outcome),
+            on_program=on_program,
         )
 
     def close(self) -> None:
@@ -188,45 +192,46 @@ class AnswerStream:
         samples = requests[0].num_samples
         self.admitted = [each for each in admitted for _ in range(samples)]  # of each answer
         self._session = session
-        runs = [
-            program_for(request, each).run(session, each)
-            for request, each in zip(requests, admitted, strict=True)
-        ]
+        programs = [program_for(*each) for each in zip(requests, admitted, strict=True)]
+        self._watch = ProgramWatch(session, [program.kind for program in programs], admitted, samples)
+        runs = [program.run(session, each) for program, each in zip(programs, admitted, strict=True)]
         self._deltas = runs[0] if len(runs) == 1 else _numbered(runs, samples)
         self._first: tuple[int, TextDelta] | None = None
 
     async def begin(self) -> None:
         """Wait until each answer has its first delta. Where one fails instead, all end with its error."""
         try:
-            self._first = await anext(self._deltas)
+            with self._watch:
+                self._first = self._watch.seen(await anext(self._deltas))
         except BaseException:
             await self.close()
             raise
 
     async def __aiter__(self) -> AsyncGenerator[tuple[int, TextDelta], None]:
         """Yield the deltas of all answers as they come, each with the number of its answer; once."""
-        if self._first is not None:
-            yield self._first
-        async for delta in self._deltas:
-            yield delta
+        with self._watch:
+            if self._first is not None:
+                yield self._first
+            async for item in self._deltas:
+                yield self._watch.seen(item)
 
     async def results(self) -> list[GenerationResult]:
         """Read all to their ends; return the results in the order of the answers."""
-        results = {}
         try:
-            async for index, delta in self._deltas:
-                if delta.result is not None:
-                    results[index] = delta.result
+            with self._watch:
+                async for item in self._deltas:
+                    self._watch.seen(item)
         finally:
             await self.close()
-        return [results[index] for index in range(len(self.admitted))]
+        return [self._watch.results[index] for index in range(len(self.admitted))]
 
     async def close(self) -> None:
-        """End what still runs, and give its room back."""
+        """End what still runs, give its room back, and count the programs."""
         try:
             await self._deltas.aclose()
         finally:
             self._session.close()
+            self._watch.report()
 
 
 async def _numbered(

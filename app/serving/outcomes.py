@@ -38,13 +38,17 @@ class Attempt:
         self.recorder.record(self)
 
     def failure(self, error: BaseException) -> str:
-        """Return the reason; a cancellation after the deadline has the deadline as its cause."""
-        if isinstance(error, Cancelled | asyncio.CancelledError | GeneratorExit):
-            is_late = self.deadline is not None and self.deadline <= time.monotonic()
-            return "deadline" if is_late else "cancelled"
-        if isinstance(error, DeadlineExceeded):
-            return "deadline"
-        return "constraint" if isinstance(error, ConstraintFailed) else "error"
+        """Return the reason of an error."""
+        return failure_of(error, self.deadline)
+
+
+def failure_of(error: BaseException, deadline: float | None) -> str:
+    """Return why something failed; a cancellation after the deadline has the deadline as its cause."""
+    if isinstance(error, Cancelled | asyncio.CancelledError | GeneratorExit):
+        return "deadline" if deadline is not None and deadline <= time.monotonic() else "cancelled"
+    if isinstance(error, DeadlineExceeded):
+        return "deadline"
+    return "constraint" if isinstance(error, ConstraintFailed) else "error"
 
 
 class OutcomeRecorder:

@@ -11,7 +11,15 @@ from app.concurrency import map_bounded
 from app.engine.client import EngineClient
 from app.errors import ConstraintFailed, NonFiniteLogits
 from app.prompt import TaskVersion
-from app.request import FinishReason, Hypothesis, Request, RequestTimings, TokenDelta, TokenScore
+from app.request import (
+    FinishReason,
+    Hypothesis,
+    ProgramOutcome,
+    Request,
+    RequestTimings,
+    TokenDelta,
+    TokenScore,
+)
 from app.serving.admitted import Admitted
 from app.serving.concurrency_limiter import ConcurrencyLimiter
 from app.serving.generation_request import GenerationRequest, GenerationResult, OutputToken, TextDelta
@@ -36,6 +44,7 @@ class Resources:
     limiter: ConcurrencyLimiter
     lanes: Lanes
     outcomes: OutcomeRecorder
+    on_program: Callable[[ProgramOutcome], None]
 
 
 class Session:
@@ -58,6 +67,11 @@ class Session:
     def reserve(self, count: int) -> None:
         """Hold room for more sequences until the session is closed. Raise Overloaded, InvalidRequest."""
         self._room.enter_context(self._resources.limiter.hold(count))
+
+    def program_ended(self, outcome: ProgramOutcome) -> None:
+        """Count a program, unless it was a trial's."""
+        if not self._is_trial:
+            self._resources.on_program(outcome)
 
     def close(self) -> None:
         """Give the room back."""

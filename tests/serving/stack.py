@@ -144,6 +144,7 @@ def stack_of(
         decoder_start_id=decoder_start_id,
         base_name=BASE_NAME,
         on_outcome=on_outcome,
+        on_program=metrics.on_program,
     )
     metrics.watch(engine.stats, source.stats)
     engine.start()

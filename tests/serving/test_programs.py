@@ -3,19 +3,18 @@
 import asyncio
 import contextlib
 import time
-from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
-from app.errors import DeadlineExceeded, Overloaded, RequestFailed
+from app.errors import DeadlineExceeded, RequestFailed
+from app.request import ProgramKind
 from app.serving.admitted import Admitted
 from app.serving.generation_request import ClassificationRequest, GenerationRequest, TextDelta
 from app.serving.programs import Program
-from app.serving.programs.complete import Complete
 from app.serving.session import Session
 from tests import oracle
 from tests.engine.test_isolation import poisoned
@@ -134,6 +133,7 @@ def test_a_label_that_fails_ends_the_choice(stack: Stack) -> None:
 class Chain:
     """A program as one could be added: each step's text goes into the next step's inputs."""
 
+    kind: ClassVar = ProgramKind.CHAIN
     request: GenerationRequest
     num_steps: int
     after_step: Callable[[], object] = lambda: None
@@ -147,20 +147,6 @@ class Chain:
             if left and delta.result is not None:
                 so_far = f"{delta.result.prompt_text}{delta.result.text}"[-80:]
                 admitted = await session.admit(replace(self.request, inputs=so_far))
-
-
-@dataclass(frozen=True)
-class Vote:
-    """Samples, read to their ends; the most frequent text wins."""
-
-    num_samples: int
-
-    async def run(self, session: Session, admitted: Admitted) -> AsyncGenerator[tuple[int, TextDelta], None]:
-        session.reserve(self.num_samples - 1)
-        async with aclosing(Complete(self.num_samples).run(session, admitted)) as deltas:
-            results = [delta.result async for _, delta in deltas if delta.result is not None]
-        winner, _ = Counter(result.text for result in results).most_common(1)[0]
-        yield 0, TextDelta(text=winner, result=next(each for each in results if each.text == winner))
 
 
 def pick(monkeypatch: pytest.MonkeyPatch, make: Callable[[GenerationRequest], Program]) -> None:
@@ -209,15 +195,4 @@ def test_a_chain_that_is_left_or_late_ends_in_any_step(stack: Stack, monkeypatch
         run(stack.generation.generate(late))
     wait_until(stack.is_idle)
     assert stack.outcomes[-1].reason == "deadline"
-    assert stack.generation.limiter.taken == 0
-
-
-def test_a_vote_answers_once_and_takes_room_for_all(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
-    pick(monkeypatch, lambda request: Vote(5))
-    before = len(stack.outcomes)
-    voted = run(stack.generation.generate_all([request((20, 21)), request((30, 31))]))
-    assert len(voted) == 2
-    assert len(stack.outcomes) - before == 10
-    with stack.generation.limiter.hold(stack.generation.limiter.bound - 4), pytest.raises(Overloaded):
-        run(stack.generation.generate(request((20, 21))))
     assert stack.generation.limiter.taken == 0

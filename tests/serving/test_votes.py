@@ -102,6 +102,34 @@ def test_all_ballots_are_counted_and_charged(stack: Stack) -> None:
     assert result.num_read == result.prompt_tokens
 
 
+def test_each_request_of_a_call_has_its_vote(stack: Stack) -> None:
+    first, second = run(stack.generation.generate_all([voted(3), voted(3, inputs="food")]))
+    assert [len(vote_of(each).ballots) for each in (first, second)] == [3, 3]
+    assert first.prompt_text != second.prompt_text
+
+
+def counted(stack: Stack, kind: str, reason: str) -> float:
+    name = f'promptplex_programs_total{{kind="{kind}",reason="{reason}"}} '
+    (line,) = (each for each in stack.metrics.render().decode().splitlines() if each.startswith(name))
+    return float(line.removeprefix(name))
+
+
+def test_programs_are_counted_by_kind_and_end(stack: Stack) -> None:
+    def counts() -> list[float]:
+        return [
+            counted(stack, *each) for each in (("vote", "length"), ("vote", "deadline"), ("vote", "error"))
+        ]
+
+    before = counts()
+    run(stack.generation.generate(voted(3, parameters={**WARM, "ignore_eos": True})))
+    run(read(stack, voted(3, parameters={**WARM, "ignore_eos": True})))
+    long: dict[str, Any] = {"inputs": stack.talkative(), "parameters": {"max_new_tokens": 200}}
+    with pytest.raises(DeadlineExceeded):
+        run(stack.generation.generate(voted(64, **long, deadline=time.monotonic() + 0.2)))
+    assert [after - each for after, each in zip(counts(), before, strict=True)] == [2, 1, 0]
+    assert 'promptplex_vote_ballots_bucket{le="4.0"}' in stack.metrics.render().decode()
+
+
 def test_the_prompt_of_a_vote_is_prefilled_once(stack: Stack) -> None:
     before = len(stack.steps)
     prompt = "what a film " * 8

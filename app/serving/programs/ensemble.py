@@ -44,7 +44,9 @@ class Ensemble:
         """Yield a delta for each version's answer as it comes in, then one that carries the result."""
         requests = self._requests(admitted)
         session.reserve((len(requests) - 1) * self.request.num_sequences)
-        members = await gather_or_cancel([session.admit(request) for request in requests])
+        versions = (version for version, _ in admitted.members)
+        admitting = [session.admit(*each) for each in zip(requests, versions, strict=True)]
+        members = await gather_or_cancel(admitting)
         runs = [
             _only_answer(self.program_of(request, member).run(session, member))
             for request, member in zip(requests, members, strict=True)
