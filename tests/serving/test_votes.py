@@ -161,8 +161,8 @@ def test_a_vote_of_the_request_is_refused_beside_what_it_cannot_be_had_with(
 
 @pytest.fixture(scope="module")
 def voting(stack: Stack) -> str:
-    """A task that votes, though its other defaults are greedy and have beams."""
-    defaults = {"do_sample": False, "num_beams": 2, "temperature": 3.0, "max_new_tokens": 6}
+    """A task that votes; greedy decoding is the default of the base and of requests."""
+    defaults = {"temperature": 3.0, "max_new_tokens": 6}
     task = {"template": "V: {x}", "vote": {"n": 4}, "defaults": defaults}
     run(stack.publishing.upload("voting", upload_of(task=task)))
     return "voting"
@@ -194,6 +194,13 @@ def test_a_tasks_vote_gives_way_to_what_a_request_says(
 ) -> None:
     results = run(stack.generation.generate_all([GenerationRequest(inputs="film", task=voting, **more)]))
     assert [result.vote for result in results] == [None] * more.get("num_samples", 1)
+
+
+def test_defaults_that_are_not_samples_give_way_to_a_vote(stack: Stack) -> None:
+    defaults = {"do_sample": False, "num_beams": 2, "temperature": 3.0}
+    run(stack.publishing.upload("greedy", upload_of(task={"template": "V: {x}", "defaults": defaults})))
+    vote = vote_of(run(stack.generation.generate(voted(4, task="greedy"))))
+    assert len({ballot.answer for ballot in vote.ballots}) > 1
 
 
 def test_a_vote_takes_room_for_all_its_ballots(stack: Stack, voting: str) -> None:
