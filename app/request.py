@@ -347,6 +347,8 @@ class Outcome:
     timings: RequestTimings | None
     tenant: str = ""  # the key's owner
     is_trial: bool = False  # an example of an upload: charged, but no request of its task
+    sample: int = 0  # its number among those of its request
+    step: int = 0  # of a chain, from 0 on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,6 +22,8 @@ class Attempt:
     begin: float = field(default_factory=time.monotonic)
     version: TaskVersion | None = None
     is_trial: bool = False
+    sample: int = 0
+    step: int = 0
     prompt_tokens: int = 0
     generated_tokens: int = 0
     timings: RequestTimings | None = None
@@ -74,5 +76,7 @@ class OutcomeRecorder:
                 timings=attempt.timings,
                 tenant=attempt.tenant,
                 is_trial=attempt.is_trial,
+                sample=attempt.sample,
+                step=attempt.step,
             )
         )

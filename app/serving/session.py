@@ -233,6 +233,7 @@ class Session:
     def _attempt_of(self, admitted: Admitted) -> Attempt:
         attempt = self._attempt(admitted.request.tenant, admitted.request.deadline)
         attempt.begin, attempt.version = admitted.begin, admitted.version
+        attempt.sample, attempt.step = admitted.request.sampling.sample_index, len(admitted.asked.steps)
         attempt.prompt_tokens = len(admitted.prompt_ids)
         return attempt
 

@@ -71,6 +71,34 @@ def test_a_request_is_a_span(traced: tuple[httpx.Client, InMemorySpanExporter]) 
     }
 
 
+def test_the_parts_of_a_request_are_spans_below_its_own(
+    traced: tuple[httpx.Client, InMemorySpanExporter],
+) -> None:
+    client, exporter = traced
+    body = {"inputs": "private", "parameters": {"max_new_tokens": 3, "vote": {"n": 4}, "temperature": 3.0}}
+    ballots = client.post("/generate", json=body).json()["vote"]["ballots"]
+    *parts, whole = sorted(finished(exporter, 5), key=lambda span: span.name, reverse=True)
+    assert whole.attributes is not None
+    assert (whole.name, whole.attributes["promptplex.parts"]) == ("POST /generate", 4)
+    told = {}
+    for part in parts:
+        assert part.parent is not None
+        assert part.parent.span_id == whole.context.span_id
+        assert part.context.trace_id == whole.context.trace_id
+        assert whole.start_time is not None
+        assert part.start_time is not None
+        assert part.end_time is not None
+        assert whole.start_time <= part.start_time <= part.end_time <= (whole.end_time or 0)
+        assert "private" not in part.to_json()
+        attributes = dict(part.attributes or {})
+        told[attributes["promptplex.sample"]] = attributes
+    assert [told[number]["gen_ai.usage.output_tokens"] for number in range(4)] == [
+        ballot["generated_tokens"] for ballot in ballots
+    ]
+    assert told[0]["gen_ai.response.finish_reasons"] == (ballots[0]["finish_reason"],)
+    assert {each["promptplex.step"] for each in told.values()} == {0}
+
+
 def test_spans_of_other_requests(traced: tuple[httpx.Client, InMemorySpanExporter]) -> None:
     client, exporter = traced
     for path in ("/health", "/health/live", "/metrics"):

@@ -20,6 +20,7 @@ from app.request import Outcome
 log = logging.getLogger("promptplex.access")
 
 _MAX_PATH = 256
+_MAX_PARTS = 1024
 
 
 @dataclass(slots=True)
@@ -36,6 +37,7 @@ class RequestRecord:
     prompt_tokens: int = 0
     generated_tokens: int = 0
     num_outcomes: int = 0
+    parts: list[tuple[int, Outcome]] | None = None  # each with time.time_ns() at its end; None: not wanted
 
 
 _current: ContextVar[RequestRecord | None] = ContextVar("request", default=None)
@@ -58,6 +60,8 @@ def note_outcome(outcome: Outcome) -> None:
     record.prompt_tokens += outcome.prompt_tokens
     record.generated_tokens += outcome.generated_tokens
     record.num_outcomes += 1
+    if record.parts is not None and len(record.parts) < _MAX_PARTS:
+        record.parts.append((time.time_ns(), outcome))
 
 
 def route_path(scope: Scope) -> str:

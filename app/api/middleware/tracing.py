@@ -1,4 +1,6 @@
-"""OpenTelemetry spans, one for each request but probes; off unless asked for.
+"""OpenTelemetry spans, one for each request but probes, and below it one for each part; off unless asked for.
+
+Parts are samples, ballots, steps, versions: what the model ran for one request, where that was more than one.
 
 On where the extra `otel` is installed and OpenTelemetry's own variable names a collector. The SDK reads
 the other `OTEL_*` variables itself (service name, sampler, headers). Spans never hold prompts or outputs.
@@ -11,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api.middleware.access_log import RequestRecord, current_record, is_probe
+from app.request import Outcome
 
 if TYPE_CHECKING:
-    from opentelemetry.trace import Tracer
+    from opentelemetry.trace import Span, Tracer
 
 log = logging.getLogger("promptplex.api")
 
@@ -59,11 +62,24 @@ class Tracing:
 
         carrier = {name.decode(): value.decode("latin-1") for name, value in scope["headers"]}
         parent = self._propagator.extract(carrier)
+        record.parts = []
         with self._tracer.start_as_current_span(scope["method"], parent, SpanKind.SERVER) as span:
             try:
                 await self._app(scope, receive, send)
             finally:
                 _describe(span, scope, record)
+                if len(record.parts) > 1:
+                    self._add_parts(span, record)
+
+    def _add_parts(self, span: "Span", record: RequestRecord) -> None:
+        """Add what came of each part, whose times are known when it has ended."""
+        from opentelemetry.trace import set_span_in_context
+
+        parent = set_span_in_context(span)
+        for end, outcome in record.parts or ():
+            begin = end - int(outcome.seconds * 1e9)
+            part = self._tracer.start_span("part", parent, attributes=_of_part(outcome), start_time=begin)
+            part.end(end)
 
 
 def _describe(span: Any, scope: Scope, record: RequestRecord) -> None:
@@ -79,6 +95,8 @@ def _describe(span: Any, scope: Scope, record: RequestRecord) -> None:
     span.set_attribute("promptplex.request_id", record.request_id)
     if record.status >= 500:
         span.set_status(StatusCode.ERROR)
+    if record.num_outcomes > 1:
+        span.set_attribute("promptplex.parts", record.num_outcomes)
     if record.num_outcomes:
         base = scope["app"].state.server.services.generation.base_name
         span.set_attribute("gen_ai.request.model", record.task or base)
@@ -88,3 +106,15 @@ def _describe(span: Any, scope: Scope, record: RequestRecord) -> None:
         if record.task:
             span.set_attribute("promptplex.task", record.task)
             span.set_attribute("promptplex.task.version", record.version)
+
+
+def _of_part(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "promptplex.task": outcome.task,
+        "promptplex.task.version": outcome.version,
+        "promptplex.sample": outcome.sample,
+        "promptplex.step": outcome.step,
+        "gen_ai.response.finish_reasons": (outcome.reason,),
+        "gen_ai.usage.input_tokens": outcome.prompt_tokens,
+        "gen_ai.usage.output_tokens": outcome.generated_tokens,
+    }
