@@ -11,16 +11,22 @@ from dataclasses import replace
 from app.errors import InvalidRequest
 from app.serving.generation_request import GenerationRequest
 from app.serving.parameters import GenerationParameters, Layer
+from app.serving.program_settings import PLAIN_PROGRAM, ProgramSettings
 
 
-def resolve(base: Layer, task: Layer, request: GenerationRequest) -> GenerationParameters:
+def resolve(
+    base: Layer, task: Layer, request: GenerationRequest, program: ProgramSettings = PLAIN_PROGRAM
+) -> GenerationParameters:
     """Return the parameters of a request: its own come before the task's, then the route's, then the base's.
 
-    Sampling and beams are one choice: what stands higher counts. Ballots are sampled, whatever defaults say.
+    Sampling and beams are one choice, and so are effort and budget of reasoning: what stands higher counts.
+    Ballots are sampled, whatever defaults say.
     Raise InvalidRequest where the request's own beams can't be had.
     """
     layers = (base, request.fallbacks, task, request.parameters)
     parameters = GenerationParameters.of(*layers)
+    if _level("reasoning_effort", layers) > _level("thinking_token_budget", layers):
+        parameters = replace(parameters, thinking_token_budget=None)
     if request.vote is not None:
         return replace(parameters, do_sample=True, num_beams=1)
     if parameters.num_beams == 1:
@@ -29,7 +35,7 @@ def resolve(base: Layer, task: Layer, request: GenerationRequest) -> GenerationP
         return replace(parameters, num_beams=1)
     if parameters.do_sample and _level("do_sample", layers) < _level("num_beams", layers):
         parameters = replace(parameters, do_sample=False)
-    obstacle = next(_obstacles(parameters, request), None)
+    obstacle = next(_obstacles(parameters, request, program), None)
     if obstacle is None:
         return parameters
     if "num_beams" in request.parameters:
@@ -44,9 +50,13 @@ def _level(name: str, layers: tuple[Layer, ...]) -> int:
     return max((number for number, layer in enumerate(layers) if name in layer), default=-1)
 
 
-def _obstacles(parameters: GenerationParameters, request: GenerationRequest) -> Iterator[str]:
+def _obstacles(
+    parameters: GenerationParameters, request: GenerationRequest, program: ProgramSettings
+) -> Iterator[str]:
     """Yield why these beams can't be had, and what to do instead."""
     beams = parameters.num_beams
+    if program.reasoning is not None or program.chain is not None:
+        yield "finds whole answers, and this task's have steps before them; leave num_beams out"
     if request.is_stream:
         yield "has no answer before its end, so that nothing can be streamed; leave stream out"
     if parameters.do_sample:

@@ -115,6 +115,7 @@ class Reasoning:
     text: str  # up to the answer's marker
     steps: tuple[str, ...]  # without their ends
     num_tokens: int  # generated up to the answer, marker included
+    is_shown: bool = True  # False: the request doesn't want it, so that text and steps are empty
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

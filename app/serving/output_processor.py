@@ -1,10 +1,10 @@
-"""The output processor: detokenizes the deltas of one sequence, up to a stop string."""
+"""The output processor: detokenizes the deltas of one answer, up to a stop string."""
 
 import math
 from collections.abc import Sequence
 
-from app.request import FinishReason, TokenDelta, TokenScore
-from app.serving.generation_request import OutputToken, TextDelta
+from app.request import FinishReason, Request, TokenDelta, TokenScore
+from app.serving.generation_request import OutputToken, Reasoning, TextDelta
 from app.serving.parameters import GenerationParameters
 from app.text.detokenizer import Detokenizer, DetokenizerTables
 from app.text.stop_strings import StopStringMatcher
@@ -30,39 +30,67 @@ class OutputProcessor:
 
     @property
     def is_stopped(self) -> bool:
-        """Return whether a stop string was found; nothing more may be taken."""
+        """Return whether a stop string was found; nothing more of this sequence may be taken."""
         return self._stop_strings.stopped is not None
+
+    @property
+    def reasoning(self) -> Reasoning | None:
+        """Return what came before the answer; None: it is all answer."""
+        return None
+
+    def go_on(self) -> Request | None:
+        """Return the sequence that the answer goes on in where the last one has ended; None: in no other."""
+        return None
 
     @property
     def text(self) -> str:
         """Return the text so far, as far as it may be shown."""
         return "".join(self._shown)
 
-    def take(self, delta: TokenDelta) -> TextDelta:
-        """Take one token, or none where only scores come; return what may be shown of its text."""
+    def take(self, delta: TokenDelta) -> Sequence[TextDelta]:
+        """Take one token, or none where only scores come; return what may be shown of its text.
+
+        There is at least one delta, and the first one has the token.
+        """
+        prompt_scores: tuple[OutputToken, ...] = ()
         if self._parameters.decoder_input_details and not self.tokens:
             self.prompt_scores = scored_tokens(self._tables, self._prompt_ids, delta.scores)
-        is_first = not self.tokens
+            prompt_scores = self.prompt_scores
         token, text = None, ""
         if delta.token_id is not None:
             text = self._text_of(delta.token_id, delta.finish)
             token = self._token(delta.token_id, text, delta)
             self.tokens.append(token)
-        least = self._parameters.min_new_tokens or 0
-        shown = self._stop_strings.push(text, may_stop=len(self.tokens) > least)
-        if delta.is_last:
+        return self._show(TextDelta(text=text, token=token, prompt_scores=prompt_scores), delta.is_last)
+
+    @property
+    def _may_stop(self) -> bool:
+        return len(self.tokens) > (self._parameters.min_new_tokens or 0)
+
+    def _show(self, taken: TextDelta, is_last: bool) -> Sequence[TextDelta]:
+        """Return what may be shown of the text that a token completes, at the end with what is held back."""
+        shown = self._up_to_stop(taken.text, is_last)
+        return (taken if shown is taken.text else taken._replace(text=shown),)
+
+    def _up_to_stop(self, text: str, is_last: bool) -> str:
+        shown = self._stop_strings.push(text, may_stop=self._may_stop)
+        if is_last:
             shown += self._stop_strings.flush()
         self._shown.append(shown)
-        return TextDelta(text=shown, token=token, prompt_scores=self.prompt_scores if is_first else ())
+        return shown
 
     def _text_of(self, token_id: int, finish: FinishReason | None) -> str:
         """Return what the token completes: nothing for an id that ends the answer, unless that is shown."""
         text = ""
         if self._parameters.include_stop_str_in_output or finish is not FinishReason.EOS:
-            is_literal = not self._parameters.skip_special_tokens and token_id in self._tables.special_ids
+            is_literal = token_id in self._tables.special_ids and self._is_literal(token_id)
             push = self._detokenizer.push_literal if is_literal else self._detokenizer.push
             text = push(token_id)
         return text if finish is None else text + self._detokenizer.flush()
+
+    def _is_literal(self, special_id: int) -> bool:
+        """Return whether the special token is written out."""
+        return not self._parameters.skip_special_tokens
 
     def _token(self, token_id: int, text: str, delta: TokenDelta) -> OutputToken:
         special = token_id in self._tables.special_ids

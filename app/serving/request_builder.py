@@ -33,6 +33,7 @@ from app.serving.parameters import (
     Layer,
     parse_parameters,
 )
+from app.serving.program_rules import check_program
 from app.serving.program_settings import PLAIN_PROGRAM, ProgramSettings
 from app.serving.renderings import rendering_of
 from app.serving.structured_output.constraints import Constraint
@@ -138,7 +139,8 @@ class RequestBuilder:
         begin = time.monotonic()
         prepared = self._prepared(version)
         request = settle_vote(request, prepared.program)
-        parameters = resolve(self._defaults.parameters, prepared.defaults, request)
+        check_program(prepared.program, request)
+        parameters = resolve(self._defaults.parameters, prepared.defaults, request, prepared.program)
         if parameters.paraphrase is not None:
             prepared = self._paraphrased(version, request, parameters.paraphrase)
         tokenized = self._encode(request, prepared.rendering, parameters.truncate)

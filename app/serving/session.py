@@ -108,31 +108,58 @@ class Session:
         """Return what the task means for all parts of the call."""
         return self._meanings.get(request.task, lambda: self._resources.builder.find(request))
 
-    async def generate(self, admitted: Admitted) -> AsyncGenerator[TextDelta, None]:
+    async def generate(
+        self, admitted: Admitted, output: OutputProcessor | None = None, first: Request | None = None
+    ) -> AsyncGenerator[TextDelta, None]:
         """Yield the answer; the texts joined are the result's, which the last delta carries.
 
-        Raise what `EngineClient.generate` raises.
+        `output` reads the answer, and may have it go on in other sequences; `first` is the one that it begins
+        in, where that isn't the admitted one. Raise what `EngineClient.generate` raises.
         """
-        output = OutputProcessor(self._resources.tables, admitted.decoder_ids, admitted.parameters)
-        first = 0.0
+        output = output or OutputProcessor(self.tables, admitted.decoder_ids, admitted.parameters)
+        sequence, begin = first or admitted.request, 0.0
         with self._attempt_of(admitted) as attempt:
-            async with aclosing(self._resources.engine.generate(admitted.request)) as deltas:
-                async for delta in deltas:
-                    first = first or time.monotonic()
-                    written = output.take(delta)
-                    attempt.generated_tokens += written.token is not None
-                    if delta.is_last or output.is_stopped:
-                        break
-                    yield written
+            while True:
+                async with aclosing(self._resources.engine.generate(sequence)) as deltas:
+                    async for delta in deltas:
+                        begin = begin or time.monotonic()
+                        *early, written = output.take(delta)
+                        attempt.generated_tokens += delta.token_id is not None
+                        for each in early:
+                            yield each
+                        if delta.is_last or output.is_stopped:
+                            break
+                        yield written
+                following = output.go_on()
+                if following is None:
+                    break
+                yield written
+                sequence = following
+            is_whole = sequence is admitted.request
             result = admitted.result(
                 text=output.text,
                 tokens=output.tokens,
                 finish=output.finish(delta.finish, self._resources.builder.eos_ids),
-                timings=delta.timings or _cut_short(attempt.begin, first),
+                timings=(delta.timings if is_whole else None) or _cut_short(attempt.begin, begin),
                 prompt_scores=output.prompt_scores,
+                reasoning=output.reasoning,
             )
             attempt.reason, attempt.timings = str(result.finish), result.timings
             yield written._replace(result=result)
+
+    @property
+    def tables(self) -> DetokenizerTables:
+        """What detokenizing needs."""
+        return self._resources.tables
+
+    def ids_after(self, before: str, text: str) -> tuple[int, ...]:
+        """Return the ids of a short text of the task's own that goes on after another one."""
+        return self._resources.builder.prompts.tokenizer.ids_after(before, text)
+
+    def num_left(self, request: Request) -> int:
+        """Return how many tokens can be generated after its prompt before the base's positions end."""
+        limit = self._resources.engine.geometry.max_positions
+        return limit - request.num_virtual_tokens - len(request.prompt_ids)
 
     async def search(self, admitted: Admitted, num_answers: int) -> list[GenerationResult]:
         """Return the best answers of beam search, best first; the tokens of all are charged.
@@ -161,7 +188,7 @@ class Session:
 
     def _written(self, admitted: Admitted, found: Hypothesis, delta: TokenDelta) -> GenerationResult:
         """Return an answer of beam search in text, up to a stop string."""
-        output = OutputProcessor(self._resources.tables, admitted.decoder_ids, admitted.parameters)
+        output = OutputProcessor(self.tables, admitted.decoder_ids, admitted.parameters)
         for number, token in enumerate(found.tokens, 1):
             finish = found.finish if number == len(found.tokens) else None
             output.take(

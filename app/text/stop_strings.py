@@ -49,6 +49,7 @@ class StopStringMatcher:
         self._matchers = [_Matcher(stop) for stop in stops]
         self._held = ""
         self.stopped: str | None = None  # the stop string that was found
+        self.rest = ""  # what came with its last character and stands behind it
 
     def push(self, text: str, *, may_stop: bool = True) -> str:
         """Take more text; return what can be shown. After `stopped` is set, nothing more comes.
@@ -60,6 +61,7 @@ class StopStringMatcher:
         for index, character in enumerate(text):
             complete = [matcher for matcher in self._matchers if matcher.push(character)]
             if complete and may_stop:
+                self.rest = text[index + 1 :]
                 return self._stop(text[: index + 1], max((matcher.word for matcher in complete), key=len))
             for matcher in complete:
                 matcher.go_on()

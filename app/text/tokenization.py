@@ -78,6 +78,15 @@ class PromptTokenizer:
         """Return the ids of a text alone, without any special token."""
         return _tuple(self._encoder.literal.tokens(text))
 
+    def ids_after(self, before: str, text: str) -> tuple[int, ...]:
+        """Return the ids of a short text of the author's that goes on after another; special tokens count.
+
+        Where both together split otherwise, they are those of the text alone.
+        """
+        pieces = Piece(before, "before"), Piece(text)
+        whole, first = (_tuple(self._encoder.tokens(each)) for each in (pieces, pieces[:1]))
+        return whole[len(first) :] if whole[: len(first)] == first else self.ids_after("", text)
+
     def text_of(self, ids: Sequence[int]) -> str:
         """Return the text of ids, without special tokens."""
         [text] = self._backend.decode_batch([list(ids)], skip_special_tokens=True)  # other threads run on

@@ -115,7 +115,8 @@ async def _whole(
 
 async def _stream(request: Request, behind: Services, wanted: GenerationRequest) -> EventStreamResponse:
     stream = await unless_client_leaves(request, behind.generation.start([wanted]))
-    return EventStreamResponse(stream, TokenEvents())
+    shows_reasoning = stream.admitted[0].parameters.include_reasoning
+    return EventStreamResponse(stream, TokenEvents(shows_reasoning=shows_reasoning))
 
 
 def _request(

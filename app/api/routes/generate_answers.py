@@ -8,6 +8,7 @@ from app.api.schemas.answers import (
     ChoiceAnswer,
     Details,
     GenerateResponse,
+    ReasoningAnswer,
     Sample,
     StreamDetails,
     StreamEvent,
@@ -35,6 +36,8 @@ def generate_answer(results: Sequence[GenerationResult], *, with_details: bool) 
         "task_version": None if version is None else version.version,
         "version_digest": None if version is None else f"sha256:{version.digest}",
     }
+    if (before := _reasoning(best)) is not None:
+        answer["reasoning"] = before
     if best.score is not None:
         answer["score"] = best.score
     if with_details:
@@ -50,11 +53,20 @@ def generate_answer(results: Sequence[GenerationResult], *, with_details: bool) 
 
 def _sample(result: GenerationResult, with_details: bool) -> Sample:
     sample: Sample = {"generated_text": result.generated_text}
+    if (before := _reasoning(result)) is not None:
+        sample["reasoning"] = before
     if result.score is not None:
         sample["score"] = result.score
     if with_details:
         sample["details"] = _details(result)
     return sample
+
+
+def _reasoning(result: GenerationResult) -> ReasoningAnswer | None:
+    found = result.reasoning
+    if found is None or not found.is_shown:
+        return None
+    return {"text": found.text, "steps": list(found.steps), "tokens": found.num_tokens}
 
 
 def _choice(best: str, classification: Classification) -> ChoiceAnswer:
@@ -87,12 +99,16 @@ def _ballot(ballot: Ballot) -> BallotAnswer:
         "generated_tokens": result.num_generated,
         "version": None if result.version is None else result.version.version,
     }
+    if (before := _reasoning(result)) is not None:
+        answer["reasoning"] = before
     if result.vote is not None:
         answer["share"] = result.vote.share
     return answer
 
 
 def _details(result: GenerationResult) -> Details:
+    before = result.reasoning
+    tokens = result.tokens if before is None or before.is_shown else result.tokens[before.num_tokens :]
     details: Details = {
         "finish_reason": result.finish.value,
         "generated_tokens": len(result.tokens),
@@ -107,10 +123,10 @@ def _details(result: GenerationResult) -> Details:
             }
             for token in result.prompt_scores
         ],
-        "tokens": [_token(token) for token in result.tokens],
+        "tokens": [_token(token) for token in tokens],
     }
-    if any(token.top for token in result.tokens):
-        details["top_tokens"] = [[_token(other) for other in token.top] for token in result.tokens]
+    if any(token.top for token in tokens):
+        details["top_tokens"] = [[_token(other) for other in token.top] for token in tokens]
     return details
 
 
@@ -132,37 +148,54 @@ class TokenEvents:
     """Write deltas as TGI does: an event for each token, with the text that may be shown.
 
     A vote has an event for each ballot, without text, then one with the winner's.
+
+    What comes of a token's text behind its first event has another one, with the same token.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, shows_reasoning: bool = True) -> None:
+        """Without `shows_reasoning` tokens before the answer are counted, and have no event."""
+        self._shows_reasoning = shows_reasoning
         self._index = 0
+        self._token: OutputToken | None = None
 
     def __call__(self, item: tuple[int, TextDelta]) -> bytes:
         """Return the event of a delta."""
         _, delta = item
-        token, result = delta.token or _last_token(delta), delta.result
-        if token is None:
-            return b""
-        self._index += 1
+        token = delta.token or _last_token(delta)
+        if token is not None:
+            self._index += 1
+            self._token = token
+        is_hidden = delta.is_reasoning and not self._shows_reasoning and delta.result is None
+        return b"" if self._token is None or is_hidden else data_event(json_bytes(self._event(delta)))
+
+    def _event(self, delta: TextDelta) -> StreamEvent:
+        result, token = delta.result, self._token
+        assert token is not None
         event: StreamEvent = {
             "index": self._index,
             "token": {**_token(token), "text": delta.text},
             "generated_text": None if result is None else result.generated_text,
             "details": None if result is None else _stream_details(result),
         }
+        if delta.is_reasoning:
+            event["reasoning"] = True
+        if delta.step is not None:
+            event["step"] = delta.step
         if token.top:
             event["top_tokens"] = [_token(other) for other in token.top]
         if delta.ballot is not None:
             event["ballot"] = _ballot(delta.ballot)
         if result is not None and result.vote is not None:
             event["vote"] = _vote(result.text, result.vote)
-        return data_event(json_bytes(event))
+        return event
 
 
 def _last_token(delta: TextDelta) -> OutputToken | None:
     """Return what stands for a whole answer in its event: clients of TGI expect a token in each."""
     result = delta.result if delta.ballot is None else delta.ballot.result
-    return result.tokens[-1] if result is not None and result.tokens else None
+    if result is None or (delta.ballot is None and result.vote is None):
+        return None
+    return result.tokens[-1] if result.tokens else None
 
 
 def _stream_details(result: GenerationResult) -> StreamDetails:

@@ -125,6 +125,21 @@ class Details(TypedDict):
 
 
 @closed
+class ReasoningAnswer(TypedDict):
+    """What came before the answer; `generated_text` has nothing of it."""
+
+    text: Annotated[str, Field(description="All of it as it was generated, up to the answer's marker")]
+    steps: Annotated[list[str], Field(description="Its steps, without what they end with")]
+    tokens: Annotated[int, Field(description="Generated up to the answer; the first so many of `tokens`")]
+
+
+_Reasoning = Annotated[
+    ReasoningAnswer | None,
+    Field(description="Of tasks with reasoning or a chain; absent with include_reasoning false"),
+]
+
+
+@closed
 class BallotAnswer(TypedDict):
     """One of the answers that were voted on."""
 
@@ -134,6 +149,7 @@ class BallotAnswer(TypedDict):
     finish_reason: _Finish
     generated_tokens: int
     version: Annotated[int | None, Field(description="That answered; null: the base model")]
+    reasoning: NotRequired[_Reasoning]
     share: NotRequired[Annotated[float, Field(description="Of a version that votes itself: its winner's")]]
 
 
@@ -160,6 +176,7 @@ class Sample(TypedDict):
     """One of `n` answers."""
 
     generated_text: str
+    reasoning: NotRequired[_Reasoning]
     score: NotRequired[Score]
     details: NotRequired[Details | None]
 
@@ -172,6 +189,7 @@ class GenerateResponse(TypedDict):
     task_id: Annotated[str | None, Field(description="null: the base model")]
     task_version: int | None
     version_digest: str | None
+    reasoning: NotRequired[_Reasoning]
     score: NotRequired[Score]
     details: NotRequired[Details | None]
     choice: NotRequired[Annotated[ChoiceAnswer | None, Field(description="Result of a classification")]]
@@ -194,10 +212,17 @@ class StreamDetails(TypedDict):
 
 @closed
 class StreamEvent(TypedDict):
-    """The data of a server-sent event; the last one has the whole text and the details."""
+    """The data of a server-sent event; the last one has the whole text and the details.
 
-    index: int
+    A token whose text belongs to two steps, or to a step and the answer, has an event for each part.
+    """
+
+    index: Annotated[int, Field(description="Number of the token, from 1 on")]
     token: Token
+    reasoning: NotRequired[
+        Annotated[bool | None, Field(description="true: the text comes before the answer, else absent")]
+    ]
+    step: NotRequired[Annotated[str | None, Field(description="A step that ends with this text")]]
     top_tokens: NotRequired[list[Token] | None]
     generated_text: str | None
     details: StreamDetails | None
