@@ -8,8 +8,10 @@ import pytest
 
 from app.errors import InvalidRequest
 from app.request import FinishReason
+from app.serving.decoding import resolve
 from app.serving.generation_request import GenerationRequest, GenerationResult, TextDelta
 from app.serving.parameters import parse_parameters
+from app.serving.program_settings import ProgramSettings
 from app.serving.structured_output.constraints import Constraint, ConstraintKind
 from tests.serving.stack import Stack, run, upload_of
 from tests.waiting import wait_until
@@ -250,8 +252,9 @@ def test_a_plain_task_refuses_what_would_have_no_effect(
 
 
 def test_beams_of_the_request_are_refused_and_those_of_defaults_give_way(stack: Stack) -> None:
-    task = publish(stack, reasoning={"answer_after": NEVER}, defaults={"num_beams": 2})
-    assert generate(stack, "a", task, max_new_tokens=3).score is None
+    task = reasoning(stack, NEVER)
+    program = ProgramSettings.of({"reasoning": {"answer_after": NEVER}})
+    assert resolve({"num_beams": 2}, {}, ask("a"), program).num_beams == 1
     with pytest.raises(InvalidRequest, match="num_beams"):
         generate(stack, "a", task, num_beams=2)
     with pytest.raises(InvalidRequest, match="no budgets by effort"):

@@ -126,17 +126,14 @@ class Details(TypedDict):
 
 @closed
 class ReasoningAnswer(TypedDict):
-    """What came before the answer; `generated_text` has nothing of it."""
+    """What came before the answer of a task with reasoning or a chain."""
 
     text: Annotated[str, Field(description="All of it as it was generated, up to the answer's marker")]
     steps: Annotated[list[str], Field(description="Its steps, without what they end with")]
     tokens: Annotated[int, Field(description="Generated up to the answer; the first so many of `tokens`")]
 
 
-_Reasoning = Annotated[
-    ReasoningAnswer | None,
-    Field(description="Of tasks with reasoning or a chain; absent with include_reasoning false"),
-]
+_Reasoning = Annotated[ReasoningAnswer | None, Field(description="Absent with include_reasoning false")]
 
 
 @closed
