@@ -160,9 +160,11 @@ def _only_version(task_id: str, alias: str, aliases: Mapping[str, Any]) -> str:
     meaning = aliases[alias]
     if isinstance(meaning, int):
         return str(meaning)
+    versions = [meaning["version"]] if "version" in meaning else meaning.get("weights", meaning)
+    what = "one of several paraphrases" if "version" in meaning else "several versions"
     raise CommandFailed(
-        f"{task_id}@{alias} is several versions by weight; evaluate one of them: "
-        + ", ".join(f"{task_id}@{version}" for version in meaning)
+        f"{task_id}@{alias} is {what}; evaluate one version: "
+        + ", ".join(f"{task_id}@{version}" for version in versions)
     )
 
 

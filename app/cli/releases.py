@@ -6,6 +6,8 @@ import typer
 
 from app.cli.server import DEFAULT_SERVER, KeyOption, Row, ServerOption
 from app.cli.tasks import StoreOption, target_in_words, target_of
+from app.serving.task_rows import TargetFields
+from app.store.traffic_split import AliasTarget, EnsembleTarget, SpreadTarget
 
 TaskArgument = Annotated[str, typer.Argument(help="Task id")]
 WhyOption = Annotated[str, typer.Option("--why", help="Reason to record in the release")]
@@ -17,6 +19,14 @@ def alias(
     versions: Annotated[
         list[str], typer.Argument(help="Version, such as 3, or versions with weights, such as 3=90 4=10")
     ],
+    ensemble: Annotated[
+        bool,
+        typer.Option("--ensemble", help="All these versions answer each request, and the majority wins"),
+    ] = False,
+    spread_paraphrases: Annotated[
+        bool,
+        typer.Option("--spread-paraphrases", help="Each user always gets the same one of the paraphrases"),
+    ] = False,
     expected_release: Annotated[
         int | None,
         typer.Option(help="Fail unless this is the number of the task's last release (0: there is none)"),
@@ -27,8 +37,10 @@ def alias(
     key: KeyOption = None,
 ) -> None:
     """Point an alias at a version, or at several by weight: each user stays on one of them."""
-    weights = _parse_weights(versions)
-    answer = target_of(server, store, key).move_alias(task, name, weights, expected_release, why)
+    target = _target(
+        _parse_weights(versions, is_split=not (ensemble or spread_paraphrases)), ensemble, spread_paraphrases
+    )
+    answer = target_of(server, store, key).move_alias(task, name, target, expected_release, why)
     _print_moved(answer)
 
 
@@ -70,18 +82,33 @@ def restore(
 
 
 def _print_moved(answer: Row) -> None:
-    target = target_in_words(answer.get("weights") or answer["version"])
-    typer.echo(f"{answer['task_id']}@{answer['alias']} is version {target} since release {answer['release']}")
+    target = {name: answer[name] for name in TargetFields.__annotations__ if name in answer}
+    typer.echo(
+        f"{answer['task_id']}@{answer['alias']} is version {target_in_words(target)} since release "
+        f"{answer['release']}"
+    )
 
 
-def _parse_weights(texts: list[str]) -> dict[int, int]:
+def _target(weights: dict[int, int], ensemble: bool, spread_paraphrases: bool) -> AliasTarget:
+    if ensemble and spread_paraphrases:
+        raise ValueError("--ensemble is of several versions, --spread-paraphrases of one; give one of them")
+    if ensemble:
+        return EnsembleTarget(weights)
+    if not spread_paraphrases:
+        return weights
+    if len(weights) > 1:
+        raise ValueError("--spread-paraphrases spreads those of one version; name one")
+    return SpreadTarget(next(iter(weights)))
+
+
+def _parse_weights(texts: list[str], *, is_split: bool) -> dict[int, int]:
     weights: dict[int, int] = {}
     for text in texts:
         version, equals, weight = text.partition("=")
         if not version.isdecimal() or (equals and not weight.isdecimal()) or int(version) in weights:
             raise ValueError(f"{text!r} is not a version (3) or a version with its weight (3=90), each once")
         weights[int(version)] = int(weight) if equals else 1
-    if len(weights) > 1 and not all("=" in text for text in texts):
+    if len(weights) > 1 and is_split and not all("=" in text for text in texts):
         raise ValueError("several versions need weights: 3=90 4=10")
     return weights
 

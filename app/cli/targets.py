@@ -14,6 +14,7 @@ from app.serving.task_rows import (
     moved_row,
     published_row,
     retirement_row,
+    target_fields,
     task_row,
     version_row,
 )
@@ -22,6 +23,7 @@ from app.store.prompt_store import open_store
 from app.store.references import DEFAULT_ALIAS
 from app.store.saved_tensors import holds_others, without_others
 from app.store.source_files import PROMPT, SourceFile
+from app.store.traffic_split import AliasTarget
 
 
 class ServerTarget:
@@ -73,10 +75,10 @@ class ServerTarget:
         return self._call("POST", f"/tasks/{task_id}/rollback", json={"alias": alias, "why": why})
 
     def move_alias(
-        self, task_id: str, alias: str, weights: dict[int, int], expected_release: int | None, why: str
+        self, task_id: str, alias: str, target: AliasTarget, expected_release: int | None, why: str
     ) -> Row:
         """`PUT /tasks/{id}/aliases/{alias}`."""
-        body = {"weights": weights, "expected_release": expected_release, "why": why}
+        body = {**target_fields(target), "expected_release": expected_release, "why": why}
         return self._call("PUT", f"/tasks/{task_id}/aliases/{alias}", json=body)
 
     def retire(self, task_id: str, why: str) -> Row:
@@ -128,11 +130,11 @@ class StoreTarget:
         return moved_row(self._store.rollback(task_id, alias, who=self._who, why=why), alias)
 
     def move_alias(
-        self, task_id: str, alias: str, weights: dict[int, int], expected_release: int | None, why: str
+        self, task_id: str, alias: str, target: AliasTarget, expected_release: int | None, why: str
     ) -> Row:
-        """Point an alias at versions by weight."""
+        """Point an alias at a version, or at several."""
         release = self._store.move_alias(
-            task_id, alias, weights, expected_release=expected_release, who=self._who, why=why
+            task_id, alias, target, expected_release=expected_release, who=self._who, why=why
         )
         return moved_row(release, alias)
 

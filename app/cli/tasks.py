@@ -12,6 +12,7 @@ from app.cli.server import DEFAULT_SERVER, KeyOption, Row, ServerOption
 from app.cli.targets import ServerTarget, StoreTarget, Target
 from app.one_line import on_one_line
 from app.prompt import Prompt, TaskType
+from app.serving.program_settings import ProgramSettings
 from app.serving.publishing.bundle import Bundle, read_bundle, text_bundle
 from app.serving.publishing.upload import draft_version
 from app.sites import Embedding, Site
@@ -195,6 +196,7 @@ def _print_task(answer: Row) -> None:
         _print_line(
             f"version  {version['version']}: {version['kind']}, {version['virtual_tokens']} virtual{template}"
         )
+        _print_program(version)
         _print_training(version["provenance"])
     for release in answer["releases"]:
         aliases = ", ".join(
@@ -205,6 +207,13 @@ def _print_task(answer: Row) -> None:
             f"release  {release['number']}: {release['action']}, {aliases or 'no alias'}, "
             f"by {release['who']} at {release['at']}{why}"
         )
+
+
+def _print_program(version: Row) -> None:
+    """Print what the version says beyond one completion; of lists, how many there are."""
+    for name in ProgramSettings.model_fields:
+        if value := version.get(name):
+            _print_line(f"         {name}: {len(value) if isinstance(value, list) else json.dumps(value)}")
 
 
 def _print_training(provenance: Row) -> None:
@@ -226,10 +235,16 @@ def _print_line(line: str) -> None:
     typer.echo(on_one_line(line))
 
 
-def target_in_words(target: int | dict[str, int]) -> str:
-    """Return `3`, or `3 (90), 4 (10)` by weight."""
+def target_in_words(target: int | Row) -> str:
+    """Return `3`, `3 (90), 4 (10)` by weight, or what else a target says."""
     if isinstance(target, int):
         return str(target)
+    if "version" in target:
+        spread = " (each user one of its paraphrases)" if target.get("spread_paraphrases") else ""
+        return f"{target['version']}{spread}"
+    if "weights" in target:
+        together = " together" if target.get("ensemble") else ""
+        return target_in_words(target["weights"]) + together
     return ", ".join(f"{version} ({weight})" for version, weight in target.items())
 
 

@@ -7,8 +7,9 @@ answers about tasks they are fields of their own; a manifest has them as its `pr
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, ValidationError
 
+from app.errors import CorruptData
 from app.text.template import MAX_TEMPLATE_CHARS
 from app.validation import Must, StrictModel
 
@@ -93,8 +94,11 @@ class ProgramSettings(StrictModel):
 
     @classmethod
     def of(cls, program: Mapping[str, Any]) -> Self:
-        """Read a manifest's `program` back."""
-        return cls.model_validate(dict(program))
+        """Read a manifest's `program` back. Raise CorruptData where it is none."""
+        try:
+            return cls.model_validate(dict(program))
+        except ValidationError:
+            raise CorruptData("A version's program is damaged, or of a later server") from None
 
 
 PLAIN_PROGRAM = ProgramSettings()

@@ -1,17 +1,43 @@
 """Tasks, versions and releases as JSON objects: answered over HTTP and by the CLI on a store's files."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, NotRequired
+from typing import Annotated, Any, Literal, NotRequired, cast
 
 from pydantic import Field
 from typing_extensions import TypedDict
 
 from app.prompt import TaskVersion
+from app.serving.program_settings import (
+    PLAIN_PROGRAM,
+    CalibrationSettings,
+    ChainSettings,
+    ReasoningSettings,
+    Shot,
+    VoteSettings,
+)
 from app.store.releases import Release, TaskHistory
-from app.store.traffic_split import AliasTarget, target_as_json
+from app.store.traffic_split import AliasTarget, EnsembleTarget, SpreadTarget, target_as_json
 from app.validation import closed
 
-Target = int | dict[str, int]  # what an alias points at: a version, or weights by version
+
+@closed
+class Ensemble(TypedDict):
+    """Several versions that answer each request together."""
+
+    weights: Annotated[dict[str, int], Field(description="What each version's answer counts")]
+    ensemble: Literal[True]
+
+
+@closed
+class Spread(TypedDict):
+    """A version, of which each user always gets the same paraphrase."""
+
+    version: int
+    spread_paraphrases: Literal[True]
+
+
+# What an alias points at: a version, weights by version, several at once, or one with its paraphrases.
+Target = int | dict[str, int] | Ensemble | Spread
 Aliases = dict[str, Target]
 
 
@@ -45,7 +71,22 @@ class Example(TypedDict):
     expected: str
 
 
-class VersionContent(VersionIdentity):
+class Program(TypedDict):
+    """What a version says beyond one completion, as it was uploaded."""
+
+    reasoning: Annotated[
+        ReasoningSettings | None, Field(description="How the answer is told from the steps before it")
+    ]
+    chain: Annotated[ChainSettings | None, Field(description="How steps are fed back to the model")]
+    vote: Annotated[VoteSettings | None, Field(description="How many samples are voted on")]
+    calibration: Annotated[
+        CalibrationSettings | None, Field(description="How probabilities of choices are calibrated")
+    ]
+    paraphrases: Annotated[list[str], Field(description="Templates that requests may choose beside its own")]
+    few_shot: Annotated[list[Shot], Field(description="Worked examples before each request's inputs")]
+
+
+class VersionContent(VersionIdentity, Program):
     """A version in full."""
 
     template: str | None
@@ -72,7 +113,11 @@ class ReleaseRecord(TypedDict):
     action: str
     alias: str | None
     aliases: Annotated[
-        Aliases, Field(description="All aliases afterwards: a version each, or weights by version")
+        Aliases,
+        Field(
+            description="All aliases afterwards: a version each, weights by version, an ensemble, or a "
+            "version with its paraphrases"
+        ),
     ]
     retired: bool
     who: Annotated[str, Field(description="Name of the key, or of the user of the CLI")]
@@ -89,14 +134,23 @@ class HistoryRow(TypedDict):
     releases: list[ReleaseRecord]
 
 
+class TargetFields(TypedDict):
+    """What an alias points at."""
+
+    version: NotRequired[int | None]
+    weights: NotRequired[dict[str, int] | None]
+    ensemble: NotRequired[Annotated[bool, Field(description="The versions answer each request together")]]
+    spread_paraphrases: NotRequired[
+        Annotated[bool, Field(description="Each user always gets the same one of the paraphrases")]
+    ]
+
+
 @closed
-class Moved(TypedDict):
-    """What an alias points at now: a version, or several by weight."""
+class Moved(TargetFields):
+    """What an alias points at now: a version, or several by weight or together."""
 
     task_id: str
     alias: str
-    version: NotRequired[int | None]
-    weights: NotRequired[dict[str, int] | None]
     release: Annotated[int, Field(description="Number of the release")]
 
 
@@ -154,7 +208,13 @@ def version_row(version: TaskVersion) -> VersionContent:
         "notes": version.notes,
         "base": dict(version.base),
         "provenance": dict(version.provenance),
+        **_program(version),
     }
+
+
+def _program(version: TaskVersion) -> Program:
+    plain = PLAIN_PROGRAM.model_dump()
+    return cast(Program, {name: version.program.get(name, default) for name, default in plain.items()})
 
 
 def published_row(version: TaskVersion, release: Release | None) -> PublishedVersion:
@@ -165,13 +225,17 @@ def published_row(version: TaskVersion, release: Release | None) -> PublishedVer
 
 def moved_row(release: Release, alias: str) -> Moved:
     """Return what an alias points at after a release."""
-    row: Moved = {"task_id": release.task_id, "alias": alias, "release": release.number}
-    target = target_as_json(release.aliases[alias])
-    if isinstance(target, int):
-        row["version"] = target
-    else:
-        row["weights"] = target
-    return row
+    target = target_fields(release.aliases[alias])
+    return {"task_id": release.task_id, "alias": alias, "release": release.number, **target}
+
+
+def target_fields(target: AliasTarget) -> TargetFields:
+    """Return what an alias points at as fields of an object."""
+    value = target_as_json(target)
+    if isinstance(target, EnsembleTarget | SpreadTarget):
+        fields: TargetFields = value
+        return fields
+    return {"version": value} if isinstance(target, int) else {"weights": value}
 
 
 def retirement_row(release: Release) -> Retirement:

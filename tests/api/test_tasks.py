@@ -285,6 +285,69 @@ def test_weights_split_users_and_each_sticks(client: httpx.Client) -> None:
     assert {user: served(user) for user in users} == before
 
 
+def test_an_ensemble_is_shown_moved_and_rolled_back(client: httpx.Client) -> None:
+    for number in (1, 2):
+        publish_text(client, "together", f"{number} {{x}}")
+    both = {"weights": {"1": 1, "2": 3}, "ensemble": True}
+    answer = client.put("/tasks/together/aliases/live", json={**both, "expected_release": 2})
+    assert answer.json() == {"task_id": "together", "alias": "live", **both, "release": 3}
+    conflict = client.put("/tasks/together/aliases/live", json={"version": 1, "expected_release": 2})
+    error_of(conflict, 409)
+    assert client.get("/tasks/together").json()["aliases"] == {"live": both}
+    [row] = [row for row in client.get("/tasks").json()["tasks"] if row["id"] == "together"]
+    assert (row["version"], row["servable"]) == (2, True)
+    assert "together" in {card["id"] for card in client.get("/v1/models").json()["data"]}
+    tokens = client.post("/tokenize", json={"task_id": "together", "inputs": "x"}).json()
+    assert tokens == client.post("/tokenize", json={"task_id": "together@2", "inputs": "x"}).json()
+    assert client.post("/tasks/together/rollback").json()["version"] == 2
+    assert client.post("/tasks/together/rollback").json()["version"] == 1
+
+
+def test_paraphrases_are_spread_and_shown(client: httpx.Client) -> None:
+    paraphrases = ["one {x}", "two {x}"]
+    publish_text(
+        client, "phrased", "own {x}", paraphrases=paraphrases, few_shot=[{"inputs": "a", "output": "b"}]
+    )
+    spread = {"version": 1, "spread_paraphrases": True}
+    answer = client.put("/tasks/phrased/aliases/live", json=spread)
+    assert answer.json() == {"task_id": "phrased", "alias": "live", **spread, "release": 2}
+    shown = client.get("/tasks/phrased").json()
+    assert shown["aliases"] == {"live": spread}
+    [version] = shown["versions"]
+    assert (version["paraphrases"], version["few_shot"]) == (paraphrases, [{"inputs": "a", "output": "b"}])
+    assert (version["reasoning"], version["chain"], version["vote"], version["calibration"]) == (None,) * 4
+
+    def read(user: str, **parameters: object) -> str:
+        parameters |= {"max_new_tokens": 1, "return_full_text": True}
+        body = {"task_id": "phrased", "inputs": "x", "user": user, "parameters": parameters}
+        return str(client.post("/generate", json=body).json()["generated_text"]).split("b\n\n")[1]
+
+    seen = {user: read(user)[:3] for user in ("a", "b", "c", "d", "e", "f")}
+    assert {*seen.values()} == {"one", "two"}
+    assert {user: read(user)[:3] for user in seen} == seen
+    assert read("a", paraphrase=0).startswith("one x")
+    body = {"task_id": "phrased", "inputs": "x", "parameters": {"paraphrase": 2}}
+    error = error_of(client.post("/generate", json=body), 422)
+    assert "2 paraphrases" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ({"version": 1, "ensemble": True}, "ensemble goes with weights"),
+        ({"weights": {"1": 1}, "ensemble": True}, "between 2 and 16"),
+        ({"weights": {"1": 1, "2": 1}, "spread_paraphrases": True}, "goes with version"),
+        ({"version": 1, "spread_paraphrases": True}, "no paraphrases"),
+        ({"weights": {"1": 1, "2": 1}, "ensemble": 1}, "ensemble"),
+    ],
+)
+def test_targets_that_make_no_sense(client: httpx.Client, body: dict[str, Any], says: str) -> None:
+    if client.get("/tasks/odd").status_code == 404:
+        publish_text(client, "odd", "1 {x}")
+        publish_text(client, "odd", "2 {x}")
+    assert says in error_of(client.put("/tasks/odd/aliases/live", json=body), 422)["message"]
+
+
 def test_a_task_is_retired_and_restored(client: httpx.Client) -> None:
     publish_text(client, "old", "{x}")
     ask = {"task_id": "old", "inputs": "a"}

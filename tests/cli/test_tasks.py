@@ -250,3 +250,46 @@ def test_a_path_that_does_not_exist(promptplex: Run, tmp_path: Path) -> None:
 def test_push_needs_something_to_push(promptplex: Run) -> None:
     status, _, err = promptplex("push")
     assert (status, "--template" in err) == (1, True)
+
+
+def test_an_ensemble_and_spread_paraphrases(promptplex: Run, server_url: str, tmp_path: Path) -> None:
+    """The same words on a server and on a store's files."""
+    directory = tmp_path / "both"
+    directory.mkdir()
+    program = {"vote": {"n": 3}, "paraphrases": ["{x}: ?", "what of {x}?"]}
+    for where in (("--server", server_url), ("--store", str(tmp_path / "store"))):
+        for number in (1, 2):
+            task = {"template": f"{number} {{x}}", **(program if number == 2 else {})}
+            (directory / "task.json").write_text(json.dumps(task))
+            assert promptplex("push", str(directory), *where)[0] == 0
+        _, out, _ = promptplex("alias", "both", "live", "1", "2", "--ensemble", *where)
+        assert out == "both@live is version 1 (1), 2 (1) together since release 3\n"
+        _, out, _ = promptplex("alias", "both", "all", "1=1", "2=3", "--ensemble", *where)
+        assert out == "both@all is version 1 (1), 2 (3) together since release 4\n"
+        _, out, _ = promptplex("alias", "both", "live", "2", "--spread-paraphrases", *where)
+        assert out == "both@live is version 2 (each user one of its paraphrases) since release 5\n"
+        _, out, _ = promptplex("rollback", "both", *where)
+        assert out == "both@live is version 1 (1), 2 (1) together since release 6\n"
+        _, out, _ = promptplex("show", "both", *where)
+        assert "alias    all -> 1 (1), 2 (3) together\n" in out
+        assert '         vote: {"n": 3' in out
+        assert "         paraphrases: 2\n" in out
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (("1", "2", "--spread-paraphrases"), "name one"),
+        (("1", "--ensemble"), "between 2 and 16"),
+        (("1", "2", "--ensemble", "--spread-paraphrases"), "give one of them"),
+        (("1", "2"), "several versions need weights"),
+    ],
+)
+def test_targets_that_make_no_sense(
+    promptplex: Run, tmp_path: Path, args: tuple[str, ...], says: str
+) -> None:
+    store = ("--store", str(tmp_path / "store"))
+    for template in ("1 {x}", "2 {x}"):
+        assert promptplex("push", "--task", "odd", "--template", template, *store)[0] == 0
+    status, _, err = promptplex("alias", "odd", "live", *args, *store)
+    assert (status, says in err) == (1, True)

@@ -160,7 +160,10 @@ async def rollback(
 async def move_alias(
     task_id: str, alias: str, behind: Behind, principal: CurrentPrincipal, body: AliasRequest
 ) -> JSONResponse:
-    """Point an alias at a version, or at several by weight; `expected_release` makes it a compare-and-set."""
+    """Point an alias at a version, or at several by weight or together.
+
+    `expected_release` makes it a compare-and-set.
+    """
     principal.require(task_id)
     release = await behind.publishing.change(
         lambda store: store.move_alias(

@@ -15,6 +15,7 @@ from app.serving.generation_request import ClassificationRequest, VoteRequest
 from app.serving.program_settings import MAX_BALLOTS
 from app.serving.publishing.task_settings import Choices
 from app.serving.structured_output.constraints import Constraint
+from app.store.traffic_split import AliasTarget, EnsembleTarget, SpreadTarget
 from app.validation import PLAIN, StrictModel
 
 MAX_REFERENCE_CHARS = 512
@@ -212,12 +213,18 @@ class DetokenizeRequest(StrictModel):
 
 
 class AliasRequest(StrictModel):
-    """Where an alias shall point: at one version, or at several by weight."""
+    """Where an alias shall point: at one version, or at several by weight or together."""
 
     version: Annotated[int, Field(ge=1)] | None = None
     weights: dict[Annotated[str, Field(pattern=r"^[1-9][0-9]{0,8}$")], int] | None = Field(
         None,
         description='Weights by version, such as {"3": 90, "4": 10}; a user always gets the same version',
+    )
+    ensemble: bool = Field(
+        False, description="With weights: all these versions answer each request, and the majority wins"
+    )
+    spread_paraphrases: bool = Field(
+        False, description="With version: each user always gets the same one of its paraphrases"
     )
     expected_release: int | None = Field(
         None,
@@ -230,14 +237,19 @@ class AliasRequest(StrictModel):
     def _one_target(self) -> Self:
         if (self.version is None) == (self.weights is None):
             raise ValueError("send either version or weights")
+        if self.ensemble and self.weights is None:
+            raise ValueError("ensemble goes with weights, which name the versions that answer together")
+        if self.spread_paraphrases and self.version is None:
+            raise ValueError("spread_paraphrases goes with version, which has the paraphrases")
         return self
 
     @property
-    def target(self) -> int | dict[int, int]:
-        """The version, or weights by version."""
+    def target(self) -> AliasTarget:
+        """What the alias shall point at."""
         if self.version is not None:
-            return self.version
-        return {int(version): weight for version, weight in (self.weights or {}).items()}
+            return SpreadTarget(self.version) if self.spread_paraphrases else self.version
+        weights = {int(version): weight for version, weight in (self.weights or {}).items()}
+        return EnsembleTarget(weights) if self.ensemble else weights
 
 
 class ReasonRequest(StrictModel):

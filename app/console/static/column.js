@@ -40,7 +40,7 @@ export class Column {
   // The version that answers, as far as one can know: `live` may have weights.
   get version() {
     const live = this.detail?.aliases.live;
-    const wanted = Number(this.versionChoice.value) || (typeof live === "number" ? live : Number(Object.keys(live ?? {})[0]));
+    const wanted = Number(this.versionChoice.value) || (typeof live === "number" ? live : live?.version ?? Number(Object.keys(live?.weights ?? live ?? {})[0]));
     return this.detail?.versions.find((each) => each.version === wanted) ?? this.detail?.versions.at(-1);
   }
 

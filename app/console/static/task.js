@@ -75,8 +75,20 @@ function count(many, noun) {
 
 export function meaningInWords(meaning) {
   if (typeof meaning === "number") return `version ${meaning}`;
+  if (meaning.spread_paraphrases) return `version ${meaning.version}, its paraphrases spread over users`;
+  if (meaning.ensemble) return `versions ${Object.keys(meaning.weights).join(", ")} together`;
   const total = Object.values(meaning).reduce((sum, weight) => sum + weight, 0);
   return Object.entries(meaning).map(([version, weight]) => `version ${version}: ${percent(weight / total)}`).join(", ");
+}
+
+// What an alias points at, in an answer that says so in fields of its own.
+function answered(answer) {
+  return answer.ensemble || answer.spread_paraphrases ? answer : answer.version ?? answer.weights;
+}
+
+// Whether users get different versions.
+function isSplit(meaning) {
+  return typeof meaning === "object" && !meaning.ensemble && !meaning.spread_paraphrases;
 }
 
 function aliasCard(task, alias, meaning, change) {
@@ -84,10 +96,10 @@ function aliasCard(task, alias, meaning, change) {
   const target = targetFields(task, meaning);
   const form = h("form", { class: "alias", "aria-label": `Alias ${alias}` },
     h("div", { class: "alias-head" }, h("h3", {}, alias), h("span", { class: "meaning" }, meaningInWords(meaning))),
-    typeof meaning === "object" ? weightBar(meaning) : null,
+    isSplit(meaning) ? weightBar(meaning) : null,
     h("div", { class: "fields" }, target.elements, field("Reason", why, "kept in the history")),
     h("div", { class: "actions" }, h("button", { class: "primary" }, "Move"),
-      h("button", { type: "button", onclick: () => change("/rollback", { method: "POST", body: { alias, why: why.value } }, (answer) => `${alias} is rolled back to ${meaningInWords(answer.version ?? answer.weights)}.`) }, "Roll back")));
+      h("button", { type: "button", onclick: () => change("/rollback", { method: "POST", body: { alias, why: why.value } }, (answer) => `${alias} is rolled back to ${meaningInWords(answered(answer))}.`) }, "Roll back")));
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     move(task, alias, target, why.value, change);
@@ -97,15 +109,15 @@ function aliasCard(task, alias, meaning, change) {
 
 function move(task, alias, target, why, change) {
   const body = { ...target.value(), expected_release: task.releases.at(-1)?.number ?? 0, why };
-  change(`/aliases/${encodeURIComponent(alias)}`, { method: "PUT", body }, (answer) => `${alias} now points to ${meaningInWords(answer.version ?? answer.weights)}.`);
+  change(`/aliases/${encodeURIComponent(alias)}`, { method: "PUT", body }, (answer) => `${alias} now points to ${meaningInWords(answered(answer))}.`);
 }
 
 // One version, or a weight for each.
 function targetFields(task, meaning) {
   const versions = task.versions.map((each) => each.version);
-  const isSplit = typeof meaning === "object";
-  const choice = h("select", {}, options([...versions.map((each) => [each, `version ${each}`]), ...(versions.length > 1 ? [["split", "several, by weight"]] : [])].reverse(), isSplit ? "split" : meaning ?? versions.at(-1)));
-  const weights = versions.map((version) => h("input", { type: "number", min: 0, max: 1000000, inputmode: "numeric", value: isSplit ? meaning[version] ?? 0 : version === meaning ? 90 : version === versions.at(-1) ? 10 : 0 }));
+  const split = isSplit(meaning);
+  const choice = h("select", {}, options([...versions.map((each) => [each, `version ${each}`]), ...(versions.length > 1 ? [["split", "several, by weight"]] : [])].reverse(), split ? "split" : meaning?.version ?? Number(Object.keys(meaning?.weights ?? {})[0] ?? meaning ?? versions.at(-1))));
+  const weights = versions.map((version) => h("input", { type: "number", min: 0, max: 1000000, inputmode: "numeric", value: split ? meaning[version] ?? 0 : version === meaning ? 90 : version === versions.at(-1) ? 10 : 0 }));
   const box = h("div", { class: "weights" }, versions.map((version, index) => field(`Version ${version}, weight`, weights[index])));
   const show = () => { box.hidden = choice.value !== "split"; };
   choice.addEventListener("change", show);
@@ -136,7 +148,7 @@ function newAlias(task, change) {
 }
 
 function versionCard(task, version, isOpen) {
-  const aliases = Object.entries(task.aliases).filter(([, meaning]) => meaning === version.version || meaning[version.version]).map(([alias]) => h("span", { class: "badge" }, alias));
+  const aliases = Object.entries(task.aliases).filter(([, meaning]) => [meaning, meaning.version].includes(version.version) || (meaning.weights ?? meaning)[version.version]).map(([alias]) => h("span", { class: "badge" }, alias));
   const facts = {
     Kind: `${version.kind}${version.virtual_tokens ? `, ${version.virtual_tokens} virtual tokens` : ""}`,
     Version: h("code", {}, version.version_digest),

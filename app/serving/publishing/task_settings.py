@@ -54,8 +54,8 @@ class Base(StrictModel):
     revision: str | None = Field(None, max_length=MAX_BASE_CHARS)
 
 
-class _TaskSettings(ProgramSettings):
-    """A `task` part."""
+class _CompletionSettings(StrictModel):
+    """A `task` part but for its program."""
 
     template: str | None = None
     defaults: dict[str, Any] = Field({})
@@ -85,6 +85,10 @@ class _TaskSettings(ProgramSettings):
     @classmethod
     def _may_be_empty(cls, base: Any) -> Any:
         return None if base == {} else base
+
+
+class _TaskSettings(ProgramSettings, _CompletionSettings):
+    """A `task` part."""
 
     @model_validator(mode="after")
     def _agree_with_one_another(self) -> Self:
