@@ -49,12 +49,14 @@ class EventStreamResponse(Response):
         write: Callable[[_Piece], bytes],
         *,
         end: Callable[[], bytes] = bytes,
+        fail: Callable[[Exception], bytes] | None = None,
     ) -> None:
-        """`write` makes the events of a piece; `end` makes what follows the last one."""
+        """`write` makes the events of a piece, `end` what follows the last one, `fail` that of an error."""
         super().__init__(media_type="text/event-stream")
         self._stream: Started[Any] = stream
         self._write = write
         self._end = end
+        self._fail = fail or _error_event
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send everything, unless the client leaves; then the request is cancelled."""
@@ -81,7 +83,7 @@ class EventStreamResponse(Response):
         except Exception as error:
             if not isinstance(error, PromptplexError):
                 log.exception("a stream broke")
-            yield data_event(bytes(error_response(error).body))
+            yield self._fail(error)
 
 
 def described_events(*data: Any) -> dict[str, Any]:
@@ -108,6 +110,10 @@ def _whole_schema(shape: Any) -> Any:
         return {name: whole(each) for name, each in part.items()}
 
     return whole(schema)
+
+
+def _error_event(error: Exception) -> bytes:
+    return data_event(bytes(error_response(error).body))
 
 
 def data_event(payload: bytes) -> bytes:

@@ -19,7 +19,7 @@ from tests.serving.stack import BASE_NAME, Stack
 
 JSON = {"content-type": "application/json"}
 ROUTES = ["/generate", "/", "/generate_stream", "/tokenize", "/detokenize", "/v1/completions"]
-ROUTES += ["/v1/chat/completions", "/tasks/a/rollback", "/tasks/a/restore"]
+ROUTES += ["/v1/chat/completions", "/v1/responses", "/tasks/a/rollback", "/tasks/a/restore"]
 INTERNAL = ("[", "function-", "literal", "list", "TextPart", "ChatMessage", "Format", "Grammar", "Labelled")
 
 
@@ -172,6 +172,11 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("/v1/chat/completions", CHAT | {"messages": []}),
     ("/v1/chat/completions", CHAT | {"messages": [{f"x{n}": n for n in range(50_000)}]}),
     ("/v1/chat/completions", CHAT | {"tools": [{"type": "function"}] * 10_000}),
+    ("/v1/responses", {"model": BASE_NAME, "input": [1] * 100_000}),
+    ("/v1/responses", {"model": BASE_NAME, "input": [{"role": "x", "content": "a"}] * 20_000}),
+    ("/v1/responses", {"model": BASE_NAME, "input": [{"type": "reasoning", "summary": [{}] * 100_000}]}),
+    ("/v1/responses", {"model": BASE_NAME, "input": [{"role": "user", "content": [{}] * 100_000}]}),
+    ("/v1/responses", {"model": BASE_NAME, "input": "a", "include": [1] * 100_000}),
     ("/generate", {"inputs": {f"x{n}": n for n in range(50_000)}}),
     ("/generate", {"inputs": {f"x{n}": "" for n in range(50_000)}}),
     ("/generate", ASK | {"parameters": {f"x{n}": n for n in range(50_000)}}),

@@ -40,6 +40,8 @@ def bodies(word: str) -> list[tuple[str, str, bytes]]:
         ("/v1/completions", {"model": "tiny-base", "prompt": [word, "a"], "n": 2, "max_tokens": 150}),
         ("/v1/completions", {"model": TASK, "prompt": word, "n": 2, "max_tokens": 150, "stream": True}),
         ("/v1/chat/completions", {"model": TASK, "messages": _MESSAGES, "max_tokens": 150, "stream": True}),
+        ("/v1/responses", {"model": TASK, "input": word, "max_output_tokens": 150}),
+        ("/v1/responses", {"model": TASK, "input": word, "max_output_tokens": 150, "stream": True}),
     ]
     written = [(path, "application/json", json.dumps(body).encode()) for path, body in asks]
     template = json.dumps({"template": "T: {x}", "notes": "n" * 50_000})

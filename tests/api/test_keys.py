@@ -41,6 +41,7 @@ NEEDED: dict[tuple[str, str], set[Scope]] = {
             "/detokenize",
             "/v1/completions",
             "/v1/chat/completions",
+            "/v1/responses",
         )
     },
     **{("GET", path): LISTING | {Scope.TRAIN} for path in ("/tasks", "/tasks/{task_id}")},
@@ -349,6 +350,8 @@ def test_a_key_reaches_its_tasks_only(client: httpx.Client, keys: Keys, two_task
                         ask("/v1/completions", model=name, prompt="a"),
                         ask("/v1/completions", model=name, prompt=["a", "b"], stream=True),
                         ask("/v1/chat/completions", model=name, messages=messages),
+                        ask("/v1/responses", model=name, input="a"),
+                        ask("/v1/responses", model=name, input=messages, stream=True),
                         ask("/tokenize", task_id=name, inputs="a"),
                         client.get(f"/v1/models/{name}", headers=headers),
                         client.get(f"/tasks/{task}", headers=headers),
@@ -474,6 +477,7 @@ def test_the_key_is_the_tenant(client: httpx.Client, keys: Keys, stack: Stack, t
             ("/generate", {"parameters": {"choices": ["a", "b"]}}),
             ("/v1/completions", {}),
             ("/v1/chat/completions", {}),
+            ("/v1/responses", {}),
         ):
             sent: dict[str, Any] = body | more
             if path == "/v1/completions":
@@ -484,8 +488,10 @@ def test_the_key_is_the_tenant(client: httpx.Client, keys: Keys, stack: Stack, t
                     "messages": [{"role": "user", "content": "a"}],
                     "max_tokens": 2,
                 }
+            if path == "/v1/responses":
+                sent = {"model": "team-a-one", "input": "a", "max_output_tokens": 2}
             assert client.post(path, json=sent, headers=headers).status_code == 200, path
-    assert [outcome.tenant for outcome in stack.outcomes] == ["tenant-1"] * 6
+    assert [outcome.tenant for outcome in stack.outcomes] == ["tenant-1"] * 7
     assert all(outcome.prompt_tokens + outcome.generated_tokens > 0 for outcome in stack.outcomes)
 
 

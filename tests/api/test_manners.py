@@ -119,7 +119,7 @@ def test_an_origin_with_a_tab_is_foreign(url: str) -> None:
 
 
 @pytest.mark.parametrize("base", ["", "/v1/v1", "/v1/v1/v1"])
-@pytest.mark.parametrize("path", ["/chat/completions", "/completions", "/models"])
+@pytest.mark.parametrize("path", ["/chat/completions", "/completions", "/models", "/responses"])
 def test_a_base_url_that_is_not_ours_gets_a_hint(client: httpx.Client, base: str, path: str) -> None:
     method = "GET" if path == "/models" else "POST"
     message = error_of(client.request(method, base + path), 404)["message"]

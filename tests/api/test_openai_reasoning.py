@@ -6,8 +6,14 @@ from typing import Any
 
 import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from openai.types.responses import Response, ResponseStreamEvent
+from pydantic import TypeAdapter
 
 from app.api.routes.openai_answers import ChatChunks, CompletionChunks, Head, chat_completion, completion
+from app.api.routes.responses_answers import ResponseParts
+from app.api.routes.responses_events import ResponseEvents
+from app.api.schemas.responses import ResponseRequest
+from app.errors import ConstraintFailed, Overloaded
 from app.request import FinishReason, RequestTimings
 from app.serving.generation_request import (
     Ballot,
@@ -51,9 +57,12 @@ def result(
 
 def deltas(whole: GenerationResult) -> Iterator[tuple[int, TextDelta]]:
     """A token at a time, as a program yields them."""
-    texts = [("4 + 5 = 9; ", True), ("3 * 9 = 27; ", True), ("", True), (whole.text, False)]
-    for (text, is_reasoning), each in zip(texts, whole.tokens, strict=False):
-        yield 0, TextDelta(text=text, token=each, is_reasoning=is_reasoning)
+    texts = [("4 + 5 = 9; ", STEPS[0]), ("3 * 9 = 27; ", STEPS[1]), ("", None)]
+    steps = [] if whole.reasoning is None else texts
+    for (text, step), each in zip(steps, whole.tokens, strict=False):
+        yield 0, TextDelta(text=text, token=each, is_reasoning=True, step=step)
+    for each in whole.answer_tokens:
+        yield 0, TextDelta(text=whole.text, token=each)
     yield 0, TextDelta(text="", result=whole)
 
 
@@ -62,6 +71,21 @@ def events(chunks: ChatChunks | CompletionChunks, whole: GenerationResult) -> li
     *data, done = written.decode().strip().split("\n\n")
     assert done == "data: [DONE]"
     return [json.loads(each.removeprefix("data: ")) for each in data]
+
+
+def response_events(whole: GenerationResult, **body: Any) -> list[dict[str, Any]]:
+    """The same deltas as `/v1/responses` writes them; all are what OpenAI's types say."""
+    given = ResponseRequest.model_validate({"model": "model", "input": "a", **body})
+    written = b"".join(map(ResponseEvents(ResponseParts(HEAD, given)), deltas(whole)))
+    found = [json.loads(each.split("data: ")[1]) for each in written.decode().strip().split("\n\n")]
+    for each in found:
+        TypeAdapter(ResponseStreamEvent).validate_python(each)
+    assert [each["sequence_number"] for each in found] == list(range(len(found)))
+    return found
+
+
+def kinds_of(events: list[dict[str, Any]]) -> list[str]:
+    return [each["type"].removeprefix("response.") for each in events]
 
 
 def joined(texts: Sequence[str | None]) -> str:
@@ -172,3 +196,112 @@ def test_the_usage_of_a_vote_is_that_of_all_ballots() -> None:
         "total_tokens": 17,
         "completion_tokens_details": {"reasoning_tokens": 9},
     }
+
+
+REASONED = """
+created in_progress output_item.added content_part.added reasoning_text.delta reasoning_text.delta
+reasoning_text.done content_part.done output_item.done output_item.added content_part.added output_text.delta
+output_text.done content_part.done output_item.done completed
+"""
+
+
+def test_a_responses_steps_are_an_item_before_its_message() -> None:
+    events = response_events(result())
+    assert kinds_of(events) == REASONED.split()
+    assert joined([each["delta"] for each in events if each["type"].endswith("reasoning_text.delta")]) == TEXT
+    response = Response.model_validate(events[-1]["response"])
+    assert response.output_text == "27"
+    steps, message = response.output
+    assert steps.type == "reasoning"
+    assert (steps.summary, [each.text for each in steps.content or []]) == ([], [TEXT])
+    assert message.type == "message"
+    assert [each["item"] for each in events if each["type"].endswith("item.done")] == events[-1]["response"][
+        "output"
+    ]
+    assert {each["output_index"] for each in events if each["type"].endswith("text.delta")} == {0, 1}
+    assert response.usage is not None
+    assert response.usage.output_tokens_details.reasoning_tokens == 3
+
+
+def test_a_summary_is_the_steps_one_by_one() -> None:
+    """LangChain reads no other reasoning than summaries."""
+    events = response_events(result(), reasoning={"effort": "low", "summary": "auto"})
+    told = [each for each in events if "reasoning_summary_text.delta" in each["type"]]
+    assert [(each["summary_index"], each["delta"]) for each in told] == [*enumerate(STEPS)]
+    response = Response.model_validate(events[-1]["response"])
+    assert response.output[0].type == "reasoning"
+    assert [each.text for each in response.output[0].summary] == [*STEPS]
+    assert response.reasoning is not None
+    assert (response.reasoning.effort, response.reasoning.summary) == ("low", "auto")
+    done = next(each["item"] for each in events if each["type"].endswith("item.done"))
+    assert done == events[-1]["response"]["output"][0]
+
+
+@pytest.mark.parametrize(
+    ("finish", "status", "why"),
+    [
+        (FinishReason.LENGTH, "incomplete", None),
+        (FinishReason.NO_ANSWER, "completed", "no_answer"),
+        (FinishReason.LOOP, "completed", "loop"),
+        (FinishReason.MAX_STEPS, "incomplete", "max_steps"),
+    ],
+)
+def test_a_response_without_an_answer_has_steps_only(
+    finish: FinishReason, status: str, why: str | None
+) -> None:
+    events = response_events(result(answer="", finish=finish))
+    response = Response.model_validate(events[-1]["response"])
+    assert (events[-1]["type"], response.status) == (f"response.{status}", status)
+    assert [each.type for each in response.output] == ["reasoning"]
+    assert response.output_text == ""
+    assert (response.incomplete_details is not None) == (status == "incomplete")
+    assert (response.model_extra or {}).get("stop_reason") == why
+    assert "output_text.delta" not in kinds_of(events)
+
+
+def test_an_empty_answer_without_steps_is_a_message() -> None:
+    events = response_events(result(answer="", reasoning=None))
+    items = "output_item.added content_part.added output_text.done content_part.done output_item.done"
+    assert kinds_of(events)[2:] == [*items.split(), "completed"]
+    assert Response.model_validate(events[-1]["response"]).output[0].type == "message"
+
+
+def test_steps_that_the_client_doesnt_want_are_no_item() -> None:
+    whole = result(reasoning="")
+    given = ResponseRequest.model_validate({"model": "m", "input": "a", "include_reasoning": False})
+    response = Response.model_validate(ResponseParts(HEAD, given).ended(whole))
+    assert [each.type for each in response.output] == ["message"]
+    assert response.usage is not None
+    assert response.usage.output_tokens_details.reasoning_tokens == 3
+
+
+def test_a_stream_that_breaks_ends_with_a_failed_response() -> None:
+    given = ResponseRequest.model_validate({"model": "m", "input": "a"})
+    events = ResponseEvents(ResponseParts(HEAD, given))
+    events(next(deltas(result())))
+    for error, code in ((Overloaded("Full."), "server_error"), (ConstraintFailed("No."), "invalid_prompt")):
+        found = json.loads(events.fail(error).decode().split("data: ")[1])
+        response = Response.model_validate(found["response"])
+        assert (found["type"], response.status) == ("response.failed", "failed")
+        assert response.error is not None
+        assert (response.error.code, response.error.message) == (code, str(error))
+
+
+def test_a_votes_chunks_have_each_ballot_then_the_winner() -> None:
+    ballots = tuple(Ballot(result=result(text), index=i) for i, text in enumerate(("27", "28", "27")))
+    whole = result(vote=Vote(share=2 / 3, ballots=ballots))
+    found = [(0, TextDelta(text="", ballot=each)) for each in ballots]
+    found += [(0, TextDelta(text=TEXT, is_reasoning=True)), (0, TextDelta(text="27", result=whole))]
+    options: dict[str, Any] = {"prompt_tokens": [5], "num_prompts": 1, "logprobs": False, "usage": False}
+    expected = chat_completion(HEAD, [whole], logprobs=False)["choices"][0]
+    for chunks in (ChatChunks(HEAD, **options), CompletionChunks(HEAD, prompts=[None], **options)):
+        written = b"".join(map(chunks, found)).decode().strip().split("\n\n")
+        choices = [json.loads(each.removeprefix("data: "))["choices"][0] for each in written]
+        assert [each["ballot"]["answer"] for each in choices if "ballot" in each] == ["27", "28", "27"]
+        assert choices[-1]["vote"] == expected["vote"]
+    given = ResponseRequest.model_validate({"model": "m", "input": "a", "reasoning": {"summary": "auto"}})
+    events = ResponseEvents(ResponseParts(HEAD, given))
+    written = b"".join(map(events, found)).decode().strip().split("\n\n")
+    told = [json.loads(each.split("data: ")[1]) for each in written]
+    assert [each["delta"] for each in told if "summary_text.delta" in each["type"]] == [*STEPS]
+    assert told[-1]["response"]["vote"] == expected["vote"]

@@ -223,6 +223,8 @@ def steer_home(case: Case, steering: Steering) -> None:
 
 
 def home_of(given: dict[str, Any], path: str) -> dict[str, Any]:
+    if path == "/v1/responses":
+        return {"model": TASK, "max_output_tokens": 3, "input": "a"}
     if path.startswith("/v1/"):
         words = {"messages": [{"role": "user", "content": "a"}]} if "chat" in path else {"prompt": ["a", "b"]}
         return {"model": TASK, "max_tokens": 3} | words

@@ -65,6 +65,14 @@ WORST: dict[str, tuple[str, bytes]] = {
     "many messages": ("/v1/chat/completions", filled(CHAT + "[", '{"role":"user","content":"a"},', "{}]}")),
     "a huge message": ("/v1/chat/completions", filled(CHAT + '[{"role":"user","content":"', "a b ", '"}]}')),
     "many parts": ("/v1/chat/completions", filled(CHAT + '[{"role":"user","content":[', "{},", "{}]}]}")),
+    "many items": (
+        "/v1/responses",
+        filled('{"model": "tiny", "input": [', '{"role":"user","content":"a"},', "{}]}"),
+    ),
+    "many item parts": (
+        "/v1/responses",
+        filled('{"model": "tiny", "input": [{"role":"user","content":[', "{},", "{}]}]}"),
+    ),
     "many names": ("/generate", filled('{"inputs": {"a": "', '","aaaaaaaa":"', '"}}')),
     "labels": ("/generate", filled('{"inputs":"a","parameters":{"choices":[', '"abc",', '"a"]}}')),
     "deep JSON": ("/generate", filled('{"inputs": ', "[", "")),

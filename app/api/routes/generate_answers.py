@@ -45,7 +45,7 @@ def generate_answer(results: Sequence[GenerationResult], *, with_details: bool) 
     if best.classification is not None:
         answer["choice"] = _choice(best.text, best.classification)
     if best.vote is not None:
-        answer["vote"] = _vote(best.text, best.vote)
+        answer["vote"] = vote_answer(best.text, best.vote)
     if len(results) > 1:
         answer["samples"] = [_sample(result, with_details) for result in results]
     return answer
@@ -81,15 +81,17 @@ def _choice(best: str, classification: Classification) -> ChoiceAnswer:
     }
 
 
-def _vote(winner: str, vote: Vote) -> VoteAnswer:
+def vote_answer(winner: str, vote: Vote) -> VoteAnswer:
+    """Return how the answers to a request were voted on."""
     return {
         "winner": winner,
         "share": vote.share,
-        "ballots": [_ballot(ballot) for ballot in vote.ballots],
+        "ballots": [ballot_answer(ballot) for ballot in vote.ballots],
     }
 
 
-def _ballot(ballot: Ballot) -> BallotAnswer:
+def ballot_answer(ballot: Ballot) -> BallotAnswer:
+    """Return one of the answers that were voted on."""
     result = ballot.result
     answer: BallotAnswer = {
         "index": ballot.index,
@@ -184,9 +186,9 @@ class TokenEvents:
         if token.top:
             event["top_tokens"] = [_token(other) for other in token.top]
         if delta.ballot is not None:
-            event["ballot"] = _ballot(delta.ballot)
+            event["ballot"] = ballot_answer(delta.ballot)
         if result is not None and result.vote is not None:
-            event["vote"] = _vote(result.text, result.vote)
+            event["vote"] = vote_answer(result.text, result.vote)
         return event
 
 

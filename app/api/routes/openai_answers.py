@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from app.api.routes.generate_answers import ballot_answer, vote_answer
 from app.api.schemas.openai_answers import (
     AnswerMessage,
     ChatChoice,
@@ -127,13 +128,15 @@ def _completion_choice(index: int, result: GenerationResult, logprobs: bool, ech
     return choice
 
 
-def _add_end(choice: CompletionChoice | ChatChoice, result: GenerationResult) -> None:
+def _add_end(choice: CompletionChoice | ChatChoice | dict[str, Any], result: GenerationResult) -> None:
     """Add what few answers have."""
     why = stop_reason(result.finish)
     if why is not None:
         choice["stop_reason"] = why
     if result.score is not None:
         choice["score"] = result.score
+    if result.vote is not None:
+        choice["vote"] = vote_answer(result.text, result.vote)
 
 
 def _completion_logprobs(tokens: Sequence[OutputToken], offset: int = 0) -> CompletionLogprobs:
@@ -171,11 +174,15 @@ def _chat_choice(index: int, result: GenerationResult, logprobs: bool) -> ChatCh
 
 
 def _chat_logprobs(tokens: Sequence[OutputToken]) -> ChatLogprobs:
-    return {"content": [_scored(token) for token in tokens], "refusal": None}
+    return {"content": token_logprobs(tokens), "refusal": None}
 
 
-def _scored(token: OutputToken) -> TokenLogprob:
-    return {**_top_logprob(token), "top_logprobs": [_top_logprob(other) for other in token.top]}
+def token_logprobs(tokens: Sequence[OutputToken]) -> list[TokenLogprob]:
+    """Return tokens with the most probable ones in their places."""
+    return [
+        {**_top_logprob(token), "top_logprobs": [_top_logprob(other) for other in token.top]}
+        for token in tokens
+    ]
 
 
 def _top_logprob(token: OutputToken) -> TopLogprob:
@@ -244,12 +251,14 @@ class _Chunks(ABC):
         return data_event(json_bytes(chunk | {"usage": used or self._so_far} if self._usage else chunk))
 
     def _end(self, piece: TextDelta) -> dict[str, Any]:
-        """Return the fields of a choice that say how it ended."""
+        """Return the fields of a choice that say how it ended, or what came in of a vote."""
+        if piece.ballot is not None:
+            return {"finish_reason": None, "ballot": ballot_answer(piece.ballot)}
         if piece.result is None:
             return {"finish_reason": None}
-        why = stop_reason(piece.result.finish)
-        ended = {"finish_reason": finish_reason(piece.result.finish)}
-        return ended if why is None else ended | {"stop_reason": why}
+        ended: dict[str, Any] = {"finish_reason": finish_reason(piece.result.finish)}
+        _add_end(ended, piece.result)
+        return ended
 
 
 class CompletionChunks(_Chunks):
@@ -294,7 +303,7 @@ class ChatChunks(_Chunks):
         if piece.text or tokens:
             logprobs = _chat_logprobs(tokens) if tokens else None
             written += self._choice(index, _said(piece), logprobs)
-        if piece.result is not None:
+        if piece.result is not None or piece.ballot is not None:
             written += self._choice(index, {}, **self._end(piece))
         return written
 

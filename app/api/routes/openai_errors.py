@@ -50,17 +50,22 @@ def _no_model(error: NotFound | InvalidRequest) -> JSONResponse:
 
 def _too_long(error: RequestTooLong, request: Request, behind: Services) -> ContextLengthExceeded:
     """Restate it as OpenAI does: clients look for this text, and don't know `max_new_tokens`."""
-    words = _inputs_of(request)
+    words, most = _inputs_of(request), _bound_of(request)
     limit = error.limit or behind.engine.geometry.max_positions
     return ContextLengthExceeded(
         f"This model's maximum context length is {limit} tokens. However, you requested {error.asked}. "
-        f"Please reduce the length of the {words}, or max_tokens.",
-        param="max_tokens" if (error.param or "").endswith("max_new_tokens") else words,
+        f"Please reduce the length of the {words}, or {most}.",
+        param=most if (error.param or "").endswith("max_new_tokens") else words,
     )
 
 
 def _inputs_of(request: Request) -> str:
-    return "messages" if "chat" in request.url.path else "prompt"
+    path = request.url.path
+    return "input" if path.endswith("/responses") else "messages" if "chat" in path else "prompt"
+
+
+def _bound_of(request: Request) -> str:
+    return "max_output_tokens" if request.url.path.endswith("/responses") else "max_tokens"
 
 
 def _restated(error: InvalidRequest, request: Request) -> InvalidRequest:

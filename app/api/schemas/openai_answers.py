@@ -5,7 +5,7 @@ from typing import Annotated, Literal, NotRequired
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from app.api.schemas.answers import Score
+from app.api.schemas.answers import Score, VoteAnswer
 from app.validation import closed
 
 
@@ -46,6 +46,7 @@ StopReason = Annotated[
         "earlier one; a chain took all its steps"
     ),
 ]
+VoteResult = Annotated[VoteAnswer, Field(description="Result of a vote or an ensemble")]
 ReasoningText = Annotated[str, Field(description="The steps before the answer")]
 
 
@@ -60,6 +61,7 @@ class CompletionChoice(TypedDict):
     finish_reason: FinishReason
     stop_reason: NotRequired[StopReason]
     score: NotRequired[Score]
+    vote: NotRequired[VoteResult]
 
 
 class OpenAiHead(TypedDict):
@@ -127,6 +129,7 @@ class ChatChoice(TypedDict):
     finish_reason: FinishReason
     stop_reason: NotRequired[StopReason]
     score: NotRequired[Score]
+    vote: NotRequired[VoteResult]
 
 
 @closed
