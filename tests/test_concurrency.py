@@ -191,6 +191,21 @@ def test_a_stream_that_fails_or_is_left_closes_all(others: tuple[int, ...]) -> N
     asyncio.run(read(is_left=True))
 
 
+def test_streams_that_need_not_wait_for_all_yield_what_comes_first() -> None:
+    """The last one never has an item, as a ballot that waits for a row."""
+
+    async def stream(number: int) -> AsyncGenerator[int, None]:
+        if number == 2:
+            await asyncio.Event().wait()
+        yield number
+
+    async def read() -> list[int]:
+        async with aclosing(interleave([stream(i) for i in range(3)], waits_for_all=False)) as items:
+            return [(await anext(items))[1], (await anext(items))[1]]
+
+    assert sorted(asyncio.run(read())) == [0, 1]
+
+
 def test_bounded_work_keeps_its_order_and_its_width() -> None:
     running, most = 0, 0
 

@@ -63,6 +63,28 @@ def test_the_first_ballot_is_the_answer_to_a_request_without_a_vote(stack: Stack
     assert ids_of(vote.ballots[0].result) == ids_of(single)
 
 
+def test_ballots_may_reason(stack: Stack) -> None:
+    """The marker is put in after three tokens; the draws go on behind it in sequences of their own."""
+    settings = {"answer_after": "=", "steps_end": "e"}
+    task = {"template": "{x}", "reasoning": settings, "vote": {"n": 5}}
+    run(stack.publishing.upload("thinking", upload_of(task=task)))
+    warm = {**WARM, "max_new_tokens": 9, "thinking_token_budget": 3, "do_sample": True}
+    request = GenerationRequest(inputs="what a film", task="thinking", parameters=warm)
+    result = run(stack.generation.generate(request))
+    samples = run(stack.generation.generate_all([replace(request, num_samples=5)]))
+    assert [ballot.result.text for ballot in vote_of(result).ballots] == [each.text for each in samples]
+    assert [ballot.result.reasoning for ballot in vote_of(result).ballots] == [
+        each.reasoning for each in samples
+    ]
+    assert {each.reasoning.num_tokens for each in samples if each.reasoning} == {3}
+    deltas = run(read(stack, request))
+    assert result.reasoning is not None
+    assert "".join(each.text for each in deltas if each.is_reasoning) == result.reasoning.text
+    assert "".join(each.text for each in deltas if not each.is_reasoning) == result.text
+    wait_until(stack.is_idle)
+    assert stack.generation.limiter.taken == 0
+
+
 def ballots(one: GenerationResult, *texts: str, weights: Sequence[int] = ()) -> list[Ballot]:
     return [
         Ballot(result=replace(one, text=text, seed=index), index=index, weight=weight)

@@ -49,7 +49,7 @@ async def poll(
             ballots[index] = ballot
             yield TextDelta(text="", ballot=ballot)
     result = count([ballots[index] for index in range(len(runs))])
-    if result.reasoning is not None:
+    if result.reasoning is not None and result.reasoning.text:
         yield TextDelta(text=result.reasoning.text, is_reasoning=True)
     yield TextDelta(text=result.text, prompt_scores=result.prompt_scores, result=result)
 
