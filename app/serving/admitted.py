@@ -30,6 +30,13 @@ class Admitted:
     members: tuple[tuple[TaskVersion, int], ...] = ()  # of an ensemble, each with its weight
 
     @property
+    def versions(self) -> tuple[TaskVersion, ...]:
+        """Return all versions that answer: of an ensemble its members, of the base model none."""
+        if self.members:
+            return tuple(version for version, _ in self.members)
+        return () if self.version is None else (self.version,)
+
+    @property
     def prompt_ids(self) -> tuple[int, ...]:
         """Return all ids of the rendered text, which an encoder reads if there is one."""
         return self.request.input_ids

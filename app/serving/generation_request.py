@@ -180,6 +180,12 @@ class GenerationResult:
         return tuple(part for ballot in self.vote.ballots for part in ballot.result.parts)
 
     @property
+    def versions(self) -> tuple[TaskVersion, ...]:
+        """Return all versions that answered, each once; of the base model none."""
+        found = (part.version for part in self.parts)
+        return tuple({each.digest: each for each in found if each is not None}.values())
+
+    @property
     def num_read(self) -> int:
         """Return the tokens of its prompt; where several versions voted, of each one's."""
         prompts = {part.version and part.version.digest: part.prompt_tokens for part in self.parts}

@@ -24,7 +24,7 @@ from app.serving.generation_request import (
     Vote,
 )
 
-HEAD = Head("id", "model", "0123456789ab", None)
+HEAD = Head("id", "model", "0123456789ab", ())
 STEPS = ("4 + 5 = 9", "3 * 9 = 27")
 TEXT = "4 + 5 = 9; 3 * 9 = 27; "
 

@@ -7,6 +7,7 @@ import httpx
 import pytest
 from huggingface_hub import InferenceClient
 
+from tests.api.server import client_of
 from tests.api.test_generate import error_of, publish_text
 from tests.api.test_stream import events
 from tests.serving.stack import BASE_NAME, Stack
@@ -116,3 +117,62 @@ def test_a_client_that_leaves_amid_a_vote_frees_all_rows(client: httpx.Client, s
         first = next(line for line in response.iter_lines() if line)
         assert json.loads(first.removeprefix("data: "))["ballot"]["finish_reason"]
     wait_until(lambda: stack.is_idle() and not stack.generation.limiter.taken)
+
+
+@pytest.fixture(scope="module")
+def two(url: str) -> str:
+    """Two versions, `live` of which are both."""
+    with client_of(url) as client:
+        for template in ("one {x}", "two: {x}"):
+            publish_text(client, "pair", template, choices=["film", "food"])
+        both = {"weights": {"1": 1, "2": 3}, "ensemble": True}
+        assert client.put("/tasks/pair/aliases/live", json=both).status_code == 200
+    return "pair"
+
+
+def test_all_versions_of_an_ensemble_answer(client: httpx.Client, two: str) -> None:
+    body = {"inputs": "what a film", "parameters": {"max_new_tokens": 6}}
+    response = client.post("/generate", json=body | {"task_id": two})
+    answer, vote = response.json(), response.json()["vote"]
+    first, second = (client.post("/generate", json=body | {"task_id": f"{two}@{n}"}).json() for n in (2, 1))
+    assert [(each["version"], each["answer"], each["weight"]) for each in vote["ballots"]] == [
+        (2, first["generated_text"], 3),
+        (1, second["generated_text"], 1),
+    ]
+    assert (answer["task_version"], answer["version_digest"]) == (2, first["version_digest"])
+    assert answer["generated_text"] == first["generated_text"] == vote["winner"]
+    details = [each["details"] for each in (first, second)]
+    assert response.headers["x-generated-tokens"] == str(sum(each["generated_tokens"] for each in details))
+    assert response.headers["x-prompt-tokens"] == str(sum(each["prompt_tokens"] for each in details))
+    *cast, last = events(client, body | {"task_id": two})
+    assert sorted(event["ballot"]["version"] for event in cast) == [1, 2]
+    assert last["generated_text"] == answer["generated_text"]
+    assert last["vote"] == vote
+
+
+def test_of_choices_an_ensemble_has_the_mean(client: httpx.Client, two: str) -> None:
+    body = {"inputs": "what a film", "parameters": {"choices": True}}
+    answer = client.post("/generate", json=body | {"task_id": two}).json()
+    singles = [client.post("/generate", json=body | {"task_id": f"{two}@{n}"}).json() for n in (1, 2)]
+    found = {each["value"]: each["probability"] for each in answer["choice"]["probabilities"]}
+    for value in ("film", "food"):
+        one, other = (
+            next(p["probability"] for p in each["choice"]["probabilities"] if p["value"] == value)
+            for each in singles
+        )
+        assert found[value] == pytest.approx((one + 3 * other) / 4, abs=1e-6)
+    assert answer["generated_text"] == answer["choice"]["value"] == max(found, key=found.__getitem__)
+    assert [each["answer"] for each in answer["vote"]["ballots"]] == [
+        each["generated_text"] for each in reversed(singles)
+    ]
+
+
+def test_openais_fingerprint_names_all_versions(client: httpx.Client, two: str) -> None:
+    body = {"model": two, "messages": [{"role": "user", "content": "a film"}], "max_tokens": 4}
+    whole = client.post("/v1/chat/completions", json=body | {"temperature": 0}).json()
+    assert whole["system_fingerprint"].endswith(f"-{two}@1+2")
+    stream = client.post("/v1/chat/completions", json=body | {"stream": True}).text
+    *chunks, _ = (json.loads(line.removeprefix("data: ")) for line in stream.splitlines() if "{" in line)
+    assert {chunk["system_fingerprint"] for chunk in chunks} == {whole["system_fingerprint"]}
+    refused = client.post("/v1/chat/completions", json=body | {"n": 2})
+    assert error_of(refused, 422)["param"] == "n"

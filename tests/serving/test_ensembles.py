@@ -153,6 +153,8 @@ def test_an_ensemble_has_one_answer_and_takes_room_for_all(stack: Stack, three: 
     for more in ({"num_samples": 2}, {"best_of": 2}):
         with pytest.raises(InvalidRequest, match=r"one answer.* such as three@3"):
             run(stack.generation.generate_all([asked(three, **more)]))
+    with pytest.raises(InvalidRequest, match="has a prompt of its own"):
+        run(stack.generation.generate(asked(three, parameters={"max_new_tokens": 0})))
     limiter = stack.generation.limiter
     with limiter.hold(limiter.bound - 2), pytest.raises(Overloaded):
         run(stack.generation.generate(asked(three)))

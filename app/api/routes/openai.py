@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 import time
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -66,7 +67,7 @@ async def completions(
         started = await unless_client_leaves(request, behind.generation.start(wanted))
         admitted = started.admitted
         chunks = CompletionChunks(
-            _head("cmpl", body, behind, admitted[0].version),
+            _head("cmpl", body, behind, admitted[0].versions),
             prompts=[each.prompt_text if echo else None for each in admitted],
             prompt_tokens=[len(each.prompt_ids) for each in admitted],
             num_prompts=len(prompts),
@@ -76,7 +77,7 @@ async def completions(
         )
         return EventStreamResponse(started, chunks, end=chunks.end)
     results = await unless_client_leaves(request, behind.generation.generate_all(wanted))
-    head = _head("cmpl", body, behind, results[0].version)
+    head = _head("cmpl", body, behind, results[0].versions)
     return JSONResponse(
         completion(head, results, len(prompts), logprobs=logprobs, echo=echo),
         headers=timing_of(results, time.monotonic() - begin, len(prompts)),
@@ -105,7 +106,7 @@ async def chat_completions(
         started = await unless_client_leaves(request, behind.generation.start(wanted))
         admitted = started.admitted
         chunks = ChatChunks(
-            _head("chatcmpl", body, behind, admitted[0].version),
+            _head("chatcmpl", body, behind, admitted[0].versions),
             prompt_tokens=[len(each.prompt_ids) for each in admitted],
             num_prompts=1,
             logprobs=logprobs,
@@ -114,7 +115,7 @@ async def chat_completions(
         )
         return EventStreamResponse(started, chunks, end=chunks.end)
     results = await unless_client_leaves(request, behind.generation.generate_all(wanted))
-    head = _head("chatcmpl", body, behind, results[0].version)
+    head = _head("chatcmpl", body, behind, results[0].versions)
     return JSONResponse(
         chat_completion(head, results, logprobs=logprobs),
         headers=timing_of(results, time.monotonic() - begin),
@@ -153,10 +154,10 @@ async def show_model(model: str, behind: Behind, principal: CurrentPrincipal) ->
 
 
 def _head(
-    prefix: str, body: CompletionRequest | ChatRequest, behind: Services, version: TaskVersion | None
+    prefix: str, body: CompletionRequest | ChatRequest, behind: Services, versions: Sequence[TaskVersion]
 ) -> Head:
     fingerprint = behind.engine.geometry.fingerprint
-    return Head(f"{prefix}-{secrets.token_hex(12)}", body.model, fingerprint, version)
+    return Head(f"{prefix}-{secrets.token_hex(12)}", body.model, fingerprint, versions)
 
 
 def _card(behind: Services, name: str, version: TaskVersion | None) -> ModelCard:

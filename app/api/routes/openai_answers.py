@@ -45,7 +45,7 @@ class Head:
     id: str
     model: str
     fingerprint: str  # of the base
-    version: TaskVersion | None  # that answers; None: the base
+    versions: Sequence[TaskVersion]  # that answer, several of an ensemble; none: the base
     created: int = field(default_factory=lambda: int(time.time()))
 
     def object(self) -> OpenAiHead:
@@ -59,9 +59,10 @@ class Head:
 
     @property
     def system_fingerprint(self) -> str:
-        """Base model and task version, which an answer depends on."""
-        base, version = f"base-{self.fingerprint[:12]}", self.version
-        return base if version is None else f"{base}-{version.task_id}@{version.version}"
+        """Base model and versions of the task, which an answer depends on."""
+        base = f"base-{self.fingerprint[:12]}"
+        numbers = "+".join(str(each) for each in sorted(version.version for version in self.versions))
+        return f"{base}-{self.versions[0].task_id}@{numbers}" if self.versions else base
 
 
 def finish_reason(reason: Finish) -> FinishReason:

@@ -2,6 +2,7 @@
 
 import secrets
 import time
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
@@ -49,15 +50,15 @@ async def create_response(
     wanted = generation_requests(body, [{"messages": body.messages()}], request, principal, deadline_ms)
     if body.stream:
         started = await unless_client_leaves(request, behind.generation.start(wanted))
-        events = ResponseEvents(_parts(body, behind, started.admitted[0].version))
+        events = ResponseEvents(_parts(body, behind, started.admitted[0].versions))
         return EventStreamResponse(started, events, fail=events.fail)
     results = await unless_client_leaves(request, behind.generation.generate_all(wanted))
     return JSONResponse(
-        _parts(body, behind, results[0].version).ended(results[0]),
+        _parts(body, behind, results[0].versions).ended(results[0]),
         headers=timing_of(results, time.monotonic() - begin),
     )
 
 
-def _parts(body: ResponseRequest, behind: Services, version: TaskVersion | None) -> ResponseParts:
-    head = Head(secrets.token_hex(12), body.model, behind.engine.geometry.fingerprint, version)
+def _parts(body: ResponseRequest, behind: Services, versions: Sequence[TaskVersion]) -> ResponseParts:
+    head = Head(secrets.token_hex(12), body.model, behind.engine.geometry.fingerprint, versions)
     return ResponseParts(head, body)

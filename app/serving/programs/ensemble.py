@@ -41,37 +41,46 @@ class Ensemble:
     program_of: Callable[[GenerationRequest, Admitted], _Runnable]  # of a single version
 
     async def run(self, session: Session, admitted: Admitted) -> AsyncGenerator[tuple[int, TextDelta], None]:
-        """Yield a delta for each version's answer as it comes in, then one that carries the result."""
+        """Yield a delta for each version's answer as it comes in, then one that carries the result.
+
+        Raise InvalidRequest for what an ensemble can't do.
+        """
         requests = self._requests(admitted)
         session.reserve((len(requests) - 1) * self.request.num_sequences)
-        versions = (version for version, _ in admitted.members)
-        admitting = [session.admit(*each) for each in zip(requests, versions, strict=True)]
+        admitting = [session.admit(*each) for each in zip(requests, admitted.versions, strict=True)]
         members = await gather_or_cancel(admitting)
-        runs = [
-            _only_answer(self.program_of(request, member).run(session, member))
-            for request, member in zip(requests, members, strict=True)
-        ]
+        programs = [self.program_of(*each) for each in zip(requests, members, strict=True)]
+        runs = [_only_answer(each.run(session, one)) for each, one in zip(programs, members, strict=True)]
         count = winner_of if self.request.classification is None else _most_probable
         async with aclosing(poll(runs, [weight for _, weight in admitted.members], count)) as deltas:
             async for delta in deltas:
                 yield 0, delta
 
     def _requests(self, admitted: Admitted) -> list[GenerationRequest]:
-        """Return what each version is asked; all draw from one seed, where none has its own.
+        """Return what each version is asked; all draw from one seed, where none has its own."""
+        self._check(admitted.versions)
+        fallbacks = {**self.request.fallbacks, "seed": admitted.request.sampling.seed}
+        return [
+            replace(self.request, task=_reference(each), fallbacks=fallbacks) for each in admitted.versions
+        ]
 
-        Raise InvalidRequest for what an ensemble can't do.
-        """
-        request, versions = self.request, [version for version, _ in admitted.members]
+    def _check(self, versions: Sequence[TaskVersion]) -> None:
+        request = self.request
+        instead = f"name a version, such as {_reference(versions[0])}"
         if request.num_samples > 1 or request.best_of is not None:
             raise InvalidRequest(
                 "n, best_of: an ensemble has one answer, the majority of its versions; leave them out, or "
-                f"name a version, such as {_reference(versions[0])}.",
+                f"{instead}.",
                 param="n",
+            )
+        if request.parameters.get("max_new_tokens") == 0:
+            raise InvalidRequest(
+                "max_new_tokens: each version of an ensemble has a prompt of its own; to score one, "
+                f"{instead}.",
+                param="parameters.max_new_tokens",
             )
         if request.classification is not None and request.classification.choices is None:
             _check_choices(versions)
-        fallbacks = {**request.fallbacks, "seed": admitted.request.sampling.seed}
-        return [replace(request, task=_reference(each), fallbacks=fallbacks) for each in versions]
 
 
 def _reference(version: TaskVersion) -> str:
