@@ -1,13 +1,15 @@
 """`promptplex push, list, show, validate`: tasks on a server or in a store's files."""
 
+import inspect
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from app.cli.importing import large_imports
+from app.cli.program_flags import program_flags, with_flags
 from app.cli.server import DEFAULT_SERVER, KeyOption, Row, ServerOption
 from app.cli.targets import ServerTarget, StoreTarget, Target
 from app.one_line import on_one_line
@@ -52,9 +54,13 @@ def push(
     store: StoreOption = None,
     key: KeyOption = None,
     as_json: JsonOption = False,
+    **given: Any,
 ) -> None:
-    """Push a trained prompt or a text-only task as a new version of a task."""
-    bundle = replace(_bundle(path, template), alias=alias)
+    """Push a trained prompt or a text-only task as a new version of a task.
+
+    The flags come before the fields of a task.json.
+    """
+    bundle = replace(_bundle(path, template, given), alias=alias)
     answer = target_of(server, store, key).push(task or _named(bundle), bundle)
     if as_json:
         typer.echo(json.dumps(answer, indent=2))
@@ -86,12 +92,14 @@ def _warn_of_examples(answer: Row) -> None:
         )
 
 
-def _bundle(path: Path | None, template: str | None) -> Bundle:
+def _bundle(path: Path | None, template: str | None, flags: Row) -> Bundle:
     if path is not None:
-        return read_bundle(path, template=template)
-    if template is None:
+        bundle = read_bundle(path, template=template)
+    elif template is None and flags.get("chain_template") is None:
         raise ValueError("name a directory to push, or give --template for a text-only task")
-    return text_bundle(template)
+    else:
+        bundle = text_bundle(template)
+    return replace(bundle, task=with_flags(bundle.task or {}, flags) or None)
 
 
 def _named(bundle: Bundle) -> str:
@@ -256,9 +264,17 @@ def print_table(*table: tuple[str, ...]) -> None:
         typer.echo(line.rstrip())
 
 
+def _with_program_flags(command: Any) -> Any:
+    own = [each for each in inspect.signature(command).parameters.values() if each.name != "given"]
+    parameters = [*own, *program_flags()]
+    command.__signature__ = inspect.Signature(parameters)
+    command.__annotations__ = {each.name: each.annotation for each in parameters}
+    return command
+
+
 def register(cli: typer.Typer) -> None:
     """Add the commands."""
-    cli.command("push")(push)
+    cli.command("push")(_with_program_flags(push))
     cli.command("list")(list_tasks)
     cli.command("show")(show)
     cli.command("validate")(validate)

@@ -293,3 +293,56 @@ def test_targets_that_make_no_sense(
         assert promptplex("push", "--task", "odd", "--template", template, *store)[0] == 0
     status, _, err = promptplex("alias", "odd", "live", *args, *store)
     assert (status, says in err) == (1, True)
+
+
+def test_flags_say_what_a_task_does_beyond_a_completion(promptplex: Run, tmp_path: Path) -> None:
+    directory, store = tmp_path / "flagged", ("--store", str(tmp_path / "store"))
+    directory.mkdir()
+    task = {"template": "{x}", "reasoning": {"answer_after": "so:", "steps_end": "\n"}, "vote": {"n": 3}}
+    (directory / "task.json").write_text(json.dumps(task))
+    shots = tmp_path / "shots.jsonl"
+    shots.write_text('{"inputs": "a", "output": "b"}\n{"inputs": {"x": "c"}, "output": "d"}\n')
+    flags = ("--reasoning-marker", "answer:", "--effort", "low=8,high=64", "--vote", "9")
+    more = ("--calibration-temperature", "1.7", "--paraphrase", "{x}?", "--paraphrase", "{x}!")
+    pushed = promptplex("push", str(directory), *flags, *more, "--few-shot", str(shots), *store)
+    assert pushed[0] == 0, pushed[2]
+    [version] = json.loads(promptplex("show", "flagged", "--json", *store)[1])["versions"]
+    assert version["reasoning"] == {
+        "answer_after": "answer:",
+        "steps_end": "\n",
+        "effort": {"low": 8, "high": 64},
+    }
+    assert version["vote"] == {"n": 9}
+    assert version["calibration"] == {"temperature": 1.7}
+    assert version["paraphrases"] == ["{x}?", "{x}!"]
+    assert version["few_shot"] == [{"inputs": "a", "output": "b"}, {"inputs": {"x": "c"}, "output": "d"}]
+    chain = ("--chain-template", "{x}\n{so_far}", "--step-ends", "\n", "--done", "answer:")
+    rest = ("--max-steps", "5", "--max-step-tokens", "7", "--chain-step", "a", "--chain-step", "b@2")
+    assert promptplex("push", "--task", "chained", *chain, *rest, *store)[0] == 0
+    [version] = json.loads(promptplex("show", "chained", "--json", *store)[1])["versions"]
+    assert version["chain"] == {
+        "template": "{x}\n{so_far}",
+        "step_ends": "\n",
+        "done": "answer:",
+        "max_steps": 5,
+        "max_step_tokens": 7,
+        "steps": [{"task": "a"}, {"task": "b@2"}],
+    }
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--effort", "low"), "such as low=32"),
+        (("--effort", "much=3"), "task.reasoning"),
+        (("--steps-end", ";"), "must have the field answer_after"),
+        (("--vote", "1"), "task.vote.n"),
+        (("--done", "x"), "must have the field template"),
+        (("--paraphrase", "{y}"), "task.paraphrases[0]"),
+        (("--reasoning-marker", "x", "--chain-template", "{last}"), "both say where the answer is"),
+    ],
+)
+def test_flags_that_make_no_sense(promptplex: Run, tmp_path: Path, flags: tuple[str, ...], says: str) -> None:
+    store = ("--store", str(tmp_path / "store"))
+    status, _, err = promptplex("push", "--task", "odd", "--template", "{x}", *flags, *store)
+    assert (status, says in err) == (1, True), err

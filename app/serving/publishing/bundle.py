@@ -47,9 +47,9 @@ def read_bundle(path: Path, *, template: str | None = None) -> Bundle:
     return Bundle(name=_task_name(path), files=files, task=task or None)
 
 
-def text_bundle(template: str) -> Bundle:
+def text_bundle(template: str | None) -> Bundle:
     """Return a task without anything learned: a template alone."""
-    return Bundle(name="", files={}, task={"template": template})
+    return Bundle(name="", files={}, task={} if template is None else {"template": template})
 
 
 def _find_weights(path: Path) -> Path | None:

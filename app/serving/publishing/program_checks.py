@@ -111,9 +111,6 @@ def _beside_a_chain(program: ProgramSettings) -> Iterator[Fault]:
         yield "chain", "and reasoning both say where the answer is; send one of them"
     if program.paraphrases:
         yield "paraphrases", "would do nothing, since the chain's template is read; leave them out"
-    assert program.chain is not None
-    if program.few_shot and program.chain.steps:
-        yield "few_shot", "would do nothing, since other tasks make the steps; put them into those"
 
 
 def _of_defaults(defaults: Mapping[str, Any], program: ProgramSettings) -> Iterator[Fault]:

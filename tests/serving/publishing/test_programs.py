@@ -87,7 +87,6 @@ def test_programs_that_make_sense(task: dict[str, Any]) -> None:
         (chain(steps=[{"task": "a"}] * 9), "task.chain.steps"),
         ({**chain(), **reasoning()}, "task.chain"),
         ({**chain(), "paraphrases": ["{x}"]}, "task.paraphrases"),
-        ({**chain(steps=[{"task": "a"}]), **shots("a")}, "task.few_shot"),
         ({**chain(), "defaults": {"num_beams": 2}}, "task.defaults.num_beams"),
         ({**reasoning(), "defaults": {"num_beams": 2}}, "task.defaults.num_beams"),
         ({**chain(), "defaults": {"thinking_token_budget": 2}}, "task.defaults.thinking_token_budget"),
