@@ -248,6 +248,11 @@ class Request:
     continues: str | None = None  # id of a request that was held: what both read first isn't computed again
 
     @property
+    def is_only_scored(self) -> bool:
+        """Whether nothing is wanted of what may follow the last token, so that it needn't be run."""
+        return self.max_new_tokens == 0 and self.num_scored > 0 and not self.num_top
+
+    @property
     def num_prefix_slots(self) -> int:
         """Slots of all segments."""
         return sum(segment.num_slots for segment in self.segments)

@@ -202,6 +202,17 @@ class _Part:
         pool.share(self.blocks)
         return twin
 
+    def covers(self, start: int) -> bool:
+        """Return whether it still has all that tokens from slot index `start` on may see of its own."""
+        return self.first <= self.group.first_block(start - self._begin)
+
+    def cut(self, end: int, pool: BlockPool) -> None:
+        """Give back the blocks that begin at slot index `end` or later."""
+        num_kept = max(0, -(-(end - self._begin) // self.group.block_size) - self.first)
+        gone, self.blocks = self.blocks[num_kept:], self.blocks[:num_kept]
+        self.slots = self.slots[: len(self.slots) - len(gone) * self.group.block_size]
+        pool.give_back(gone)
+
     def shared(self, start: int, pool: BlockPool) -> list[int]:
         """Return which of its blocks others hold too, from that of slot index `start` on."""
         first = max(0, (start - self._begin) // self.group.block_size - self.first)
@@ -253,6 +264,16 @@ class SlotTable:
         twin = copy(self)
         twin.parts = tuple(part.fork(self._pool(part)) for part in self.parts)
         self._is_forked = twin._is_forked = True
+        return twin
+
+    def fork_before(self, end: int) -> Self | None:
+        """Return a fork for tokens from slot index `end` on; None: a window gave back what they see."""
+        if not all(part.covers(end) for part in self.parts):
+            return None
+        twin = self.fork()
+        for part in twin.parts:
+            part.cut(end, self._pool(part))
+        twin.end = min(part.end for part in twin.parts)
         return twin
 
     @property

@@ -21,6 +21,7 @@ class EngineStats:
     resident_prefix_bytes: int = 0
     resident_digests: frozenset[str] = frozenset()  # prompts that are ready on the device
     num_sources: int = 0  # whose keys and values for cross-attention are on the device
+    num_held: int = 0  # sequences that ended, and whose keys and values stay for those that continue them
     steps: int = 0
 
 
@@ -85,7 +86,17 @@ class EngineClient(Protocol):
         ...
 
     def cancel(self, request_id: str) -> None:
-        """End a request, which raises Cancelled; all that it holds is free within two steps."""
+        """End a request, which raises Cancelled; all that it holds is free within two steps.
+
+        What an `is_held` request has computed until then stays, until `release` is called.
+        """
+        ...
+
+    def release(self, request_id: str) -> None:
+        """Give back what stayed of an `is_held` request, or will: it is free within two steps.
+
+        May be called at any time, and for requests of which nothing is held.
+        """
         ...
 
     def stats(self) -> EngineStats:

@@ -14,7 +14,7 @@ from app.concurrency import Workers
 from app.engine.admissibility import check_beams, check_segments, check_source, check_tokens
 from app.engine.client import EngineStats, LiveRow
 from app.engine.executor import Executor
-from app.engine.loop import Cancel, EngineLoop, Message, Stop, Submit
+from app.engine.loop import Cancel, EngineLoop, Message, Release, Stop, Submit
 from app.engine.memory import kv_blocks
 from app.engine.router import OutputRouter, Port
 from app.engine.runner import Runner
@@ -200,8 +200,12 @@ class Engine:
                 self.cancel(request.id)
 
     def cancel(self, request_id: str) -> None:
-        """End a request, which raises Cancelled; all that it holds is free within two steps."""
+        """End a request, which raises Cancelled; what it holds is free within two steps (EngineClient)."""
         self._inbox.put(Cancel(request_id))
+
+    def release(self, request_id: str) -> None:
+        """Give back what stayed of an `is_held` request, or will: it is free within two steps."""
+        self._inbox.put(Release(request_id))
 
     def _admit(self, request: Request, port: Port) -> None:
         if not self.is_accepting:

@@ -24,22 +24,23 @@ def decode_item(sequence: Sequence, kv: PackedItem) -> PlanItem:
 
 
 def prefill_item(sequence: Sequence, budget: int) -> PlanItem:
-    """Return as many pending tokens as the budget allows; the last of them samples."""
+    """Return as many pending tokens as the budget allows; the last of them samples, unless all is scored."""
     count = min(sequence.num_pending, budget)
     start = sequence.num_computed
     score_from, score_ids = _scoring(sequence, start)
     if score_ids:
         count = min(count, MAX_SCORED_ROWS)
+    is_last, request = count == sequence.num_pending, sequence.request
     before, _ = sequence.pending_slots
     return PlanItem(
         id=sequence.id,
         kv=sequence.kv(before, count),
         position=sequence.first_position + start,
         token_ids=tuple(sequence.tokens[start : start + count]),
-        sampling=_sampling_input(sequence) if count == sequence.num_pending else None,
+        sampling=_sampling_input(sequence) if is_last and not request.is_only_scored else None,
         score_from=score_from - start,
         score_ids=score_ids[: max(start + count - score_from, 0)],
-        num_top=sequence.request.num_top,
+        num_top=request.num_top,
         stands_on=sequence.stands_on,
         reads=sequence.reads,
     )

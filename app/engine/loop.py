@@ -56,6 +56,13 @@ class Cancel:
 
 
 @dataclass(frozen=True, slots=True)
+class Release:
+    """Inbox: nothing will continue this request."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Loaded:
     """Inbox: a prompt that a parked sequence waits for is here, or failed to come."""
 
@@ -68,7 +75,7 @@ class Stop:
     """Inbox: end the thread; requests that still run end with an error."""
 
 
-Message = Submit | Cancel | Loaded | Stop
+Message = Submit | Cancel | Release | Loaded | Stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +146,9 @@ class EngineLoop:
                 case Cancel(request_id):
                     sequence = self._open.get(request_id)
                     if sequence is not None:
-                        self._end(sequence, Cancelled("the request was cancelled"))
+                        self._end(sequence, Cancelled("the request was cancelled"), is_done=True)
+                case Release(request_id):
+                    self._release(request_id)
                 case Loaded(sequence, result):
                     self._receive_prompt(sequence, result)
                 case Stop():
@@ -159,7 +168,14 @@ class EngineLoop:
             except queue.Empty:
                 return
 
+    def _release(self, request_id: str) -> None:
+        self._scheduler.residency.held.drop(request_id)
+        if request_id in self._open:
+            self._open[request_id].is_held = False
+
     def _accept(self, request: Request, arrived: float) -> None:
+        if request.continues is not None:
+            request = self._scheduler.residency.aligned(request)
         sequence = Sequence(request, prefix_keys(request, self._geometry), arrived=arrived)
         refusal = self._refusals.get(sequence.prefix_keys, time.monotonic())
         if refusal is not None:
@@ -280,19 +296,22 @@ class EngineLoop:
         error = request_error(owner, cause)
         if isinstance(owner, Prefix):
             self._give_up(owner, error)
-        elif owner.phase is not Phase.FINISHED:  # as one is that was cancelled meanwhile
+        elif owner.phase is not Phase.FINISHED:
             self._end(owner, error)
+        else:  # it was cancelled meanwhile
+            self._scheduler.residency.held.drop(owner.request.id)
 
     def _give_up(self, prefix: Prefix, error: PromptplexError) -> None:
         """End all that stand on a prefix, or wait for it, and the prefix with them."""
         self._scheduler.residency.prefixes.discard(prefix)
+        self._scheduler.residency.held.drop_on(prefix.key)
         self._refusals.add(prefix.key, error, time.monotonic())
         for sequence in [each for each in self._open.values() if prefix.key in each.prefix_keys]:
             self._end(sequence, error)
 
-    def _end(self, sequence: Sequence, error: PromptplexError) -> None:
-        """End a sequence outside a step."""
-        self._scheduler.finish(sequence)
+    def _end(self, sequence: Sequence, error: PromptplexError, *, is_done: bool = False) -> None:
+        """End a sequence outside a step; of one that `is_done`, what is to be held stays."""
+        self._scheduler.finish(sequence, is_done=is_done)
         del self._open[sequence.request.id]
         self._router.deliver([(sequence.request.id, error)])
 

@@ -61,7 +61,7 @@ class Prefix:
     parent: "Prefix | None"
     tables: Mapping[Site, SlotTable]  # at each site of the base
     prompt: Prompt | None  # the learned one, until it is built
-    is_kept: bool  # False: gone as soon as it has no pins
+    is_kept: bool  # False: gone as soon as it has no pins and isn't expected
     source: Source | None = None  # that its tokens attend to
     num_computed: int = 0  # own slots in the decoder's self-attention whose keys and values exist
     pins: int = 0  # sequences that stand on it, or on one of its descendants
@@ -107,11 +107,6 @@ class Prefix:
         """Whether keys and values are to be put in as they are, which costs no forward pass."""
         return self.prompt is not None and self.prompt.kind == PromptKind.PREFIX
 
-    @property
-    def outlives_pins(self) -> bool:
-        """Whether it stays when no sequence stands on it."""
-        return self.is_ready and self.is_kept and (self.parent is None or self.parent.outlives_pins)
-
     def slots(self, site: Site) -> tuple[Slots, ...]:
         """Return the device slots of a site's groups up to its last one, its ancestors' included."""
         return self.tables[site].slots(self.end_slots[site])
@@ -136,7 +131,8 @@ class PrefixCache:
         self._prefixes: dict[Key, Prefix] = {}
         # Unpinned ones, least recently used first, descendants before their ancestors.
         self._idle: dict[Key, Prefix] = {}
-        self._built: list[Prefix] = []  # in the step that was planned last
+        self.built: list[Prefix] = []  # in the step that was planned last
+        self._expected: dict[Key, int] = {}  # of those that aren't kept: how many open requests need them
         self._resident_digests: frozenset[str] | None = frozenset()  # None: to be made again
         self.num_blocks: Counts = np.zeros(len(blocks.pools), np.int64)  # held by all prefixes
         self._num_idle_blocks = self.num_blocks.copy()
@@ -193,15 +189,15 @@ class PrefixCache:
         if prefix.num_computed == prefix.segment.num_slots:
             prefix.prompt = None
             self._resident_digests = None
-            self._built.append(prefix)
+            self.built.append(prefix)
 
     def trim(self) -> None:
         """Give back what was needed to build prefixes only, when the step that built them is planned."""
-        for prefix in self._built:
+        for prefix in self.built:
             before = prefix.num_blocks
             prefix.table.trim(prefix.end_slot)
             self._count(prefix, prefix.num_blocks - before)
-        self._built.clear()
+        self.built.clear()
 
     def pin(self, line: Sequence[Prefix]) -> None:
         """Keep a line of prefixes, from a root on, for a sequence that stands on it."""
@@ -212,13 +208,13 @@ class PrefixCache:
             prefix.pins += 1
 
     def unpin(self, line: Sequence[Prefix]) -> None:
-        """Let a line go: it becomes the most recently used, or goes where it is unfinished or not kept."""
+        """Let a line go: it becomes the most recently used, or goes where it is unfinished or no one's."""
         for prefix in reversed(line):
             assert prefix.pins > 0
             prefix.pins -= 1
             if prefix.pins:
                 continue
-            if prefix.outlives_pins:
+            if self._outlives_pins(prefix):
                 self._idle[prefix.key] = prefix
                 self._num_idle_blocks += prefix.num_blocks
             else:
@@ -227,8 +223,27 @@ class PrefixCache:
     def discard(self, prefix: Prefix) -> None:
         """Keep a prefix and those on it no longer than they are pinned: its keys and values are wrong."""
         prefix.is_kept = False
-        for each in [each for each in self._idle.values() if not each.outlives_pins]:
+        for each in [each for each in self._idle.values() if not self._outlives_pins(each)]:
             self._evict(each)
+
+    def expect(self, keys: Sequence[Key]) -> None:
+        """Keep what comes under these keys, from a transient one on, for a request that isn't done."""
+        for key in keys:
+            self._expected[key] = self._expected.get(key, 0) + 1
+
+    def forget(self, keys: Sequence[Key]) -> None:
+        """Take back what `expect` noted for a request; with the last one unpinned ones go."""
+        for key in reversed(keys):
+            self._expected[key] -= 1
+            if not self._expected[key]:
+                del self._expected[key]
+                if key in self._idle:
+                    self._evict(self._idle[key])
+
+    def _outlives_pins(self, prefix: Prefix) -> bool:
+        """Return whether it stays when no sequence stands on it."""
+        is_needed = prefix.is_kept or prefix.key in self._expected
+        return prefix.is_ready and is_needed and (prefix.parent is None or self._outlives_pins(prefix.parent))
 
     def evict_until(self, num_free: Counts) -> bool:
         """Evict unpinned prefixes, oldest first, until `num_free` blocks of each pool are free.

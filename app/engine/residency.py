@@ -1,6 +1,7 @@
 """What running sequences hold in K/V memory: prefixes that they share, a source, and blocks of their own."""
 
 from app.engine.blocks import Counts, KVBlocks, SlotTable
+from app.engine.held import HeldSequences
 from app.engine.prefixes import Prefix, PrefixCache
 from app.engine.sequence import Sequence
 from app.engine.sources import Source, SourceTable
@@ -18,6 +19,7 @@ class Residency:
         self.blocks = blocks
         self.prefixes = PrefixCache(blocks)
         self.sources = SourceTable(blocks)
+        self.held = HeldSequences(self.prefixes)
 
     def check_fits(self, request: Request) -> None:
         """Refuse a request that could not run even alone.
@@ -70,23 +72,50 @@ class Residency:
         found = [prefix for key in sequence.prefix_keys if (prefix := self.prefixes.get(key)) is not None]
         num_spare += sequence.num_rows - len(sequence.rows)
         needed = num_spare * self.blocks.blocks_for(1)
+        if sequence.request.continues is not None:
+            self._continue(sequence)
         for row in sequence.rows:
-            needed += self.blocks.blocks_for(len(row.tokens))
+            needed += self._blocks_of_row(row)
         for segment in segments[len(found) :]:
             needed += self.prefixes.blocks_for(segment)
         source = sequence.request.source
         if source is not None and self.sources.get(sequence.source_key) is None:
             needed += self._blocks_of_source(source)
         self.prefixes.pin(found)  # before anything is evicted
-        if not self.prefixes.evict_until(needed):
+        if not self.make_room(needed):
             self.prefixes.unpin(found)
+            self._drop_fork(sequence)
             return False
+        if sequence.num_computed:
+            self.held.lend(sequence.request.continues)
+            counts.reused_tokens += sequence.num_computed
         if len(found) < len(segments):
             counts.prefix_misses += 1
         elif segments:
             counts.prefix_hits += 1
         self._give(sequence, found)
         return True
+
+    def make_room(self, num_free: Counts) -> bool:
+        """Evict held sequences, then idle prefixes, until `num_free` blocks of each pool are free.
+
+        Return False where that isn't enough.
+        """
+        while len(self.held) and (self.blocks.num_free < num_free).any() and self.held.evict():
+            pass
+        return self.prefixes.evict_until(num_free)
+
+    def aligned(self, request: Request) -> Request:
+        """Return a request with segments cut as those of what it continues, where that can be run."""
+        held = self.held.get(request.continues)
+        if held is None:
+            return request
+        found = held.aligned(request)
+        try:
+            self.check_fits(found)
+        except RequestTooLong:  # by a block that ends where the segments do
+            return request
+        return found
 
     def fork(self, parent: Sequence, row: Sequence) -> None:
         """Let a row of beam search go on from its parent's slots, in place of its own."""
@@ -97,12 +126,15 @@ class Residency:
             row.table.release()
         row.table = parent.table.fork()
 
-    def vacate(self, sequence: Sequence) -> None:
-        """Take everything back."""
+    def vacate(self, sequence: Sequence, *, is_done: bool = False) -> None:
+        """Take everything back; of one that `is_done`, what is to be held stays."""
         assert sequence.table is not None
-        sequence.table.release()
+        if is_done and sequence.is_held and sequence.num_computed:
+            self.held.add(sequence)
+        else:
+            sequence.table.release()
+            self.prefixes.unpin(sequence.prefixes)
         sequence.table = None
-        self.prefixes.unpin(sequence.prefixes)
         sequence.prefixes = sequence.stands_on = ()
         if sequence.source is not None:
             self.sources.let_go(sequence.source)
@@ -114,8 +146,9 @@ class Residency:
         tables = [table for prefix in self.prefixes for table in prefix.tables.values()]
         tables += [source.table for source in self.sources]
         tables += [sequence.table for sequence in running if sequence.table is not None]
+        tables += [held.table for held in self.held]
         self.blocks.check_integrity(tables)
-        self.prefixes.check_integrity([sequence.prefixes for sequence in running])
+        self.prefixes.check_integrity([each.prefixes for each in (*running, *self.held)])
         self.sources.check_integrity([each.source for each in running if each.source is not None])
 
     def _blocks_of_source(self, source: Input) -> Counts:
@@ -135,10 +168,33 @@ class Residency:
         for row in sequence.rows:
             if row is not sequence:
                 self._join(row, sequence)
-            first_slot, _ = row.pending_slots
-            row.table = SlotTable(self.blocks, line[-1].table if line else None, first_slot)
+            if row.table is None:
+                first_slot, _ = row.pending_slots
+                row.table = SlotTable(self.blocks, line[-1].table if line else None, first_slot)
             grown = row.table.grow(*row.pending_slots)
             assert grown, "blocks were counted before"
+
+    def _continue(self, sequence: Sequence) -> None:
+        """Let a sequence begin on a fork of what it continues, as far as that is held and the same."""
+        held = self.held.get(sequence.request.continues)
+        num_shared = 0 if held is None else held.num_shared(sequence)
+        if held is not None and num_shared:
+            sequence.table = held.table.fork_before(sequence.request.num_prefix_slots + num_shared)
+            sequence.num_computed = 0 if sequence.table is None else num_shared
+
+    @staticmethod
+    def _drop_fork(sequence: Sequence) -> None:
+        if sequence.table is not None:
+            sequence.table.release()
+            sequence.table, sequence.num_computed = None, 0
+
+    def _blocks_of_row(self, row: Sequence) -> Counts:
+        """Return the blocks that all its tokens take beside those of a fork."""
+        return (
+            self.blocks.blocks_for(len(row.tokens))
+            if row.table is None
+            else row.table.missing_blocks(*row.pending_slots)
+        )
 
     def _join(self, row: Sequence, other: Sequence) -> None:
         """Let a row of beam search stand on what another one of its group stands on."""

@@ -71,6 +71,7 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         """Take in a new sequence. Prompts of sequences that come next are fetched at once."""
+        self.residency.prefixes.expect(sequence.transient_keys)
         if self.residency.missing_prompts(sequence) and self.num_open < self._config.max_rows:
             self._park(sequence)
         else:
@@ -91,10 +92,13 @@ class Scheduler:
         sequence.phase = Phase.WAITING
         self.waiting.push(sequence, front=sequence.admitted is not None)
 
-    def finish(self, sequence: Sequence) -> None:
-        """Free everything that a sequence and all rows beside it hold, in whatever phase they are."""
+    def finish(self, sequence: Sequence, *, is_done: bool = False) -> None:
+        """Free everything that a sequence and all rows beside it hold, in whatever phase they are.
+
+        Of one that `is_done` and is to be held, keys and values stay.
+        """
         if sequence.phase is Phase.RUNNING:
-            self._leave(sequence, Phase.FINISHED)
+            self._leave(sequence, Phase.FINISHED, is_done=is_done)
         elif sequence.phase is Phase.WAITING:
             self.waiting.remove(sequence.leader)
         self.loading.discard(sequence)
@@ -103,12 +107,13 @@ class Scheduler:
             sequence.constraint = None
         for row in sequence.rows:
             row.phase = Phase.FINISHED
+        self.residency.prefixes.forget(sequence.transient_keys)
 
-    def _leave(self, sequence: Sequence, phase: Phase) -> None:
+    def _leave(self, sequence: Sequence, phase: Phase, *, is_done: bool = False) -> None:
         """Take back what a running sequence holds, and all rows beside it."""
         for row in sequence.rows:
             self.running.remove(row)
-            self.residency.vacate(row)
+            self.residency.vacate(row, is_done=is_done)
             row.phase = phase
         if sequence.beams is not None:
             self._searches.remove(sequence.beams)
@@ -117,7 +122,8 @@ class Scheduler:
 
     def schedule(self) -> Step:
         """Decide one step."""
-        self.residency.prefixes.trim()
+        if self.residency.prefixes.built:
+            self.residency.prefixes.trim()
         step = Step(self._config.token_budget)
         for sequence in [sequence for sequence in self.running if sequence.is_decoding]:
             if sequence.phase is Phase.RUNNING and self._decode(sequence, step):
@@ -129,9 +135,10 @@ class Scheduler:
             self._prefill(sequence, step)
         if not step.counts.preempted:
             self._admit(step)
-        if self._searches:  # nothing else forks tables
+        if self._searches or self.residency.held.lenders:  # nothing else forks tables
             step.counts.copied_blocks = self.residency.blocks.num_copies
             step.copies = self.residency.blocks.take_copies()
+            self.residency.held.lenders.clear()
         return step
 
     def plan_ahead(self, step: Step) -> None:
@@ -162,7 +169,7 @@ class Scheduler:
         return True
 
     def _grow(self, sequence: Sequence, step: Step) -> bool:
-        """Make room for one more slot, at the cost of idle prefixes, then of the youngest sequence.
+        """Make room for one more slot, at the cost of what is idle, then of the youngest sequence.
 
         All rows beside it get theirs too, since they go together. Return False where the youngest is the
         sequence itself.
@@ -171,7 +178,7 @@ class Scheduler:
             assert row.table is not None
             start, end = row.pending_slots
             while not row.table.grow(start, end):
-                if self.residency.prefixes.evict_until(row.table.missing_blocks(start, end)):
+                if self.residency.make_room(row.table.missing_blocks(start, end)):
                     continue
                 self._preempt(self.running[-1], step)
                 if sequence.phase is not Phase.RUNNING:
@@ -267,7 +274,7 @@ class Scheduler:
         if sequence.constraint is not None:
             sequence.constraint.begin()
         if sequence.admitted is None:  # recomputing after a preemption is not charged
-            self.waiting.charge(sequence.party, len(sequence.tokens) + _new_source_tokens(sequence))
+            self.waiting.charge(sequence.party, sequence.num_pending + _new_shared_tokens(sequence))
             sequence.admitted = time.monotonic()
 
     # -- update -----------------------------------------------------------------------------
@@ -284,6 +291,8 @@ class Scheduler:
                 sequence.scores += result.scores[id_]
             token = result.tokens.get(id_)
             if token is None:
+                if sequence.is_all_scored:
+                    outputs.append((sequence, self._end_scored(sequence, (), now)))
                 continue
             if sequence.beams is not None:
                 outputs += self._take_beam(sequence, token, step.counts, now)
@@ -312,20 +321,26 @@ class Scheduler:
             self.finish(sequence)
             return error
         if sequence.request.max_new_tokens == 0:
-            self.finish(sequence)
-            return TokenDelta(
-                top=token.top, scores=scores, finish=FinishReason.LENGTH, timings=sequence.timings(now)
-            )
+            return self._end_scored(sequence, token.top, now)
         reason = sequence.accept(token.token_id, now)
         self._served[sequence.party] = self._served.get(sequence.party, 0) + 1
         is_first = sequence.num_generated == 1
         (counts.first_token_latencies if is_first else counts.inter_token_latencies).append(sequence.latency)
         if reason is None:
             return TokenDelta(token.token_id, token.logprob, token.top, scores)
-        self.finish(sequence)
+        self.finish(sequence, is_done=True)
         return TokenDelta(
             token.token_id, token.logprob, token.top, scores, finish=reason, timings=sequence.timings(now)
         )
+
+    def _end_scored(self, sequence: Sequence, top: tuple[tuple[int, float], ...], now: float) -> Output:
+        """End what generates nothing; `top` are the most probable tokens after its prompt, if wanted."""
+        is_finite = not _has_nan(sequence.scores)
+        self.finish(sequence, is_done=is_finite)
+        if not is_finite:
+            return _not_finite()
+        scores, timings = tuple(sequence.scores), sequence.timings(now)
+        return TokenDelta(top=top, scores=scores, finish=FinishReason.LENGTH, timings=timings)
 
     def _take_beam(
         self, row: Sequence, token: SampledToken, counts: StepCounts, now: float
@@ -359,10 +374,11 @@ class Scheduler:
         assert all(sequence.phase is Phase.LOADING for sequence in self.loading)
 
 
-def _new_source_tokens(sequence: Sequence) -> int:
-    """Return the encoder's tokens that a sequence is the first to need."""
-    source = sequence.source
-    return source.input.num_slots if source is not None and source.users == 1 else 0
+def _new_shared_tokens(sequence: Sequence) -> int:
+    """Return the tokens of a source, and of what only requests share that run together, that it begins."""
+    begun = (each for each in sequence.prefixes if not (each.is_kept or each.num_computed))
+    num_begun, source = sum(each.segment.num_slots for each in begun), sequence.source
+    return num_begun + (source.input.num_slots if source is not None and source.users == 1 else 0)
 
 
 def _has_nan(scores: Iterable[TokenScore]) -> bool:

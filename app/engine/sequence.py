@@ -69,11 +69,15 @@ class Sequence:
     first_token: float | None = None
     last_token: float | None = None
     source_key: SourceKey | None = field(init=False)
+    is_held: bool = field(init=False)  # what it has on the device stays after its end
     scores: list[TokenScore] = field(default_factory=list)  # as far as they are known
     latency: float = 0.0  # seconds that the last token took since the one before, or since arrival
 
     def __post_init__(self) -> None:
-        self.tokens = list(self.request.token_ids)
+        request = self.request
+        # Where only scores are wanted, the last token is looked up in the logits of the one before it.
+        self.tokens = list(request.token_ids[:-1] if request.is_only_scored else request.token_ids)
+        self.is_held = request.is_held and request.source is None and request.sampling.num_beams == 1
         self.source_key = source_key(self.request, self.prefix_keys)
         self._first_slot = self.request.num_prefix_slots
         self.party = self.request.tenant, self.request.task  # for fair share
@@ -113,6 +117,23 @@ class Sequence:
         """Return where `count` tokens from slot index `start` on are written, and what they see."""
         assert self.table is not None
         return PackedItem(start, count, self.table.slots(start + count) + self.cross_slots)
+
+    @property
+    def transient_keys(self) -> tuple[Key, ...]:
+        """Keys of the prefixes that only requests which run together share; a source's go with it."""
+        return self.prefix_keys[self.request.num_kept_segments :] if self.request.source is None else ()
+
+    @property
+    def num_reusable(self) -> int:
+        """Own tokens that may be there already: one has to be computed, and those before scored ones."""
+        num_unscored = self.request.num_scored - len(self.scores)
+        first_scored = len(self.request.token_ids) - num_unscored - 1 if num_unscored else len(self.tokens)
+        return min(first_scored, len(self.tokens) - 1)
+
+    @property
+    def is_all_scored(self) -> bool:
+        """Whether it has all scores, and nothing else is wanted of it."""
+        return self.request.is_only_scored and len(self.scores) == self.request.num_scored
 
     @property
     def num_pending(self) -> int:

@@ -18,7 +18,8 @@ class StepStats:
     device_wait: float  # seconds that the device waited for the step since it ended the one before
     num_decode_rows: int
     num_beam_rows: int  # of those that decode
-    num_copied_blocks: int  # for beams that had shared them
+    num_copied_blocks: int  # for beams, and sequences that continue others, that had shared them
+    num_reused_tokens: int  # of prompts, that weren't computed since their sequences continue others
     num_prefill_tokens: int
     num_prefix_tokens: int
     num_sources: int  # encoded in this step
@@ -78,6 +79,7 @@ class StepRecorder:
             resident_prefix_bytes=int(prefixes.num_blocks @ blocks.block_bytes),
             resident_digests=prefixes.resident_digests(),
             num_sources=len(residency.sources),
+            num_held=len(residency.held),
             steps=self._num_steps,
         )
 
@@ -100,6 +102,7 @@ class StepRecorder:
                 num_decode_rows=counts.decode_rows,
                 num_beam_rows=counts.beam_rows,
                 num_copied_blocks=counts.copied_blocks,
+                num_reused_tokens=counts.reused_tokens,
                 num_prefill_tokens=counts.prefill_tokens,
                 num_prefix_tokens=counts.prefix_tokens,
                 num_sources=counts.sources,

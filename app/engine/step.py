@@ -22,6 +22,7 @@ class StepCounts:
     encoder_tokens: int = 0
     beam_rows: int = 0
     copied_blocks: int = 0
+    reused_tokens: int = 0
     preempted: int = 0
     prefix_hits: int = 0
     prefix_misses: int = 0

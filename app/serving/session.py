@@ -61,6 +61,7 @@ class Session:
         self._resources = resources
         self._is_trial = is_trial
         self._meanings: SingleFlightCache[str | None, Meaning | None] = SingleFlightCache(_MAX_TASKS)
+        self._held: list[str] = []  # ids of requests that the engine keeps something of
         self._room = ExitStack()
         self.reserve(num_sequences)
 
@@ -74,7 +75,10 @@ class Session:
             self._resources.on_program(outcome)
 
     def close(self) -> None:
-        """Give the room back."""
+        """Give the room back, and what the engine holds of the call's requests."""
+        for request_id in self._held:
+            self._resources.engine.release(request_id)
+        self._held.clear()
         self._room.close()
 
     async def on_thread(self, work: Callable[[], _T], size: int) -> _T:
@@ -114,12 +118,16 @@ class Session:
         """Yield the answer; the texts joined are the result's, which the last delta carries.
 
         `output` reads the answer, and may have it go on in other sequences; `first` is the one that it begins
-        in, where that isn't the admitted one. Raise what `EngineClient.generate` raises.
+        in, where that isn't the admitted one. Where a sequence `is_held`, the engine keeps what it computed,
+        also of one that is closed before its end, for a later one that `continues` it, until the session is
+        closed. Raise what `EngineClient.generate` raises.
         """
         output = output or OutputProcessor(self.tables, admitted.decoder_ids, admitted.parameters)
         sequence, begin = first or admitted.request, 0.0
         with self._attempt_of(admitted) as attempt:
             while True:
+                if sequence.is_held:
+                    self._held.append(sequence.id)
                 async with aclosing(self._resources.engine.generate(sequence)) as deltas:
                     async for delta in deltas:
                         begin = begin or time.monotonic()

@@ -70,6 +70,7 @@ class BeamMachine(Machine):
         step.note_failures(plan, failed)
         for row in [each for each in rows if each.id in failed] + [rows[i] for i in leaving if i < len(rows)]:
             if row.phase is not Phase.FINISHED:
+                row.is_held &= row.id not in failed
                 self.end(row.request.id, by_caller=True)
         if plans_ahead:
             self.scheduler.plan_ahead(step)

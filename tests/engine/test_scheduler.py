@@ -3,6 +3,7 @@
 Beside the scheduler runs a model of the device's memory that remembers who wrote what into each
 slot. Every planned token must find, in the slots that it attends to, its prefix and its own
 earlier tokens in order, and nothing of anybody else; in a window group, as far as the window reaches.
+What a sequence continues is its own too: slots hold a token with all that came before it.
 In an encoder-decoder it must find its whole source too, with the prefix before it.
 """
 
@@ -137,8 +138,12 @@ def prefix_content(owner: Sequence | Prefix, site: Site) -> list[object]:
 def expected_content(owner: Sequence | Prefix, num_slots: int) -> list[object]:
     """What the first `num_slots` slots of an owner must hold in the decoder's self-attention."""
     head = prefix_content(owner, Site.DECODER_SELF)
-    own = [] if isinstance(owner, Prefix) else [(owner.request.id, token) for token in owner.tokens]
-    return [*head, *own][:num_slots]
+    return [*head, *([] if isinstance(owner, Prefix) else own_content(owner))][:num_slots]
+
+
+def own_content(owner: Sequence) -> list[object]:
+    history = hash((owner.prefix_keys, owner.request.source))
+    return [(token, history := hash((history, token))) for token in owner.tokens]
 
 
 def source_content(source: Source) -> list[object]:
@@ -233,7 +238,9 @@ class Machine(RuleBasedStateMachine):
         self.scheduler = new_scheduler(self.shape)
         self.device = Device(self.scheduler.residency.blocks.groups)
         self.sequences: dict[str, Sequence] = {}
+        self.scheduler.residency.held.max_held = 4
         self.ended: set[str] = set()
+        self.to_continue: list[Sequence] = []  # those to be held, ended or not
         self.number = 0
 
     def submit_request(self, request: Request) -> None:
@@ -241,8 +248,10 @@ class Machine(RuleBasedStateMachine):
             self.scheduler.residency.check_fits(request)
         except RequestTooLong:
             return
+        request = self.scheduler.residency.aligned(request)
         sequence = Sequence(request, prefix_keys(request, self.shape))
         self.sequences[request.id] = sequence
+        self.to_continue += [sequence] * request.is_held
         self.scheduler.add(sequence)
         self.parked += self.scheduler.take_loads()
 
@@ -260,6 +269,13 @@ class Machine(RuleBasedStateMachine):
     def cancel(self, data: st.DataObject) -> None:
         self.end(data.draw(st.sampled_from(sorted(self.sequences))), by_caller=True)
 
+    @rule(data=st.data())
+    @precondition(lambda self: len(self.to_continue) > 3)
+    def release(self, data: st.DataObject) -> None:
+        sequence = self.to_continue.pop(data.draw(st.integers(0, len(self.to_continue) - 1)))
+        sequence.is_held = False
+        self.scheduler.residency.held.drop(sequence.request.id)
+
     @rule(
         fate=st.sampled_from(["go on", "go on", "go on", "stop", "nan"]),
         pick=st.integers(0, 5),
@@ -267,9 +283,17 @@ class Machine(RuleBasedStateMachine):
         leaving=st.sets(st.integers(0, 5), max_size=2),
         failing=st.sets(st.integers(0, 5), max_size=2),
         plans_ahead=st.booleans(),
+        num_runs=st.sampled_from([1, 1, 2]),
     )
     def step(
-        self, fate: str, pick: int, late: set[int], leaving: set[int], failing: set[int], plans_ahead: bool
+        self,
+        fate: str,
+        pick: int,
+        late: set[int],
+        leaving: set[int],
+        failing: set[int],
+        plans_ahead: bool,
+        num_runs: int = 1,
     ) -> None:
         """One step. Rows that are `leaving` end while it runs, those that are `failing` with it, unrun.
 
@@ -282,9 +306,11 @@ class Machine(RuleBasedStateMachine):
         order = [step.owners[item.id] for item in plan.items if item.sampling is not None]
         sampling = [owner for owner in order if isinstance(owner, Sequence)]
         failed = {sampling[i].id for i in failing if i < len(sampling)}
-        self.device.run(step, plan.part({*step.owners} - failed))
+        for _ in range(num_runs):  # as a step does that failed
+            self.device.run(step, plan.part({*step.owners} - failed))
         step.note_failures(plan, failed)
         for sequence in [each for each in sampling if each.id in failed]:
+            sequence.is_held = False
             self.end(sequence.request.id, by_caller=True)
         sampling = [sequence for sequence in sampling if sequence.id not in failed]
         for sequence in [sampling[i] for i in leaving if i < len(sampling)]:
@@ -337,7 +363,7 @@ class Machine(RuleBasedStateMachine):
         assert request_id not in self.ended, "a request ends once"
         self.ended.add(request_id)
         if by_caller:
-            self.scheduler.finish(sequence)
+            self.scheduler.finish(sequence, is_done=True)
         assert sequence.phase is Phase.FINISHED
         assert sequence.table is None
         assert sequence.source is None
@@ -364,6 +390,11 @@ class Machine(RuleBasedStateMachine):
             self.step("go on", 0, set(), set(), set(), plans_ahead=True)
             self.scheduler.check_integrity()
         assert not self.sequences, "every accepted request ends"
+        residency = self.scheduler.residency
+        for held in [*residency.held]:
+            residency.held.drop(held.request.id)
+        self.scheduler.check_integrity()
+        assert all(not prefix.pins and prefix.is_kept for prefix in residency.prefixes)
 
 
 class CausalMachine(Machine):
@@ -374,6 +405,7 @@ class CausalMachine(Machine):
         num_tokens=st.integers(1, 30),
         max_new_tokens=st.integers(1, 20),
         tenant=st.sampled_from(["a", "b"]),
+        is_held=st.booleans(),
     )
     def submit(
         self,
@@ -383,6 +415,7 @@ class CausalMachine(Machine):
         num_tokens: int,
         max_new_tokens: int,
         tenant: str,
+        is_held: bool,
     ) -> None:
         self.number += 1
         request = Request(
@@ -398,8 +431,43 @@ class CausalMachine(Machine):
             stop_ids=frozenset({STOP_ID}),
             tenant=tenant,
             task=prompts[0].digest if prompts else "",
+            is_held=is_held,
         )
         self.submit_request(request)
+
+    @rule(
+        data=st.data(),
+        num_new=st.integers(1, 12),
+        num_transient=st.sampled_from([0, 0, 5]),
+        is_cut_anew=st.booleans(),
+        is_held=st.booleans(),
+    )
+    @precondition(lambda self: len(self.scheduler.residency.held))
+    def continue_one(
+        self, data: st.DataObject, num_new: int, num_transient: int, is_cut_anew: bool, is_held: bool
+    ) -> None:
+        """A request begins with some of another one's text; its transient segments may be others."""
+        held = self.scheduler.residency.held
+        other = data.draw(st.sampled_from([each for each in self.to_continue if held.get(each.request.id)]))
+        self.number += 1
+        common = other.tokens[: len(other.tokens) - data.draw(st.sampled_from([0, 0, 1, 2, 9]))]
+        ids = (*common, *(1000 * self.number + i for i in range(num_new)))
+        segments, kept = other.request.segments, other.request.num_kept_segments
+        if is_cut_anew:
+            ids = (*(id_ for segment in segments[kept:] for id_ in segment.token_ids), *ids)
+            num_transient = min(num_transient, len(ids) - 1)
+            shared = Segment(token_ids=ids[:num_transient], is_kept=False)
+            segments, ids = segments_of(*segments[:kept], shared), ids[num_transient:]
+        self.submit_request(
+            replace(
+                other.request,
+                id=str(self.number),
+                segments=segments,
+                token_ids=ids,
+                is_held=is_held,
+                continues=other.request.id,
+            )
+        )
 
 
 class EncoderDecoderMachine(Machine):
@@ -459,10 +527,18 @@ class EncoderDecoderMachine(Machine):
         self.submit_request(replace(self.last, id=str(self.number), max_new_tokens=max_new_tokens))
 
 
+class FullMachine(CausalMachine):
+    """Without windows, which give back what others could reuse."""
+
+    shape = geometry(DECODER_SELF=(FULL,))
+
+
 TestScheduler = CausalMachine.TestCase
 TestScheduler.settings = settings(
     max_examples=100, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
 )
+TestSchedulerWithoutWindows = FullMachine.TestCase
+TestSchedulerWithoutWindows.settings = settings(TestScheduler.settings, max_examples=60)
 TestEncoderDecoderScheduler = EncoderDecoderMachine.TestCase
 TestEncoderDecoderScheduler.settings = settings(TestScheduler.settings, max_examples=60)
 
