@@ -16,7 +16,17 @@ from app.api.middleware.request_guard import RequestGuard
 from app.api.middleware.timing import TIMING_HEADERS
 from app.api.middleware.tracing import Tracing
 from app.api.queries import only_known_queries
-from app.api.routes import generate, live, openai, ops, responses, tasks, tokens, training
+from app.api.routes import (
+    decisions,
+    generate,
+    live,
+    openai,
+    ops,
+    responses,
+    tasks,
+    tokens,
+    training,
+)
 from app.api.state import ApiConfig, ServerState
 from app.keys.keyring import Keyring
 
@@ -58,6 +68,7 @@ def create_app(
     app.include_router(tokens.router, dependencies=strict)
     app.include_router(openai.router, dependencies=strict)
     app.include_router(responses.router, dependencies=strict)
+    app.include_router(decisions.router, dependencies=strict)
     app.include_router(training.router, dependencies=strict)  # below /tasks/{task_id:path}, which takes all
     app.include_router(tasks.router, dependencies=strict)
     app.include_router(ops.router)  # probes and scrapers may add queries of their own

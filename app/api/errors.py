@@ -72,7 +72,7 @@ _TGI_TYPES: Mapping[str, TgiErrorType] = {
     "context_length_exceeded": "validation",
     "payload_too_large": "validation",
 }
-_OPENAI_PATHS = ("/chat/completions", "/completions", "/models", "/responses")
+_OPENAI_PATHS = ("/chat/completions", "/completions", "/decisions", "/models", "/responses")
 _VERSIONS = re.compile(r"^(?:/v1)+")
 _MOST_PROBLEMS = 8
 _FIELD = re.compile(r"(?!(?:str|int|float|bool|dict|list)$)[a-z_]+")

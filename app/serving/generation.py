@@ -16,12 +16,14 @@ from app.request import Outcome, ProgramOutcome
 from app.serving.admitted import Admitted
 from app.serving.base_defaults import BaseDefaults
 from app.serving.concurrency_limiter import ConcurrencyLimiter
+from app.serving.decisions import DecisionRequest, Decisions
 from app.serving.generation_request import GenerationRequest, GenerationResult, TextDelta
 from app.serving.lanes import Lanes
 from app.serving.outcomes import OutcomeRecorder
 from app.serving.output_processor import scored_tokens
 from app.serving.program_watch import ProgramWatch
 from app.serving.programs import program_for
+from app.serving.programs.decide import Decide
 from app.serving.request_builder import RequestBuilder
 from app.serving.session import Resources, Session
 from app.serving.structured_output.grammars import Grammars
@@ -117,6 +119,13 @@ class GenerationService:
             stream = await self._admit(requests, deadline, is_stream=True)
             await stream.begin()
             return stream
+
+    async def decide(self, request: DecisionRequest) -> Decisions:
+        """Answer questions about one input, on one version. Raise as `generate_all`."""
+        async with self._in_time(request.asked) as deadline:
+            with closing(Session(self._resources)) as session:
+                asked = replace(request.asked, deadline=deadline)
+                return await Decide(replace(request, asked=asked)).run(session)
 
     async def try_version(self, version: TaskVersion, request: GenerationRequest) -> GenerationResult:
         """Run a request on this version, released or not: charged, but no request of its task."""

@@ -137,7 +137,7 @@ class RequestBuilder:
         Raise InvalidRequest (RequestTooLong).
         """
         begin = time.monotonic()
-        prepared = self._prepared(version)
+        prepared = self.prepared(version)
         request = settle_vote(request, prepared.program)
         check_program(prepared.program, request)
         parameters = resolve(self._defaults.parameters, prepared.defaults, request, prepared.program)
@@ -329,7 +329,8 @@ class RequestBuilder:
         ids = {id_ for id_ in spelled if id_ is not None} | {*parameters.stop_token_ids}
         return frozenset(ids) if parameters.ignore_eos else self.eos_ids | ids
 
-    def _prepared(self, version: TaskVersion | None, paraphrase: int | None = None) -> PreparedVersion:
+    def prepared(self, version: TaskVersion | None, paraphrase: int | None = None) -> PreparedVersion:
+        """Return what all requests of a version need. Raise InvalidRequest: this base can't render it."""
         key = "" if version is None else version.digest
         if paraphrase is not None:
             key = f"{key} {paraphrase}"
@@ -342,7 +343,7 @@ class RequestBuilder:
         if version is None or request.token_ids is not None:
             what = "the base model has no paraphrases" if version is None else "ids are read as they are"
             raise InvalidRequest(f"paraphrase: {what}; leave it out.", param="parameters.paraphrase")
-        return self._prepared(version, index)
+        return self.prepared(version, index)
 
     def _prepare(self, version: TaskVersion | None, paraphrase: int | None) -> PreparedVersion:
         """Parse the template and find the leading ids."""

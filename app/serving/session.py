@@ -26,9 +26,10 @@ from app.serving.generation_request import GenerationRequest, GenerationResult, 
 from app.serving.lanes import Lanes
 from app.serving.outcomes import Attempt, OutcomeRecorder
 from app.serving.output_processor import OutputProcessor, scored_tokens
-from app.serving.request_builder import RequestBuilder
+from app.serving.request_builder import PreparedVersion, RequestBuilder
 from app.store.releases import Meaning
 from app.text.detokenizer import DetokenizerTables
+from app.text.prompt_encoder import PromptEncoder
 
 _T = TypeVar("_T")
 _MAX_TASKS = 64  # that one call uses
@@ -111,6 +112,24 @@ class Session:
     def _meaning(self, request: GenerationRequest) -> Meaning | None:
         """Return what the task means for all parts of the call."""
         return self._meanings.get(request.task, lambda: self._resources.builder.find(request))
+
+    async def look_up(
+        self, request: GenerationRequest
+    ) -> list[tuple[TaskVersion | None, PreparedVersion, int]]:
+        """Return the versions that answer, how each renders, and its weight; one, unless it is an ensemble.
+
+        None stands for the base model. Raise NotFound, InvalidRequest.
+        """
+        builder = self._resources.builder
+
+        def look_up() -> list[tuple[TaskVersion | None, PreparedVersion, int]]:
+            meaning = self._meaning(request)
+            if meaning is None:
+                return [(None, builder.prepared(None), 1)]
+            members = meaning.members or ((meaning.version, 1),)
+            return [(version, builder.prepared(version), weight) for version, weight in members]
+
+        return await self.on_thread(look_up, 0)
 
     async def generate(
         self, admitted: Admitted, output: OutputProcessor | None = None, first: Request | None = None
@@ -260,6 +279,17 @@ class Session:
         return await self.on_thread(
             lambda: [builder.label_ids(label, with_eos=with_eos) for label in labels], sum(map(len, labels))
         )
+
+    @property
+    def prompts(self) -> PromptEncoder:
+        """What renders and tokenizes for the base."""
+        return self._resources.builder.prompts
+
+    @property
+    def space_before_labels(self) -> str:
+        """Return what a label needs before it to be a word of its own in a text that it goes on with."""
+        has_encoder = self._resources.engine.geometry.has_encoder
+        return "" if has_encoder or self.prompts.tokenizer.puts_spaces else " "
 
     def _attempt(self, tenant: str, deadline: float | None) -> Attempt:
         recorder = self._resources.outcomes

@@ -25,8 +25,14 @@ class Shot:
 
 def with_options(template: Template, options: Sequence[str]) -> Template:
     """Put a line for each option where `{options}` stands; without options it is a field like others."""
-    lines = "\n".join(f"- {option.strip()}" for option in options)
-    return template.filled({OPTIONS: lines}) if options and OPTIONS in template.fields else template
+    if not options or OPTIONS not in template.fields:
+        return template
+    return template.filled({OPTIONS: option_lines(options)})
+
+
+def option_lines(options: Sequence[str]) -> str:
+    """Return a line for each option, as instruction-tuned models know them."""
+    return "\n".join(f"- {option.strip()}" for option in options)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ value tokenized apart can split differently from both together.
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 
 from tokenizers import Tokenizer
@@ -91,6 +92,12 @@ class PromptTokenizer:
         """Return the text of ids, without special tokens."""
         [text] = self._backend.decode_batch([list(ids)], skip_special_tokens=True)  # other threads run on
         return str(text)
+
+    @cached_property
+    def puts_spaces(self) -> bool:
+        """Whether a text that is tokenized alone reads as a word of its own after other text."""
+        ids = self.plain_ids("a")
+        return self.text_of((*ids, *ids)) == "a a"
 
     def surely_longer(self, num_chars: int, limit: int) -> bool:
         """Return whether a text's length alone shows that it is far too long for `limit` tokens."""

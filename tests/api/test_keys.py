@@ -30,6 +30,7 @@ PUBLIC = {(method, path) for method in ("GET", "HEAD") for path in ("/health/liv
 METHODS = ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE", "TRACE")
 LISTING = {Scope.GENERATE, Scope.UPLOAD, Scope.ADMIN}
 # As API.md has them; a route that isn't here fails the test below.
+IS_IT = {"type": "predicate", "instructions": "Is it?"}
 NEEDED: dict[tuple[str, str], set[Scope]] = {
     **{
         ("POST", path): {Scope.GENERATE}
@@ -42,6 +43,7 @@ NEEDED: dict[tuple[str, str], set[Scope]] = {
             "/v1/completions",
             "/v1/chat/completions",
             "/v1/responses",
+            "/v1/decisions",
         )
     },
     **{("GET", path): LISTING | {Scope.TRAIN} for path in ("/tasks", "/tasks/{task_id}")},
@@ -348,6 +350,7 @@ def test_a_key_reaches_its_tasks_only(client: httpx.Client, keys: Keys, two_task
                         ask("/generate_stream", task_id=name, inputs="a"),
                         ask("/generate", task_id=name, inputs="a", parameters={"choices": True}),
                         ask("/v1/completions", model=name, prompt="a"),
+                        ask("/v1/decisions", model=name, input="a", questions=[IS_IT]),
                         ask("/v1/completions", model=name, prompt=["a", "b"], stream=True),
                         ask("/v1/chat/completions", model=name, messages=messages),
                         ask("/v1/responses", model=name, input="a"),

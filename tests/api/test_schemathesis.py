@@ -28,7 +28,7 @@ from app.training.readers import read_dataset
 from tests.api.server import client_of, services_of, serving
 from tests.api.test_generate import publish_text
 from tests.api.test_keys import Keys
-from tests.serving.stack import running_stack
+from tests.serving.stack import BASE_NAME, running_stack
 from tests.serving.training_runs.runs import Runs
 from tests.waiting import wait_until
 
@@ -225,6 +225,9 @@ def steer_home(case: Case, steering: Steering) -> None:
 def home_of(given: dict[str, Any], path: str) -> dict[str, Any]:
     if path == "/v1/responses":
         return {"model": TASK, "max_output_tokens": 3, "input": "a"}
+    if path == "/v1/decisions":
+        asked = {"type": "predicate", "instructions": "Is it?"}
+        return {"model": BASE_NAME, "input": "a", "questions": [asked]}
     if path.startswith("/v1/"):
         words = {"messages": [{"role": "user", "content": "a"}]} if "chat" in path else {"prompt": ["a", "b"]}
         return {"model": TASK, "max_tokens": 3} | words

@@ -61,7 +61,9 @@ def _too_long(error: RequestTooLong, request: Request, behind: Services) -> Cont
 
 def _inputs_of(request: Request) -> str:
     path = request.url.path
-    return "input" if path.endswith("/responses") else "messages" if "chat" in path else "prompt"
+    return (
+        "input" if path.endswith(("/responses", "/decisions")) else "messages" if "chat" in path else "prompt"
+    )
 
 
 def _bound_of(request: Request) -> str:
