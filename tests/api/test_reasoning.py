@@ -6,6 +6,7 @@ import httpx
 import pytest
 from huggingface_hub import InferenceClient
 
+from tests.api.server import client_of
 from tests.api.test_generate import error_of, publish_text
 from tests.api.test_stream import events
 from tests.serving.stack import Stack
@@ -17,13 +18,18 @@ TASK = "thinks"
 @pytest.fixture(scope="module")
 def asked(url: str, stack: Stack) -> dict[str, Any]:
     """A request whose answer has a marker, which spans tokens, and ends of steps."""
-    with httpx.Client(base_url=url, trust_env=False, timeout=60) as client:
-        body = {"inputs": stack.talkative(), "parameters": {"max_new_tokens": LENGTH}}
-        text = client.post("/generate", json=body).json()["generated_text"]
-        marker = next(text[i : i + 4] for i in range(30, 60) if text.index(text[i : i + 4]) == i)
-        settings = {"answer_after": marker, "steps_end": text[6], "effort": {"low": 5}}
-        publish_text(client, TASK, "{x}", reasoning=settings)
-    return body | {"task_id": TASK}
+    with client_of(url) as client:
+        return thinking(client, stack, TASK)
+
+
+def thinking(client: httpx.Client, stack: Stack, task: str) -> dict[str, Any]:
+    """Publish a task with reasoning, and return a request that brings its marker about."""
+    body = {"inputs": stack.talkative(), "parameters": {"max_new_tokens": LENGTH}}
+    text = client.post("/generate", json=body).json()["generated_text"]
+    marker = next(text[i : i + 4] for i in range(30, 60) if text.index(text[i : i + 4]) == i)
+    settings = {"answer_after": marker, "steps_end": text[6], "effort": {"low": 5}}
+    publish_text(client, task, "{x}", reasoning=settings)
+    return body | {"task_id": task}
 
 
 def with_parameters(body: dict[str, Any], **more: Any) -> dict[str, Any]:

@@ -76,4 +76,6 @@ def _restated(error: InvalidRequest, request: Request) -> InvalidRequest:
     if error.param == "inputs":
         error.param = words
         error.message = error.message.replace("inputs", words)
+    elif error.param is not None:
+        error.param = error.param.removeprefix("parameters.")
     return error

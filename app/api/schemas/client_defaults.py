@@ -48,7 +48,6 @@ _VLLM: _Values = {
     "guided_json": (),
     "guided_regex": (),
     "guided_whitespace_pattern": (),
-    "include_reasoning": (True,),
     "kv_transfer_params": (),
     "logits_processors": ([],),
     "logprob_token_ids": (),
@@ -67,7 +66,6 @@ _VLLM: _Values = {
     "spaces_between_special_tokens": (True,),
     "stream_interval": (1,),
     "structured_outputs": (),
-    "thinking_token_budget": (-1,),
     "truncate_prompt_tokens": (),
     "truncation_side": ("left", "right"),  # of nothing that is truncated
     "use_beam_search": (False,),
@@ -84,7 +82,6 @@ _OPENAI: _Values = {
     "modalities": (["text"],),
     "moderation": (),
     "prediction": (),
-    "reasoning_effort": ("none",),
     "response_format": ({"type": "text"},),
     "service_tier": ("auto", "default"),
     "store": (False,),
