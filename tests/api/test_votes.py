@@ -100,6 +100,31 @@ def test_openais_routes_vote(client: httpx.Client) -> None:
     assert error_of(many, 422)["param"] == "n"
 
 
+def stream_of(client: httpx.Client, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    text = client.post(path, json=body | {"stream": True, "stream_options": options}).text
+    return [json.loads(line.removeprefix("data: ")) for line in text.splitlines() if "{" in line]
+
+
+def test_openais_streams_end_as_whole_answers_do(client: httpx.Client) -> None:
+    publish_text(client, "chatty", "T: {x}", vote={"n": 3}, defaults={"temperature": 3.0})
+    body = {"model": "chatty", "max_tokens": 6, "seed": 11}
+    chat = body | {"messages": [{"role": "user", "content": "a film"}], "logprobs": True}
+    text = body | {"prompt": "a film", "logprobs": 1, "echo": True}
+    for path, asked in (("/v1/chat/completions", chat), ("/v1/completions", text)):
+        whole = client.post(path, json=asked).json()
+        *chunks, last = stream_of(client, path, asked)
+        choices = [choice for chunk in chunks for choice in chunk["choices"]]
+        [expected] = whole["choices"]
+        assert sorted(each["ballot"]["index"] for each in choices if "ballot" in each) == [0, 1, 2]
+        assert last["usage"] == chunks[-1]["usage"] == whole["usage"]
+        assert choices[-1]["vote"] == expected["vote"]
+        found = [each["logprobs"] for each in choices if each["logprobs"]]
+        assert found == [expected["logprobs"]]
+        texts = [each.get("text", each.get("delta", {}).get("content", "")) for each in choices]
+        assert "".join(texts) == expected.get("text", expected.get("message", {}).get("content"))
+
+
 def test_a_deadline_amid_a_vote_is_504(client: httpx.Client, stack: Stack) -> None:
     body = {"inputs": stack.talkative(), "parameters": {"vote": {"n": 64}, "max_new_tokens": 200}}
     for path in ("/generate", "/generate_stream"):

@@ -230,7 +230,7 @@ class _Chunks(ABC):
         """Return the chunks of one delta, as events."""
         index, piece = item
         if self._usage_so_far:
-            self._counts[index] += piece.token is not None
+            self._counts[index] += _num_generated(piece)
             self._so_far = _usage(self._prompt_tokens[index], self._counts[index])
         if piece.result is not None:
             self._results[index] = piece.result
@@ -274,8 +274,7 @@ class CompletionChunks(_Chunks):
         self._echo = list(prompts)
 
     def _write(self, index: int, piece: TextDelta) -> bytes:
-        text = (self._echo[index] or "") + ("" if piece.is_reasoning else piece.text)
-        self._echo[index] = None
+        text = self._echoed(index, piece) + ("" if piece.is_reasoning else piece.text)
         logprobs, tokens = None, [*piece.prompt_scores, *_answered(piece)]
         if self._logprobs and tokens:
             logprobs = _completion_logprobs(tokens, self._offsets[index])
@@ -284,6 +283,15 @@ class CompletionChunks(_Chunks):
         return self._chunk(
             [{"index": index, "text": text, **thought, "logprobs": logprobs, **self._end(piece)}]
         )
+
+    def _echoed(self, index: int, piece: TextDelta) -> str:
+        """Return the prompt before an answer's first chunk; of an ensemble, the winner's."""
+        if piece.ballot is not None:
+            return ""
+        echo, self._echo[index] = self._echo[index], None
+        if echo is None:
+            return ""
+        return echo if piece.result is None else piece.result.prompt_text
 
 
 class ChatChunks(_Chunks):
@@ -319,6 +327,14 @@ def _said(piece: TextDelta) -> dict[str, str]:
     return {"content": piece.text}
 
 
+def _num_generated(piece: TextDelta) -> int:
+    if piece.ballot is not None:
+        return piece.ballot.result.num_generated
+    return int(piece.token is not None)
+
+
 def _answered(piece: TextDelta) -> list[OutputToken]:
-    """Return the token of the answer that the delta has, if any."""
+    """Return the tokens of the answer that the delta has; a vote's last one has all of the winner's."""
+    if piece.token is None and piece.result is not None and piece.result.vote is not None:
+        return list(piece.result.answer_tokens)
     return [] if piece.token is None or piece.is_reasoning else [piece.token]
