@@ -248,6 +248,7 @@ class Session:
         set doesn't fill the queue. Raise what else `EngineClient.generate` raises.
         """
         with self._attempt_of(admitted) as attempt:
+            self._held += [request.id for request in requests if request.is_held]
             attempt.prompt_tokens = prompt_tokens
             attempt.generated_tokens = sum(request.num_scored for request in requests)
             scored = await map_bounded(self._only_delta, requests, self.num_scored_at_once)

@@ -26,6 +26,7 @@ from tests.oracle import soft_config
 from tests.serving.stack import BASE_NAME, Stack, running_stack, stack_of
 from tests.text.tokenizer_zoo import tokenizer_of
 from tests.tiny_models import packed_backbone, tiny_model
+from tests.waiting import wait_until
 
 INPUT = "the film was great"
 PREDICATE = {"type": "predicate", "instructions": "It is about a film."}
@@ -329,6 +330,8 @@ def test_400_questions_answer_in_order_and_share_the_input(client: httpx.Client,
     before, ends = stack.generation.limiter.taken, len(stack.outcomes)
     stack.steps.clear()
     found = decide(client, input=text, questions=questions)
+    wait_until(stack.is_idle)
+    forward = sum(step.num_prefill_tokens + step.num_prefix_tokens for step in [*stack.steps])
     assert [each["name"] for each in found["answers"]] == [str(number) for number in range(400)]
     for number in (0, 7, 399):
         [alone] = decide(client, input=text, questions=[questions[number]])["answers"]
@@ -339,6 +342,7 @@ def test_400_questions_answer_in_order_and_share_the_input(client: httpx.Client,
     assert usage["total_tokens"] == usage["input_tokens"] + usage["output_tokens"]
     assert stack.generation.limiter.taken == before
     computed = usage["input_tokens"] - usage["input_tokens_details"]["cached_tokens"]
+    assert forward <= shared + 1.2 * (computed - shared + usage["output_tokens"])
     assert stack.outcomes[ends].prompt_tokens == computed
     assert stack.outcomes[ends].generated_tokens == usage["output_tokens"]
 

@@ -2,8 +2,9 @@
 
 Each label's ids follow a prompt's as they are. All labels of a prompt share its keys and values: they stand
 on prefixes that end before the prompt's last token, and go with it. What several prompts begin with is a
-prefix of its own, which is computed once. In an encoder-decoder the labels follow the tokens that every
-answer begins with, and those of one prompt share one source.
+prefix of its own, which is computed once: the first label is held to the session's end, so that what all
+stand on stays there between steps. In an encoder-decoder the labels follow the tokens that every answer
+begins with, and those of one prompt share one source.
 """
 
 import math
@@ -74,6 +75,8 @@ async def score_labels(
         for prompt, some in zip(prompts, labels, strict=True)
         for request in _label_requests(prompt, some, shared)
     ]
+    if len(requests) > 1:
+        requests[0] = replace(requests[0], is_held=True)
     scored = iter(await session.score(admitted, requests, num_prompt_tokens(prompts)))
     return [_scores_of(tuple(each), [next(scored) for _ in each]) for each in labels]
 
