@@ -1,6 +1,6 @@
 """Requests to the generation service, and its results."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -45,6 +45,8 @@ class GenerationRequest:
     classification: ClassificationRequest | None = None  # score labels instead of generating
     vote: VoteRequest | None = None  # None: the task's own, if it has one
     steps: tuple[str, ...] = ()  # of a chain so far, each with its end
+    chain: TaskVersion | None = None  # that this is a step of, and that renders it
+    require: Callable[[str], None] | None = None  # raises Forbidden for a task that isn't the caller's
     request_id: str = ""
     task: str | None = None  # a task reference (`task`, `task@alias`, `task@3`); None: the base model
     user: str | None = None

@@ -8,9 +8,15 @@ from app.serving.program_settings import ProgramSettings
 
 
 def check_program(program: ProgramSettings, request: GenerationRequest) -> None:
-    """Raise InvalidRequest for what a request says itself and its program has no use for, unless neutral."""
+    """Raise InvalidRequest for what a request says itself and its program has no use for, unless neutral.
+
+    Raise Forbidden where a step of a chain is for a task that the caller may not use.
+    """
     for param, problem in (*_of_reasoning(program, request), *_of_chain(program, request)):
         raise InvalidRequest(problem, param=param)
+    if program.chain is not None and has_chain(program, request) and request.require is not None:
+        for step in program.chain.steps:
+            request.require(step.task)
 
 
 def _of_reasoning(program: ProgramSettings, request: GenerationRequest) -> Iterator[tuple[str, str]]:

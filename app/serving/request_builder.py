@@ -138,11 +138,11 @@ class RequestBuilder:
         """
         begin = time.monotonic()
         prepared = self.prepared(version)
-        request = settle_vote(request, prepared.program)
-        check_program(prepared.program, request)
+        if request.chain is None:
+            request = settle_vote(request, prepared.program)
+            check_program(prepared.program, request)
         parameters = resolve(self._defaults.parameters, prepared.defaults, request, prepared.program)
-        if parameters.paraphrase is not None:
-            prepared = self._paraphrased(version, request, parameters.paraphrase)
+        prepared = self._read(version, request, prepared, parameters.paraphrase)
         tokenized = self._encode(request, prepared.rendering, parameters.truncate)
         check_not_empty(tokenized)
         built = self._request(version, prepared, request, parameters, tokenized)
@@ -197,9 +197,9 @@ class RequestBuilder:
         id_ = f"{request.request_id}#{next(self._numbers)}"  # ids that clients choose may repeat
         read = self._model_input(id_, version, prepared, request, parameters, tokenized)
         num_prompt = read.num_prompt
-        max_new_tokens = self._max_new_tokens(
-            request.parameters.get("max_new_tokens"), parameters, read.num_virtual_tokens, num_prompt
-        )
+        # How many a step of a chain may have is no wish of the client's.
+        wanted = request.parameters.get("max_new_tokens") if request.chain is None else None
+        max_new_tokens = self._max_new_tokens(wanted, parameters, read.num_virtual_tokens, num_prompt)
         stop_ids = self._stop_ids(parameters)
         rules = token_rules(
             parameters,
@@ -329,12 +329,17 @@ class RequestBuilder:
         ids = {id_ for id_ in spelled if id_ is not None} | {*parameters.stop_token_ids}
         return frozenset(ids) if parameters.ignore_eos else self.eos_ids | ids
 
-    def prepared(self, version: TaskVersion | None, paraphrase: int | None = None) -> PreparedVersion:
-        """Return what all requests of a version need. Raise InvalidRequest: this base can't render it."""
+    def prepared(
+        self, version: TaskVersion | None, paraphrase: int | None = None, *, is_fed: bool = True
+    ) -> PreparedVersion:
+        """Return what all requests of a version need; its chain renders them where they are fed with steps.
+
+        Raise InvalidRequest: this base can't render it.
+        """
         key = "" if version is None else version.digest
-        if paraphrase is not None:
-            key = f"{key} {paraphrase}"
-        return self._remembered.get(key, lambda: self._prepare(version, paraphrase))
+        if paraphrase is not None or not is_fed:
+            key = f"{key} {paraphrase} {is_fed}"
+        return self._remembered.get(key, lambda: self._prepare(version, paraphrase, is_fed=is_fed))
 
     def _paraphrased(
         self, version: TaskVersion | None, request: GenerationRequest, index: int
@@ -345,12 +350,33 @@ class RequestBuilder:
             raise InvalidRequest(f"paraphrase: {what}; leave it out.", param="parameters.paraphrase")
         return self.prepared(version, index)
 
-    def _prepare(self, version: TaskVersion | None, paraphrase: int | None) -> PreparedVersion:
+    def _read(
+        self,
+        version: TaskVersion | None,
+        request: GenerationRequest,
+        prepared: PreparedVersion,
+        paraphrase: int | None,
+    ) -> PreparedVersion:
+        """Return the version as the request has it rendered; labels follow the template of a chain's task."""
+        if request.chain is not None:
+            chain = self.prepared(request.chain)
+            return replace(prepared, rendering=chain.rendering, leading_ids=chain.leading_ids)
+        if paraphrase is not None:
+            return self._paraphrased(version, request, paraphrase)
+        is_fed = prepared.rendering.fed is not None and request.classification is not None
+        if is_fed and version is not None and version.template is not None:
+            return self.prepared(version, is_fed=False)
+        return prepared
+
+    def _prepare(
+        self, version: TaskVersion | None, paraphrase: int | None, *, is_fed: bool
+    ) -> PreparedVersion:
         """Parse the template and find the leading ids."""
         if version is None:
             return PreparedVersion(Rendering(PLAIN, PLAIN), (), {})
         program = ProgramSettings.of(version.program)
-        rendering = rendering_of(version, program, paraphrase)
+        read = program if is_fed else program.model_copy(update={"chain": None})
+        rendering = rendering_of(version, read, paraphrase)
         template = rendering.template
         # Without a learned prompt, a resident BOS would save nothing; an encoder's input is never resident.
         is_causal = self._decoder_start_id is None

@@ -137,4 +137,5 @@ def _request(
         constraint=given.constraint(),
         deadline=None if deadline_ms is None else begin + deadline_ms / 1000,
         tenant=principal.tenant,
+        require=principal.require,
     )

@@ -52,6 +52,7 @@ def generation_requests(
             logit_bias=bias,
             deadline=None if deadline_ms is None else begin + deadline_ms / 1000,
             tenant=principal.tenant,
+            require=principal.require,
         )
         for each in inputs
     ]

@@ -136,7 +136,7 @@ class ReasonedOutput(SplitOutput):
         if self._is_full:
             return None
         self._detokenizer = Detokenizer(self._tables, following.prompt_ids)
-        sampling = _sampling_after(request.sampling, count, left)
+        sampling = sampling_after(request.sampling, count, left)
         return replace(following, max_new_tokens=left, sampling=sampling)
 
     def _ids_up_to_answer(self) -> tuple[int, ...]:
@@ -167,7 +167,7 @@ def _marker_after(text: str, settings: ReasoningSettings) -> str:
     return f"{ended}{marker}" if is_apart else f"{ended} {marker}"
 
 
-def _sampling_after(sampling: SamplingParams, count: int, left: int) -> SamplingParams:
+def sampling_after(sampling: SamplingParams, count: int, left: int) -> SamplingParams:
     """Return how a sequence goes on after `count` tokens of its answer, for `left` more at most."""
     rules = sampling.rules
     if rules is None:
