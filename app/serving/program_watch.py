@@ -67,4 +67,5 @@ class ProgramWatch:
 
 def _chain_steps(results: Sequence[GenerationResult]) -> tuple[int, ...]:
     parts = (part for result in results for part in result.parts)
-    return tuple(len(part.reasoning.steps) for part in parts if part.reasoning is not None)
+    shown = (part.reasoning for part in parts if part.reasoning is not None and part.reasoning.is_shown)
+    return tuple(len(reasoning.steps) for reasoning in shown)

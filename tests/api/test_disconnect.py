@@ -35,6 +35,8 @@ def bodies(word: str) -> list[tuple[str, str, bytes]]:
         ("/generate", {"inputs": word, "parameters": _LONG}),
         ("/generate", {"inputs": word, "parameters": _LONG | {"n": 3}}),
         ("/generate", {"inputs": word, "parameters": {"choices": [f"label {i}" for i in range(50)]}}),
+        ("/generate", {"inputs": word, "parameters": _LONG | {"vote": {"n": 20}}}),
+        ("/generate_stream", {"inputs": word, "parameters": _LONG | {"vote": {"n": 20}}}),
         ("/generate", {"inputs": word, "task_id": TASK, "parameters": _LONG, "stream": True}),
         ("/generate_stream", {"inputs": word, "parameters": _LONG}),
         ("/v1/completions", {"model": "tiny-base", "prompt": [word, "a"], "n": 2, "max_tokens": 150}),

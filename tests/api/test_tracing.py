@@ -80,7 +80,7 @@ def test_the_parts_of_a_request_are_spans_below_its_own(
     *parts, whole = sorted(finished(exporter, 5), key=lambda span: span.name, reverse=True)
     assert whole.attributes is not None
     assert (whole.name, whole.attributes["promptplex.parts"]) == ("POST /generate", 4)
-    told = {}
+    found = {}
     for part in parts:
         assert part.parent is not None
         assert part.parent.span_id == whole.context.span_id
@@ -91,12 +91,12 @@ def test_the_parts_of_a_request_are_spans_below_its_own(
         assert whole.start_time <= part.start_time <= part.end_time <= (whole.end_time or 0)
         assert "private" not in part.to_json()
         attributes = dict(part.attributes or {})
-        told[attributes["promptplex.sample"]] = attributes
-    assert [told[number]["gen_ai.usage.output_tokens"] for number in range(4)] == [
+        found[attributes["promptplex.sample"]] = attributes
+    assert [found[number]["gen_ai.usage.output_tokens"] for number in range(4)] == [
         ballot["generated_tokens"] for ballot in ballots
     ]
-    assert told[0]["gen_ai.response.finish_reasons"] == (ballots[0]["finish_reason"],)
-    assert {each["promptplex.step"] for each in told.values()} == {0}
+    assert found[0]["gen_ai.response.finish_reasons"] == (ballots[0]["finish_reason"],)
+    assert {each["promptplex.step"] for each in found.values()} == {0}
 
 
 def test_spans_of_other_requests(traced: tuple[httpx.Client, InMemorySpanExporter]) -> None:

@@ -14,7 +14,7 @@ from app.errors import DeadlineExceeded, RequestFailed
 from app.request import ProgramKind
 from app.serving.admitted import Admitted
 from app.serving.generation_request import ClassificationRequest, GenerationRequest, TextDelta
-from app.serving.programs import Program
+from app.serving.programs.program import Program
 from app.serving.session import Session
 from tests import oracle
 from tests.engine.test_isolation import poisoned

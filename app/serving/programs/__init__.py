@@ -6,35 +6,16 @@ way of its version, at once or after steps (`answering.py`); samples, ballots an
 made of such answers.
 """
 
-from collections.abc import AsyncGenerator
-from typing import Protocol
-
 from app.request import ProgramKind
 from app.serving.admitted import Admitted
-from app.serving.generation_request import GenerationRequest, TextDelta
+from app.serving.generation_request import GenerationRequest
 from app.serving.program_settings import ProgramSettings
 from app.serving.programs.classify import Classify
 from app.serving.programs.complete import BestOf, Complete
 from app.serving.programs.ensemble import Ensemble
+from app.serving.programs.program import Program
 from app.serving.programs.search import Search
 from app.serving.programs.vote import SelfConsistency
-from app.serving.session import Session
-
-
-class Program(Protocol):
-    """A way to answer one request."""
-
-    @property
-    def kind(self) -> ProgramKind:
-        """What it counts as."""
-        ...
-
-    def run(self, session: Session, admitted: Admitted) -> AsyncGenerator[tuple[int, TextDelta], None]:
-        """Yield deltas, each with the number of its answer; the last one of an answer carries its result.
-
-        `admitted` is the request's first part. Raise what the session's methods raise.
-        """
-        ...
 
 
 def program_for(request: GenerationRequest, admitted: Admitted) -> Program:

@@ -8,7 +8,7 @@ import math
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 from app.concurrency import gather_or_cancel
 from app.errors import InvalidRequest
@@ -23,13 +23,10 @@ from app.serving.generation_request import (
     TextDelta,
     Vote,
 )
+from app.serving.programs.program import Program
 from app.serving.programs.vote import poll, winner_of
 from app.serving.publishing.task_settings import parse_choices
 from app.serving.session import Session
-
-
-class _Runnable(Protocol):
-    def run(self, session: Session, admitted: Admitted) -> AsyncGenerator[tuple[int, TextDelta], None]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +35,7 @@ class Ensemble:
 
     kind: ClassVar = ProgramKind.ENSEMBLE
     request: GenerationRequest
-    program_of: Callable[[GenerationRequest, Admitted], _Runnable]  # of a single version
+    program_of: Callable[[GenerationRequest, Admitted], Program]  # of a single version
 
     async def run(self, session: Session, admitted: Admitted) -> AsyncGenerator[tuple[int, TextDelta], None]:
         """Yield a delta for each version's answer as it comes in, then one that carries the result.
