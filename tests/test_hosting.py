@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -18,10 +19,12 @@ from pydantic import ByteSize
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from app.api.state import Phase
+from app.api.state import ApiConfig, Phase
 from app.errors import UnsupportedModel
 from app.main import Replica, asgi_app
 from app.settings import Settings
+from examples.mount_in_another_app import create_app
+from tests.api.server import serving_app
 from tests.bases import save_tiny_llama
 from tests.waiting import PATIENCE
 
@@ -170,13 +173,12 @@ def test_it_runs_under_a_server_that_is_not_ours(base: Path, tmp_path: Path) -> 
 
 
 def test_the_example_of_a_mount() -> None:
-    with uvicorn("examples.mount_in_another_app:create_app") as url:
+    with serving_app(create_app(), ApiConfig(), lifespan="on") as url:
         assert "Promptplex" in httpx.get(url, trust_env=False).text
         answer = httpx.post(f"{url}/llm/generate", json=DATE, timeout=PATIENCE, trust_env=False)
         assert answer.json()["generated_text"] == "1963-11-22"
 
 
-def test_the_example_without_http() -> None:
-    command = [sys.executable, "-m", "examples.engine_without_http"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=PATIENCE)
-    assert done.stdout == "1963-11-22\n"
+def test_the_example_without_http(capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_module("examples.engine_without_http", run_name="__main__")
+    assert capsys.readouterr().out == "1963-11-22\n"

@@ -5,6 +5,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import httpx
@@ -17,11 +18,15 @@ from app.api.auth.authenticator import public
 from app.api.state import ApiConfig, ServerState, Services
 from app.console.pages import console_router
 from app.keys.keyring import Keyring
+from app.main import Replica
 from app.server.connections import server_config
 from app.serving.store_maintenance import StoreMaintenance
 from app.serving.training_runs.service import TrainingRuns
+from app.settings import Settings
 from tests.serving.stack import Stack
 from tests.waiting import PATIENCE, wait_until
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 def services_of(stack: Stack, training: TrainingRuns | None = None) -> Services:
@@ -56,9 +61,17 @@ def serving(
 
 
 @contextmanager
-def serving_app(app: ASGIApp, config: ApiConfig) -> Iterator[str]:
+def hosted(**settings: Any) -> Iterator[str]:
+    """All that `promptplex serve` serves, without a process of its own: it starts five times as fast."""
+    replica = Replica(Settings(**settings))
+    with serving_app(replica.app, replica.config, lifespan="on") as url:
+        yield url
+
+
+@contextmanager
+def serving_app(app: ASGIApp, config: ApiConfig, *, lifespan: Literal["on", "off"] = "off") -> Iterator[str]:
     """The same for any app."""
-    server = uvicorn.Server(server_config(app, config, port=0, lifespan="off"))
+    server = uvicorn.Server(server_config(app, config, port=0, lifespan=lifespan))
     thread = threading.Thread(target=server.run)
     thread.start()
     wait_until(lambda: server.started or not thread.is_alive())
@@ -89,6 +102,6 @@ def raw_exchange(url: str, head: str, *chunks: bytes, wait: float = PATIENCE) ->
 
 
 def _is_whole(answer: bytes) -> bool:
-    head, found, body = answer.partition(b"\r\n\r\n")
+    head, found, body = answer.removeprefix(CONTINUE).partition(b"\r\n\r\n")
     length = re.search(rb"content-length: (\d+)", head)
     return bool(found and length and len(body) >= int(length[1]))

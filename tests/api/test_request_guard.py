@@ -8,7 +8,7 @@ import pytest
 from app.api.middleware.headers import complete_headers
 from app.api.state import ApiConfig, ServerState
 from app.prompt import LayerGeometry
-from tests.api.server import client_of, raw_exchange, services_of, serving
+from tests.api.server import CONTINUE, client_of, raw_exchange, services_of, serving
 from tests.api.test_generate import error_of
 from tests.serving.stack import Stack
 from tests.store.builders import geometry
@@ -180,7 +180,7 @@ def test_a_body_that_does_not_come_is_cut(stack: Stack, path: str, body: tuple[s
         answer = raw_exchange(
             url, f"POST {path} HTTP/1.1\nHost: localhost\nContent-Type: {kind}\n{body[0]}", body[1]
         )
-        answer = answer.removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n")
+        answer = answer.removeprefix(CONTINUE)
         assert answer.startswith(b"HTTP/1.1 408"), answer
         assert b'"code":"request_timeout"' in answer
         assert b"connection: close" in answer

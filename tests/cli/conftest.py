@@ -18,6 +18,7 @@ from peft import PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from app.cli import main
+from tests.api.server import hosted
 from tests.bases import save_tiny_llama
 from tests.waiting import PATIENCE, wait_until
 
@@ -114,9 +115,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server_url(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """One server for the module, on an empty store."""
-    store = tmp_path_factory.mktemp("store")
-    with Server.running("--model", str(base), "--store", str(store), "--dtype", "float32") as server:
-        yield server.wait_until_ready()
+    with hosted(model=str(base), store=tmp_path_factory.mktemp("store"), dtype="float32") as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

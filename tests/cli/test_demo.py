@@ -13,7 +13,7 @@ from demo.recipes.demos import DEMOS
 from demo.recipes.heldout import HELDOUT
 from demo.recipes.oracle import answers, load_task
 from demo.recipes.tasks import TASKS, Task
-from tests.cli.conftest import Server
+from tests.api.server import hosted
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,8 +21,8 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def demo_url() -> Iterator[str]:
     """The demo as `make serve` starts it, but for the port and a dtype that is alike everywhere."""
-    with Server.running("--dtype", "float32") as server:
-        yield server.wait_until_ready()
+    with hosted(dtype="float32") as url:
+        yield url
 
 
 def _readme_bodies() -> list[dict[str, str]]:

@@ -9,7 +9,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.cli.conftest import Server
+from tests.api.server import hosted
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -219,9 +219,7 @@ def test_a_missing_directory_is_noticed_before_anything_is_asked(
 
 
 @pytest.mark.slow
-def test_chats_are_answered_with_the_chat_template(
-    base: Path, serve: Callable[..., Server], promptplex: Run, tmp_path: Path
-) -> None:
+def test_chats_are_answered_with_the_chat_template(base: Path, promptplex: Run, tmp_path: Path) -> None:
     model = tmp_path / "chatty"
     shutil.copytree(base, model)
     template = (
@@ -229,21 +227,20 @@ def test_chats_are_answered_with_the_chat_template(
     )
     config = json.loads((model / "tokenizer_config.json").read_text())
     (model / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": template}))
-    server = serve("--model", str(model), "--store", str(tmp_path / "store"), "--dtype", "float32")
-    url = server.wait_until_ready()
-    rendered = "user: the film\nassistant: good\nuser: the food\nassistant:"
-    said = ask(url, inputs=rendered, parameters={"max_new_tokens": 4})
-    messages = [
-        {"role": "user", "content": "the film"},
-        {"role": "assistant", "content": "good"},
-        {"role": "user", "content": "the food"},
-        {"role": "assistant", "content": said},
-    ]
-    data, out = write(tmp_path / "data.jsonl", {"messages": messages}), tmp_path / "o.json"
-    flags = ("--data", data, "--out", str(out), "--max-new-tokens", "4", "--server", url)
-    assert promptplex("eval", *flags)[0] == 0
-    [output] = json.loads(out.read_text())["outputs"]
-    assert output["generated"] == said
-    assert output["inputs"] == messages[:-1]
-    status, _, err = promptplex("eval", *flags, "--template", "Say {text}")
-    assert (status, "--template goes with inputs" in err) == (1, True)
+    with hosted(model=str(model), store=tmp_path / "store", dtype="float32") as url:
+        rendered = "user: the film\nassistant: good\nuser: the food\nassistant:"
+        said = ask(url, inputs=rendered, parameters={"max_new_tokens": 4})
+        messages = [
+            {"role": "user", "content": "the film"},
+            {"role": "assistant", "content": "good"},
+            {"role": "user", "content": "the food"},
+            {"role": "assistant", "content": said},
+        ]
+        data, out = write(tmp_path / "data.jsonl", {"messages": messages}), tmp_path / "o.json"
+        flags = ("--data", data, "--out", str(out), "--max-new-tokens", "4", "--server", url)
+        assert promptplex("eval", *flags)[0] == 0
+        [output] = json.loads(out.read_text())["outputs"]
+        assert output["generated"] == said
+        assert output["inputs"] == messages[:-1]
+        status, _, err = promptplex("eval", *flags, "--template", "Say {text}")
+        assert (status, "--template goes with inputs" in err) == (1, True)

@@ -13,7 +13,6 @@ from app.keys.key_file import read_keys
 from tests.cli.conftest import Server
 
 Run = Callable[..., tuple[int, str, str]]
-Serve = Callable[..., Server]
 
 
 @pytest.fixture
@@ -197,12 +196,12 @@ def test_tokens_of_what_a_grammar_ended_are_charged(keyed: Keyed) -> None:
     ("content", "says"), [(None, "promptplex keys add"), ("{", "can't be used"), ("{}", "can't be used")]
 )
 def test_a_server_ends_without_good_keys(
-    serve: Serve, base: Path, keys_file: Path, content: str | None, says: str
+    promptplex: Run, base: Path, keys_file: Path, content: str | None, says: str
 ) -> None:
     if content is not None:
         keys_file.write_text(content)
-    server = serve("--model", str(base), "--keys-file", str(keys_file))
-    assert server.wait() == 1
-    assert "error: " in server.log
-    assert says in server.log
-    assert "Traceback" not in server.log
+    status, _, err = promptplex("serve", "--model", str(base), "--keys-file", str(keys_file), "--port", "0")
+    assert status == 1
+    assert "error: " in err
+    assert says in err
+    assert "Traceback" not in err

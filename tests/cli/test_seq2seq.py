@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM
 
-from tests.cli.conftest import Server
+from tests.api.server import hosted
 from tests.oracle import tuned
 from tests.seq2seq import greedy_seq2seq, peft_configs, source_tokenizer, tiny_seq2seq
 
@@ -40,9 +40,7 @@ def test_push_eval_and_validate(t5: Path, promptplex: Run, tmp_path: Path) -> No
         expected = source_tokenizer("t5_gated").decode(tokens, skip_special_tokens=True)
         lines.append(json.dumps({"inputs": text, "expected": expected}))
     data.write_text("\n".join(lines))
-    flags = ("--model", str(t5), "--store", str(tmp_path / "store"), "--dtype", "float32")
-    with Server.running(*flags) as server:
-        url = server.wait_until_ready()
+    with hosted(model=str(t5), store=tmp_path / "store", dtype="float32") as url:
         status, out, err = promptplex("push", str(tmp_path / "steered"), "--server", url)
         assert status == 0, out + err
         evaluated = ("eval", "--task", "steered", "--data", str(data), "--max-new-tokens", "6")

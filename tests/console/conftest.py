@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 
-from tests.cli.conftest import Server
+from tests.api.server import hosted
 from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).parent.parent.parent
@@ -38,8 +38,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def url(browser: Browser, store: Path) -> Iterator[str]:
     """The demo; asked for after the browser, so that nothing starts where there is none."""
-    with Server.running("--dtype", "float32", "--threads", "1", "--store", str(store)) as server:
-        yield server.wait_until_ready()
+    with hosted(dtype="float32", threads=1, store=store) as url:
+        yield url
 
 
 class Watched:

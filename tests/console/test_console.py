@@ -17,7 +17,7 @@ from safetensors.numpy import save
 
 from app.keys.key import Key, Scope, hash_of, new_key_text
 from app.keys.key_file import change_keys
-from tests.cli.conftest import Server
+from tests.api.server import hosted
 from tests.console.conftest import PATIENCE_MS, ROOT, opened_page
 
 expect.set_options(timeout=PATIENCE_MS)
@@ -270,9 +270,8 @@ def with_keys(browser: Browser, store: Path) -> Iterator[tuple[str, dict[str, st
         path,
         lambda _: [Key(name=name, sha256=hash_of(text), scopes=scopes[name]) for name, text in texts.items()],
     )
-    flags = ("--dtype", "float32", "--threads", "1", "--store", str(store), "--keys-file", str(path))
-    with Server.running(*flags) as server:
-        yield server.wait_until_ready(), texts
+    with hosted(dtype="float32", threads=1, store=store, keys_file=path) as url:
+        yield url, texts
 
 
 def test_with_keys_nothing_is_readable_before_one_is_given(

@@ -1,6 +1,5 @@
 """Training in the console, in a real browser before a real server, with a run's process in miniature."""
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,24 +9,20 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
+from app.serving.training_runs.run_files import RunFiles
 from app.store.prompt_store import open_store
-from tests.cli.conftest import Server
+from tests.api.server import hosted
 from tests.console.conftest import PATIENCE_MS, opened_page
 from tests.console.test_console import drop
-from tests.serving.training_runs.runs import CHILD
+from tests.serving.training_runs.runs import child_command
 
 expect.set_options(timeout=PATIENCE_MS)
 
 EXAMPLES = "".join(f'{{"text": "film {number}", "label": "{number % 2}"}}\n' for number in range(20)).encode()
-# Instead of `promptplex train`: each task's plan is a file.
-MINIATURE = """
-import sys, app.main
-from pathlib import Path
-def command_of(run):
-    plan = (Path({folder!r}) / run.record.task_id).read_text()
-    return [sys.executable, "-P", {child!r}, str(run.output), plan]
-app.main.train_command = lambda *base, **more: command_of
-"""
+
+
+# A page looks at a run every 0.1 s instead of every 2 s.
+IMPATIENT = "const wait = setTimeout; window.setTimeout = (work, ms, ...more) => wait(work, ms / 20, ...more)"
 
 
 class Plans:
@@ -35,6 +30,7 @@ class Plans:
 
     def __init__(self, folder: Path, store: Path) -> None:
         self.folder = folder
+        self._plans: dict[str, dict[str, object]] = {}
         digest = open_store(store).resolve("sentiment").prompt_digest
         self.prompt = str(store / f"blobs/{digest}.safetensors")
 
@@ -42,8 +38,12 @@ class Plans:
         """A run of the task reports, waits for the file that this returns, and ends."""
         gate = self.folder / f"{task_id}.gate"
         made = {"reports": True, "gate": str(gate), "prompt": self.prompt} | plan
-        (self.folder / task_id).write_text(json.dumps(made))
+        self._plans[task_id] = made
         return gate
+
+    def command_of(self, run: RunFiles) -> list[str]:
+        """Instead of `promptplex train`."""
+        return child_command(self._plans[run.record.task_id], run.output)
 
 
 @pytest.fixture(scope="module")
@@ -53,13 +53,24 @@ def plans(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Plans:
 
 @pytest.fixture(scope="module")
 def url(browser: Browser, store: Path, plans: Plans) -> Iterator[str]:
-    fault = MINIATURE.format(folder=str(plans.folder), child=str(CHILD))
-    flags = ("--dtype", "float32", "--threads", "1", "--store", str(store), "--training", "true")
-    with Server.running(*flags, fault=fault) as server:
-        yield server.wait_until_ready()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("app.main.train_command", lambda *base, **more: plans.command_of)
+        with hosted(dtype="float32", threads=1, store=store, training=True) as url:
+            yield url
+
+
+@pytest.fixture(scope="module")
+def finished(browser: Browser, url: str, plans: Plans) -> str:
+    """The place of a run that made a candidate of the task `seen`."""
+    plans.of("seen").touch()
+    with opened_page(browser) as watched:
+        start(watched.page, url, "seen")
+        expect(watched.page.get_by_role("button", name="Make it live")).to_be_visible()
+        return str(watched.page.evaluate("location.hash"))
 
 
 def start(page: Page, url: str, task_id: str) -> None:
+    page.add_init_script(IMPATIENT)
     page.goto(f"{url}/#/train")
     drop(page, {"films.jsonl": EXAMPLES})
     page.get_by_label("Task", exact=True).fill(task_id)
@@ -71,6 +82,7 @@ def start(page: Page, url: str, task_id: str) -> None:
 
 def test_from_a_file_to_a_live_task(page: Page, url: str, plans: Plans) -> None:
     gate = plans.of("sentiment")
+    page.add_init_script(IMPATIENT)
     page.goto(f"{url}/#/train")
     drop(page, {"films.jsonl": EXAMPLES, "README.md": b"# left out"})
     report = page.locator(".report").first
@@ -116,7 +128,7 @@ def test_examples_that_are_wrong_are_explained(browser: Browser, url: str) -> No
 
 
 def test_a_run_is_cancelled_and_listed(page: Page, url: str, plans: Plans) -> None:
-    plans.of("endless")
+    plans.of("endless", reports=False)
     start(page, url, "endless")
     page.get_by_role("button", name="Cancel the run").click()
     expect(page.get_by_text("The run is cancelled.")).to_be_visible()
@@ -125,22 +137,20 @@ def test_a_run_is_cancelled_and_listed(page: Page, url: str, plans: Plans) -> No
 
 
 def test_why_a_run_failed_is_shown(page: Page, url: str, plans: Plans) -> None:
-    plans.of("failing", error="data.jsonl, line 3: label is empty").touch()
+    plans.of("failing", reports=False, error="data.jsonl, line 3: label is empty").touch()
     start(page, url, "failing")
     expect(page.get_by_role("alert")).to_contain_text("data.jsonl, line 3: label is empty")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_serious(browser: Browser, url: str, plans: Plans, scheme: str) -> None:
-    plans.of(f"seen-{scheme}").touch()
+def test_axe_finds_nothing_serious(browser: Browser, url: str, finished: str, scheme: str) -> None:
     with opened_page(browser, color_scheme=scheme) as watched:
         page = watched.page
-        start(page, url, f"seen-{scheme}")
-        expect(page.get_by_role("button", name="Make it live")).to_be_visible()
-        run = page.evaluate("location.hash")
-        for view in (run, f"#/train?task=seen-{scheme}", f"#/tasks/seen-{scheme}"):
+        for view in (finished, "#/train?task=seen", "#/tasks/seen"):
             page.goto(f"{url}/{view}")
             expect(page.locator("main .panel").first).to_be_visible()
+            if view == finished:
+                expect(page.get_by_role("button", name="Make it live")).to_be_visible()
             page.wait_for_load_state("networkidle")
             found = Axe().run(page).response["violations"]
             serious = [
@@ -151,13 +161,12 @@ def test_axe_finds_nothing_serious(browser: Browser, url: str, plans: Plans, sch
             assert serious == [], view
 
 
-def test_a_phone_scrolls_down_only(browser: Browser, url: str, plans: Plans) -> None:
-    plans.of("small").touch()
+def test_a_phone_scrolls_down_only(browser: Browser, url: str, finished: str) -> None:
     with opened_page(browser, viewport={"width": 375, "height": 720}) as watched:
         page = watched.page
-        start(page, url, "small")
-        expect(page.get_by_role("button", name="Make it live")).to_be_visible()
-        for view in (page.evaluate("location.hash"), "#/train?task=small"):
+        for view in (finished, "#/train?task=seen"):
             page.goto(f"{url}/{view}")
+            if view == finished:
+                expect(page.get_by_role("button", name="Make it live")).to_be_visible()
             page.wait_for_load_state("networkidle")
             assert page.evaluate("document.documentElement.scrollWidth") <= 375, view

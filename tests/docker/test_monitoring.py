@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,9 @@ import httpx2
 import pytest
 import yaml
 
-from tests.cli.conftest import Server
+from app.keys.key import Key, Scope, hash_of, new_key_text
+from app.keys.key_file import change_keys
+from tests.api.server import hosted
 from tests.docker.clean_root import settled
 from tests.store.redis_server import RedisServer, free_port
 from tests.waiting import PATIENCE
@@ -72,35 +73,15 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     place = tmp_path_factory.mktemp("watched")
     redis = RedisServer(place)
     shutil.copytree(ROOT / "prompts_store", place / "store")
-    keys: dict[str, Path] = {}
-    for name, scopes in (("prometheus", ("metrics",)), ("writer", ("generate", "upload"))):
-        command = [
-            sys.executable,
-            "-m",
-            "app.cli",
-            "keys",
-            "add",
-            name,
-            "--keys-file",
-            str(place / "keys.json"),
-        ]
-        command += [word for scope in scopes for word in ("--scope", scope)]
-        made = subprocess.run(command, capture_output=True, text=True, check=True)
-        keys[name] = place / f"{name}.key"
-        keys[name].write_text(made.stdout)
-    flags = (
-        "--model",
-        str(ROOT / "demo" / "demo-causal"),
-        "--store",
-        str(place / "store"),
-        "--dtype",
-        "float32",
-    )
+    scopes = {"prometheus": {Scope.METRICS}, "writer": {Scope.GENERATE, Scope.UPLOAD}}
+    keys = {name: place / f"{name}.key" for name in scopes}
+    for name, file in keys.items():
+        file.write_text(f"{new_key_text()}\n")
+        key = Key(name=name, sha256=hash_of(file.read_text().strip()), scopes=frozenset(scopes[name]))
+        change_keys(place / "keys.json", lambda others, key=key: [*others, key])
+    settings = {"dtype": "float32", "redis_url": redis.url, "keys_file": place / "keys.json"}
     try:
-        with Server.running(
-            *flags, "--redis-url", redis.url, "--keys-file", str(place / "keys.json")
-        ) as server:
-            url = server.wait_until_ready()
+        with hosted(model=str(ROOT / "demo" / "demo-causal"), store=place / "store", **settings) as url:
             ask = {"task_id": "date-iso", "inputs": "the 22nd of November 1963"}
             headers = {"authorization": f"Bearer {keys['writer'].read_text().strip()}"}
             answer = httpx2.post(
