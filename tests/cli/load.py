@@ -128,11 +128,18 @@ def refusal(response: httpx.Response, text: str) -> str:
     error = json.loads(text)["error"]
     assert error["code"] == "not_ready"
     is_late = error["message"].startswith(("The server is shutting down", "The engine has stopped"))
-    return "refused" if is_late else "ended"
+    return "refused" if is_late else ended(error["message"])
 
 
 def stream_end(last: str, done: str) -> str:
     if done in last:
         return "finished"
-    assert json.loads(last.removeprefix("data: "))["error"]["code"] == "not_ready", last
+    error = json.loads(last.removeprefix("data: "))["error"]
+    assert error["code"] == "not_ready", last
+    return ended(error["message"])
+
+
+def ended(message: str) -> str:
+    """Why is said: the drain took too long, or the engine died."""
+    assert "send it again" in message or "the engine" in message, message
     return "ended"

@@ -74,12 +74,16 @@ def test_json_lines_and_nothing_else(serve: Serve, base: Path, tmp_path: Path) -
     assert [record["status"] for record in records if record["event"] == "refused"] == [400]
 
 
-def test_a_traceback_is_part_of_its_line(serve: Serve, base: Path, tmp_path: Path) -> None:
+def test_a_dead_engine_ends_the_process_and_its_traceback_is_part_of_a_line(
+    serve: Serve, base: Path, tmp_path: Path
+) -> None:
     fault = "from app.engine.runner import Runner\nRunner.run = lambda *_: 1 / 0"
     server = serve(*_flags(base, tmp_path), "--log-format", "json", fault=fault)
     url = json.loads(server.wait_for("running on http://"))["event"].split()[3]
     server.wait_for("ready: ")
-    httpx2.post(f"{url}/generate", json={"inputs": "a"}, trust_env=False, timeout=60)
+    answer = httpx2.post(f"{url}/generate", json={"inputs": "a"}, trust_env=False, timeout=60)
+    assert answer.status_code == 503, answer.text
+    assert "ZeroDivisionError" not in answer.text
     assert server.wait() == 1
     records = [json.loads(line) for line in server.log.splitlines() if line != "<end>"]
     died = next(record for record in records if record["event"] == "the engine died")
