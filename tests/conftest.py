@@ -1,5 +1,6 @@
 """What every test shares: one torch thread, no network, and what tests in several rooms need."""
 
+import gc
 import os
 
 # Before torch is imported anywhere: tests of several rooms run side by side on small machines.
@@ -7,6 +8,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -34,3 +36,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         path = item.path.relative_to(Path(__file__).parent)
         if path.parts[0] in SLOW_ROOMS or path.as_posix() in SLOW_FILES:
             item.add_marker("slow")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Import all tests without garbage collections: each looks through all that has come so far."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()

@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import httpx2
 import pytest
 from typer.main import get_group
 
@@ -24,8 +23,7 @@ from app.serving.publishing.bundle import read_bundle
 from app.serving.publishing.task_settings import parse_task
 from app.store.importers import import_prompt
 from app.text.template import parse_template
-from tests.api.server import hosted
-from tests.waiting import wait_until
+from tests.cli.conftest import Server
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
@@ -59,22 +57,20 @@ def matches(expected: str, printed: str) -> bool:
 @pytest.fixture
 def demo_url(demo: str | None, tmp_path: Path) -> Iterator[str]:
     """A demo on a store of its own, and in a dtype that is alike everywhere."""
+    flags = [*flags_of(demo), "--dtype", "float32", "--store", str(tmp_path / "store")]
     if demo is None:
         shutil.copytree(ROOT / "prompts_store", tmp_path / "store")
-    shipped = set(os.listdir(ROOT / f"demo/{demo}-prompts")) if demo else set()
-    with hosted(**settings_of(demo) | {"dtype": "float32", "store": tmp_path / "store"}) as url:
-        wait_until(lambda: shipped <= tasks_of(url), "the demo's prompts aren't imported")
+    with Server.running(*flags) as server:
+        url = server.wait_until_ready()
+        for task in os.listdir(ROOT / f"demo/{demo}-prompts") if demo else ():
+            server.wait_for(f"{task} imported as ")
         yield url
 
 
-def tasks_of(url: str) -> set[str]:
-    return {task["id"] for task in httpx2.get(f"{url}/tasks", trust_env=False).json()["tasks"]}
-
-
-def settings_of(demo: str | None) -> dict[str, object]:
+def flags_of(demo: str | None) -> list[str]:
     """What `make serve DEMO=...` gives the server."""
     if demo is None:
-        return {}
+        return []
     printed = subprocess.run(
         ["make", "--no-print-directory", "--dry-run", "serve", f"DEMO={demo}"],
         cwd=ROOT,
@@ -82,9 +78,7 @@ def settings_of(demo: str | None) -> dict[str, object]:
         text=True,
         check=True,
     ).stdout
-    flags = shlex.split(printed.splitlines()[-1])[3:]  # exec promptplex serve
-    names = [flag.removeprefix("--").replace("-", "_") for flag in flags[::2]]
-    return dict(zip(names, flags[1::2], strict=True))
+    return shlex.split(printed.splitlines()[-1])[3:]  # exec promptplex serve
 
 
 @pytest.mark.parametrize(

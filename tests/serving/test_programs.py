@@ -176,8 +176,8 @@ def test_a_chain_stays_on_its_version_and_each_step_counts(
 
 def test_a_chain_that_is_left_or_late_ends_in_any_step(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[int] = []
-    pick(monkeypatch, lambda request: Chain(request, 100, lambda: steps.append(1)))
     text = stack.talkative()
+    pick(monkeypatch, lambda request: Chain(request, 100, lambda: steps.append(1)))
 
     async def leave() -> None:
         working = asyncio.ensure_future(stack.generation.generate(GenerationRequest(inputs=text)))

@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from app.engine.engine import Engine, EngineConfig
+from app.engine.sampling import token_masks
 from app.engine.sampling.token_masks import NUM_WORKERS, PackedMask
 from app.engine.statistics import StepStats
 from app.errors import Cancelled, ConstraintFailed, DeadlineExceeded, InvalidRequest
@@ -285,7 +286,8 @@ def test_a_late_mask_holds_up_its_own_row_alone(
     alone = [submit(engine, request).result(60).token_ids for request in free]
     grammars.gate.clear()
     late = submit(engine, slow)
-    assert [submit(engine, request).result(60).token_ids for request in free] == alone
+    neighbours = [submit(engine, request) for request in free]
+    assert [neighbour.result(60).token_ids for neighbour in neighbours] == alone
     assert not late.done()
     grammars.gate.set()
     found = late.result(60)
@@ -310,8 +312,9 @@ def test_a_row_whose_mask_never_comes_still_hears_of_its_end(
 
 
 def test_late_rows_are_preempted_like_others(
-    bench: Bench, llama_backbone: DecoderOnly, grammars: StepGrammars
+    bench: Bench, llama_backbone: DecoderOnly, grammars: StepGrammars, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(token_masks, "MASK_SECONDS", 0.002)  # each step waits so long
     slot = sum(group.bytes_per_slot(llama_backbone.dtype) for group in llama_backbone.kv_groups)
     few: list[StepStats] = []
     config = EngineConfig(max_rows=12, token_budget=48, block_size=4, kv_cache_bytes=slot * 4 * 40)
