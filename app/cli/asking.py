@@ -12,7 +12,8 @@ import typer
 from app.cli.server import CommandFailed, NoAnswer, Row, ServerClient
 from app.scoring.items import Item, Outcome
 from app.scoring.labels import expected_label
-from app.serving.publishing.task_settings import LabelledChoice, parse_choices
+from app.serving.program_settings import ProgramSettings
+from app.serving.publishing.task_settings import LabelledChoice, completion_part, parse_choices
 from app.store.references import DEFAULT_ALIAS
 from app.text.template import Template, bind_inputs, joined
 from app.training.readers import read_examples
@@ -115,6 +116,12 @@ class Version:
     def choices(self) -> list[LabelledChoice]:
         """The task's labels, each with the text that is scored for it."""
         return parse_choices(self.row["choices"])
+
+    @property
+    def completion_part(self) -> Row:
+        """The task part of one of its completions, for the base model alone."""
+        names = ("template", "defaults", "choices", *ProgramSettings.model_fields)
+        return completion_part({name: self.row.get(name) for name in names})
 
     def asked(self, parameters: Row, template: Template | None = None) -> Asked:
         """Return the version as one that answers."""

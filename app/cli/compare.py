@@ -122,8 +122,9 @@ class _Sides:
 def _sides(client: ServerClient, candidate: str, other: _Other, given: dict[str, Any]) -> _Sides:
     mine = find_version(client, candidate)
     if other.is_base:
-        template = parse_template(other.template(mine.row["template"]))
-        base = base_asked(client, {**mine.row["defaults"], **given}, template)
+        part = mine.completion_part
+        template = parse_template(other.template(part["template"]))
+        base = base_asked(client, {**part["defaults"], **given}, template)
         if other.instruction is not None:
             base = replace(base, name="(instruction)")
         return _Sides(candidate=mine, other=None, asked=(mine.asked(given), base))

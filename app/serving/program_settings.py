@@ -88,9 +88,10 @@ class ProgramSettings(StrictModel):
     paraphrases: list[TemplateText] = Field([], max_length=MAX_PARAPHRASES, strict=False)
     few_shot: list[Shot] = Field([], max_length=MAX_SHOTS, strict=False)
 
-    def as_json(self) -> dict[str, Any]:
-        """Return what is set."""
-        return self.model_dump(exclude_defaults=True)
+    @property
+    def num_ballots(self) -> int:
+        """Return how many samples an answer takes."""
+        return 1 if self.vote is None else self.vote.n
 
     @classmethod
     def of(cls, program: Mapping[str, Any]) -> Self:

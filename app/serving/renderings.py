@@ -7,7 +7,7 @@ from app.errors import InvalidRequest
 from app.prompt import TaskVersion, VersionDraft
 from app.serving.program_settings import ChainSettings, ProgramSettings
 from app.text.instructions import LAST, SO_FAR, Rendering, Shot, with_options
-from app.text.template import Template, parse_template
+from app.text.template import PLAIN, Template, parse_template
 
 
 def rendering_of(
@@ -22,6 +22,16 @@ def rendering_of(
     if paraphrase is not None:
         plain = _paraphrased(plain, program.paraphrases, options, paraphrase)
     return plain.with_shots([Shot(shot.inputs, shot.output) for shot in program.few_shot])
+
+
+def first_template(draft: VersionDraft) -> str | None:
+    """Return a template for what a version reads before there are steps: its own one, with what is constant.
+
+    None: its inputs as they are. Raise InvalidRequest, as `rendering_of`.
+    """
+    program = ProgramSettings.of(draft.program)
+    read = rendering_of(draft, program, draft.defaults.get("paraphrase"))
+    return None if read.template is PLAIN else read.first.source
 
 
 def option_text(choice: Any) -> str:

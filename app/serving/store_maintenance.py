@@ -11,6 +11,7 @@ from app.prompt import TaskVersion
 from app.store.gc import collect_garbage
 from app.store.heads import mark_newest
 from app.store.prompt_store import CHANGES, PromptStore
+from app.store.references import DEFAULT_ALIAS
 from app.store.scrub import scrub
 
 _log = logging.getLogger(__name__)
@@ -78,7 +79,8 @@ class StoreMaintenance:
 
     def _reason(self, task_id: str) -> str | None:
         try:
-            return self._why_not(self._store.resolve(task_id))
+            reasons = map(self._why_not, self._store.alias_versions(task_id, DEFAULT_ALIAS))
+            return next((reason for reason in reasons if reason is not None), None)
         except PromptplexError as error:
             return error.message
 

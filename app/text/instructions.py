@@ -44,6 +44,13 @@ class Rendering:
     fed: str | None = None  # a chain's field for its steps, SO_FAR or LAST; None: no chain
     step_end: str | None = None
 
+    @property
+    def first(self) -> Template:
+        """Return the template of what is read before there are steps, with the fields of the inputs."""
+        if self.fed == SO_FAR:
+            return self.template.filled({SO_FAR: ""})
+        return self.template.renamed(LAST, self.asked.fields[0]) if self.fed == LAST else self.template
+
     def values(self, inputs: str | Mapping[str, str], steps: Sequence[str] = ()) -> Mapping[str, str]:
         """Return the values of the template's fields; `steps` are a chain's so far, each with its end.
 

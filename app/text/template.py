@@ -56,6 +56,10 @@ class Template:
             for piece in self.pieces
         )
 
+    def renamed(self, field: str, name: str) -> "Template":
+        """Return the template with a field of another name in a field's place."""
+        return _template(Piece("", name) if piece.field == field else piece for piece in self.pieces)
+
     def after(self, text: str) -> "Template":
         """Return the template with text of its own before all that it has."""
         return _template((Piece(text), *self.pieces))

@@ -1,11 +1,14 @@
 """What a run trains for, completed from its data."""
 
+from typing import Any
+
 import pytest
 
-from app.cli.training.task_part import as_served, with_limit
+from app.cli.training.task_part import as_served, shown_answers, with_choices, with_limit, with_template
+from app.serving.publishing.task_settings import completion_part
 from app.text.template import PLAIN
 from app.training.encoding import encode_examples
-from app.training.examples import Example
+from app.training.examples import Dataset, Example
 from tests import seq2seq
 from tests.training.bases import causal_base, seq2seq_base
 
@@ -52,3 +55,52 @@ def test_inputs_are_cut_where_the_task_cuts_them() -> None:
     [pair] = encode_examples([Example(inputs=text, output="great")], served, None)
     assert pair.source == base.encoder.encode(PLAIN, text, 4).ids
     assert len(pair.source) < len(base.encoder.encode(PLAIN, text).ids)
+
+
+SHOTS = [{"inputs": "cold", "output": "bad"}]
+SHOWN = "cold\n- good\n- bad\n:bad\n\n"
+
+
+@pytest.mark.parametrize(
+    ("part", "template"),
+    [
+        ({}, None),
+        ({"template": "{{x}} {x}"}, "{{x}} {x}"),
+        ({"template": "{x}\n{options}\n:", "choices": ["good", " bad"]}, "{x}\n- good\n- bad\n:"),
+        (
+            {"template": "{x}\n{options}\n:", "choices": ["good", "bad"], "few_shot": SHOTS},
+            SHOWN + "{x}\n- good\n- bad\n:",
+        ),
+        ({"few_shot": [{"inputs": "{a}", "output": "b"}]}, "{{a}}b\n\n{inputs}"),
+        ({"template": "{x}", "chain": {"template": "Q {x}\n{so_far}"}}, "Q {x}\n"),
+        ({"template": "{x}", "chain": {"template": "Of {last}:"}}, "Of {x}:"),
+        ({"template": "{x}", "paraphrases": ["{x}?", "{x}!"], "defaults": {"paraphrase": 1}}, "{x}!"),
+    ],
+)
+def test_a_prompt_is_trained_on_what_serving_reads(part: dict[str, Any], template: str | None) -> None:
+    trained = completion_part({**part, "notes": "n", "vote": {"n": 3}})
+    assert trained == {
+        **{name: part[name] for name in ("choices",) if name in part},
+        "notes": "n",
+        "defaults": {},
+        "template": template,
+    }
+
+
+def test_options_are_the_datas_choices() -> None:
+    base, said = causal_base("llama"), list[str]()
+    examples = [Example(inputs={"text": f"film {number}"}, output="good") for number in range(3)]
+    dataset = Dataset(train=examples, dev=[], test=[], choices=("good", "bad"), digest="")
+    given = with_choices({"template": "{text}\n{options}\n:\n"}, dataset)
+    part = with_template(given, dataset, base, said.append)
+    assert part["template"] == given["template"]
+    [first, *_] = encode_examples(examples, base, completion_part(part)["template"])
+    assert first.source == base.encoder.encode(PLAIN, "film 0\n- good\n- bad\n:\n").ids
+
+
+def test_examples_of_steps_are_shown_by_their_answers() -> None:
+    examples = [{"inputs": "a", "expected": "b; answer: c"}, {"inputs": "a", "expected": "b"}]
+    assert shown_answers({}, examples) == examples
+    reasoning = {"reasoning": {"answer_after": "answer:"}}
+    assert shown_answers(reasoning, examples) == [{"inputs": "a", "expected": "c"}]
+    assert shown_answers({"chain": {"template": "{last}"}}, examples) == []

@@ -102,6 +102,29 @@ def test_a_run_leaves_what_push_takes(run: Run, promptplex: Run, data: Path, tmp
     assert "trained: prefix, step" in shown
 
 
+def test_a_task_with_a_program_is_trained_on_what_serving_reads(
+    run: Run, promptplex: Run, data: Path, tmp_path: Path
+) -> None:
+    """Its completions are measured, not its votes; what is pushed has it all."""
+    task, out = tmp_path / "given.json", tmp_path / "run"
+    given = {
+        "template": "{text}\n{options}\n",
+        "choices": ["down", "up"],
+        "paraphrases": ["{text}?\n{options}\n"],
+        "few_shot": [{"inputs": "the food", "output": "up"}],
+        "vote": {"n": 3},
+        "defaults": {"max_new_tokens": 2, "paraphrase": 0},
+    }
+    task.write_text(json.dumps(given))
+    status, _, err = run(str(data), "--out", str(out), "--task-file", str(task))
+    assert status == 0, err
+    written = json.loads((out / "task.json").read_bytes())
+    assert {name: written[name] for name in given} == given
+    assert "the food?\n- down\n- up\nup\n\n" in (out / "report.html").read_text()
+    store = ("--store", str(tmp_path / "store"))
+    assert promptplex("push", str(out), "--task", "moods", *store)[0] == 0
+
+
 def test_choices_that_the_data_does_not_expect_are_not_scored(run: Run, data: Path, tmp_path: Path) -> None:
     """Such as those of the live version, which a run over HTTP takes over."""
     task, out = tmp_path / "given.json", tmp_path / "run"

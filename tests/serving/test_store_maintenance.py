@@ -8,6 +8,7 @@ import pytest
 from app.prompt import TaskVersion, VersionDraft
 from app.serving.store_maintenance import StoreMaintenance
 from app.store.prompt_store import open_store
+from app.store.traffic_split import EnsembleTarget
 from tests.waiting import wait_until
 
 
@@ -31,3 +32,20 @@ def test_rounds_begin_though_the_report_of_tasks_failed(
         wait_until(lambda: manifest.read_bytes() == good)
     upkeep.stop()
     assert "the tasks can't be listed" in caplog.text
+
+
+def test_a_task_of_several_versions_is_reported_where_one_cannot_be_served(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = open_store(tmp_path)
+    for task, target in (("split", {1: 9, 2: 1}), ("together", EnsembleTarget({1: 9, 2: 1}))):
+        for template in ("a {x}", "b {x}"):
+            store.publish(task, VersionDraft(prompt=None, template=template))
+        store.move_alias(task, "live", target)
+    upkeep = StoreMaintenance(store, lambda digest: b"", lambda each: "odd" if each.version == 2 else None)
+    with caplog.at_level(logging.INFO):
+        upkeep.start()
+        wait_until(lambda: "0 tasks can be served" in caplog.text)
+    upkeep.stop()
+    assert "task split can't be served: odd" in caplog.text
+    assert "task together can't be served: odd" in caplog.text

@@ -70,7 +70,8 @@ _MULTIPART = {
                         },
                         "task": {
                             "type": "string",
-                            "description": "JSON of template, defaults, choices, examples, notes, ...",
+                            "description": "JSON of template, defaults, choices, examples, notes, reasoning, "
+                            "chain, vote, calibration, paraphrases, few_shot, ...",
                         },
                     },
                 }

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from app.cli.training.options import TrainOptions, task_settings
 from app.cli.training.tasks import TaskInTraining
 from app.prompt import Prompt
+from app.serving.publishing.task_settings import completion_part
 from app.training.base import TrainingBase
 from app.training.dev_set import Objective
 from app.training.distillation import Distillation
@@ -75,7 +76,7 @@ def study_document(
     return study(
         base,
         document,
-        task_settings(options).get("template"),
+        completion_part(task_settings(options))["template"],
         options.self_study,
         num_virtual_tokens=length,
         seed=settings.seed,

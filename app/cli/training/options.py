@@ -248,7 +248,7 @@ def task_settings(options: TrainOptions) -> dict[str, Any]:
             raise ValueError(f"{options.task_file} is refused: {error}") from None
         if not isinstance(found, dict):
             raise ValueError(f"{options.task_file} must hold a JSON object")
-        parse_task(found)
+        parse_task(found if options.template is None else found | {"template": options.template})
         given = {name: value for name, value in found.items() if name not in ("metrics", "training")}
     return given if options.template is None else given | {"template": options.template}
 

@@ -33,6 +33,7 @@ from app.cli.training.outcome import (
 )
 from app.cli.training.progress import progress_for
 from app.cli.training.session import Session, Trained
+from app.cli.training.task_part import shown_answers
 from app.cli.training.tasks import TaskInTraining
 from app.prompt import Prompt
 from app.training.dev_set import history_of_task
@@ -171,7 +172,8 @@ class Result:
         return notes
 
     def _task_part(self, report: Report) -> dict[str, Any]:
-        given = {"examples": shown_examples(report.answered), "base": {"name": report.base}}
+        examples = shown_answers(self._task.part, shown_examples(report.answered))
+        given = {"examples": examples, "base": {"name": report.base}}
         measures = {"metrics": flat_metrics(report), "training": training_record(report)}
         return {
             name: value

@@ -30,7 +30,7 @@ from app.training.self_study import Study
 from app.training.settings import TrainingSettings
 from app.training.sweep import Trial, grid, run_sweep
 
-_DECIDING = ("template", "defaults", "choices")  # of a task part
+_DECIDING = ("defaults", "choices")  # of a task part
 _SCRATCH = ".serving"  # the store of the engine that answers meanwhile
 
 
@@ -109,6 +109,7 @@ class Session:
             found["tasks"] = ", ".join(task.name for task in self.tasks)
         for task in self.tasks:
             of_task = "" if task.is_alone else f" of {task.name}"
+            found[f"template{of_task}"] = repr(task.template)
             found |= {f"{name}{of_task}": repr(task.part.get(name)) for name in _DECIDING}
         return found
 

@@ -1,12 +1,12 @@
 """The `task` part that a run trains for: what the user gives, completed from the data."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from app.cli.asking import NO_CHOICE, expected_choices
-from app.serving.publishing.task_settings import LabelledChoice, parse_choices
+from app.serving.publishing.task_settings import LabelledChoice, completion_part, parse_choices
 from app.training.base import TrainingBase
 from app.training.encoding import encode_examples
 from app.training.examples import Dataset
@@ -26,12 +26,27 @@ def as_served(base: TrainingBase, task: Part, *, generation_config: str) -> Trai
     return replace(base, forced_bos_id=forced, truncate=defaults.get("truncate"))
 
 
-def template_for(dataset: Dataset, base: TrainingBase, given: str | None, say: Say) -> str | None:
-    """Return the user's template, or one that fits. Raise InvalidRequest: it is wrong, or none fits."""
-    chosen = choose_template(dataset, base, given)
+def with_template(given: Part, dataset: Dataset, base: TrainingBase, say: Say) -> Part:
+    """Return the task part with a template that fits, where it has none.
+
+    Raise InvalidRequest: what it has is wrong, or none fits.
+    """
+    has_own = given.get("template") is not None or given.get("chain") is not None
+    chosen = choose_template(dataset, base, completion_part(given)["template"] if has_own else None)
     for warning in chosen.warnings:
         say(f"warning: {warning}")
-    return chosen.source
+    return given if has_own else given | {"template": chosen.source}
+
+
+def shown_answers(part: Part, examples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return examples of completions as the task answers them; a chain's answer they don't show."""
+    if part.get("chain"):
+        return []
+    marker = (part.get("reasoning") or {}).get("answer_after")
+    if marker is None:
+        return [dict(example) for example in examples]
+    parts = ((example, *example["expected"].partition(marker)) for example in examples)
+    return [{**example, "expected": answer.lstrip()} for example, _, found, answer in parts if found]
 
 
 def longest_answer(dataset: Dataset, base: TrainingBase, template: str | None) -> int:

@@ -12,13 +12,13 @@ from app.cli.training.task_part import (
     Say,
     longest_answer,
     scored_choices,
-    template_for,
     with_choices,
     with_limit,
+    with_template,
 )
 from app.errors import InvalidRequest
 from app.prompt import Prompt
-from app.serving.publishing.task_settings import LabelledChoice
+from app.serving.publishing.task_settings import LabelledChoice, completion_part
 from app.training.base import TrainingBase
 from app.training.data_files import refused
 from app.training.encoding import Learned, encode_examples
@@ -43,8 +43,9 @@ class TaskInTraining:
 
     @property
     def template(self) -> str | None:
-        """Return the task's template."""
-        return self.part.get("template")
+        """Return the template of what the prompt is trained on, with all that is constant in it."""
+        template: str | None = completion_part(self.part)["template"]
+        return template
 
     @property
     def labels(self) -> list[str]:
@@ -57,9 +58,9 @@ class TaskInTraining:
         return "test" if self.dataset.test else "dev" if self.dataset.dev else "train"
 
     def answerer(self, template: str | None = None) -> TaskAnswerer:
-        """Return what answers with the task's settings, or with another template."""
-        part = self.part if template is None else {**self.part, "template": template}
-        return TaskAnswerer(self.server, part)
+        """Return what completes with the task's settings, or with another template."""
+        part = completion_part(self.part)
+        return TaskAnswerer(self.server, part if template is None else {**part, "template": template})
 
     def encoded(
         self, examples: Sequence[Example], base: TrainingBase, prompt: Prompt
@@ -90,11 +91,12 @@ def tasks_of_data(
     for name, dataset in datasets.items():
         given, said = task_settings(options), _said_of(name, say, is_alone=len(datasets) == 1)
         with _naming(name, is_alone=len(datasets) == 1):
-            given["template"] = template = template_for(dataset, base, given.get("template"), said)
+            given = with_template(with_choices(given, dataset), dataset, base, said)
+            template = completion_part(given)["template"]
             longest = longest_answer(dataset, base, template)
             if options.instruction is not None:
                 longest_answer(dataset, base, instruction_template(options.instruction, template))
-        part = with_limit(with_choices(given, dataset), longest, spare=_SPARE, wanted=wanted, say=said)
+        part = with_limit(given, longest, spare=_SPARE, wanted=wanted, say=said)
         found.append(_task(options, name, dataset, part, server, said))
     return tuple(found)
 

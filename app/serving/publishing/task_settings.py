@@ -12,7 +12,10 @@ from app.serving.parameters import check, parse_parameters
 from app.serving.program_settings import ProgramSettings
 from app.serving.publishing.program_checks import check_examples, check_program
 from app.serving.publishing.training_record import TrainingRecord
+from app.serving.renderings import first_template
 from app.validation import Must, StrictModel
+
+_OF_PROGRAMS = ("paraphrase", "reasoning_effort", "thinking_token_budget", "include_reasoning")  # parameters
 
 MAX_CHOICES = 256
 MAX_CHOICE_CHARS = 1024
@@ -129,6 +132,20 @@ def parse_task(task: Mapping[str, Any] | None) -> VersionDraft:
     """Return a draft without a prompt. Raise InvalidRequest, which names the first field at fault."""
     given = {name: value for name, value in (task or {}).items() if value is not None}
     return check(_TaskSettings, given, "task").draft  # null is the same as none, unknown fields' too
+
+
+def completion_part(part: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the `task` part of one completion of a task, with all that is constant in its text.
+
+    What makes answers of completions (reasoning, chain, vote, calibration) is left out; of a chain it is
+    the first step. Raise InvalidRequest, as `parse_task`.
+    """
+    template = first_template(parse_task(part))
+    defaults = {
+        name: value for name, value in (part.get("defaults") or {}).items() if name not in _OF_PROGRAMS
+    }
+    kept = {name: value for name, value in part.items() if name not in ProgramSettings.model_fields}
+    return kept | {"template": template, "defaults": defaults}
 
 
 def _provenance(settings: _TaskSettings) -> dict[str, Any]:

@@ -62,8 +62,14 @@ class TrialRun:
         """
         await self._check_effect(version, tenant)
         examples = version.examples[:_MAX_EXAMPLES_RUN]
-        running = (self._run_example(version, example, tenant) for example in examples)
-        return tuple(await asyncio.gather(*running))
+        num_ballots = ProgramSettings.of(version.program).num_ballots
+        room = asyncio.Semaphore(max(1, _MAX_EXAMPLES_RUN // num_ballots))
+
+        async def run(example: Mapping[str, Any]) -> ExampleReport:
+            async with room:
+                return await self._run_example(version, example, tenant)
+
+        return tuple(await asyncio.gather(*map(run, examples)))
 
     async def _check_effect(self, version: TaskVersion, tenant: str) -> None:
         """Raise PromptRejected unless the prompt changes some answer, if only its log-probabilities."""

@@ -60,20 +60,21 @@ class RunSettings(TrainingSettings, frozen=True):
 
 def parse_run_settings(given: Mapping[str, Any]) -> RunSettings:
     """Check settings as they were sent. Raise InvalidRequest, which names the first field at fault."""
-    settings = check(RunSettings, given, PARAM)
-    try:
-        parse_task(settings.task)
-    except InvalidRequest as error:
-        raise InvalidRequest(error.message, param=f"{PARAM}.{error.param}") from None
-    return settings
+    return check(RunSettings, given, PARAM)
 
 
 def task_part(store: PromptStore, task_id: str, settings: RunSettings) -> dict[str, Any]:
-    """Return the `task` part of the version to be; template, defaults and choices are by default those live.
+    """Return the `task` part of the version to be; what it leaves out of its settings is as it is live.
 
-    Raise Conflict where the task is retired; CorruptData, Unavailable.
+    Raise InvalidRequest, which names the first field at fault; Conflict where the task is retired;
+    CorruptData, Unavailable.
     """
-    return _live_part(store, task_id) | (settings.task or {})
+    part = _live_part(store, task_id) | (settings.task or {})
+    try:
+        parse_task(part)
+    except InvalidRequest as error:
+        raise InvalidRequest(error.message, param=f"{PARAM}.{error.param}") from None
+    return part
 
 
 def _live_part(store: PromptStore, task_id: str) -> dict[str, Any]:
@@ -85,4 +86,4 @@ def _live_part(store: PromptStore, task_id: str) -> dict[str, Any]:
     except NotFound:
         return {}
     part = {"template": live.template, "defaults": dict(live.defaults), "choices": list(live.choices)}
-    return {name: value for name, value in part.items() if value}
+    return {name: value for name, value in (part | {**live.program}).items() if value}

@@ -47,8 +47,8 @@ def shots(*examples: Any) -> dict[str, Any]:
 def test_programs_that_make_sense(task: dict[str, Any]) -> None:
     given = {"template": "{x}", **task}
     draft = parse_task(given)
-    program = ProgramSettings.of(draft.program)
-    assert parse_task({**given, **program.as_json()}).program == draft.program
+    assert parse_task({**given, **draft.program}).program == draft.program
+    assert ProgramSettings.of(draft.program).model_dump(exclude_defaults=True) == draft.program
     assert draft.program.keys() == {name for name in ProgramSettings.model_fields if task.get(name)}
 
 
@@ -175,3 +175,20 @@ def test_a_version_with_a_program_is_tried_and_kept(stack: Stack) -> None:
     expected = {name: value for name, value in task.items() if name != "template"}
     assert result.version.program == expected
     assert stack.store.resolve("with-program").program == expected
+
+
+def test_examples_are_compared_by_their_answers(stack: Stack) -> None:
+    """Of a vote, too, each example is one answer; they don't run into the server's bound together."""
+    task = {
+        "template": "{x}",
+        "vote": {"n": 16},
+        "defaults": {"max_new_tokens": 2},
+        "examples": [{"inputs": f"{number}", "expected": ""} for number in range(16)],
+    }
+    result = run(stack.publishing.upload("voted", upload_of(task=task)))
+    assert len(result.examples) == 16
+    assert not [example.generated for example in result.examples if example.generated.startswith("(")]
+    silent = {"template": "{x}", **reasoning(), "examples": [{"inputs": "film", "expected": ""}]}
+    silent |= {"defaults": {"max_new_tokens": 4}}
+    [example] = run(stack.publishing.upload("silent", upload_of(task=silent))).examples
+    assert (example.generated, example.matches) == ("", True), "steps are no answer"
