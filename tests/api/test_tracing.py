@@ -99,6 +99,20 @@ def test_the_parts_of_a_request_are_spans_below_its_own(
     assert {each["promptplex.step"] for each in found.values()} == {0}
 
 
+def test_the_steps_of_a_chain_are_spans(traced: tuple[httpx.Client, InMemorySpanExporter]) -> None:
+    client, exporter = traced
+    publish_text(
+        client, "stepped", "{x}", chain={"template": "{x}\n{so_far}", "step_ends": "i", "max_steps": 3}
+    )
+    finished(exporter, 1)
+    exporter.clear()
+    answer = client.post("/generate", json={"task_id": "stepped", "inputs": "name"}).json()
+    count = len(answer["reasoning"]["steps"])
+    assert count > 1
+    parts = [each for each in finished(exporter, count + 1) if each.name == "part"]
+    assert [(each.attributes or {})["promptplex.step"] for each in parts] == [*range(count)]
+
+
 def test_spans_of_other_requests(traced: tuple[httpx.Client, InMemorySpanExporter]) -> None:
     client, exporter = traced
     for path in ("/health", "/health/live", "/metrics"):

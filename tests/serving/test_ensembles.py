@@ -149,6 +149,25 @@ def test_a_version_may_vote_itself(stack: Stack) -> None:
     assert result.num_generated == sum(each.result.num_generated for each in vote_of(result).ballots)
 
 
+def test_versions_may_reason_or_be_chains(stack: Stack) -> None:
+    ways: list[dict[str, Any]] = [
+        {"chain": {"template": "{x}\n{so_far}", "step_ends": "i", "max_steps": 3}},
+        {"reasoning": {"answer_after": "e"}},
+        {},
+    ]
+    publish(stack, "ways", {1: 1, 2: 1, 3: 1}, *({"template": "{x}"} | way for way in ways))
+    more: dict[str, Any] = {"inputs": "name", "parameters": {"max_new_tokens": 60}}
+    result = run(stack.generation.generate(asked("ways", **more)))
+    singles = [alone(stack, "ways", version, **more) for version in (1, 2, 3)]
+    found = [ballot.result for ballot in vote_of(result).ballots]
+    assert [ids_of(each) for each in found] == [ids_of(each) for each in singles]
+    assert [(each.text, each.reasoning) for each in found] == [
+        (each.text, each.reasoning) for each in singles
+    ]
+    assert [each.reasoning is None for each in found] == [False, False, True]
+    assert len(found[0].reasoning.steps if found[0].reasoning else ()) > 1
+
+
 def test_an_ensemble_has_one_answer_and_takes_room_for_all(stack: Stack, three: str) -> None:
     for more in ({"num_samples": 2}, {"best_of": 2}):
         with pytest.raises(InvalidRequest, match=r"one answer.* such as three@3"):

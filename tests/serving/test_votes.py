@@ -85,6 +85,24 @@ def test_ballots_may_reason(stack: Stack) -> None:
     assert stack.generation.limiter.taken == 0
 
 
+def test_ballots_may_be_chains(stack: Stack) -> None:
+    """Each one's steps are drawn with its own index, and its later steps read its own steps."""
+    settings = {"template": "{x}\n{so_far}", "step_ends": "i", "max_steps": 3}
+    task = {"template": "{x}", "chain": settings, "vote": {"n": 4}}
+    run(stack.publishing.upload("stepping", upload_of(task=task)))
+    given = {"max_new_tokens": 60, "do_sample": True, "seed": 11, "temperature": 0.7}
+    request = GenerationRequest(inputs="name", task="stepping", parameters=given)
+    vote = vote_of(run(stack.generation.generate(request)))
+    samples = run(stack.generation.generate_all([replace(request, num_samples=4)]))
+    assert [ids_of(ballot.result) for ballot in vote.ballots] == [ids_of(each) for each in samples]
+    assert [ballot.result.reasoning for ballot in vote.ballots] == [each.reasoning for each in samples]
+    assert len({ballot.result.reasoning for ballot in vote.ballots}) > 1
+    assert max(len(each.reasoning.steps) for each in samples if each.reasoning) > 1
+    assert "promptplex_chain_steps_count 0.0" not in stack.metrics.render().decode()
+    wait_until(stack.is_idle)
+    assert stack.generation.limiter.taken == 0
+
+
 def ballots(one: GenerationResult, *texts: str, weights: Sequence[int] = ()) -> list[Ballot]:
     return [
         Ballot(result=replace(one, text=text, seed=index), index=index, weight=weight)
@@ -266,7 +284,9 @@ def test_a_reader_who_leaves_frees_all_rows(stack: Stack) -> None:
     async def leave() -> None:
         stream = await stack.generation.start([voted(64, parameters={**WARM, "max_new_tokens": 40})])
         await stream.close()
+        ended = len(stack.steps)
         await eventually(stack.is_idle)
+        assert len(stack.steps) - ended <= 2
 
     before = len(stack.outcomes)
     asyncio.run(leave())
