@@ -10,7 +10,7 @@ import pytest
 from openai.types.responses import Response
 
 from tests.api.server import client_of
-from tests.api.test_generate import error_of
+from tests.api.test_generate import error_of, publish_text
 from tests.api.test_reasoning import LENGTH, thinking
 from tests.serving.stack import BASE_NAME, Stack
 from tests.waiting import PATIENCE
@@ -23,12 +23,25 @@ GIVEN: list[dict[str, Any]] = [
     {"reasoning_effort": "none"},
     {"max_new_tokens": 9},
 ]
+CHAIN = {"template": "{x}\n{so_far}", "step_ends": "i"}  # with which the base ends many of its steps
+CHAINS: dict[str, dict[str, Any]] = {
+    "steps-end": CHAIN | {"max_steps": 4},
+    "steps-lead-nowhere": CHAIN | {"max_steps": 3, "done": "@#"},
+    "steps-by-halves": CHAIN | {"max_steps": 8, "max_step_tokens": 20},
+}
+CASES = [*((MODEL, given) for given in GIVEN), *((name, {"max_new_tokens": 120}) for name in CHAINS)]
 
 
 @pytest.fixture(scope="module")
 def asked(url: str, stack: Stack) -> dict[str, Any]:
     with client_of(url) as http:
+        for name, chain in CHAINS.items():
+            publish_text(http, name, "{x}", chain=chain)
         return thinking(http, stack, MODEL)
+
+
+def request_to(asked: dict[str, Any], model: str) -> dict[str, Any]:
+    return asked if model == MODEL else asked | {"task_id": model, "inputs": "name"}
 
 
 @pytest.fixture(scope="module")
@@ -51,18 +64,19 @@ def expected(client: httpx.Client, asked: dict[str, Any], **more: Any) -> dict[s
 def body_of(asked: dict[str, Any], limit: str = "max_tokens", **more: Any) -> dict[str, Any]:
     """The same request for OpenAI's routes."""
     length = more.pop("max_new_tokens", LENGTH)
-    return {"model": MODEL, limit: length, "temperature": 0, **more}
+    return {"model": asked["task_id"], limit: length, "temperature": 0, **more}
 
 
 def chat_of(asked: dict[str, Any], **more: Any) -> dict[str, Any]:
     return body_of(asked, **more) | {"messages": [{"role": "user", "content": asked["inputs"]}]}
 
 
-@pytest.mark.parametrize("given", GIVEN, ids=str)
+@pytest.mark.parametrize(("model", "given"), CASES, ids=str)
 def test_every_route_says_the_same(
-    client: httpx.Client, asked: dict[str, Any], given: dict[str, Any]
+    client: httpx.Client, asked: dict[str, Any], model: str, given: dict[str, Any]
 ) -> None:
     """Whole and as streams: the text, the steps, and how many tokens they took."""
+    asked = request_to(asked, model)
     answer = expected(client, asked, **given)
     text, steps = answer["generated_text"], answer["reasoning"]["text"]
     counts = (answer["details"]["generated_tokens"], answer["reasoning"]["tokens"])
@@ -70,6 +84,10 @@ def test_every_route_says_the_same(
     chat = client.post("/v1/chat/completions", json=chat_of(asked, **given)).json()
     message = chat["choices"][0]["message"]
     assert (message["content"], message.get("reasoning", "")) == (text, steps)
+    ended = answer["details"]["finish_reason"]
+    assert chat["choices"][0]["finish_reason"] == ("length" if ended in ("length", "max_steps") else "stop")
+    if ended in ("max_steps", "loop", "no_answer"):
+        assert (chat["choices"][0]["stop_reason"], text) == (ended, "")
     assert message.get("reasoning_content", "") == steps
     completion = client.post("/v1/completions", json=body_of(asked, **given) | {"prompt": asked["inputs"]})
     choice = completion.json()["choices"][0]
@@ -88,10 +106,11 @@ def test_every_route_says_the_same(
     assert (used.output_tokens, used.output_tokens_details.reasoning_tokens) == counts
 
 
-@pytest.mark.parametrize("given", GIVEN, ids=str)
+@pytest.mark.parametrize(("model", "given"), CASES, ids=str)
 def test_streams_joined_are_the_answers(
-    client: httpx.Client, asked: dict[str, Any], given: dict[str, Any]
+    client: httpx.Client, asked: dict[str, Any], model: str, given: dict[str, Any]
 ) -> None:
+    asked = request_to(asked, model)
     answer = expected(client, asked, **given)
     texts = (answer["generated_text"], answer["reasoning"]["text"])
     chat = chat_of(asked, **given) | {"stream": True, "stream_options": {"include_usage": True}}

@@ -268,17 +268,26 @@ def test_a_client_that_leaves_is_let_go(client: httpx.Client, api: openai.OpenAI
 
 def test_a_votes_ballots_are_events(client: httpx.Client, api: openai.OpenAI) -> None:
     """As they come in, before the winner; with the response as a field that OpenAI's client takes."""
-    more = {"vote": {"n": 3}, "seed": 5, "temperature": 1.0}
-    whole = post(client, **more).json()
+    more = {"vote": {"n": 3}, "seed": 5, "include": ["message.output_text.logprobs"]}
+    whole = post(client, **more | {"temperature": 1.0}).json()
     assert whole["vote"]["winner"] == Response.model_validate(whole).output_text
     assert len(whole["vote"]["ballots"]) == 3
     assert whole["usage"]["output_tokens"] == sum(
         each["generated_tokens"] for each in whole["vote"]["ballots"]
     )
     with api.responses.stream(
-        model=MODEL, input="the film", max_output_tokens=6, extra_body=more | {"temperature": 1.0}
+        model=MODEL, input="the film", max_output_tokens=6, temperature=1.0, extra_body=more
     ) as stream:
-        events = list(stream)
-    ballots = [json.loads(each.model_dump_json())["ballot"] for each in events if "ballot" in each.type]
+        events = [json.loads(each.model_dump_json()) for each in stream]
+    ballots = [each["ballot"] for each in events if each["type"] == "response.vote.ballot"]
     assert sorted(ballots, key=lambda each: int(each["index"])) == whole["vote"]["ballots"]
-    assert getattr(events[-1], "response").model_extra["vote"] == whole["vote"]  # noqa: B009
+    assert events[-1]["response"]["vote"] == whole["vote"]
+    scored = [each["logprobs"] for each in events if each["type"] == "response.output_text.delta"]
+    told = whole["output"][0]["content"][0]["logprobs"]
+    assert [[part["token"] for part in each] for each in scored] == [[part["token"] for part in told]]
+
+
+def test_a_deadline_is_504(client: httpx.Client, api: openai.OpenAI) -> None:
+    body = ASKED | {"max_output_tokens": 200, "ignore_eos": True}
+    error = error_of(client.post("/v1/responses", json=body, headers={"x-request-deadline-ms": "1"}), 504)
+    assert error["code"] == "deadline_exceeded"

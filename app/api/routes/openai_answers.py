@@ -275,7 +275,7 @@ class CompletionChunks(_Chunks):
 
     def _write(self, index: int, piece: TextDelta) -> bytes:
         text = self._echoed(index, piece) + ("" if piece.is_reasoning else piece.text)
-        logprobs, tokens = None, [*piece.prompt_scores, *_answered(piece)]
+        logprobs, tokens = None, [*piece.prompt_scores, *answered_tokens(piece)]
         if self._logprobs and tokens:
             logprobs = _completion_logprobs(tokens, self._offsets[index])
         self._offsets[index] += len(text)
@@ -308,7 +308,7 @@ class ChatChunks(_Chunks):
         if index not in self._begun:
             self._begun.add(index)
             written = self._choice(index, {"role": "assistant", "content": ""})
-        tokens = _answered(piece) if self._logprobs else []
+        tokens = answered_tokens(piece) if self._logprobs else []
         if piece.text or tokens:
             logprobs = _chat_logprobs(tokens) if tokens else None
             written += self._choice(index, _said(piece), logprobs)
@@ -333,7 +333,7 @@ def _num_generated(piece: TextDelta) -> int:
     return int(piece.token is not None)
 
 
-def _answered(piece: TextDelta) -> list[OutputToken]:
+def answered_tokens(piece: TextDelta) -> list[OutputToken]:
     """Return the tokens of the answer that the delta has; a vote's last one has all of the winner's."""
     if piece.token is None and piece.result is not None and piece.result.vote is not None:
         return list(piece.result.answer_tokens)

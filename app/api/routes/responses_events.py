@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from app.api.errors import error_response
 from app.api.routes.generate_answers import ballot_answer
-from app.api.routes.openai_answers import token_logprobs
+from app.api.routes.openai_answers import answered_tokens, token_logprobs
 from app.api.routes.responses_answers import ResponseParts, status_of
 from app.api.schemas.responses_answers import (
     MessageOutput,
@@ -68,8 +68,8 @@ class ResponseEvents:
         return written
 
     def _say(self, piece: TextDelta) -> bytes:
-        if piece.token is not None and self._parts.body.wants_logprobs:
-            self._unsent.append(piece.token)
+        if self._parts.body.wants_logprobs:
+            self._unsent += answered_tokens(piece)
         if not piece.text and (self._said is None or not self._unsent):
             return b""
         written = self._begin_answer(piece.result)
