@@ -361,7 +361,8 @@ class RequestBuilder:
         if request.chain is not None:
             chain = self.prepared(request.chain)
             return replace(prepared, rendering=chain.rendering, leading_ids=chain.leading_ids)
-        if paraphrase is not None:
+        is_own = "paraphrase" in request.parameters
+        if paraphrase is not None and (is_own or request.token_ids is None):
             return self._paraphrased(version, request, paraphrase)
         is_fed = prepared.rendering.fed is not None and request.classification is not None
         if is_fed and version is not None and version.template is not None:

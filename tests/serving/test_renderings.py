@@ -90,7 +90,15 @@ def test_a_paraphrase_is_another_template_with_leading_text_of_its_own(stack: St
         build(stack, request)
 
 
-def test_who_has_no_paraphrases_says_so(stack: Stack) -> None:
+def test_a_task_may_have_a_paraphrase_by_default(stack: Stack) -> None:
+    defaults = {"paraphrase": 1}
+    publish(stack, "usual", template="own {text}", paraphrases=["0 {text}", "1 {text}"], defaults=defaults)
+    assert read(stack, "usual", "x").prompt_text == "1 x"
+    assert read(stack, "usual", "x", paraphrase=0).prompt_text == "0 x"
+    assert build(stack, GenerationRequest(task="usual", token_ids=(5, 6))).prompt_ids == (5, 6)
+
+
+def test_a_task_without_paraphrases_says_so(stack: Stack) -> None:
     publish(stack, "one-phrase", template="{text}:")
     with pytest.raises(InvalidRequest, match="has no paraphrases"):
         read(stack, "one-phrase", "x", paraphrase=0)
