@@ -163,7 +163,8 @@ def test_programs_are_counted_by_kind_and_end(stack: Stack) -> None:
     before = counts()
     run(stack.generation.generate(voted(3, parameters={**WARM, "ignore_eos": True})))
     run(read(stack, voted(3, parameters={**WARM, "ignore_eos": True})))
-    long: dict[str, Any] = {"inputs": stack.talkative(), "parameters": {"max_new_tokens": 200}}
+    given = {"max_new_tokens": 200, "ignore_eos": True}
+    long: dict[str, Any] = {"inputs": stack.talkative(), "parameters": given}
     with pytest.raises(DeadlineExceeded):
         run(stack.generation.generate(voted(64, **long, deadline=time.monotonic() + 0.2)))
     assert [after - each for after, each in zip(counts(), before, strict=True)] == [2, 1, 0]
@@ -295,15 +296,13 @@ def test_a_reader_who_leaves_frees_all_rows(stack: Stack) -> None:
 
 
 def test_a_vote_that_comes_too_late_leaves_nothing(stack: Stack) -> None:
+    """64 ballots of 200 tokens are 800 steps of 16 rows."""
     text, before = stack.talkative(), len(stack.outcomes)
-    late = voted(
-        64,
-        inputs=text,
-        parameters={"max_new_tokens": 200, "ignore_eos": True},
-        deadline=time.monotonic() + 0.5,
-    )
+    given = {"max_new_tokens": 200, "ignore_eos": True}
+    late = voted(64, inputs=text, parameters=given, deadline=time.monotonic() + 0.2)
     with pytest.raises(DeadlineExceeded):
         run(stack.generation.generate(late))
     wait_until(stack.is_idle)
     assert stack.generation.limiter.taken == 0
-    assert {each.reason for each in stack.outcomes[before:]} == {"deadline"}
+    reasons = {each.reason for each in stack.outcomes[before:]}
+    assert {"deadline"} <= reasons <= {"deadline", "length"}
