@@ -228,7 +228,7 @@ def test_a_vote_over_answers_with_steps(client: httpx.Client, asked: dict[str, A
         ({"reasoning_effort": "high"}, {"reasoning_effort": "none"}),
         ({"thinking_token_budget": 4}, {"thinking_token_budget": -1}),
         ({"include_reasoning": False}, {"include_reasoning": True}),
-        ({"reasoning": {"effort": "low"}}, {"reasoning": {"enabled": False}}),
+        ({"reasoning": {"effort": "low"}}, {"reasoning": {"enabled": False}, "separate_reasoning": True}),
         ({"reasoning": {"exclude": True}}, {"reasoning": {"exclude": False, "enabled": True}}),
     ],
     ids=str,

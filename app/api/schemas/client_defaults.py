@@ -1,7 +1,7 @@
 """Fields that clients send by default though they aren't supported, and the values that change nothing.
 
-They are the fields of requests to TGI, LoRAX, vLLM and the OpenAI API that no body has here. null is always
-neutral. Labels are about the request and not about its answer, so any value is accepted.
+They are the fields of requests to TGI, LoRAX, vLLM, SGLang and the OpenAI API that no body has here. null is
+always neutral. Labels are about the request and not about its answer, so any value is accepted.
 """
 
 from collections.abc import Mapping
@@ -72,6 +72,10 @@ _VLLM: _Values = {
     "vllm_xargs": ({},),
     "watermarking": (False,),
 }
+_SGLANG: _Values = {
+    "separate_reasoning": (True,),
+    "stream_reasoning": (True,),
+}
 _OPENAI: _Values = {
     "audio": (),
     "echo": (False,),
@@ -123,7 +127,7 @@ _INSTEAD = {  # supported fields for the same purpose, by preference
 }
 
 # By route; fields of its own body come first.
-_ALL = {**_TGI, **_LORAX, **_VLLM, **_OPENAI, **_TOOLS}
+_ALL = {**_TGI, **_LORAX, **_VLLM, **_SGLANG, **_OPENAI, **_TOOLS}
 OF_GENERATE: _Values = _ALL | {"add_special_tokens": (True,)}
 OF_COMPLETIONS: _Values = OF_GENERATE
 OF_CHATS: _Values = _ALL | {"add_special_tokens": (False,)}
