@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -288,10 +289,9 @@ def test_four_hundred_questions_cost_their_labels_and_one_prompt(llama: DecoderO
 # -- what is held, and for how long --------------------------------------------------------------
 
 
-def held(id_: str, **settings: object) -> Request:
-    return Request(
-        **{"id": id_, "token_ids": tuple(range(1, 31)), "max_new_tokens": 10, "is_held": True} | settings
-    )  # type: ignore[arg-type]
+def held(id_: str, **settings: Any) -> Request:
+    defaults: dict[str, Any] = {"token_ids": tuple(range(1, 31)), "max_new_tokens": 10, "is_held": True}
+    return Request(id=id_, **defaults | settings)
 
 
 async def leave_after(engine: Engine, request: Request, count: int) -> list[int | None]:
