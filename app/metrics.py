@@ -110,7 +110,8 @@ class Metrics(Collector):
         self._prefix_tokens = counter("prefix_tokens", "Tokens run through the model to make prefixes")
         self._encoder_tokens = counter("encoder_tokens", "Rows and tokens run through the encoder")
         self._beam_rows = counter("beam_rows", "Rows of beam search that decoded, of all steps")
-        self._block_copies = counter("block_copies", "K/V blocks copied because beams had shared them")
+        self._block_copies = counter("block_copies", "K/V blocks copied because sequences had shared them")
+        self._reused_tokens = counter("reused_tokens", "Tokens of prompts that an earlier step had computed")
         self._preemptions = counter("num_preemptions", "Requests preempted")
         self._successes = counter("request_success", "Finished requests", "finish_reason")
         self._failures = counter("request_failure", "Requests that ended otherwise", "reason")
@@ -177,6 +178,7 @@ class Metrics(Collector):
             (self._preemptions, step.num_preempted),
             (self._beam_rows, step.num_beam_rows),
             (self._block_copies, step.num_copied_blocks),
+            (self._reused_tokens, step.num_reused_tokens),
             (self._prefix_tokens, step.num_prefix_tokens),
             (self._encoder_tokens, step.num_encoder_tokens),
         ):
@@ -285,6 +287,7 @@ def _engine_gauges(engine: EngineStats) -> Iterator[Metric]:
     yield _gauge("kv_cache_usage_ratio", "Share of K/V blocks in use", engine.kv_usage)
     yield _gauge("resident_prefixes", "Prefixes on the device", engine.resident_prefixes)
     yield _gauge("resident_prefix_bytes", "Their bytes", engine.resident_prefix_bytes)
+    yield _gauge("held_sequences", "Ended sequences that may be continued", engine.num_held)
     yield _gauge("resident_sources", "Encoded sources on the device", engine.num_sources)
 
 
