@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from app.cli.importing import large_imports
+
 _PANEL = "More than one completion"
 # Flag -> (type, field of the task part, help).
 _FLAGS: Mapping[str, tuple[Any, tuple[str, ...], str]] = {
@@ -78,7 +80,8 @@ def _budgets(text: str) -> dict[str, int]:
 
 
 def _examples(file: Path) -> list[dict[str, Any]]:
-    from app.training.readers import read_examples  # brings transformers, which takes seconds
+    with large_imports():
+        from app.training.readers import read_examples
 
     examples = read_examples(file)
     if any(each.messages for each in examples):
