@@ -171,10 +171,13 @@ def test_programs_are_counted_by_kind_and_end(stack: Stack) -> None:
     assert 'promptplex_vote_ballots_bucket{le="4.0"}' in stack.metrics.render().decode()
 
 
-def test_the_prompt_of_a_vote_is_prefilled_once(stack: Stack) -> None:
+@pytest.mark.parametrize("num_ballots", [5, 64])
+def test_the_prompt_of_a_vote_is_prefilled_once(stack: Stack, num_ballots: int) -> None:
+    """Also where most ballots wait for a row, and those before them end in one step."""
     before = len(stack.steps)
     prompt = "what a film " * 8
-    result = run(stack.generation.generate(voted(5, inputs=prompt)))
+    parameters = {**WARM, "ignore_eos": True}
+    result = run(stack.generation.generate(voted(num_ballots, inputs=prompt, parameters=parameters)))
     wait_until(stack.is_idle)
     prefilled = sum(step.num_prefix_tokens for step in stack.steps[before:])
     assert prefilled == result.prompt_tokens - 1
