@@ -125,7 +125,9 @@ async def publish(
             upload = await read_upload(form, alias=alias, who=principal.who)
             if upload.task is not None and upload.task.get("examples"):
                 principal.require_generation("The examples of an upload are answered by the model")
-            result = await behind.publishing.upload(task_id, upload, tenant=principal.tenant)
+            result = await behind.publishing.upload(
+                task_id, upload, tenant=principal.tenant, require=principal.require
+            )
     _record(principal, f"uploaded version {result.version.version}", task_id, result.release)
     return JSONResponse(_uploaded(result), 201 if result.created else 200)
 

@@ -86,14 +86,25 @@ class PublishingService:
         finally:
             self._num_places -= 1
 
-    async def upload(self, task_id: str, upload: Upload, *, tenant: str = "") -> UploadResult:
+    async def upload(
+        self,
+        task_id: str,
+        upload: Upload,
+        *,
+        tenant: str = "",
+        require: Callable[[str], None] = lambda reference: None,
+    ) -> UploadResult:
         """Publish a version, try it as `tenant`, and point the upload's alias at it.
 
-        Raise InvalidRequest, PromptRejected (UnsafeFile), StoreFull, Unavailable.
+        `require` raises Forbidden for a task that a chain may have no step of. Raise that, InvalidRequest,
+        PromptRejected (UnsafeFile), StoreFull, Unavailable.
         """
         self.check_task_id(task_id)
         own = OwnEmbeddings(self._generation.engine)
         draft = await self._in_thread(lambda: self._draft(upload, own))
+        chain = ProgramSettings.of(draft.program).chain
+        for step in () if chain is None else chain.steps:
+            require(step.task)
         version, created = await self._in_thread(lambda: self._store.publish(task_id, draft))
         if draft.prompt is not None:
             self._on_stored(draft.prompt)
