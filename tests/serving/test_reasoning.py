@@ -196,6 +196,27 @@ def test_stop_strings_end_the_answer_and_not_the_steps(
     assert stack.outcomes[-1].reason == "stop_sequence"
 
 
+@pytest.mark.parametrize("marker", ["<turn>", "\n<turn>"])
+def test_a_special_token_may_be_the_marker(
+    stack: Stack, said: tuple[str, GenerationResult], marker: str
+) -> None:
+    word, plain = said
+    task = reasoning(stack, marker, steps_end="<s>")
+    turn, line = stack.tokenizer.convert_tokens_to_ids("<turn>"), stack.tokenizer.encode("\n")[-1]
+    for budget in (0, 5):
+        result = generate(stack, word, task, thinking_token_budget=budget)
+        put_in = ([0] if budget else []) + ([line] if marker.startswith("\n") else []) + [turn]
+        read = (*stack.tokenizer(word)["input_ids"], *ids(plain)[:budget], *put_in)
+        expected = generate(stack, "", of={"token_ids": read}, max_new_tokens=LENGTH - budget)
+        assert ids(result) == ids(plain)[:budget] + ids(expected)
+    found = ask(word, task, of={"logit_bias": ((turn, 100.0), (line, 90.0))}, bad_words=["\n\n"])
+    if marker == "<turn>":
+        said_at_once = run(stack.generation.generate(found))
+        assert said_at_once.reasoning is not None
+        assert (said_at_once.reasoning.text, said_at_once.reasoning.num_tokens) == ("", 1)
+        assert said_at_once.text == ""
+
+
 def test_each_sample_reasons(stack: Stack, said: tuple[str, GenerationResult]) -> None:
     word, _ = said
     task = reasoning(stack, NEVER)

@@ -1,9 +1,13 @@
 """Programs: what a request does with the model, over a session's `admit`, `generate` and `score`.
 
 A program gets an admitted request and yields the deltas of its answers. The session ends its sequences with
-it, holds every part to one version of each task, and counts and charges each part. One answer comes in the
-way of its version, at once or after steps (`answering.py`); samples, ballots and members of ensembles are
-made of such answers.
+it, holds every part to one version of each task, and counts and charges each part.
+
+- One answer comes in the way of its version (`answering.py`): at once, behind a marker after steps that may
+  have a budget (`reasoning.py`), or after steps that each read those before them (`chain.py`).
+- Samples (`complete.py`), ballots (`vote.py`) and the versions of an ensemble (`ensemble.py`) are such answers,
+  several at once; beam search (`search.py`) finds whole answers.
+- Labels are scored, not generated: `classify.py`, and `decide.py` for many questions about one input.
 """
 
 from app.request import ProgramKind

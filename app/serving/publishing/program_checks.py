@@ -47,14 +47,13 @@ def check_examples(rendering: Rendering, examples: Mapping[str, Any], most: int)
             raise InvalidRequest(f"must have at most {most} characters", param=param)
 
 
-def check_markers(program: ProgramSettings, defaults: Mapping[str, Any], tokenizer: PromptTokenizer) -> None:
+def check_markers(program: ProgramSettings, tokenizer: PromptTokenizer) -> None:
     """Raise InvalidRequest, which names the first marker that no answer of the base could hold."""
-    shows_special = defaults.get("skip_special_tokens") is False
     for param, marker in _markers(program):
-        if tokenizer.special_id(marker.strip()) is not None and not shows_special:
+        if tokenizer.eos_id is not None and tokenizer.special_id(marker.strip()) == tokenizer.eos_id:
             raise InvalidRequest(
-                f"{param}: {marker.strip()!r} is a special token, which answers leave out; set "
-                "skip_special_tokens to false in the defaults, or choose another marker.",
+                f"{param}: {marker.strip()!r} is the token that ends an answer, so that nothing could follow "
+                "it; choose another marker.",
                 param=param,
             )
         text = f"a{marker}b"

@@ -165,7 +165,7 @@ class PublishingService:
             except InvalidRequest as error:
                 field = (error.param or param).replace("parameters.", "task.defaults.")
                 raise InvalidRequest(error.message, param=field) from None
-        check_markers(ProgramSettings.of(draft.program), draft.defaults, self._builder.prompts.tokenizer)
+        check_markers(ProgramSettings.of(draft.program), self._builder.prompts.tokenizer)
 
     async def _try(self, version: TaskVersion, tenant: str) -> tuple[ExampleReport, ...]:
         try:
