@@ -5,7 +5,7 @@ it, holds every part to one version of each task, and counts and charges each pa
 
 - One answer comes in the way of its version (`answering.py`): at once, behind a marker after steps that may
   have a budget (`reasoning.py`), or after steps that each read those before them (`chain.py`).
-- Samples (`complete.py`), ballots (`vote.py`) and the versions of an ensemble (`ensemble.py`) are several such
+- Samples (`complete.py`), ballots (`vote.py`) and an ensemble's versions (`ensemble.py`) are several such
   answers at once; beam search (`search.py`) finds whole answers.
 - Labels are scored, not generated: `classify.py`, and `decide.py` for many questions about one input.
 """
