@@ -442,7 +442,7 @@ class CausalMachine(Machine):
         is_cut_anew=st.booleans(),
         is_held=st.booleans(),
     )
-    @precondition(lambda self: len(self.scheduler.residency.held))
+    @precondition(lambda self: len(self.scheduler.residency.held) > 0)
     def continue_one(
         self, data: st.DataObject, num_new: int, num_transient: int, is_cut_anew: bool, is_held: bool
     ) -> None:
