@@ -96,8 +96,8 @@ class OpenAiBody(ParametersBody):
 
     @model_validator(mode="after")
     def _one_reasoning(self) -> Self:
-        twice = sorted(self._reasoning().keys() & self.given().keys())
-        if twice:
+        given = self._reasoning()
+        if given and (twice := sorted(given.keys() & self.given().keys())):
             raise ValueError(f"reasoning says the same as {twice[0]}; send one of them")
         return self
 
