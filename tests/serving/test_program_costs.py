@@ -22,7 +22,8 @@ def at_rest(stack: Stack) -> bool:
 
 def writing_letters(stack: Stack, **more: Any) -> GenerationRequest:
     """Letters, which are read as the ids that were written; with this seed, steps of 20 and an end."""
-    allowed = [stack.tokenizer.convert_tokens_to_ids(letter) for letter in LETTERS]
+    allowed = stack.tokenizer.convert_tokens_to_ids([*LETTERS])
+    assert isinstance(allowed, list)
     parameters = {"do_sample": True, "temperature": 1.5, "seed": 1, "max_new_tokens": 150, "ignore_eos": True}
     return GenerationRequest(
         inputs=TEXT, parameters=parameters, logit_bias=tuple((id_, 100.0) for id_ in allowed), **more
