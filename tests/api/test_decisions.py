@@ -8,8 +8,10 @@ from typing import Any
 
 import httpx
 import numpy as np
+import openai
 import pytest
 import torch
+from openai.lib.decisions_tool_runner import DecisionsToolRunner
 from openai.types import Decision
 from peft import PeftModel
 from transformers import PreTrainedModel
@@ -410,3 +412,25 @@ def test_what_openai_knows_of_caches_is_ignored(client: httpx.Client) -> None:
         user="u",
     )
     assert found["answers"] == decide(client, questions=[PREDICATE])["answers"]
+
+
+def test_openais_client_parses_every_answer_and_its_tool_runner_runs(url: str) -> None:
+    http = httpx.Client(trust_env=False)
+    done: list[str] = []
+
+    def candidates(_: Any) -> list[Any]:
+        action = {"id": "film", "description": "look", "execute": lambda: done.append("film")}
+        other = {"id": "food", "description": "eat", "execute": lambda: done.append("food")}
+        finish: Any = {"id": "é", "description": "end", "done": True}
+        return [*((action, other) if len(done) < 2 else ()), finish]
+
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", http_client=http) as client:
+        questions: Any = [*QUESTIONS, PREDICATE]
+        decision = client.decisions.create(model=BASE_NAME, input=INPUT, questions=questions)
+        assert [answer.type for answer in decision.answers] == ["predicate", "choice", "score", "predicate"]
+        assert [answer.name for answer in decision.answers] == [None, "which", "stars", None]
+        assert decision.usage.total_tokens > 0
+        runner = DecisionsToolRunner(observe=lambda: "a", candidates=candidates, verify=lambda _: True)
+        found = runner.run(client, {"model": BASE_NAME, "input": "go"})
+        assert found["status"] == "verified"
+        assert found["completed_candidate_ids"] == done
