@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,22 +33,43 @@ class Asked:
     template: Template | None = None  # rendered here, before the task's own
     parameters: Mapping[str, Any]
     choices: tuple[LabelledChoice, ...] = ()  # sent with a second request, which classifies
+    num_ballots: int | None = None  # that each request asks for; None: the task's own, if it votes
+    has_vote: bool = False  # whether the task votes unless it is asked otherwise
+    answer_after: str | None = None  # what steps end with; None: the whole output is the answer
 
     @property
     def labels(self) -> tuple[str, ...]:
         """Return the names of the choices."""
         return tuple(choice.value for choice in self.choices)
 
-    def text(self, client: ServerClient, item: Item) -> str:
-        """Generate, greedily."""
+    def said(self, client: ServerClient, item: Item, number: int) -> tuple[str, tuple[str, ...]]:
+        """Generate, greedily or by a vote with the line's number as seed; return the answer and the ballots.
+
+        Of a task with reasoning or a chain the answer is what comes after the steps.
+        """
         if not isinstance(item.inputs, str | Mapping):
             body = {"model": self.model, "messages": item.inputs, **_of_chats(self.parameters)}
-            answer = client.call("POST", "/v1/chat/completions", json={**body, "temperature": 0})
-            return str(answer["choices"][0]["message"]["content"])
-        parameters = {**self.parameters, "do_sample": False}
-        return str(
-            client.call("POST", "/generate", json=self._body(item.inputs, parameters))["generated_text"]
-        )
+            choosing = {"seed": number} if self.is_voted else {"temperature": 0}
+            answer = client.call("POST", "/v1/chat/completions", json=body | choosing)
+            return str(answer["choices"][0]["message"]["content"]), ()
+        vote = {} if self.num_ballots is None else {"vote": {"n": self.num_ballots}}
+        choosing = {"seed": number} if self.is_voted else {"do_sample": False}
+        parameters = {**self.parameters, **choosing, **vote}
+        answer = client.call("POST", "/generate", json=self._body(item.inputs, parameters))
+        ballots = answer["vote"]["ballots"] if self.is_voted else []
+        return str(answer["generated_text"]), tuple(each["answer"] for each in ballots)
+
+    @property
+    def is_voted(self) -> bool:
+        """Return whether answers are drawn and voted on."""
+        return self.num_ballots != 1 if self.num_ballots is not None else self.has_vote
+
+    def with_answer(self, item: Item) -> Item:
+        """Return the item as its answer alone, where that is all that is generated."""
+        if self.answer_after is None:
+            return item
+        answer = item.answer or item.expected.rpartition(self.answer_after)[2]
+        return replace(item, expected=answer.strip())
 
     def probabilities(self, client: ServerClient, item: Item) -> dict[str, float] | None:
         """Classify, where there are choices."""
@@ -101,6 +122,7 @@ class Version:
     row: Row
     release: int
     aliases: Mapping[str, Any]
+    is_ensemble: bool = False  # the alias means several versions at once; `row` is the first one's
 
     @property
     def number(self) -> int:
@@ -125,15 +147,28 @@ class Version:
 
     def asked(self, parameters: Row, template: Template | None = None) -> Asked:
         """Return the version as one that answers."""
-        digest = self.row["version_digest"]
+        digest = None if self.is_ensemble else self.row["version_digest"]
+        reference = f"{self.task_id}@{digest or self.alias}"
         return Asked(
-            reference=f"{self.task_id}@{digest}",
-            model=f"{self.task_id}@{digest}",
-            name=f"{self.task_id}@{self.number}",
+            reference=reference,
+            model=reference,
+            name=f"{self.task_id}@{self.alias if self.is_ensemble else self.number}",
             digest=digest,
             template=template,
             parameters=parameters,
+            has_vote=bool(self.row["vote"]),
+            answer_after=self._marker,
         )
+
+    @property
+    def _marker(self) -> str | None:
+        reasoning, chain = self.row["reasoning"] or {}, self.row["chain"] or {}
+        return reasoning.get("answer_after") or chain.get("done")
+
+    @property
+    def temperature(self) -> float:
+        """Return what the version's calibration divides log-probabilities by."""
+        return float((self.row["calibration"] or {}).get("temperature", 1))
 
 
 def base_asked(client: ServerClient, parameters: Row, template: Template | None = None) -> Asked:
@@ -144,19 +179,25 @@ def base_asked(client: ServerClient, parameters: Row, template: Template | None 
     )
 
 
-def find_version(client: ServerClient, reference: str) -> Version:
+def find_version(client: ServerClient, reference: str, *, or_ensemble: bool = False) -> Version:
     """Return the version that the reference means now: `task`, `task@alias`, `task@3`, `task@sha256:...`.
 
-    Raise CommandFailed: there is no such task, alias or version, or the alias is several by weight.
+    Raise CommandFailed: there is no such task, alias or version, or the alias is several by weight; or an
+    ensemble, which is asked as a whole if that is wanted.
     """
     task_id, _, selector = reference.partition("@")
     history = client.call("GET", f"/tasks/{task_id}")
     alias = None if selector.startswith("sha256:") or selector.isdecimal() else selector or DEFAULT_ALIAS
-    wanted = selector if alias is None else _only_version(task_id, alias, history["aliases"])
+    meaning = history["aliases"].get(alias)
+    is_ensemble = or_ensemble and isinstance(meaning, Mapping) and "ensemble" in meaning
+    if is_ensemble:
+        wanted = next(iter(meaning["weights"]))
+    else:
+        wanted = selector if alias is None else _only_version(task_id, alias, history["aliases"])
     for row in history["versions"]:
         if wanted in (str(row["version"]), row["version_digest"]):
             release = max((release["number"] for release in history["releases"]), default=0)
-            return Version(task_id, alias, row, release, history["aliases"])
+            return Version(task_id, alias, row, release, history["aliases"], is_ensemble)
     raise CommandFailed(f"task {task_id} has no version {wanted}; `promptplex show {task_id}` lists them")
 
 
@@ -199,23 +240,24 @@ def ask_all(
     The sides take turns, and many requests run at a time, so that the server can batch them. A refused
     request is an outcome. Raise NoAnswer where the server doesn't answer.
     """
-    work = [(side, item) for item in items for side in sides]
+    work = [(side, item, number) for number, item in enumerate(items) for side in sides]
     with (
         ThreadPoolExecutor(concurrency) as threads,
         typer.progressbar(length=len(work), label=label, file=typer.get_text_stream("stderr")) as bar,
     ):
         outcomes = []
-        for outcome in threads.map(lambda pair: _ask(client, *pair), work):
+        for outcome in threads.map(lambda each: _ask(client, *each), work):
             outcomes.append(outcome)
             bar.update(1)
     return [outcomes[number :: len(sides)] for number in range(len(sides))]
 
 
-def _ask(client: ServerClient, side: Asked, item: Item) -> Outcome:
+def _ask(client: ServerClient, side: Asked, item: Item, number: int) -> Outcome:
+    wanted = side.with_answer(item)
     try:
-        text = side.text(client, item)
-        return Outcome(item, text, probabilities=side.probabilities(client, item))
+        text, ballots = side.said(client, item, number)
+        return Outcome(wanted, text, probabilities=side.probabilities(client, item), ballots=ballots)
     except NoAnswer:
         raise
     except CommandFailed as refusal:
-        return Outcome(item, "", error=str(refusal))
+        return Outcome(wanted, "", error=str(refusal))

@@ -27,8 +27,12 @@ from app.cli.server import DEFAULT_SERVER, KeyOption, ServerClient, ServerOption
 from app.scoring.calibration import Calibration
 from app.scoring.items import Item, Outcome
 from app.scoring.measures import Measures, Score, measure
-from app.scoring.reliability import check_picture, errors_in_words, reliability_lines, save_reliability
+from app.scoring.pictures import check_picture
+from app.scoring.reliability import errors_in_words, reliability_lines, save_reliability
 from app.scoring.score_words import score_line
+from app.scoring.self_consistency import Point, curve_lines, save_curve, self_consistency
+from app.scoring.temperature import TemperatureFit, fit_temperature
+from app.serving.program_settings import MAX_BALLOTS
 from app.serving.publishing.task_settings import LabelledChoice
 from app.text.template import Template, parse_template
 
@@ -48,9 +52,18 @@ def evaluate(
     max_new_tokens: MaxNewTokensOption = None,
     limit: LimitOption = None,
     concurrency: ConcurrencyOption = 16,
+    vote: Annotated[
+        int | None,
+        typer.Option(
+            help="Answers to draw for each line, the most frequent of which counts", min=1, max=MAX_BALLOTS
+        ),
+    ] = None,
+    fit_calibration: Annotated[
+        bool, typer.Option("--fit-calibration", help="Fit the temperature that calibrates a task's choices")
+    ] = False,
     plot: Annotated[
         Path | None,
-        typer.Option(help="File to draw the reliability diagram of a task with choices to: .svg or .png"),
+        typer.Option(help="File to draw to, .svg or .png: accuracy over ballots, or the reliability diagram"),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="File to write scores and outputs to, as JSON")] = None,
     server: ServerOption = DEFAULT_SERVER,
@@ -59,25 +72,34 @@ def evaluate(
     """Evaluate a task on a held-out file: the metrics that suit its answers, and calibration of choices."""
     check_directory(out, plot)
     items = read_items(data, limit)
-    if template is not None and is_chat(items):
-        raise ValueError("--template goes with inputs; messages have the base's chat template")
-    if plot is not None:
-        check_picture(plot)
+    _check_flags(items, template, vote, plot)
     parameters = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
     with ServerClient(server, key) as client:
-        version = None if task is None else find_version(client, task)
-        asked = _asked(client, version, data, parameters, _template(template))
-        asked = replace(asked, choices=_choices(version, items, is_needed=plot is not None))
+        version = None if task is None else find_version(client, task, or_ensemble=True)
+        asked = _asked(client, version, data, parameters, _template(template), is_fitted=fit_calibration)
+        asked = replace(asked, num_ballots=vote)
+        is_needed = fit_calibration or (plot is not None and not asked.is_voted)
+        asked = replace(asked, choices=_choices(version, items, is_needed=is_needed))
         began = time.monotonic()
         (outcomes,) = ask_all(client, [asked], items, concurrency, "eval")
     seconds = time.monotonic() - began
-    evaluation = _Evaluation(asked, data, outcomes, measure(outcomes, asked.labels), seconds)
+    fit = fit_temperature(outcomes, version.temperature) if fit_calibration and version is not None else None
+    evaluation = _Evaluation(asked, data, outcomes, measure(outcomes, asked.labels), seconds, fit)
     if out is not None:
         report = evaluation.as_json() | {"template": template}
         out.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     evaluation.show(plot)
     if any(outcome.error for outcome in outcomes):
         raise typer.Exit(1)
+
+
+def _check_flags(items: Sequence[Item], template: str | None, vote: int | None, plot: Path | None) -> None:
+    if template is not None and is_chat(items):
+        raise ValueError("--template goes with inputs; messages have the base's chat template")
+    if vote is not None and is_chat(items):
+        raise ValueError("--vote goes with inputs; messages are answered once")
+    if plot is not None:
+        check_picture(plot)
 
 
 def _template(source: str | None) -> Template | None:
@@ -92,11 +114,17 @@ def _asked(
     data: Path,
     parameters: dict[str, Any],
     template: Template | None,
+    *,
+    is_fitted: bool,
 ) -> Asked:
     if version is None:
         return base_asked(client, parameters, template)
+    if version.is_ensemble and is_fitted:
+        raise ValueError("the versions of an ensemble are calibrated one by one; name one, as task@3")
     if version.was_trained_on(data):
         name = f"version {version.number} of {version.task_id}"
+        if is_fitted:
+            raise ValueError(f"{name} was trained on {data}; fit its calibration on held-out lines")
         typer.echo(f"warning: {name} was trained on {data}, so these scores are too good", err=True)
     return version.asked(parameters, template)
 
@@ -107,7 +135,9 @@ def _choices(
     """Return the choices that the items expect. Raise ValueError where they are needed."""
     choices = () if version is None else expected_choices(version.choices, items)
     if is_needed and (version is None or not version.choices):
-        raise ValueError("--plot draws the probabilities of a task's choices, and here there are none")
+        raise ValueError(
+            "--plot and --fit-calibration need probabilities of a task's choices, and here there are none"
+        )
     if version is not None and version.choices and not choices:
         if is_needed:
             raise ValueError(NO_CHOICE)
@@ -124,6 +154,7 @@ class _Evaluation:
     outcomes: Sequence[Outcome]
     measures: Measures
     seconds: float
+    fit: TemperatureFit | None
 
     @cached_property
     def scores(self) -> dict[str, Score]:
@@ -145,7 +176,17 @@ class _Evaluation:
             "seconds": round(self.seconds, 2),
             "outputs": [_output(outcome) for outcome in self.outcomes],
         }
-        return report | ({"calibration": self.calibration.as_json()} if self.calibration else {})
+        if self.calibration is not None:
+            report["calibration"] = self.calibration.as_json()
+        if self.curve:
+            report["self_consistency"] = [point.as_json() for point in self.curve]
+        if self.fit is not None:
+            report["fitted"] = self.fit.as_json()
+        return report
+
+    @cached_property
+    def curve(self) -> list[Point]:
+        return self_consistency(self.outcomes) if any(outcome.ballots for outcome in self.outcomes) else []
 
     def show(self, plot: Path | None) -> None:
         typer.echo(f"{self.asked.name} on {self.data}: {len(self.outcomes)} inputs")
@@ -155,8 +196,12 @@ class _Evaluation:
         if calibration is not None:
             typer.echo(errors_in_words(calibration))
             typer.echo("\n".join(reliability_lines(calibration)))
-            if plot is not None:
-                save_reliability(calibration, plot, f"{self.asked.name} on {self.data.name}")
+        if self.curve:
+            typer.echo("\n".join(curve_lines(self.curve)))
+        if self.fit is not None:
+            self._show_fit(self.fit)
+        if plot is not None:
+            self._draw(plot)
         for note in self.measures.notes:
             typer.echo(note, err=True)
         failed = [outcome for outcome in self.outcomes if outcome.error]
@@ -165,6 +210,26 @@ class _Evaluation:
                 f"{len(failed)} requests were refused and count as wrong; the first: {failed[0].error}",
                 err=True,
             )
+
+    def _show_fit(self, fit: TemperatureFit) -> None:
+        typer.echo(f"temperature {fit.temperature:g}, fitted on {fit.num_lines} lines of {self.data}")
+        typer.echo(
+            f"  before: {fit.before}\n  after:  {fit.after} (each half at the other half's temperature)"
+        )
+        if fit.is_at_bound:
+            typer.echo("  the lines allow any temperature as extreme: take more, and harder ones", err=True)
+        task_id = self.asked.name.partition("@")[0]
+        typer.echo(
+            f"  push the version's files again with it: promptplex push {task_id} ... "
+            f"--calibration-temperature {fit.temperature:g}"
+        )
+
+    def _draw(self, path: Path) -> None:
+        title = f"{self.asked.name} on {self.data.name}"
+        if self.curve:
+            save_curve(self.curve, path, title)
+        elif self.calibration is not None:
+            save_reliability(self.calibration, path, title)
 
 
 def _output(outcome: Outcome) -> dict[str, Any]:
@@ -176,6 +241,8 @@ def _output(outcome: Outcome) -> dict[str, Any]:
     }
     if outcome.probabilities is not None:
         line["probabilities"] = outcome.probabilities
+    if outcome.ballots:
+        line["ballots"] = [*outcome.ballots]
     return line if outcome.error is None else line | {"error": outcome.error}
 
 

@@ -21,13 +21,15 @@ class Item:
 class Outcome:
     """What came of one item: the generated text, or why there is none.
 
-    `probabilities`: of the task's choices, where the item was also classified.
+    `probabilities`: of the task's choices, where the item was also classified. `ballots`: the answers that
+    were voted on, where there was a vote.
     """
 
     item: Item
     generated: str
     error: str | None = None
     probabilities: Mapping[str, float] | None = None
+    ballots: tuple[str, ...] = ()
 
     @property
     def is_exact(self) -> bool:

@@ -1,11 +1,10 @@
 """The reliability diagram: accuracy beside confidence, bin by bin, as text and as a picture."""
 
-from importlib.util import find_spec
 from pathlib import Path
 
 from app.scoring.calibration import NUM_BINS, Calibration, calibration_error
+from app.scoring.pictures import save_figure
 
-PICTURES = (".svg", ".png")
 _WIDTH = 20  # characters of a bar
 
 
@@ -20,17 +19,8 @@ def reliability_lines(calibration: Calibration) -> list[str]:
     return lines
 
 
-def check_picture(path: Path) -> None:
-    """Raise ValueError where no picture can be drawn: matplotlib is missing, or the path's ending is none."""
-    if find_spec("matplotlib") is None:
-        raise ValueError("a plot needs matplotlib: pip install 'promptplex[train]'")
-    if path.suffix.lower() not in PICTURES:
-        raise ValueError(f"{path}: a plot is written as {' or '.join(PICTURES)}; end its name in one of them")
-
-
 def save_reliability(calibration: Calibration, path: Path, title: str) -> None:
     """Draw the diagram with its 95% intervals, and below it how many answers each bin has."""
-    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     bins = calibration.equal_width()
@@ -51,8 +41,7 @@ def save_reliability(calibration: Calibration, path: Path, title: str) -> None:
         centres, [each.right.total for each in bins], 1 / NUM_BINS, color="#bdbdbd", edgecolor="#636363"
     )
     lower.set(xlabel="confidence", ylabel="answers")
-    with rc_context({"svg.hashsalt": "promptplex"}):  # the same data gives the same bytes
-        figure.savefig(path, metadata={"Date": None} if path.suffix.lower() == ".svg" else None, dpi=150)
+    save_figure(figure, path)
 
 
 def errors_in_words(calibration: Calibration) -> str:

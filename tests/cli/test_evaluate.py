@@ -9,6 +9,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from app.scoring.self_consistency import majority
 from tests.api.server import hosted
 
 Run = Callable[..., tuple[int, str, str]]
@@ -169,6 +170,62 @@ def test_what_is_no_choice_is_not_calibrated(
     assert (status, "none of the task's choices" in err) == (0, True)
     assert "choices accuracy" not in shown
     assert promptplex("eval", *flags, *plot)[0] == 1
+
+
+def test_a_temperature_is_fitted_on_held_out_lines(server_url: str, promptplex: Run, tmp_path: Path) -> None:
+    part = {"template": "it is {text}", "choices": ["film", "food"], "calibration": {"temperature": 0.5}}
+    url = f"{server_url}/tasks/too-sure/versions"
+    assert (
+        httpx2.post(url, files={"task": (None, json.dumps(part))}, trust_env=False, timeout=60).status_code
+        == 201
+    )
+    lines = [{"inputs": f"number {number}", "expected": ("film", "food")[number % 2]} for number in range(16)]
+    data, out = write(tmp_path / "data.jsonl", *lines), tmp_path / "o.json"
+    flags = ("--task", "too-sure", "--max-new-tokens", "1", "--server", server_url, "--fit-calibration")
+    status, shown, err = promptplex("eval", *flags, "--data", data, "--out", str(out))
+    assert status == 0, err
+    fitted = json.loads(out.read_text())["fitted"]
+    temperature = fitted["calibration"]["temperature"]
+    assert temperature > 0.5, "labels at random call for less certainty"
+    assert f"--calibration-temperature {temperature:g}" in shown
+    assert fitted["after"]["nll"] < fitted["before"]["nll"]
+    few = write(tmp_path / "few.jsonl", *lines[:4])
+    status, _, err = promptplex("eval", *flags, "--data", few)
+    assert (status, "at least 10 lines" in err) == (1, True)
+
+
+def test_votes_are_counted_for_every_number_of_ballots(
+    server_url: str, promptplex: Run, tmp_path: Path
+) -> None:
+    part = {
+        "template": "{text}",
+        "reasoning": {"answer_after": "answer:", "effort": {"low": 2}},
+        "defaults": {"max_new_tokens": 12, "reasoning_effort": "low"},
+    }
+    url = f"{server_url}/tasks/voted/versions"
+    answer = httpx2.post(url, files={"task": (None, json.dumps(part))}, trust_env=False, timeout=60)
+    assert answer.status_code == 201, answer.text
+    lines = [{"inputs": f"film {number}", "output": "x; answer: the", "answer": "the"} for number in range(4)]
+    data, out, plot = write(tmp_path / "data.jsonl", *lines), tmp_path / "o.json", tmp_path / "curve.svg"
+    flags = ("eval", "--task", "voted", "--data", data, "--out", str(out), "--server", server_url)
+    status, shown, err = promptplex(*flags, "--vote", "5", "--plot", str(plot))
+    assert status == 0, err
+    report = json.loads(out.read_text())
+    assert [point["ballots"] for point in report["self_consistency"]] == [1, 3, 5]
+    assert "ballots" in shown
+    assert b"<svg" in plot.read_bytes()
+    for number, output in enumerate(report["outputs"]):
+        assert (output["expected"], len(output["ballots"])) == ("the", 5)
+        body = {
+            "task_id": "voted",
+            "inputs": f"film {number}",
+            "parameters": {"vote": {"n": 5}, "seed": number},
+        }
+        said = httpx2.post(f"{server_url}/generate", json=body, trust_env=False, timeout=60).json()
+        assert output["generated"] == said["generated_text"]
+        assert majority(output["ballots"]) == " ".join(said["generated_text"].split())
+    assert promptplex(*flags, "--vote", "1")[0] == 0
+    assert "self_consistency" not in json.loads(out.read_text())
 
 
 def test_the_forms_of_training_data_are_held_out_files_too(

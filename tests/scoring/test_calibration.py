@@ -7,7 +7,8 @@ import pytest
 
 from app.scoring.calibration import Calibration, calibration_error, choice_metrics
 from app.scoring.items import Item, Outcome
-from app.scoring.reliability import check_picture, reliability_lines, save_reliability
+from app.scoring.pictures import check_picture
+from app.scoring.reliability import reliability_lines, save_reliability
 
 
 def outcome(probability: float, expected: str = "a") -> Outcome:
