@@ -14,9 +14,9 @@ def check_program(program: ProgramSettings, request: GenerationRequest) -> None:
     """
     for param, problem in (*_of_reasoning(program, request), *_of_chain(program, request)):
         raise InvalidRequest(problem, param=param)
-    if program.chain is not None and has_chain(program, request) and request.require is not None:
-        for step in program.chain.steps:
-            request.require(step.task)
+    if has_chain(program, request) and request.require is not None:
+        for task in program.step_tasks:
+            request.require(task)
 
 
 def _of_reasoning(program: ProgramSettings, request: GenerationRequest) -> Iterator[tuple[str, str]]:

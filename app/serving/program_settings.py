@@ -93,6 +93,11 @@ class ProgramSettings(StrictModel):
         """Return how many samples an answer takes."""
         return 1 if self.vote is None else self.vote.n
 
+    @property
+    def step_tasks(self) -> list[str]:
+        """Return references of the tasks that steps name, which its users and its author must reach."""
+        return [] if self.chain is None else [step.task for step in self.chain.steps]
+
     @classmethod
     def of(cls, program: Mapping[str, Any]) -> Self:
         """Read a manifest's `program` back. Raise CorruptData where it is none."""

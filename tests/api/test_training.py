@@ -220,6 +220,9 @@ def test_keys(stack: Stack, runs: Runs, tmp_path: Path, caplog: pytest.LogCaptur
         assert "doesn't reach" in error_of(start(client, "alien", headers=ada), 403)["message"]
         examples = {"task": {"examples": [{"inputs": "a", "expected": "b"}]}}
         assert "scope generate" in error_of(start(client, "team-a", examples, ada), 403)["message"]
+        chain = {"template": "{x} {so_far}", "steps": [{"task": "team-b"}, {"task": "alien"}]}
+        steps = {"task": {"template": "{x}", "chain": chain}}
+        assert "'alien'" in error_of(start(client, "team-a", steps, ada), 403)["message"]
         run, second = (start(client, "team-a", headers=ada).json() for _ in range(2))
         full = start(client, "team-a", headers=ada)
         assert "This key has 2 training runs" in error_of(full, 429)["message"]

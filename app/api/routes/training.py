@@ -28,7 +28,7 @@ from app.serving.training_runs.rows import (
     run_row,
 )
 from app.serving.training_runs.run_settings import PARAM as SETTINGS
-from app.serving.training_runs.run_settings import RunSettings, parse_run_settings, task_part
+from app.serving.training_runs.run_settings import RunSettings, parse_run_settings, step_tasks, task_part
 from app.serving.training_runs.service import TrainingRuns
 
 audit = logging.getLogger("promptplex.audit")
@@ -181,13 +181,16 @@ async def _read_record(task_id: str, form: FormData, behind: Services, principal
     settings = await _settings(form)
     if settings.task is not None and settings.task.get("examples"):
         principal.require_generation("The examples of a task are answered by the model")
+    task = await asyncio.to_thread(task_part, behind.store, task_id, settings)
+    for step in step_tasks(task):
+        principal.require(step)
     return RunRecord(
         id=new_run_id(),
         task_id=task_id,
         who=principal.who,
         tenant=principal.tenant,
         settings=settings.model_dump(mode="json", exclude_unset=True),
-        task=await asyncio.to_thread(task_part, behind.store, task_id, settings),
+        task=task,
         init_from=await asyncio.to_thread(_start_version, behind, principal, settings.init_from),
         files={name: file_part(form, name).size or 0 for name in form if name != SETTINGS},
         created_at=now(),

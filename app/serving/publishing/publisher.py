@@ -102,9 +102,8 @@ class PublishingService:
         self.check_task_id(task_id)
         own = OwnEmbeddings(self._generation.engine)
         draft = await self._in_thread(lambda: self._draft(upload, own))
-        chain = ProgramSettings.of(draft.program).chain
-        for step in () if chain is None else chain.steps:
-            require(step.task)
+        for task in ProgramSettings.of(draft.program).step_tasks:
+            require(task)
         version, created = await self._in_thread(lambda: self._store.publish(task_id, draft))
         if draft.prompt is not None:
             self._on_stored(draft.prompt)

@@ -7,6 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from app.errors import Conflict, InvalidRequest, NotFound
 from app.serving.parameters import check
+from app.serving.program_settings import ProgramSettings
 from app.serving.publishing.task_settings import parse_task
 from app.store.prompt_store import PromptStore
 from app.store.references import DEFAULT_ALIAS
@@ -75,6 +76,11 @@ def task_part(store: PromptStore, task_id: str, settings: RunSettings) -> dict[s
     except InvalidRequest as error:
         raise InvalidRequest(error.message, param=f"{PARAM}.{error.param}") from None
     return part
+
+
+def step_tasks(part: Mapping[str, Any]) -> list[str]:
+    """Return references of the tasks that steps of such a version name."""
+    return ProgramSettings.of(parse_task(part).program).step_tasks
 
 
 def _live_part(store: PromptStore, task_id: str) -> dict[str, Any]:
