@@ -175,10 +175,10 @@ class GenerationService:
         ]
         try:
             admitted = await gather_or_cancel([session.admit(request) for request in requests])
+            return AnswerStream(session, requests, admitted)
         except BaseException:
             session.close()
             raise
-        return AnswerStream(session, requests, admitted)
 
 
 def _prompt_encoder(tokenizer: PreTrainedTokenizerFast, geometry: ModelGeometry) -> PromptEncoder:

@@ -59,13 +59,13 @@ class GenerationRequest:
 
     @property
     def size(self) -> int:
-        """Return the characters of its inputs; a token id counts as four."""
+        """Return the characters of its inputs, and of a chain's steps; a token id counts as four."""
         if self.token_ids is not None:
             return 4 * len(self.token_ids)
         if self.messages is not None:
-            return sum(message.size for message in self.messages)
+            return sum(message.size for message in self.messages) + sum(map(len, self.steps))
         texts = [self.inputs] if isinstance(self.inputs, str) else self.inputs.values()
-        return sum(map(len, texts))
+        return sum(map(len, (*texts, *self.steps)))
 
     @property
     def num_sequences(self) -> int:
