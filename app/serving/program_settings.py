@@ -66,7 +66,7 @@ class VoteSettings(StrictModel):
 class CalibrationSettings(StrictModel):
     """Divides the log-probabilities of labels before they are compared."""
 
-    temperature: float = Field(gt=0, le=1000)
+    temperature: float = Field(ge=0.001, le=1000)  # less would make infinities of them
 
 
 class Shot(StrictModel):

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from app.errors import DeadlineExceeded, Forbidden, InvalidRequest
+from app.errors import DeadlineExceeded, Forbidden, InvalidRequest, NotFound
 from app.request import FinishReason
 from app.serving.generation_request import ClassificationRequest, GenerationRequest, GenerationResult
 from app.serving.structured_output.constraints import Constraint, ConstraintKind
@@ -194,6 +194,12 @@ def test_what_a_chain_cannot_do_is_refused(stack: Stack) -> None:
     ):
         with pytest.raises(InvalidRequest):
             run(stack.generation.generate(request))
+
+
+def test_a_step_that_is_missing_names_its_chain(stack: Stack) -> None:
+    task = chain(stack, step_ends=END, steps=[{"task": "tiny-base"}, {"task": "never-published"}])
+    with pytest.raises(NotFound, match=r"chain has a step of never-published.*author"):
+        run(stack.generation.generate(ask("name", task, max_new_tokens=120)))
 
 
 def test_choices_follow_the_plain_template(stack: Stack) -> None:

@@ -13,10 +13,17 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
-from app.errors import InvalidRequest, RequestTooLong
+from app.errors import InvalidRequest, NotFound, NotServable, RequestTooLong
+from app.prompt import TaskVersion
 from app.request import FinishReason, Request, RequestTimings
 from app.serving.admitted import Admitted
-from app.serving.generation_request import GenerationResult, OutputToken, Reasoning, TextDelta
+from app.serving.generation_request import (
+    GenerationRequest,
+    GenerationResult,
+    OutputToken,
+    Reasoning,
+    TextDelta,
+)
 from app.serving.output_processor import OutputProcessor
 from app.serving.parameters import GenerationParameters
 from app.serving.program_settings import ChainSettings
@@ -129,7 +136,7 @@ class _Chain:
             best_of=None,
             parameters={**asked.parameters, **self._parameters()},
         )
-        step = await self._session.admit(request, None if tasks else self._admitted.version)
+        step = await self._made_by(request, None if tasks else self._admitted.version)
         if step.members:
             raise InvalidRequest(
                 f"The chain has a step of {request.task}, which is an ensemble, but one version makes a "
@@ -137,6 +144,17 @@ class _Chain:
                 param="task_id",
             )
         return self._prepared(step)
+
+    async def _made_by(self, request: GenerationRequest, version: TaskVersion | None) -> Admitted:
+        """Admit a step; say whose it is where its task is missing, which the client didn't name."""
+        try:
+            return await self._session.admit(request, version)
+        except (NotFound, NotServable) as error:
+            reason = error.message.rstrip(".")
+            raise type(error)(
+                f"The chain has a step of {request.task}, which can't be had: {reason}. The chain's author "
+                "must name a task that is served, or publish it."
+            ) from error
 
     def _parameters(self) -> dict[str, Any]:
         """Return what isn't the same for every step, or not what its task's defaults may say."""

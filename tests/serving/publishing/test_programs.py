@@ -97,6 +97,7 @@ def test_programs_that_make_sense(task: dict[str, Any]) -> None:
         ({"vote": {"n": 3, "by": "text"}}, "task.vote.by"),
         ({"vote": {"n": 3}, "defaults": {"do_sample": False}}, "task.defaults.do_sample"),
         ({"calibration": {"temperature": 0}}, "task.calibration.temperature"),
+        ({"calibration": {"temperature": 1e-320}}, "task.calibration.temperature"),
         ({"calibration": {}}, "task.calibration"),
         ({"paraphrases": "{x}"}, "task.paraphrases"),
         ({"paraphrases": ["{x}"] * 65}, "task.paraphrases"),
