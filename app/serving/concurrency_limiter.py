@@ -20,11 +20,14 @@ class ConcurrencyLimiter:
             raise Overloaded(f"{self.bound} answers are under way or waiting already; try again shortly.")
 
     @contextlib.contextmanager
-    def hold(self, count: int) -> Iterator[None]:
-        """Hold room for `count` sequences of one request: all or none. Raise Overloaded, InvalidRequest."""
-        if count > self.bound:
+    def hold(self, count: int, beside: int = 0) -> Iterator[None]:
+        """Hold room for `count` sequences of one call: all or none. Raise Overloaded, InvalidRequest.
+
+        `beside`: how many the call holds already, so that one that will never have room isn't sent again.
+        """
+        if beside + count > self.bound:
             raise InvalidRequest(
-                f"{count} answers at once are more than this server's {self.bound}; ask for fewer."
+                f"{beside + count} answers at once are more than this server's {self.bound}; ask for fewer."
             )
         if self.taken + count > self.bound:
             raise Overloaded(

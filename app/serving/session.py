@@ -64,11 +64,13 @@ class Session:
         self._meanings: SingleFlightCache[str | None, Meaning | None] = SingleFlightCache(_MAX_TASKS)
         self._held: list[str] = []  # ids of requests that the engine keeps something of
         self._room = ExitStack()
+        self._num_reserved = 0
         self.reserve(num_sequences)
 
     def reserve(self, count: int) -> None:
         """Hold room for more sequences until the session is closed. Raise Overloaded, InvalidRequest."""
-        self._room.enter_context(self._resources.limiter.hold(count))
+        self._room.enter_context(self._resources.limiter.hold(count, self._num_reserved))
+        self._num_reserved += count
 
     def program_ended(self, outcome: ProgramOutcome) -> None:
         """Count a program, unless it was a trial's."""

@@ -257,6 +257,16 @@ def test_a_vote_takes_room_for_all_its_ballots(stack: Stack, voting: str) -> Non
     assert limiter.taken == 0
 
 
+def test_a_call_whose_votes_never_have_room_together_is_not_sent_again(
+    stack: Stack, voting: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stack.generation.limiter, "bound", 6)
+    both = [GenerationRequest(inputs=text, task=voting) for text in ("film", "food")]
+    with pytest.raises(InvalidRequest, match="8 answers at once are more than this server's 6"):
+        run(stack.generation.generate_all(both))
+    assert stack.generation.limiter.taken == 0
+
+
 def test_64_ballots_on_few_rows(stack: Stack) -> None:
     vote = vote_of(run(stack.generation.generate(voted(64))))
     assert len(vote.ballots) == 64
