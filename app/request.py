@@ -1,8 +1,11 @@
 """Requests to the engine and its answers: plain, picklable data, token ids only."""
 
+import hashlib
+from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 
@@ -181,9 +184,12 @@ class SamplingParams(SamplingChoices):
         return self.typical_p < 1 or self.epsilon_cutoff > 0 or self.eta_cutoff > 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Segment:
-    """Consecutive slots of a prompt that requests share: a learned prompt, by its digest, or text."""
+    """Consecutive slots of a prompt that requests share: a learned prompt, by its digest, or text.
+
+    What is found by reading all ids is kept, for the other requests that have the same object.
+    """
 
     prompt_digest: str | None = None
     num_virtual_tokens: int = 0  # slots that the learned prompt takes in the decoder's self-attention
@@ -196,6 +202,16 @@ class Segment:
     def num_slots(self) -> int:
         """Slots that it takes."""
         return self.num_virtual_tokens + len(self.token_ids)
+
+    @cached_property
+    def id_range(self) -> tuple[int, int]:
+        """The lowest and the highest of its ids; 0 and 0 where it has none."""
+        return min(self.token_ids, default=0), max(self.token_ids, default=0)
+
+    @cached_property
+    def ids_digest(self) -> bytes:
+        """A digest of its ids."""
+        return hashlib.sha256(array("q", self.token_ids)).digest()
 
 
 def segments_of(*segments: Segment) -> tuple[Segment, ...]:

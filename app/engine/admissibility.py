@@ -86,8 +86,9 @@ def check_tokens(request: Request, geometry: ModelGeometry) -> None:
     Raises:
         InvalidRequest, RequestTooLong: as the message says.
     """
-    ids = request.prompt_ids
-    prompt = len(ids)
+    ids, segments = request.token_ids, request.segments
+    prompt = len(ids) + sum(len(segment.token_ids) for segment in segments)
+    ids += tuple(id_ for segment in segments for id_ in segment.id_range)
     if request.source is not None:
         ids += request.source.token_ids
     if request.sampling.logit_bias:

@@ -33,8 +33,7 @@ def prefix_keys(request: Request, geometry: ModelGeometry) -> tuple[Key, ...]:
     for segment in request.segments:
         source = "" if segment.is_kept or request.source is None else repr(request.source)
         learned = f"{segment.prompt_digest} {[*segment_slots(segment).values()]} {source}".encode()
-        ids = np.array(segment.token_ids, dtype=np.int64).tobytes()
-        key = hashlib.sha256(key + learned + ids).digest()
+        key = hashlib.sha256(key + learned + segment.ids_digest).digest()
         keys.append(key)
     return tuple(keys)
 

@@ -69,7 +69,7 @@ async def score_labels(
     Where the logits of a prompt's labels are not finite, the error stands in its place. Raise what
     `Session.score` raises.
     """
-    shared = common_prefix(prompts)
+    shared = Segment(token_ids=common_prefix(prompts), is_kept=False)
     requests = [
         request
         for prompt, some in zip(prompts, labels, strict=True)
@@ -113,12 +113,12 @@ def _have_one_beginning(prompts: Sequence[Request]) -> bool:
     return all(each.source == first.source and each.segments == first.segments for each in others)
 
 
-def _label_requests(prompt: Request, labels: Sequence[Label], shared: tuple[int, ...]) -> list[Request]:
+def _label_requests(prompt: Request, labels: Sequence[Label], shared: Segment) -> list[Request]:
     """Return a request for each label; the prompt's last token gives the score of the label's first one."""
-    own, last = prompt.token_ids[len(shared) : -1], prompt.token_ids[-1]
+    own, last = prompt.token_ids[shared.num_slots : -1], prompt.token_ids[-1]
     segments = segments_of(
         *prompt.segments,
-        Segment(token_ids=shared, is_kept=False),
+        shared,
         Segment(token_ids=own, is_kept=False),
     )
     return [
