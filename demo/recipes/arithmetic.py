@@ -6,6 +6,7 @@ Numbers are small on purpose: two-digit by one-digit products are where a model 
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import dataclass
 
 from demo.recipes.splits import Example
@@ -14,7 +15,7 @@ LARGEST_FACTOR = 12
 LARGEST_PRODUCT = 100
 LARGEST_SUM = 99
 # letter: a small number (1-9); capital: up to 50.
-_FORMS: tuple[tuple[str, int], ...] = (
+FORMS: tuple[tuple[str, int], ...] = (
     ("A + B", 2),
     ("A - B", 2),
     ("a * b", 1),
@@ -69,28 +70,38 @@ class _Solver:
         return value
 
     def _apply(self, left: int, operator: str, right: int) -> int:
-        result = {"+": left + right, "-": left - right, "*": left * right}[operator]
-        limit = LARGEST_PRODUCT if operator == "*" else LARGEST_SUM
-        if not 0 <= result <= limit or (operator == "*" and max(left, right) > LARGEST_FACTOR):
-            raise OutOfRange(f"{left} {operator} {right}")
+        result = apply(left, operator, right)
         self.steps.append(f"{left} {operator} {right} = {result}")
         return result
 
 
+def apply(left: int, operator: str, right: int) -> int:
+    """One operation. OutOfRange for numbers that the demo leaves out."""
+    result = {"+": left + right, "-": left - right, "*": left * right}[operator]
+    limit = LARGEST_PRODUCT if operator == "*" else LARGEST_SUM
+    if not 0 <= result <= limit or (operator == "*" and max(left, right) > LARGEST_FACTOR):
+        raise OutOfRange(f"{left} {operator} {right}")
+    return result
+
+
+def tokens_of(text: str) -> list[str]:
+    """Numbers, operators and brackets."""
+    return re.findall(r"\d+|[-+*()]", text)
+
+
 def solve(text: str) -> str:
-    """The steps and the answer of an expression whose tokens are separated by spaces (brackets need none)."""
-    tokens = text.replace("(", "( ").replace(")", " )").split()
-    solver = _Solver(tokens, [])
+    """The steps and the answer of an expression."""
+    solver = _Solver(tokens_of(text), [])
     value = solver.sum()
     return "; ".join([*solver.steps, f"answer: {value}"])
 
 
 def expression(rng: random.Random) -> Example:
     """Answer: ``steps``. One in seven is written without spaces."""
-    forms, weights = zip(*_FORMS, strict=True)
+    forms, weights = zip(*FORMS, strict=True)
     while True:
         form: str = rng.choices(forms, weights)[0]
-        text = "".join(_number(rng, letter) if letter.isalpha() else letter for letter in form)
+        text = filled(rng, form)
         try:
             steps = solve(text)
         except OutOfRange:
@@ -98,6 +109,11 @@ def expression(rng: random.Random) -> Example:
         compact = text.replace(" ", "")
         shown = compact if rng.random() < 1 / 7 else text
         return Example("arithmetic", shown, compact, {"steps": steps})
+
+
+def filled(rng: random.Random, form: str) -> str:
+    """The form with numbers in place of its letters."""
+    return "".join(_number(rng, letter) if letter.isalpha() else letter for letter in form)
 
 
 def _number(rng: random.Random, letter: str) -> str:

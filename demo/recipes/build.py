@@ -1,12 +1,14 @@
-"""Make the demos from nothing: ``python -m demo.recipes.build``, two and a half hours on two quiet cores.
+"""Make the demos from nothing: ``python -m demo.recipes.build``, about three hours on two quiet cores.
 
-``python -m demo.recipes.build demo-causal`` makes one of them (30 to 40 minutes). Four stages for each base,
-each a command of its own in a process of its own:
+``python -m demo.recipes.build demo-causal`` makes one of them (about an hour). Stages for each base, each a
+command of its own in a process of its own:
 
     demo.recipes.pretrain   the base, into ``demo/<base>``
     demo.recipes.prompts    its prompts, and the held-out inputs
     demo.recipes.publish    the prompts into a store, the way of every upload
+    demo.recipes.more       of demo-causal: versions for an ensemble, and a task for any question
     demo.recipes.measure    held-out inputs through a running server, and by PEFT one at a time
+    demo.recipes.programs   of demo-causal: what chains, votes, ensembles and the like gain
 
 Work files and checkpoints stay in ``build/demo``: a build that was stopped goes on where it was. The seed
 is fixed, but the bytes differ from processor to processor: floating-point sums are taken in other orders.
@@ -31,13 +33,16 @@ class Stage:
 
     module: str
     expected: str
+    is_of_all: bool = True  # False: of demo-causal alone
 
 
 STAGES = (
     Stage("demo.recipes.pretrain", "a minute of corpus, then 20 to 25 minutes of pretraining"),
-    Stage("demo.recipes.prompts", "about a minute for each of five learned prompts"),
+    Stage("demo.recipes.prompts", "about a minute for each learned prompt, and ten for the chain's"),
     Stage("demo.recipes.publish", "seconds"),
+    Stage("demo.recipes.more", "about a minute for each of four versions", is_of_all=False),
     Stage("demo.recipes.measure", "about three minutes for seven tasks"),
+    Stage("demo.recipes.programs", "ten minutes of chains, votes and decisions", is_of_all=False),
 )
 # Keep freed pages instead of returning them to the system after each step: 15% more tokens per second.
 # An allocator reads its settings once, when a process starts.
@@ -68,7 +73,8 @@ def main() -> None:
     try:
         for demo in arguments.demos or DEMOS:
             for stage in STAGES[arguments.only_prompts :]:
-                run_stage(stage, demo)
+                if stage.is_of_all or demo == "demo-causal":
+                    run_stage(stage, demo)
     except subprocess.CalledProcessError as failure:
         sys.exit(f"the build stopped: {' '.join(failure.cmd[1:])} ended with status {failure.returncode}")
     print(f"{time.monotonic() - began:.0f} s in all", flush=True)

@@ -13,12 +13,11 @@ from typing import Any
 
 from demo.recipes.handwritten import BY_VARIANT
 from demo.recipes.splits import Example, Split, distinct
-from demo.recipes.tasks import Task
+from demo.recipes.tasks import Task, TaskRecipe, read
 
 HELDOUT = Path("demo/heldout")
 COUNT = 300
 _SEED = 99
-_FINAL = "answer: "  # what arithmetic puts before its result
 
 
 def examples(task: Task, count: int = COUNT) -> list[Example]:
@@ -27,15 +26,13 @@ def examples(task: Task, count: int = COUNT) -> list[Example]:
 
 
 def row(task: Task, example: Example) -> dict[str, Any]:
-    """One line: ``slots`` must all be in a good output; ``answer`` is what a right output ends with."""
-    expected = example.answers[task.variant]
+    """One line: ``slots`` must all be in a good answer; ``answer`` is what a right one ends with."""
+    expected = read(task, example.answers[task.variant])
     line: dict[str, Any] = {"inputs": example.text, "expected": expected}
     if task.bar == "every_slot":
         line["slots"] = list(example.slots)
     if task.choices:
         line["answer"] = expected
-    elif _FINAL in expected:
-        line["answer"] = expected.rpartition(_FINAL)[2]
     return line
 
 
@@ -47,6 +44,10 @@ def encode(task: Task, chosen: list[Example]) -> str:
 def files(task: Task) -> dict[str, str]:
     """File name -> text, of every held-out file of a task."""
     texts = {f"{task.name}.jsonl": encode(task, examples(task, task.num_kept))}
+    if isinstance(task, TaskRecipe):
+        for kind, make in task.also.items():
+            drawn = distinct(make, Split.HELDOUT, COUNT, _SEED)
+            texts[f"{task.name}.{kind}.jsonl"] = encode(task, drawn)
     if task.variant in BY_VARIANT:
         texts[f"{task.name}.handwritten.jsonl"] = encode(task, BY_VARIANT[task.variant]())
     return texts

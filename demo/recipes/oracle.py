@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from demo.recipes import three_sites
-from demo.recipes.tasks import THREE_SITES, Task, TaskRecipe, template
+from demo.recipes.tasks import THREE_SITES, Program, Task, TaskRecipe, leading, read, template
 
 PROMPT_FILE = "prompt.safetensors"  # of a prompt that PEFT has no format for: the canonical file
 Model = PreTrainedModel | PeftModel | three_sites.Steered
@@ -60,6 +60,22 @@ def greedy(model: Model, tokenizer: PreTrainedTokenizerBase, text: str, max_new_
 
 
 def answers(task: Task, model: Model, tokenizer: PreTrainedTokenizerBase, inputs: Iterable[str]) -> list[str]:
-    """What the task answers to each input, put into its template."""
-    words = template(task)
-    return [greedy(model, tokenizer, words.replace("{text}", text), task.max_new_tokens) for text in inputs]
+    """What the task answers to each input, put into its template: after its steps, where it has some."""
+    before, words = leading(task), template(task)
+
+    def say(text: str) -> str:
+        return greedy(model, tokenizer, before + words.replace("{text}", text), task.max_new_tokens)
+
+    return [read(task, solved(say, text, task.program.get("chain"))) for text in inputs]
+
+
+def solved(say: Callable[[str], str], text: str, chain: Program | None) -> str:
+    """The output for a text; the last step's of a chain, by hand: each output is the next input."""
+    output = say(text)
+    if chain is None:
+        return output
+    for _ in range(chain["max_steps"] - 1):
+        if chain["done"] in output:
+            break
+        output = say(output)
+    return output

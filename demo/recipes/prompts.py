@@ -35,7 +35,6 @@ from demo.recipes.oracle import PROMPT_FILE, answers, load_task
 from demo.recipes.splits import Split, distinct
 from demo.recipes.tasks import TEMPLATE, THREE_SITES, Kind, Task, TaskRecipe, manifest
 
-SEED = 7
 NUM_DEV = 64  # whose loss says which of a run's prompts is the best
 METHODS: dict[Kind, dict[str, Any]] = {
     "prompt-tuning": {"method": Method.PROMPT},
@@ -76,15 +75,17 @@ def settings(recipe: TaskRecipe) -> TrainingSettings:
         learning_rate=recipe.learning_rate,
         steps=recipe.steps,
         batch_size=recipe.batch_size,
-        seed=SEED,
+        seed=recipe.seed,
     )
 
 
 def examples(recipe: TaskRecipe, base: TrainingBase) -> list[EncodedExample]:
     """The training examples, then those of the dev set."""
-    drawn = distinct(recipe.make, Split.PROMPT, recipe.num_examples + NUM_DEV, SEED)
-    pairs = [Example(inputs={"text": each.text}, output=recipe.expected(each)) for each in drawn]
-    return encode_examples(pairs, base, TEMPLATE)
+    number = recipe.num_examples + NUM_DEV
+    drawn = distinct(recipe.make, Split.PROMPT, number, recipe.seed)
+    pairs = [pair for each in drawn for pair in recipe.trained_on(each)][:number]
+    made = [Example(inputs={"text": text}, output=output) for text, output in pairs]
+    return encode_examples(made, base, TEMPLATE)
 
 
 def train(recipe: TaskRecipe, base: TrainingBase) -> Prompt:

@@ -1,7 +1,10 @@
 """The README's requests, as they stand there, against the demo that ships."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +14,7 @@ import pytest
 
 from demo.recipes.demos import DEMOS
 from demo.recipes.heldout import HELDOUT
+from demo.recipes.more import ASK
 from demo.recipes.oracle import answers, load_task
 from demo.recipes.tasks import TASKS, Task
 from tests.api.server import hosted
@@ -42,7 +46,7 @@ def test_the_readmes_requests(demo_url: str) -> None:
     assert sentiment.strip() == "positive"
     assert "The Eagle" in record
     assert "Italian" in record
-    assert steps == "4 + 5 = 9; 3 * 9 = 27; answer: 27"
+    assert steps == "27"
     assert choice == "negative"
 
 
@@ -62,6 +66,19 @@ def test_the_snippet_of_constrained_output(demo_url: str, capsys: pytest.Capture
     answer = json.loads(capsys.readouterr().out)
     assert set(answer) == {"liked", "stars"}
     assert answer["stars"] in range(1, 6)
+
+
+def test_the_examples_that_ask_a_server(demo_url: str) -> None:
+    def printed(module: str) -> list[str]:
+        environment = {**os.environ, "PROMPTPLEX_SERVER": demo_url, "NO_PROXY": "*"}
+        command = [sys.executable, "-m", f"examples.{module}"]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+        return done.stdout.splitlines()
+
+    assert printed("solve_in_steps") == ["4 + 5 = 9; 3 * 9", "3 * 9 = 27;", "3 * (4 + 5) = 27 (eos_token)"]
+    sentiment, aspect = printed("decisions")
+    assert sentiment.startswith("Is this review positive or negative? negative (")
+    assert aspect.startswith("Which aspect does the review talk about? service (")
 
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
@@ -84,5 +101,5 @@ def test_its_tasks_are_servable(demo_url: str, promptplex: Callable[..., tuple[i
     status, out, _ = promptplex("list", "--server", demo_url, "--json")
     assert status == 0
     servable = {row["id"]: row["servable"] for row in json.loads(out)}
-    assert {task.name for task in TASKS} == set(servable)
+    assert {ASK, *(task.name for task in TASKS)} == set(servable)
     assert all(servable.values())

@@ -104,13 +104,13 @@ def test_from_a_file_to_a_live_task(page: Page, url: str, plans: Plans) -> None:
     gate.touch()
     compared = page.locator(".comparison")
     expect(compared).to_contain_text("Live is version 1.")
-    expect(compared.get_by_role("row", name=re.compile("^version 2 0.75$"))).to_be_visible()
+    expect(compared.get_by_role("row", name=re.compile("^version 6 0.75$"))).to_be_visible()
     expect(page.get_by_role("row", name="trained prompt 0.75 0.4 to 0.93")).to_be_visible()
     compared.get_by_role("button", name="Make it live").click()
-    expect(page.locator(".outcome")).to_contain_text("Version 2 is live.")
+    expect(page.locator(".outcome")).to_contain_text("Version 6 is live.")
     expect(compared).to_contain_text("It answers requests for the task now.")
     history = httpx2.get(f"{url}/tasks/sentiment", trust_env=False).json()
-    assert history["aliases"]["live"] == history["aliases"]["candidate"] == 2
+    assert history["aliases"]["live"] == history["aliases"]["candidate"] == 6
 
     compared.get_by_role("link", name="The task").click()
     page.locator(".trained > summary").first.click()

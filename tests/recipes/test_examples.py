@@ -11,7 +11,9 @@ from demo.recipes.dates import written_date
 from demo.recipes.lexicon import MONTHS
 from demo.recipes.news import article
 from demo.recipes.records import restaurant
+from demo.recipes.reductions import nested, outputs, rewrites
 from demo.recipes.reviews import SENTIMENTS, aspect_review, review
+from demo.recipes.splits import Example
 from demo.recipes.utterances import INTENTS, utterance
 from demo.recipes.wordplay import pair, word_list
 
@@ -33,6 +35,30 @@ def test_every_step_of_an_expression_holds():
 def test_steps_follow_precedence_and_brackets():
     assert solve("3 * (4 + 5)") == "4 + 5 = 9; 3 * 9 = 27; answer: 27"
     assert solve("20 - 2 * 4") == "2 * 4 = 8; 20 - 8 = 12; answer: 12"
+
+
+def test_each_step_of_a_chain_does_what_can_be_done_and_keeps_the_value():
+    for example in made(nested):
+        text, value = example.text, eval(example.text)
+        for output in outputs(example.text):
+            *operations, rest = output.split("; ")
+            assert all(eval(operation.replace("=", "==")) for operation in operations)
+            assert len(re.findall("[-+*]", text)) == len(re.findall("[-+*]", rest)) + len(operations)
+            assert eval(rest.removeprefix("answer: ")) == value
+            text = rest
+        assert rest == f"answer: {value}"
+
+
+def test_a_chain_of_rewrites_leads_to_the_answer():
+    assert rewrites(Example("arithmetic", "3 * (2 + 5)", "", {})) == [
+        ("3 * (2 + 5)", "2 + 5 = 7; 3 * 7"),
+        ("2 + 5 = 7; 3 * 7", "3 * 7 = 21; answer: 21"),
+    ]
+    assert outputs("(1 + 2) * (3 + 4)")[0] == "1 + 2 = 3; 3 + 4 = 7; 3 * 7"
+
+
+def test_a_rewrite_of_a_heldout_expression_is_not_trained_on():
+    assert rewrites(Example("arithmetic", "3 * (4 + 5)", "", {})) == []  # neither is `3 * 9`
 
 
 @pytest.mark.parametrize("text", ["3 - 5", "13 * 2", "12 * 9", "60 + 50"])

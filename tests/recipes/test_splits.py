@@ -9,9 +9,9 @@ from demo.recipes.corpus import SOURCES, documents
 from demo.recipes.demos import DEMOS
 from demo.recipes.instructions import TEMPLATES, phrasings
 from demo.recipes.pairs import PAIR_SOURCES, pairs
-from demo.recipes.prompts import SEED
 from demo.recipes.splits import Split, distinct, draw, split_of
 
+SEED = 7
 TASKS = {task.name: task for demo in DEMOS.values() for task in demo.tasks}.values()
 CORPUS = [document.text for document in documents(6000, seed=20260)]
 PAIRS = [pair.leading + pair.source + pair.target for pair in pairs(6000, seed=20260)]
