@@ -27,8 +27,8 @@ class Point:
 
 
 def majority(answers: Sequence[str]) -> str:
-    """Return the most frequent answer, of equal ones the earliest; empty ones abstain."""
-    counts = Counter(answer for answer in answers if answer)
+    """Return the words of the most frequent answer, of equal ones the earliest; empty ones abstain."""
+    counts = Counter(words for answer in answers if (words := " ".join(answer.split())))
     return max(counts, key=counts.__getitem__, default="")
 
 

@@ -13,6 +13,7 @@ def test_the_most_frequent_answer_wins_and_of_equal_ones_the_earliest() -> None:
     assert majority(["a", "b"]) == "a"
     assert majority(["", "", "b"]) == "b"
     assert majority(["", ""]) == ""
+    assert majority(["b", "a  a", "a a\n", " "]) == "a a"  # as a server counts
 
 
 def test_the_curve_counts_each_number_of_ballots() -> None:
