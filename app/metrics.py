@@ -125,19 +125,22 @@ class Metrics(Collector):
         )
         self._chain_steps = histogram("chain_steps", "Steps of a chain", _SIZES)
         self._vote_ballots = histogram("vote_ballots", "Ballots of a vote or an ensemble", _SIZES)
-        # There from the start: a series that begins with its first failure had no rate then.
-        for reason in FinishReason:
-            self._successes.labels(reason)
-        for failure in FAILURES:
-            self._failures.labels(failure)
-        for kind, reason in product(ProgramKind, (*FinishReason, *FAILURES)):
-            self._programs.labels(kind, reason)
+        self._begin_series()
         self._device_hits = self._device_misses = 0  # shown as a tier of the prompt caches
         self._labels: set[tuple[str, str]] = set()
         self._watched: _Watched | None = None  # read at each scrape
         self._recent: deque[tuple[float, float]] = deque(maxlen=_MAX_RECENT)  # when, time to first token
         self._lock = threading.Lock()  # of the recent ones, and of hits and misses
         self._registry.register(self)
+
+    def _begin_series(self) -> None:
+        """Let them be there from the start: one that begins with its first failure had no rate then."""
+        for reason in FinishReason:
+            self._successes.labels(reason)
+        for failure in FAILURES:
+            self._failures.labels(failure)
+        for kind, reason in product(ProgramKind, (*FinishReason, *FAILURES)):
+            self._programs.labels(kind, reason)
 
     def _histogram(
         self,

@@ -43,11 +43,6 @@ class MarkedText:
         return self._stops.stopped is not None
 
     @property
-    def is_in_step(self) -> bool:
-        """Return whether a step has begun and not ended."""
-        return bool(self._step.strip())
-
-    @property
     def reasoning(self) -> str:
         """Return what comes before the marker, as far as it may be shown."""
         return "".join(piece.text for piece in self._shown if piece.is_reasoning)
