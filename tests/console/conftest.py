@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 
 from tests.api.server import hosted
@@ -16,18 +17,24 @@ ROOT = Path(__file__).parent.parent.parent
 PATIENCE_MS = PATIENCE * 1000
 
 
-@pytest.fixture(scope="module")  # Playwright's loop occupies the thread: no `asyncio.run` beside it
-def browser() -> Iterator[Browser]:
+@pytest.fixture(scope="package")
+def chromium() -> str:
+    """Its path."""
     path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if path is None:
         pytest.skip("needs a chromium on the PATH (Debian's package `chromium`)")
+    return path
+
+
+@pytest.fixture(scope="module")  # Playwright's loop occupies the thread: no `asyncio.run` beside it
+def browser(chromium: str) -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        opened = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         yield opened
         opened.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the store that ships, to be changed."""
     copy = tmp_path_factory.mktemp("console") / "store"
@@ -35,9 +42,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy
 
 
-@pytest.fixture(scope="module")
-def url(browser: Browser, store: Path) -> Iterator[str]:
-    """The demo; asked for after the browser, so that nothing starts where there is none."""
+@pytest.fixture(scope="package")
+def url(chromium: str, store: Path) -> Iterator[str]:
+    """The demo; asked for after the browser's path, so that nothing starts where there is none."""
     with hosted(dtype="float32", threads=1, store=store) as url:
         yield url
 
@@ -67,6 +74,15 @@ def opened_page(browser: Browser, **context: Any) -> Iterator[Watched]:
         assert watched.errors == []
     finally:
         inside.close()
+
+
+def serious_violations(page: Page) -> list[tuple[str, list[str]]]:
+    """What axe finds on a page, and in which elements."""
+    return [
+        (each["id"], [node["html"] for node in each["nodes"]])
+        for each in Axe().run(page).response["violations"]
+        if each["impact"] in ("serious", "critical")
+    ]
 
 
 @pytest.fixture

@@ -11,19 +11,18 @@ from pathlib import Path
 import httpx2
 import numpy as np
 import pytest
-from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 from safetensors.numpy import save
 
 from app.keys.key import Key, Scope, hash_of, new_key_text
 from app.keys.key_file import change_keys
 from tests.api.server import hosted
-from tests.console.conftest import PATIENCE_MS, ROOT, opened_page
+from tests.console.conftest import PATIENCE_MS, ROOT, opened_page, serious_violations
 
 expect.set_options(timeout=PATIENCE_MS)
 
 SENTIMENT = ROOT / "demo/prompts/sentiment"
-VIEWS = ("#/live", "#/tasks", "#/tasks/sentiment", "#/playground")
+VIEWS = ("#/live", "#/tasks", "#/tasks/sentiment", "#/playground", "#/decisions")
 REFUSED = "Failed to load resource: the server responded with a status of {}"  # Chromium's own words
 
 
@@ -338,16 +337,13 @@ def test_axe_finds_nothing_serious(browser: Browser, url: str, scheme: str) -> N
             elif view == "#/playground":
                 page.get_by_role("button", name="Run").click()
                 expect(page.locator(".timing").last).to_have_text(re.compile("first token"))
+            elif view == "#/decisions":
+                page.get_by_role("button", name="Decide").click()
+                expect(page.locator(".decision").first).to_be_visible()
             else:
                 expect(page.get_by_role("heading", name=re.compile("^Upload"))).to_be_visible()
                 expect(page.get_by_text("servable").first).to_be_visible()
-            found = Axe().run(page).response["violations"]
-            serious = [
-                (each["id"], [node["html"] for node in each["nodes"]])
-                for each in found
-                if each["impact"] in ("serious", "critical")
-            ]
-            assert serious == [], view
+            assert serious_violations(page) == [], view
 
 
 def test_a_phone_scrolls_down_only(browser: Browser, url: str) -> None:

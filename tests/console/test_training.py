@@ -6,13 +6,12 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
 from app.serving.training_runs.run_files import RunFiles
 from app.store.prompt_store import open_store
 from tests.api.server import hosted
-from tests.console.conftest import PATIENCE_MS, opened_page
+from tests.console.conftest import PATIENCE_MS, opened_page, serious_violations
 from tests.console.test_console import drop
 from tests.serving.training_runs.runs import child_command
 
@@ -152,13 +151,7 @@ def test_axe_finds_nothing_serious(browser: Browser, url: str, finished: str, sc
             if view == finished:
                 expect(page.get_by_role("button", name="Make it live")).to_be_visible()
             page.wait_for_load_state("networkidle")
-            found = Axe().run(page).response["violations"]
-            serious = [
-                (each["id"], [node["html"] for node in each["nodes"]])
-                for each in found
-                if each["impact"] in ("serious", "critical")
-            ]
-            assert serious == [], view
+            assert serious_violations(page) == [], view
 
 
 def test_a_phone_scrolls_down_only(browser: Browser, url: str, finished: str) -> None:

@@ -1,85 +1,92 @@
 // One column of the playground: a task or a version, its answer, its tokens, its timings.
 
-import { call, events, key, taskPath } from "./api.js";
+import { call, events } from "./api.js";
+import { Ballots } from "./ballots.js";
+import { bars, labelMass } from "./bars.js";
+import { CodeBox } from "./code_box.js";
 import { taskVars } from "./colours.js";
-import { copyButton, h, milliseconds, options, percent, problem, setText, setVars } from "./dom.js";
-import { bodyOf, fieldsOf, snippets } from "./snippets.js";
+import { counted, field, h, milliseconds, options, problem, setText, setVars } from "./dom.js";
+import { TaskPicker } from "./picker.js";
+import { bodyOf, snippets } from "./snippets.js";
+import { emptyInWords, ENDS, Steps } from "./steps.js";
+import { Tokens } from "./tokens.js";
 
 export class Column {
-  // `reference`: "" is the base model, else "task" or "task@version". `ask` tells inputs and parameters.
+  // `reference`: as the picker takes it. `ask` tells inputs and parameters.
   constructor(tasks, reference, ask, { changed, removed }) {
     this.ask = ask;
     this.changed = changed;
-    this.detail = null;
-    const [task, version] = reference.split("@");
-    this.taskChoice = h("select", { "aria-label": "Task" }, options([["", "base model"], ...tasks.map((each) => [each.id, each.id])], task));
-    this.versionChoice = h("select", { "aria-label": "Version" });
+    this.picker = new TaskPicker(tasks, reference, () => this.drawHead());
     this.remove = h("button", { type: "button", class: "small quiet", "aria-label": "Remove this column", onclick: removed }, "✕");
+    this.effort = h("select", { onchange: () => this.code.draw() });
+    this.wording = h("select", { onchange: () => this.code.draw() });
+    this.ways = [field("Thinking", this.effort), field("Wording", this.wording)];
     this.answer = h("div", { class: "answer" }, h("p", { class: "muted" }, "Nothing yet."));
     this.tokenFacts = h("p", { class: "token-facts", "aria-live": "polite" });
     this.timing = h("p", { class: "timing muted" });
-    this.snippetBox = h("div", {});
-    this.snippetDetails = h("details", { class: "snippets" }, h("summary", {}, "Use it from code"), this.snippetBox);
+    this.code = new CodeBox((origin, hasKey) => snippets(origin, this.body, hasKey, this.ask.baseName(), this.program));
     this.element = h("section", { class: "panel column" },
-      h("div", { class: "column-head" }, h("i", { class: "dot", "aria-hidden": "true" }), this.taskChoice, this.versionChoice, this.remove),
-      this.answer, this.tokenFacts, this.timing, this.snippetDetails);
-    this.taskChoice.addEventListener("change", () => this.choose(this.taskChoice.value));
-    this.versionChoice.addEventListener("change", () => this.changed());
-    this.snippetDetails.addEventListener("toggle", () => this.drawSnippets());
-    this.ready = this.choose(this.taskChoice.value, version);
+      h("div", { class: "column-head" }, h("i", { class: "dot", "aria-hidden": "true" }), this.picker.taskChoice, this.picker.versionChoice, this.remove),
+      h("div", { class: "ways" }, this.ways), this.answer, this.tokenFacts, this.timing, this.code.element);
+    this.ready = this.picker.ready;
   }
 
   get task() {
-    return this.taskChoice.value;
+    return this.picker.task;
   }
 
-  get reference() {
-    return this.task && this.versionChoice.value ? `${this.task}@${this.versionChoice.value}` : this.task;
-  }
-
-  // The version that answers, as far as one can know: `live` may have weights.
   get version() {
-    const live = this.detail?.aliases.live;
-    const wanted = Number(this.versionChoice.value) || (typeof live === "number" ? live : live?.version ?? Number(Object.keys(live?.weights ?? live ?? {})[0]));
-    return this.detail?.versions.find((each) => each.version === wanted) ?? this.detail?.versions.at(-1);
+    return this.picker.version;
   }
 
   get fields() {
-    return fieldsOf(this.version?.template);
+    return this.picker.fields;
   }
 
   get examples() {
     return this.version?.examples ?? [];
   }
 
+  get parameters() {
+    const parameters = { ...this.ask.parameters() };
+    if (this.effort.value && !parameters.choices) parameters.reasoning_effort = this.effort.value;
+    if (this.wording.value) parameters.paraphrase = Number(this.wording.value);
+    return parameters;
+  }
+
+  get body() {
+    return bodyOf(this.picker.reference, this.ask.inputs(this.fields), this.parameters);
+  }
+
+  // What an answer has beside its text.
+  get program() {
+    const { reasoning, chain, vote } = this.version ?? {};
+    const { vote: asked = vote, do_sample: samples } = this.parameters;
+    return { steps: Boolean(reasoning || chain), ballots: this.picker.isEnsemble || (asked?.n > 1 && samples !== false) };
+  }
+
   mayBeRemoved(may) {
     this.remove.hidden = !may;
   }
 
-  async choose(task, version = "") {
-    setVars(this.element, taskVars(task));
-    this.element.setAttribute("aria-label", task || "base model");
-    this.detail = null;
-    this.versionChoice.hidden = !task;
-    this.versionChoice.replaceChildren(...options([["", "live"]], ""));
-    if (task) {
-      this.detail = await call(taskPath(task)).catch(() => null);
-      const numbers = (this.detail?.versions ?? []).map((each) => [each.version, `v${each.version}`]).reverse();
-      const others = Object.keys(this.detail?.aliases ?? {}).filter((alias) => alias !== "live").map((alias) => [alias, alias]);
-      this.versionChoice.replaceChildren(...options([["", "live"], ...others, ...numbers], version));
-    }
+  // What can be chosen of this task or version, and nothing else.
+  drawHead() {
+    setVars(this.element, taskVars(this.task));
+    this.element.setAttribute("aria-label", this.task || "base model");
+    const { reasoning, paraphrases = [] } = this.version ?? {};
+    const efforts = Object.entries(reasoning?.effort ?? {}).map(([name, tokens]) => [name, `${name}: ${counted(tokens, "token")}`]);
+    const wordings = paraphrases.map((each, index) => [index, `${index}: ${each.trim()}`]);
+    this.effort.replaceChildren(...options([["", "to its end"], ["none", "none"], ...efforts.filter(([name]) => name !== "none")], this.effort.value));
+    this.wording.replaceChildren(...options([["", "the task's"], ...wordings], this.wording.value));
+    [this.ways[0].hidden, this.ways[1].hidden] = [!reasoning, !paraphrases.length];
     this.changed();
-  }
-
-  get body() {
-    return bodyOf(this.reference, this.ask.inputs(this.fields), this.ask.parameters());
   }
 
   async run(signal) {
     this.answer.replaceChildren(h("p", { class: "muted" }, "…"));
     setText(this.tokenFacts, "");
     setText(this.timing, "");
-    this.drawSnippets();
+    this.code.draw();
     try {
       await (this.ask.choosing() ? this.score(signal) : this.stream(signal));
     } catch (error) {
@@ -90,19 +97,15 @@ export class Column {
 
   async stream(signal) {
     const began = performance.now();
-    const tokens = new Tokens(this.tokenFacts);
-    let [first, last, count] = [null, null, 0];
+    const answer = new StreamedAnswer(this.tokenFacts, this.picker.isEnsemble);
+    let first = null;
     for await (const event of events("generate_stream", { method: "POST", body: this.body, signal })) {
-      if (first === null) { first = performance.now() - began; this.answer.replaceChildren(tokens.element); }
-      tokens.add(event.token);
-      count += 1;
-      last = event;
+      if (first === null) { first = performance.now() - began; this.answer.replaceChildren(answer.element); }
+      answer.add(event);
     }
-    const total = performance.now() - began;
-    if (!last?.generated_text) tokens.element.append(h("span", { class: "muted" }, last ? " (an empty answer)" : "The stream ended early."));
-    const rate = count > 1 ? ` · ${Math.round((count - 1) / ((total - first) / 1000))} tokens/s` : "";
-    const version = last?.details?.task_version ? ` · v${last.details.task_version}` : "";
-    setText(this.timing, `first token ${milliseconds(first)} · total ${milliseconds(total)} · ${count} ${count === 1 ? "token" : "tokens"}${rate} · ${ENDS[last?.details?.finish_reason] ?? "?"}${version}`);
+    if (first === null) this.answer.replaceChildren(answer.element);
+    answer.end();
+    setText(this.timing, answer.timing(first, performance.now() - began));
   }
 
   async score(signal) {
@@ -111,60 +114,69 @@ export class Column {
       return;
     }
     const began = performance.now();
-    const { choice, task_version: version } = await call("generate", { method: "POST", body: this.body, signal });
+    const { choice, vote, task_version: version } = await call("generate", { method: "POST", body: this.body, signal });
     const ordered = [...choice.probabilities].sort((one, other) => other.probability - one.probability);
-    this.answer.replaceChildren(h("ul", { class: "bars", "aria-label": "Labels and their probabilities" }, ordered.map(({ value, probability }) =>
-      h("li", { class: value === choice.value ? "best" : null, vars: { share: probability } }, h("span", { class: "label" }, value), h("span", { class: "bar", "aria-hidden": "true" }, h("i")), h("span", { class: "share" }, percent(probability))))));
-    setText(this.timing, `total ${milliseconds(performance.now() - began)} · ${ordered.length} labels scored in one batch${version ? ` · v${version}` : ""}`);
-  }
-
-  drawSnippets() {
-    if (!this.snippetDetails.open) return;
-    const texts = snippets(new URL(".", location.href.split("#")[0]).href, this.body, Boolean(key()), this.ask.baseName());
-    const shown = h("pre", { tabindex: "0", role: "region", "aria-label": "Code" });
-    let chosen = Object.keys(texts).includes(this.kind) ? this.kind : "curl";
-    const buttons = Object.keys(texts).map((kind) => h("button", { type: "button", class: "small", onclick: () => pick(kind) }, kind));
-    const pick = (kind) => {
-      this.kind = chosen = kind;
-      setText(shown, texts[kind]);
-      buttons.forEach((button) => button.setAttribute("aria-pressed", String(button.textContent === kind)));
-    };
-    pick(chosen);
-    this.snippetBox.replaceChildren(h("div", { class: "segments", role: "group", "aria-label": "Language" }, buttons, copyButton(() => texts[chosen])), shown);
+    const rows = ordered.map(({ value, probability }) => ({ label: value, share: probability, kind: value === choice.value && "best" }));
+    this.answer.replaceChildren(bars(rows, "Labels and their probabilities"), labelMass(choice.label_mass), vote ? voteOf(vote) : "");
+    const by = vote ? ` · mean of ${counted(vote.ballots.length, "version")}` : version ? ` · v${version}` : "";
+    setText(this.timing, `total ${milliseconds(performance.now() - began)} · ${ordered.length} labels scored in one batch${by}`);
   }
 }
 
-const ENDS = { eos_token: "ended by itself", length: "length reached", stop_sequence: "stopped at a stop string" };
+function voteOf(vote) {
+  const ballots = new Ballots(true, true);
+  ballots.finish(vote);
+  return ballots.element;
+}
 
-// Tokens as they come. One tab stop for all; arrow keys go from token to token.
-class Tokens {
-  constructor(facts) {
-    this.facts = facts;
-    this.tokens = [];
-    this.at = -1;
-    this.element = h("div", { class: "tokens", tabindex: "0", role: "group", "aria-label": "Answer; use the arrow keys to see each token's probability" });
-    this.element.addEventListener("keydown", (event) => {
-      const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-      if (!step || !this.tokens.length) return;
-      event.preventDefault();
-      this.point(Math.min(Math.max(this.at + step, 0), this.tokens.length - 1));
-    });
+// The events of a stream as they come: steps, tokens of the answer, ballots.
+class StreamedAnswer {
+  constructor(facts, ofVersions) {
+    this.tokens = new Tokens(facts);
+    this.steps = new Steps(this.tokens);
+    this.ballots = new Ballots(ofVersions);
+    this.last = null;
+    this.element = h("div", {}, this.tokens.element);
   }
 
-  add(token) {
-    if (token.special && !token.text) return;
-    const probability = Math.exp(token.logprob);
-    const element = h("span", { class: "token", vars: { doubt: (1 - probability).toFixed(3) } }, token.text);
-    const at = this.tokens.push({ element, token, probability }) - 1;
-    element.addEventListener("pointerenter", () => this.point(at));
-    this.element.append(element);
+  get hasVote() {
+    return this.ballots.ballots.length > 0;
   }
 
-  point(at) {
-    this.tokens[this.at]?.element.classList.remove("pointed");
-    this.at = at;
-    const { element, token, probability } = this.tokens[at];
-    element.classList.add("pointed");
-    setText(this.facts, `“${token.text}”: ${percent(probability)} (log-probability ${token.logprob.toFixed(3)}), token ${token.id}`);
+  add(event) {
+    this.last = event;
+    if (event.ballot) {
+      if (!this.hasVote) this.element.append(this.ballots.element);
+      this.ballots.add(event.ballot);
+    } else if (event.vote) {  // the winner's text, whole
+      this.tokens.said.append(event.token.text);
+    } else if (!event.reasoning) {
+      this.tokens.add(event.token);
+    } else if (!this.hasVote) {  // the winner's steps stand with its ballot
+      this.steps.add(event);
+    }
+  }
+
+  end() {
+    const { last } = this;
+    if (last?.vote) this.ballots.finish(last.vote);
+    if (last?.generated_text) return;
+    const hasSteps = this.steps.count > 0;
+    const words = !last?.details ? "The stream ended early." : this.hasVote ? "No answer: all abstained." : emptyInWords(last.details.finish_reason, hasSteps);
+    this.tokens.said.append(h("span", { class: "muted" }, words));
+  }
+
+  timing(first, total) {
+    const { last, hasVote } = this;
+    const count = hasVote ? this.ballots.tokens : last?.index ?? 0;
+    const facts = [
+      `first ${hasVote ? "ballot" : "token"} ${milliseconds(first)}`,
+      `total ${milliseconds(total)}`,
+      counted(count, "token"),
+      !hasVote && count > 1 && `${Math.round((count - 1) / ((total - first) / 1000))} tokens/s`,
+      ENDS[last?.details?.finish_reason] ?? "?",
+      last?.details?.task_version && !this.ballots.ofVersions && `v${last.details.task_version}`,
+    ];
+    return facts.filter(Boolean).join(" · ");
   }
 }

@@ -80,6 +80,10 @@ export function number(value) {
   return whole.format(Math.round(value));
 }
 
+export function counted(count, noun) {
+  return `${number(count)} ${noun}${count === 1 ? "" : "s"}`;
+}
+
 export function bytes(count) {
   const units = ["B", "kB", "MB", "GB", "TB"];
   let power = 0;

@@ -1,6 +1,7 @@
 // The frame: which view is shown, whether a key is needed, what the server is.
 
 import { call, key, setKey, whenKeyIsNeeded } from "./api.js";
+import { decisions } from "./decisions.js";
 import { field, h, setText } from "./dom.js";
 import { live } from "./live.js";
 import { playground } from "./playground.js";
@@ -28,6 +29,7 @@ function show(focus) {
     tasks: task ? [task, () => taskDetail(main, task)] : ["Tasks", () => taskList(main)],
     train: run ? [`Training ${task}`, () => trainingRun(main, task, run)] : ["Train", () => train(main, query)],
     playground: ["Playground", () => playground(main, query)],
+    decisions: ["Decisions", () => decisions(main, query)],
   }[name] ?? ["Live", () => live(main, tellServer)];
   document.title = `${title} · Promptplex`;
   for (const link of document.querySelectorAll("nav a")) {

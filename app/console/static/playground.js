@@ -79,7 +79,7 @@ export function playground(main, query) {
   form.addEventListener("keydown", (event) => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); run(); } });
   stopButton.addEventListener("click", () => running?.abort());
   addButton.addEventListener("click", () => addColumn(nextTask(state)));
-  main.append(h("div", { class: "lead" }, h("h1", {}, "Playground"), h("p", {}, "The same text, several tasks at once: they share the model, each with its own prompt. Tokens are shaded by their probability.")), form, grid);
+  main.append(h("div", { class: "lead" }, h("h1", {}, "Playground"), h("p", {}, "The same text, several tasks at once: they share the model, each with its own prompt. Tokens are shaded by their probability; steps before an answer, and the ballots of a vote, stand apart.")), form, grid);
 
   const ready = start().catch((error) => { if (error.status !== 401) grid.replaceChildren(problem(error, "The tasks couldn't be loaded")); });
 
@@ -114,13 +114,14 @@ function parameters() {
   const how = h("select", {}, h("option", { value: "" }, "the task's"), h("option", { value: "greedy" }, "greedy"), h("option", { value: "sample" }, "sampled"));
   const temperature = h("input", { type: "number", min: 0.01, max: 100, step: "any", value: "1", inputmode: "decimal" });
   const seed = h("input", { type: "number", min: 0, inputmode: "numeric", placeholder: "drawn" });
+  const ballots = h("input", { type: "number", min: 1, max: 64, inputmode: "numeric", placeholder: "the task's" });
   const labels = h("input", { placeholder: "the task's own, or: positive, negative", autocomplete: "off" });
-  const generating = [field("Maximum new tokens", most), field("Next token", how), field("Temperature", temperature), field("Seed", seed)];
+  const generating = [field("Maximum new tokens", most), field("Ballots of a vote", ballots), field("Next token", how), field("Temperature", temperature), field("Seed", seed)];
   const choosing = field("Labels", labels, "with commas between");
   const show = () => {
     const chooses = mode.value === "choose";
     generating.forEach((each) => { each.hidden = chooses; });
-    if (!chooses) for (const each of generating.slice(2)) each.hidden = how.value !== "sample";
+    if (!chooses) for (const each of generating.slice(3)) each.hidden = how.value !== "sample";
     choosing.hidden = !chooses;
   };
   for (const each of [mode, how]) each.addEventListener("change", show);
@@ -135,6 +136,7 @@ function parameters() {
       }
       const chosen = {};
       if (most.value) chosen.max_new_tokens = Number(most.value);
+      if (ballots.value) chosen.vote = { n: Number(ballots.value) };
       if (how.value) chosen.do_sample = how.value === "sample";
       if (how.value === "sample") {
         chosen.temperature = Number(temperature.value);

@@ -3,7 +3,9 @@
 import { call, taskPath } from "./api.js";
 import { taskVars } from "./colours.js";
 import { trainingFacts } from "./curves.js";
-import { field, h, number, options, percent, problem } from "./dom.js";
+import { counted, field, h, options, percent, problem } from "./dom.js";
+import { programFacts, template } from "./program.js";
+import { fieldsOf } from "./snippets.js";
 import { stateOf } from "./tasks.js";
 import { inWords, uploadPanel } from "./upload.js";
 
@@ -65,20 +67,28 @@ function head(task, change) {
     ? h("button", { type: "button", onclick: () => change("/restore", { method: "POST", body: { why: "" } }, () => `${task.id} is served again.`) }, "Restore")
     : h("button", { type: "button", onclick: () => dialog.showModal() }, "Retire…");
   return h("div", { class: "lead row", vars: taskVars(task.id) },
-    h("div", {}, h("h1", {}, h("i", { class: "dot", "aria-hidden": "true" }), task.id), h("p", {}, task.retired ? h("span", { class: "badge bad" }, "retired") : null, `${count(task.versions.length, "version")}, ${count(task.releases.length, "release")}, ${count(task.requests_served, "request")} served here`)),
-    h("div", { class: "actions" }, task.retired ? null : h("a", { class: "button primary", href: `#/playground?task=${encodeURIComponent(task.id)}` }, "Try it"), task.retired ? null : h("a", { class: "button", href: `#/train?task=${encodeURIComponent(task.id)}` }, "Train"), action, dialog));
-}
-
-function count(many, noun) {
-  return `${number(many)} ${noun}${many === 1 ? "" : "s"}`;
+    h("div", {}, h("h1", {}, h("i", { class: "dot", "aria-hidden": "true" }), task.id), h("p", {}, task.retired ? h("span", { class: "badge bad" }, "retired") : null, `${counted(task.versions.length, "version")}, ${counted(task.releases.length, "release")}, ${counted(task.requests_served, "request")} served here`)),
+    h("div", { class: "actions" }, task.retired ? null : h("a", { class: "button primary", href: `#/playground?task=${encodeURIComponent(task.id)}` }, "Try it"), task.retired || !decides(task) ? null : h("a", { class: "button", href: `#/decisions?model=${encodeURIComponent(task.id)}` }, "Decide"), task.retired ? null : h("a", { class: "button", href: `#/train?task=${encodeURIComponent(task.id)}` }, "Train"), action, dialog));
 }
 
 export function meaningInWords(meaning) {
   if (typeof meaning === "number") return `version ${meaning}`;
   if (meaning.spread_paraphrases) return `version ${meaning.version}, its paraphrases spread over users`;
-  if (meaning.ensemble) return `versions ${Object.keys(meaning.weights).join(", ")} together`;
+  if (meaning.ensemble) return `versions ${together(meaning.weights)} together`;
   const total = Object.values(meaning).reduce((sum, weight) => sum + weight, 0);
   return Object.entries(meaning).map(([version, weight]) => `version ${version}: ${percent(weight / total)}`).join(", ");
+}
+
+// Whether the task answers the questions of decisions.
+function decides({ versions }) {
+  const { choices, template: source, reasoning, chain } = versions.at(-1) ?? {};
+  return !reasoning && !chain && Boolean(choices?.length || fieldsOf(source).includes("instructions"));
+}
+
+// Versions of an ensemble, with their weights where these differ.
+function together(weights) {
+  const isEqual = new Set(Object.values(weights)).size === 1;
+  return Object.entries(weights).map(([version, weight]) => isEqual ? version : `${version} (weight ${weight})`).join(", ");
 }
 
 // What an alias points at, in an answer that says so in fields of its own.
@@ -96,7 +106,7 @@ function aliasCard(task, alias, meaning, change) {
   const target = targetFields(task, meaning);
   const form = h("form", { class: "alias", "aria-label": `Alias ${alias}` },
     h("div", { class: "alias-head" }, h("h3", {}, alias), h("span", { class: "meaning" }, meaningInWords(meaning))),
-    isSplit(meaning) ? weightBar(meaning) : null,
+    isSplit(meaning) || meaning.ensemble ? weightBar(meaning.weights ?? meaning) : null,
     h("div", { class: "fields" }, target.elements, field("Reason", why, "kept in the history")),
     h("div", { class: "actions" }, h("button", { class: "primary" }, "Move"),
       h("button", { type: "button", onclick: () => change("/rollback", { method: "POST", body: { alias, why: why.value } }, (answer) => `${alias} is rolled back to ${meaningInWords(answered(answer))}.`) }, "Roll back")));
@@ -112,28 +122,55 @@ function move(task, alias, target, why, change) {
   change(`/aliases/${encodeURIComponent(alias)}`, { method: "PUT", body }, (answer) => `${alias} now points to ${meaningInWords(answered(answer))}.`);
 }
 
-// One version, or a weight for each.
+// One version, or a weight for each: by which they share the users, or vote on every answer.
 function targetFields(task, meaning) {
   const versions = task.versions.map((each) => each.version);
-  const split = isSplit(meaning);
-  const choice = h("select", {}, options([...versions.map((each) => [each, `version ${each}`]), ...(versions.length > 1 ? [["split", "several, by weight"]] : [])].reverse(), split ? "split" : meaning?.version ?? Number(Object.keys(meaning?.weights ?? {})[0] ?? meaning ?? versions.at(-1))));
-  const weights = versions.map((version) => h("input", { type: "number", min: 0, max: 1000000, inputmode: "numeric", value: split ? meaning[version] ?? 0 : version === meaning ? 90 : version === versions.at(-1) ? 10 : 0 }));
+  const choice = h("select", {}, options(targets(task).reverse(), kindOf(meaning ?? versions.at(-1))));
+  const weights = versions.map(() => h("input", { type: "number", min: 0, max: 1000000, inputmode: "numeric" }));
   const box = h("div", { class: "weights" }, versions.map((version, index) => field(`Version ${version}, weight`, weights[index])));
-  const show = () => { box.hidden = choice.value !== "split"; };
+  const show = () => {
+    box.hidden = !SEVERAL.includes(choice.value);
+    const known = choice.value === kindOf(meaning) ? meaning.weights ?? meaning : suggested(choice.value, versions, meaning);
+    if (!box.hidden) weights.forEach((input, index) => { input.value = known[versions[index]] ?? 0; });
+  };
   choice.addEventListener("change", show);
   show();
   return {
     elements: [field("Points to", choice), box],
     value() {
-      if (choice.value !== "split") return { version: Number(choice.value) };
-      return { weights: Object.fromEntries(versions.map((version, index) => [version, Number(weights[index].value)]).filter(([, weight]) => weight > 0)) };
+      const [kind, version] = choice.value.split("-");
+      if (kind === "spread") return { version: Number(version), spread_paraphrases: true };
+      if (!SEVERAL.includes(kind)) return { version: Number(kind) };
+      const given = Object.fromEntries(versions.map((version, index) => [version, Number(weights[index].value)]).filter(([, weight]) => weight > 0));
+      return { weights: given, ...(kind === "ensemble" && { ensemble: true }) };
     },
   };
 }
 
-function weightBar(meaning) {
-  const total = Object.values(meaning).reduce((sum, weight) => sum + weight, 0);
-  return h("div", { class: "weight-bar", "aria-hidden": "true" }, Object.entries(meaning).map(([version, weight]) => h("span", { vars: { share: weight / total } }, `v${version}`)));
+const SEVERAL = ["split", "ensemble"];
+
+// All that an alias of the task may point at, as options of a select.
+function targets(task) {
+  const spread = task.versions.filter((each) => each.paraphrases?.length).map(({ version }) => [`spread-${version}`, `version ${version}, paraphrases spread`]);
+  const several = [["ensemble", "several, which vote together"], ["split", "several, by weight"]];
+  return [...spread, ...task.versions.map(({ version }) => [version, `version ${version}`]), ...(task.versions.length > 1 ? several : [])];
+}
+
+function kindOf(meaning) {
+  if (typeof meaning !== "object") return String(meaning);
+  if (meaning.spread_paraphrases) return `spread-${meaning.version}`;
+  return meaning.ensemble ? "ensemble" : "split";
+}
+
+// Weights to begin with: all alike, or most of the users for the version that has them now.
+function suggested(kind, versions, meaning) {
+  if (kind === "ensemble") return Object.fromEntries(versions.map((version) => [version, 1]));
+  return { [versions.at(-1)]: 10, [meaning?.version ?? meaning]: 90 };
+}
+
+function weightBar(weights) {
+  const total = Object.values(weights).reduce((sum, weight) => sum + weight, 0);
+  return h("div", { class: "weight-bar", "aria-hidden": "true" }, Object.entries(weights).map(([version, weight]) => h("span", { vars: { share: weight / total } }, `v${version}`)));
 }
 
 function newAlias(task, change) {
@@ -153,7 +190,8 @@ function versionCard(task, version, isOpen) {
     Kind: `${version.kind}${version.virtual_tokens ? `, ${version.virtual_tokens} virtual tokens` : ""}`,
     Version: h("code", {}, version.version_digest),
     Prompt: version.prompt_digest ? h("code", {}, version.prompt_digest) : "none",
-    Template: version.template === null ? "none: the text as it is" : h("pre", { class: "template" }, version.template),
+    Template: version.template === null ? "none: the text as it is" : template(version.template),
+    ...programFacts(version),
     Defaults: pairs(version.defaults),
     Choices: version.choices.length ? version.choices.map((choice) => choice.value ?? choice).join(", ") : null,
     Notes: version.notes || null,
