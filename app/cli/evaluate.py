@@ -55,15 +55,23 @@ def evaluate(
     vote: Annotated[
         int | None,
         typer.Option(
-            help="Answers to draw for each line, the most frequent of which counts", min=1, max=MAX_BALLOTS
+            help="Number of answers to sample for each line; the most frequent one counts",
+            min=1,
+            max=MAX_BALLOTS,
         ),
     ] = None,
     fit_calibration: Annotated[
-        bool, typer.Option("--fit-calibration", help="Fit the temperature that calibrates a task's choices")
+        bool,
+        typer.Option(
+            "--fit-calibration",
+            help="Fit the temperature that calibrates the probabilities of a task's choices",
+        ),
     ] = False,
     plot: Annotated[
         Path | None,
-        typer.Option(help="File to draw to, .svg or .png: accuracy over ballots, or the reliability diagram"),
+        typer.Option(
+            help="Picture to write, .svg or .png: accuracy over ballots, or the reliability diagram"
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="File to write scores and outputs to, as JSON")] = None,
     server: ServerOption = DEFAULT_SERVER,

@@ -9,30 +9,42 @@ import typer
 
 from app.cli.importing import large_imports
 
-_PANEL = "More than one completion"
+_PANEL = "Reasoning, chains, votes, instructions"
 # Flag -> (type, field of the task part, help).
 _FLAGS: Mapping[str, tuple[Any, tuple[str, ...], str]] = {
-    "reasoning_marker": (str, ("reasoning", "answer_after"), "Text behind which the answer begins"),
-    "steps_end": (str, ("reasoning", "steps_end"), "Text that ends a step before the answer"),
-    "effort": (str, ("reasoning", "effort"), "Tokens to think by effort, such as low=32,high=512"),
+    "reasoning_marker": (
+        str,
+        ("reasoning", "answer_after"),
+        "Marker in the output, behind which the answer begins",
+    ),
+    "steps_end": (str, ("reasoning", "steps_end"), "Text that ends each step before the answer"),
+    "effort": (str, ("reasoning", "effort"), "Token budgets of reasoning by effort, such as low=32,high=512"),
     "chain_template": (
         str,
         ("chain", "template"),
-        "What each step reads: the fields of the inputs and {so_far}, or {last}",
+        "Template that each step reads: the input fields and {so_far}, or {last}",
     ),
-    "step_ends": (str, ("chain", "step_ends"), "Text that ends a step of the chain"),
-    "done": (str, ("chain", "done"), "Text behind which a step of the chain has the answer"),
-    "max_steps": (int, ("chain", "max_steps"), "Steps of the chain, at most"),
-    "max_step_tokens": (int, ("chain", "max_step_tokens"), "Tokens of each step, at most"),
-    "chain_step": (list[str], ("chain", "steps"), "Task that makes the next step; once for each step"),
-    "vote": (int, ("vote", "n"), "Samples of which the most frequent answer wins"),
+    "step_ends": (str, ("chain", "step_ends"), "Text that ends each step of the chain"),
+    "done": (str, ("chain", "done"), "Marker in a step of the chain, behind which the answer begins"),
+    "max_steps": (int, ("chain", "max_steps"), "Maximum number of steps of the chain"),
+    "max_step_tokens": (int, ("chain", "max_step_tokens"), "Maximum number of tokens of a step"),
+    "chain_step": (
+        list[str],
+        ("chain", "steps"),
+        "Task that makes the next step; may be repeated, the last one goes on",
+    ),
+    "vote": (int, ("vote", "n"), "Number of samples to vote on; the most frequent answer wins"),
     "calibration_temperature": (
         float,
         ("calibration", "temperature"),
-        "Divides the log-probabilities of the choices",
+        "Temperature that divides the log-probabilities of the choices",
     ),
-    "paraphrase": (list[str], ("paraphrases",), "Template that requests may choose instead; may be repeated"),
-    "few_shot": (Path, ("few_shot",), "File of examples to show before each input; as for `train`"),
+    "paraphrase": (list[str], ("paraphrases",), "Other template that requests may choose; may be repeated"),
+    "few_shot": (
+        Path,
+        ("few_shot",),
+        "File of worked examples to put before each input; formats as for `train`",
+    ),
 }
 
 

@@ -21,11 +21,13 @@ def alias(
     ],
     ensemble: Annotated[
         bool,
-        typer.Option("--ensemble", help="All these versions answer each request, and the majority wins"),
+        typer.Option(
+            "--ensemble", help="Let all these versions answer each request; the weighted majority wins"
+        ),
     ] = False,
     spread_paraphrases: Annotated[
         bool,
-        typer.Option("--spread-paraphrases", help="Each user always gets the same one of the paraphrases"),
+        typer.Option("--spread-paraphrases", help="Give each user one of the paraphrases, always the same"),
     ] = False,
     expected_release: Annotated[
         int | None,
@@ -36,7 +38,7 @@ def alias(
     store: StoreOption = None,
     key: KeyOption = None,
 ) -> None:
-    """Point an alias at a version, or at several by weight: each user stays on one of them."""
+    """Point an alias at a version, at several by weight (each user stays on one), or at an ensemble."""
     target = _target(
         _parse_weights(versions, is_split=not (ensemble or spread_paraphrases)), ensemble, spread_paraphrases
     )

@@ -100,13 +100,13 @@ class GenerationParameters(SamplingChoices):
     )
     thinking_token_budget: _Budget | None = parameter(
         None,
-        "Tokens before the answer of a task with reasoning; then the answer's marker is forced. -1: no bound",
+        "Maximum tokens before the answer of a task with reasoning; then its marker is put in. -1: no limit",
         must=f"must be a whole number from -1 to {MAX_NEW_TOKENS}",
     )
     include_reasoning: bool = parameter(True, "Report the steps before an answer")
     paraphrase: int | None = parameter(
         None,
-        "Which of the task's paraphrases renders the inputs, from 0 on. Default: its template",
+        "Number of the task's paraphrase that renders the inputs, from 0 on. Default: its template",
         ge=0,
         le=MAX_PARAPHRASES - 1,
     )

@@ -82,7 +82,8 @@ def flags_of(demo: str | None) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("guide", "demo"), [("tour.md", None), ("clients.md", None), ("encoder-decoders.md", "seq2seq")]
+    ("guide", "demo"),
+    [("tour.md", None), ("clients.md", None), ("programs.md", None), ("encoder-decoders.md", "seq2seq")],
 )
 @pytest.mark.skipif(shutil.which("curl") is None, reason="the guides' commands need curl")
 @pytest.mark.skipif(shutil.which("bash") is None, reason="the guides' commands need bash")

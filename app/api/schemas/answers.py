@@ -130,7 +130,9 @@ class ReasoningAnswer(TypedDict):
 
     text: Annotated[str, Field(description="All of it as it was generated, up to the answer's marker")]
     steps: Annotated[list[str], Field(description="Its steps, without what they end with")]
-    tokens: Annotated[int, Field(description="Generated up to the answer; the first so many of `tokens`")]
+    tokens: Annotated[
+        int, Field(description="Number of tokens before the answer; they come first in `details`")
+    ]
 
 
 _Reasoning = Annotated[ReasoningAnswer | None, Field(description="Absent with include_reasoning false")]
@@ -140,25 +142,27 @@ _Reasoning = Annotated[ReasoningAnswer | None, Field(description="Absent with in
 class BallotAnswer(TypedDict):
     """One of the answers that were voted on."""
 
-    index: Annotated[int, Field(description="Of its sample, or of its version among those of the alias")]
+    index: Annotated[int, Field(description="Number of its sample, or of its version among the ensemble's")]
     answer: Annotated[str, Field(description="Compared with white space normalised; an empty one abstains")]
     weight: int
     finish_reason: _Finish
     generated_tokens: int
-    version: Annotated[int | None, Field(description="That answered; null: the base model")]
+    version: Annotated[int | None, Field(description="Version that answered; null: the base model")]
     reasoning: NotRequired[_Reasoning]
-    share: NotRequired[Annotated[float, Field(description="Of a version that votes itself: its winner's")]]
+    share: NotRequired[
+        Annotated[float, Field(description="If the version votes itself: the share of its winner")]
+    ]
 
 
 @closed
 class VoteAnswer(TypedDict):
     """How the answers to a request were voted on."""
 
-    winner: Annotated[str, Field(description="Answer with most weight, of equal ones the earliest")]
+    winner: Annotated[str, Field(description="Answer with the most weight; of equal ones, the earliest")]
     share: Annotated[
         float,
         Field(
-            description="Of all weight, abstentions included, for the winner. With choices the mean of the "
+            description="The winner's part of all weight, abstentions included. With choices the mean of the "
             "versions' probabilities decides, and this is the share of versions that agree"
         ),
     ]
@@ -225,7 +229,7 @@ class StreamEvent(TypedDict):
     details: StreamDetails | None
     ballot: NotRequired[
         Annotated[
-            BallotAnswer | None, Field(description="Of a vote: an answer that came in, with empty text")
+            BallotAnswer | None, Field(description="Ballot of a vote that has come in; the text is empty")
         ]
     ]
     vote: NotRequired[_Vote]

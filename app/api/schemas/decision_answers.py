@@ -8,13 +8,13 @@ from typing_extensions import TypedDict
 from app.api.schemas.answers import LabelMass
 from app.validation import closed
 
-_Name = Annotated[str | None, Field(description="Of the question; null: it has none")]
+_Name = Annotated[str | None, Field(description="Name of the question; null: it has none")]
 _Confidence = Annotated[float, Field(description="The highest of the probabilities, after calibration")]
 
 
 @closed
 class PredicateAnswer(TypedDict):
-    """How probably a statement is true."""
+    """How probable it is that a statement is true."""
 
     type: Literal["predicate"]
     name: _Name
@@ -76,7 +76,7 @@ DecisionAnswer = PredicateAnswer | ChoiceDecision | ScoreAnswer | RefusalAnswer
 
 @closed
 class DecisionInputDetails(TypedDict):
-    """What of the input tokens was not computed again."""
+    """Input tokens that were not computed again."""
 
     cached_tokens: Annotated[
         int, Field(description="Computed for one question and read by the others that begin with them")
@@ -95,9 +95,9 @@ class DecisionOutputDetails(TypedDict):
 class DecisionUsage(TypedDict):
     """Counts of tokens."""
 
-    input_tokens: Annotated[int, Field(description="Of every question with the whole input before it")]
+    input_tokens: Annotated[int, Field(description="Tokens of all questions, each with the whole input")]
     input_tokens_details: DecisionInputDetails
-    output_tokens: Annotated[int, Field(description="Of all labels that were scored")]
+    output_tokens: Annotated[int, Field(description="Tokens of all labels, which are scored")]
     output_tokens_details: DecisionOutputDetails
     total_tokens: int
 

@@ -45,10 +45,10 @@ def _inputs_tag(value: Any) -> str | None:
 class VoteBody(StrictModel):
     """Self-consistency: n samples, of which the most frequent answer wins."""
 
-    n: int = Field(
-        ge=1, le=MAX_BALLOTS, description="Number of ballots; 1 is one answer, also of a task that votes"
+    n: int = Field(ge=1, le=MAX_BALLOTS, description="Number of ballots; 1 switches the vote of a task off")
+    by: Literal["answer"] = Field(
+        "answer", description="Compare the answers alone, without the steps before them"
     )
-    by: Literal["answer"] = Field("answer", description="Compare answers without what stands before them")
 
     def request(self) -> VoteRequest:
         """Return how to vote."""
@@ -213,7 +213,7 @@ class DetokenizeRequest(StrictModel):
 
 
 class AliasRequest(StrictModel):
-    """Where an alias shall point: at one version, or at several by weight or together."""
+    """Where an alias shall point: at one version, at several by weight, or at an ensemble."""
 
     version: Annotated[int, Field(ge=1)] | None = None
     weights: dict[Annotated[str, Field(pattern=r"^[1-9][0-9]{0,8}$")], int] | None = Field(

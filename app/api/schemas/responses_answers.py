@@ -82,14 +82,14 @@ class ResponseUsage(TypedDict):
 
 @closed
 class IncompleteDetails(TypedDict):
-    """What ended the response: a bound."""
+    """Limit that ended the response."""
 
     reason: Literal["max_output_tokens"]
 
 
 @closed
 class ResponseError(TypedDict):
-    """Why a response failed whose stream had begun."""
+    """Why a response failed after its stream had begun."""
 
     code: Literal["server_error", "rate_limit_exceeded", "invalid_prompt"]
     message: str
@@ -127,7 +127,7 @@ class ModelResponse(TypedDict):
     output: Annotated[
         list[ReasoningOutput | MessageOutput],
         Field(
-            description="A reasoning item if there are steps to show, and a message unless they led to none"
+            description="A reasoning item if there are steps to show; a message, unless they led to no answer"
         ),
     ]
     usage: ResponseUsage | None

@@ -108,8 +108,7 @@ async def _label_ids(
     for question, found in zip(questions, labels, strict=True):
         if len({*found}) < len(found) or not all(found):
             raise question.refused(
-                "each option must have tokens of its own, and two have the same or one has none; call "
-                "them otherwise",
+                "each option must have tokens of its own, but two have the same or one has none; rename them",
                 question.options_field,
             )
     return labels

@@ -95,7 +95,10 @@ def _of_chain(chain: ChainSettings) -> Iterator[Fault]:
     if chain.done is not None:
         yield from _invisible("chain.done", chain.done)
         if chain.step_ends is not None and (chain.step_ends in chain.done or chain.done in chain.step_ends):
-            yield "chain.done", "and step_ends hold one another, so that a step would end before it is seen"
+            yield (
+                "chain.done",
+                "must not hold step_ends, nor be part of it: a step would end before it is found",
+            )
     if len(chain.steps) > chain.max_steps:
         yield "chain.steps", f"names {len(chain.steps)} steps, but max_steps is {chain.max_steps}"
     for index, step in enumerate(chain.steps):
@@ -107,7 +110,7 @@ def _of_chain(chain: ChainSettings) -> Iterator[Fault]:
 
 def _beside_a_chain(program: ProgramSettings) -> Iterator[Fault]:
     if program.reasoning is not None:
-        yield "chain", "and reasoning both say where the answer is; send one of them"
+        yield "chain", "doesn't go with reasoning, since both say where the answer is; send one of them"
     if program.paraphrases:
         yield "paraphrases", "would do nothing, since the chain's template is read; leave them out"
 
