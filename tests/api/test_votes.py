@@ -70,7 +70,7 @@ def test_the_hubs_client_reads_the_winner(
     [
         ({"vote": {"n": 3}, "n": 2}, "leave n out"),
         ({"vote": {"n": 3}, "choices": ["a", "b"]}, "leave choices out"),
-        ({"vote": {"n": 3}, "do_sample": False}, "leave do_sample out"),
+        ({"vote": {"n": 3}, "do_sample": False}, "leave out do_sample: false"),
         ({"vote": {"n": 3}, "num_beams": 2}, "leave num_beams out"),
         ({"vote": {"n": 65}}, "64"),
         ({"vote": {"n": 0}}, "1"),

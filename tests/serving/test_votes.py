@@ -189,7 +189,7 @@ def test_the_prompt_of_a_vote_is_prefilled_once(stack: Stack, num_ballots: int) 
         ({"num_samples": 2}, "leave n out"),
         ({"best_of": 3}, "leave best_of out"),
         ({"classification": ClassificationRequest(choices=("a", "b"))}, "leave choices out"),
-        ({"parameters": {"do_sample": False}}, "leave do_sample out"),
+        ({"parameters": {"do_sample": False}}, "leave out do_sample: false"),
         ({"parameters": {"num_beams": 2}}, "leave num_beams out"),
         ({"parameters": {"max_new_tokens": 0}}, "send max_new_tokens"),
     ],

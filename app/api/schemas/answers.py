@@ -130,9 +130,7 @@ class ReasoningAnswer(TypedDict):
 
     text: Annotated[str, Field(description="All of it as it was generated, up to the answer's marker")]
     steps: Annotated[list[str], Field(description="Its steps, without what they end with")]
-    tokens: Annotated[
-        int, Field(description="Number of tokens before the answer; they come first in `details`")
-    ]
+    tokens: Annotated[int, Field(description="Number of tokens before the answer, first in `details`")]
 
 
 _Reasoning = Annotated[ReasoningAnswer | None, Field(description="Absent with include_reasoning false")]
@@ -149,9 +147,7 @@ class BallotAnswer(TypedDict):
     generated_tokens: int
     version: Annotated[int | None, Field(description="Version that answered; null: the base model")]
     reasoning: NotRequired[_Reasoning]
-    share: NotRequired[
-        Annotated[float, Field(description="If the version votes itself: the share of its winner")]
-    ]
+    share: NotRequired[Annotated[float, Field(description="Of a version's own vote: its winner's share")]]
 
 
 @closed
