@@ -9,7 +9,7 @@ from typing import TypeVar
 from app.caching import SingleFlightCache
 from app.concurrency import map_bounded
 from app.engine.client import EngineClient
-from app.errors import ConstraintFailed, NonFiniteLogits
+from app.errors import ConstraintFailed, NonFiniteLogits, RequestTooLong
 from app.prompt import TaskVersion
 from app.request import (
     FinishReason,
@@ -189,6 +189,14 @@ class Session:
         """Return how many tokens can be generated after its prompt before the base's positions end."""
         limit = self._resources.engine.geometry.max_positions
         return limit - request.num_virtual_tokens - len(request.prompt_ids)
+
+    def has_room(self, request: Request) -> bool:
+        """Return whether K/V memory holds its prompt and all that it may generate."""
+        try:
+            self._resources.engine.check_admissible(request)
+        except RequestTooLong:
+            return False
+        return True
 
     async def search(self, admitted: Admitted, num_answers: int) -> list[GenerationResult]:
         """Return the best answers of beam search, best first; the tokens of all are charged.

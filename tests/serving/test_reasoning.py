@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from app.serving.generation_request import GenerationRequest, GenerationResult, 
 from app.serving.parameters import parse_parameters
 from app.serving.program_settings import ProgramSettings
 from app.serving.structured_output.constraints import Constraint, ConstraintKind
-from tests.serving.stack import Stack, run, upload_of
+from tests.serving.stack import Stack, run, running_stack, upload_of
 from tests.waiting import wait_until
 
 NEVER = "@#"
@@ -297,3 +298,15 @@ def test_a_client_that_leaves_while_it_reasons_leaves_nothing(stack: Stack) -> N
     asyncio.run(leave())
     wait_until(stack.is_idle)
     assert stack.generation.limiter.taken == 0
+
+
+def test_the_marker_takes_room_of_the_answer_where_memory_has_no_more(tmp_path: Path) -> None:
+    """K/V memory of fewer slots than the base has positions, all of which the request may take."""
+    with running_stack(tmp_path, kv_cache_bytes=1 << 17, max_rows=4) as small:
+        marker = "the answer that we have come to is:"
+        task = reasoning(small, marker)
+        num_put_in = len(small.tokenizer(f" {marker}", add_special_tokens=False).input_ids)
+        for count, left in ((160, 160), (200, 200 - num_put_in)):
+            given = {"max_new_tokens": count, "thinking_token_budget": 5, "ignore_eos": True}
+            result = generate(small, "food", task, **given)
+            assert (result.finish, len(result.tokens)) == (FinishReason.LENGTH, left)

@@ -131,13 +131,19 @@ class ReasonedOutput(SplitOutput):
             num_scored=0 if count or not request.num_scored else request.num_scored + len(ids),
             continues=request.id if count else None,
         )
-        left = min(request.max_new_tokens - count, self._session.num_left(following))
+        left = self._num_left(following, len(ids) - count)
         self._is_full = left < 1
         if self._is_full:
             return None
         self._detokenizer = Detokenizer(self._tables, following.prompt_ids)
         sampling = sampling_after(request.sampling, count, left)
         return replace(following, max_new_tokens=left, sampling=sampling)
+
+    def _num_left(self, following: Request, num_put_in: int) -> int:
+        """Return how many tokens there is room for behind the prompt, of which `num_put_in` were put in."""
+        left = min(self._request.max_new_tokens - len(self.tokens), self._session.num_left(following))
+        has_room = left < 1 or self._session.has_room(replace(following, max_new_tokens=left))
+        return left if has_room else left - num_put_in  # K/V memory holds at least what was asked for first
 
     def _ids_up_to_answer(self) -> tuple[int, ...]:
         """Return the ids between prompt and answer: what was generated, and what is put in behind it."""
