@@ -174,15 +174,15 @@ def test_decisions_are_bars_with_their_label_mass(
         "model": "demo-causal",
         "input": page.get_by_label("Input").input_value(),
         "questions": [
-            {"type": "predicate", "instructions": "The guest is satisfied."},
             {
                 "type": "choice",
-                "instructions": "What is it about?",
+                "instructions": "Which aspect does the review talk about?",
                 "choices": [
                     {"value": "food"},
                     {"value": "<img src=x onerror=alert(1)>", "description": "not an image"},
                 ],
             },
+            {"type": "predicate", "instructions": "The review is positive."},
             {
                 "type": "score",
                 "instructions": "How good was it?",
@@ -191,7 +191,7 @@ def test_decisions_are_bars_with_their_label_mass(
         ],
     }
     found = post(url, "v1/decisions", body)["answers"]
-    expect(cards.nth(1)).to_contain_text(found[1]["choice"])
+    expect(cards.first).to_contain_text(found[0]["choice"])
     expect(cards.nth(2).locator(".verdict")).to_contain_text(
         f"{found[2]['score']:.2f} on a scale from 0 to 2"
     )
@@ -202,11 +202,8 @@ def test_decisions_are_bars_with_their_label_mass(
     expect(cards.first).to_contain_text("the model wanted to say something else")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     exec(code_of(page), {})
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
-        "predicate",
-        "choice",
-        "score",
-    ]
+    printed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert printed == ["choice", "predicate", "score"]
     check_looks(page)
 
     page.get_by_label("Model or task").select_option("sentiment")

@@ -10,10 +10,10 @@ import { Question } from "./question.js";
 import { decisionSnippets, fieldsOf } from "./snippets.js";
 
 const LOOKED_AT = 12;  // tasks, for one that answers questions
-const EXAMPLE = "The soup was cold, but the waiter was friendly.";
+const EXAMPLE = "The waiter was rude.";
 const ASKED = [
-  { type: "predicate", instructions: "The guest is satisfied." },
-  { type: "choice", instructions: "What is it about?", options: ["food", "service", "price"] },
+  { type: "choice", instructions: "Which aspect does the review talk about?", options: ["food", "service", "price"] },
+  { type: "predicate", instructions: "The review is positive." },
 ];
 
 export function decisions(main, query) {
@@ -66,7 +66,7 @@ export function decisions(main, query) {
       state.questions = [];
       list.replaceChildren();
       const own = version?.choices.map((choice) => choice.value ?? choice);
-      (own?.length ? [{ type: "choice", instructions: isMadeForOne(state.picker) ? "" : ASKED[1].instructions, options: own }] : ASKED).forEach(add);
+      (own?.length ? [{ type: "choice", instructions: isMadeForOne(state.picker) ? "" : ASKED[0].instructions, options: own }] : ASKED).forEach(add);
     }
     settle();
   }

@@ -37,11 +37,9 @@ export function playground(main, query) {
   }
 
   function drawExamples() {
-    const known = state.columns.flatMap((column) => column.examples).slice(0, EXAMPLES_SHOWN);
-    examples.replaceChildren(...(known.length ? [h("span", { class: "muted" }, "For example:")] : []), ...known.map((example) => {
-      const words = typeof example.inputs === "string" ? example.inputs : Object.values(example.inputs).join(", ");
-      return h("button", { type: "button", class: "small quiet", onclick: () => fillIn(example.inputs) }, words);
-    }));
+    const known = new Map(state.columns.flatMap((column) => column.examples).map(({ inputs: given }) => [typeof given === "string" ? given : Object.values(given).join(", "), given]));
+    examples.replaceChildren(...(known.size ? [h("span", { class: "muted" }, "For example:")] : []), ...[...known].slice(0, EXAMPLES_SHOWN).map(([words, given]) =>
+      h("button", { type: "button", class: "small quiet", onclick: () => fillIn(given) }, words)));
   }
 
   function fillIn(given) {
