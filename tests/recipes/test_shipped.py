@@ -107,6 +107,7 @@ def test_the_figures_of_programs_are_of_300_inputs_each():
     assert set(totals) == {"300", "30"}  # thirty reviews are written by hand
     lines = (ROOT / CAUSAL.path / "README.md").read_text().splitlines()
     assert all(line in lines for table in tables(measured).values() for line in table)
+    assert set(tables(measured)["chains"]) <= {*(ROOT / "README.md").read_text().splitlines()}
 
 
 @each_demo

@@ -72,6 +72,19 @@ def test_a_chain_is_the_same_steps_by_hand(stack: Stack, template: str, more: di
     assert [token.logprob for token in result.tokens] == pytest.approx(logprobs, abs=1e-4)
 
 
+def test_steps_that_the_model_ends_are_shown_as_lines(stack: Stack) -> None:
+    prompt = LAST.replace("{last}", "name")
+    stops = [ids(generate(stack, prompt, max_new_tokens=12))[-1]]
+    first = generate(stack, prompt, stop_token_ids=stops, max_new_tokens=60)
+    prompt = LAST.replace("{last}", first.text)
+    second = generate(stack, prompt, stop_token_ids=stops, max_new_tokens=60 - len(first.tokens))
+    request = ask("name", chain(stack, LAST, max_steps=2), max_new_tokens=60, stop_token_ids=stops)
+    result = run(stack.generation.generate(request))
+    assert result.reasoning is not None
+    assert result.reasoning.text == f"{first.text}\n{second.text}"
+    check_stream(stack, request, result)
+
+
 def test_a_model_that_ends_makes_the_last_step_the_answer(stack: Stack) -> None:
     expected = by_hand(stack, "film", SO_FAR, "r", 8)
     assert expected.results[-1].finish is FinishReason.EOS

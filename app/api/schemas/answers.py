@@ -128,7 +128,7 @@ class Details(TypedDict):
 class ReasoningAnswer(TypedDict):
     """What came before the answer of a task with reasoning or a chain."""
 
-    text: Annotated[str, Field(description="All of it as it was generated, up to the answer's marker")]
+    text: Annotated[str, Field(description="As generated; a chain's steps without `step_ends` are lines")]
     steps: Annotated[list[str], Field(description="Its steps, without what they end with")]
     tokens: Annotated[int, Field(description="Number of tokens before the answer, first in `details`")]
 

@@ -33,6 +33,8 @@ from app.serving.session import Session
 from app.text.marked_text import MarkedText
 from app.text.stop_strings import StopStringMatcher
 
+_LINE_END = "\n"  # behind steps that the model ends, where they are shown as one text
+
 
 async def chained(
     session: Session, admitted: Admitted, settings: ChainSettings
@@ -193,13 +195,13 @@ class _Chain:
         """Take a step that has ended with this delta; return the delta as it is shown."""
         result, before = last.result, output.reasoning
         assert result is not None
-        end = self._settings.step_ends or ""
-        self._written.append(output.raw_text + end)
+        end = self._settings.step_ends
+        self._written.append(output.raw_text + (end or ""))
         self._timings.append(result.timings)
         self._prompt_scores = self._prompt_scores or result.prompt_scores
         num_before, self._tokens = len(self._tokens), [*self._tokens, *result.tokens]
         self.finish = self._end(output, result.finish)
-        shown_end = end if self.finish is None and before.is_shown else ""
+        shown_end = (end or _LINE_END) if self.finish is None and before.is_shown else ""
         self._shown = replace(
             before,
             text=self._shown.text + before.text + shown_end,
