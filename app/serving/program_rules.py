@@ -34,7 +34,7 @@ def _of_reasoning(program: ProgramSettings, request: GenerationRequest) -> Itera
             "parameters.thinking_token_budget",
             f"thinking_token_budget: {without}, so that it has no effect; leave it out, or send -1.",
         )
-    if reasoning is not None and effort != "none" and not reasoning.effort.keys() - {"none"}:
+    if reasoning is not None and effort != "none" and not reasoning.has_budgets:
         yield (
             "parameters.reasoning_effort",
             "reasoning_effort: the task has no budgets by effort; send thinking_token_budget, or none.",

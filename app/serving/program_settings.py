@@ -34,6 +34,11 @@ class ReasoningSettings(StrictModel):
     steps_end: Marker | None = None  # what a step ends with; None: the steps are one text
     effort: dict[Effort, Budget] = Field({})  # tokens before the marker is forced, by effort
 
+    @property
+    def has_budgets(self) -> bool:
+        """Return whether there is a budget for any effort but none at all, which needs none."""
+        return bool(self.effort.keys() - {"none"})
+
 
 class ChainStep(StrictModel):
     """A step of a chain that another task makes, on the same base."""

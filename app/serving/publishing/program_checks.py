@@ -121,6 +121,9 @@ def _of_defaults(defaults: Mapping[str, Any], program: ProgramSettings) -> Itera
         yield "defaults.num_beams", "doesn't go with reasoning or a chain, whose steps beams don't take"
     if program.vote is not None and defaults.get("do_sample") is False:
         yield "defaults.do_sample", "must not be false beside vote: without sampling all ballots are the same"
+    effort = defaults.get("reasoning_effort") or "none"
+    if program.reasoning is not None and effort != "none" and not program.reasoning.has_budgets:
+        yield "defaults.reasoning_effort", "would do nothing, since reasoning.effort has no budgets; add some"
     names = () if program.reasoning else _OF_REASONING if has_steps else (*_OF_REASONING, "include_reasoning")
     for name in names:
         if defaults.get(name) is not None:
