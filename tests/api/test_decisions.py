@@ -324,6 +324,18 @@ def test_one_question_that_the_model_cannot_take_is_refused_alone(client: httpx.
     assert answers[0]["probability"] == pytest.approx(alone["probability"], abs=1e-4)
 
 
+def test_a_tasks_own_text_counts_for_each_question(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish_text(client, "wordy", "word " * 20 + "{text} {instructions}:")
+    body = {"model": "wordy", "input": "film", "questions": [PREDICATE | {"instructions": "Good?"}] * 2}
+    own = len("word " * 20 + " :")
+    monkeypatch.setattr("app.serving.programs.decide.MAX_RENDERED_CHARS", 2 * (own + len("film")) - 1)
+    assert "the task's own text included" in error_of(client.post("/v1/decisions", json=body), 422)["message"]
+    monkeypatch.setattr("app.serving.programs.decide.MAX_RENDERED_CHARS", 2 * (own + len("film")))
+    assert client.post("/v1/decisions", json=body).status_code == 200
+
+
 def test_400_questions_answer_in_order_and_share_the_input(client: httpx.Client, stack: Stack) -> None:
     text = "the film was great and the food was cold " * 3
     questions = [

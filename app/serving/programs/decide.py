@@ -27,7 +27,7 @@ from app.serving.programs.label_scores import (
 from app.serving.programs.question_forms import QuestionForm, form_of
 from app.serving.request_builder import PreparedVersion
 from app.serving.session import Session
-from app.text.template import MAX_RENDERED_CHARS
+from app.text.template import MAX_RENDERED_CHARS, Template
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Decide:
 
         Raise what the session's methods raise, and InvalidRequest for a question that can't be put so.
         """
-        self._check_size()
+        self._check_labels()
         session.reserve(min(self.request.num_labels, session.num_scored_at_once))
         members = await session.look_up(self.request.asked)
         begin, reason = time.monotonic(), str(FinishReason.EOS)
@@ -58,20 +58,26 @@ class Decide:
             session.program_ended(ProgramOutcome(kind=ProgramKind.DECISIONS, reason=reason, seconds=seconds))
         return _mean(found, [weight for _, _, weight in members])
 
-    def _check_size(self) -> None:
-        """Refuse what is too large before anything is rendered. Raise InvalidRequest."""
-        num_labels, num_questions = self.request.num_labels, len(self.request.questions)
+    def _check_labels(self) -> None:
+        """Refuse more than one call scores. Raise InvalidRequest."""
+        num_labels = self.request.num_labels
         if num_labels > MAX_LABELS:
             raise InvalidRequest(
                 f"The questions have {num_labels} options, and one call scores at most {MAX_LABELS}; send "
                 "them in several calls.",
                 param="questions",
             )
+
+    def _check_text(self, template: Template) -> None:
+        """Refuse more text than is read at once, before any is rendered. Raise InvalidRequest."""
+        num_questions = len(self.request.questions)
         size = sum(len(message.content) for message in self.request.messages)
+        size += template.num_chars(dict.fromkeys(template.fields, ""))  # worked examples and the like
         if size * num_questions > MAX_RENDERED_CHARS:
             raise InvalidRequest(
-                f"{num_questions} questions about {size} characters are {size * num_questions} to read; at "
-                f"most {MAX_RENDERED_CHARS} are accepted; send fewer questions at once.",
+                f"{num_questions} questions about {size} characters, the task's own text included, are "
+                f"{size * num_questions} to read; at most {MAX_RENDERED_CHARS} are accepted; send fewer "
+                "questions at once.",
                 param="questions",
             )
 
@@ -80,6 +86,7 @@ class Decide:
     ) -> Decisions:
         """Let one version decide: the one that the task means, or a member of what it means."""
         questions = self.request.questions
+        self._check_text(prepared.rendering.template)
         form = form_of(
             self.request.asked,
             self.request.messages,
