@@ -290,6 +290,9 @@ def test_reasoning_in_openrouters_form() -> None:
     assert parameters(max_tokens=9, exclude=False) == {"thinking_token_budget": 9, "include_reasoning": True}
     assert parameters(enabled=False) == {"reasoning_effort": "none"}
     assert parameters(enabled=True) == {}
+    for contradicting in ({"effort": "high"}, {"max_tokens": 9}):
+        with pytest.raises(ValueError, match="there is no reasoning"):
+            parameters(enabled=False, **contradicting)
     twice = {"model": "m", "messages": [USER], "reasoning": {"effort": "low"}, "reasoning_effort": "low"}
     with pytest.raises(ValueError, match="send one of them"):
         ChatRequest.model_validate(twice)

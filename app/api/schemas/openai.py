@@ -31,6 +31,14 @@ class ReasoningOptions(ReasoningBody):
     exclude: bool | None = Field(None, description="The opposite of include_reasoning")
     enabled: bool | None = Field(None, description="false: the same as the effort none")
 
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        if self.enabled is False and (self.max_tokens or self.effort not in (None, "none")):
+            raise ValueError(
+                "enabled false means that there is no reasoning; leave out effort and max_tokens"
+            )
+        return self
+
     def parameters(self) -> dict[str, Any]:
         """Return generation parameters by our names."""
         given = {
