@@ -50,7 +50,7 @@ def _of_chain(program: ProgramSettings, request: GenerationRequest) -> Iterator[
     if has_chain(program, request) and request.constraint is not None:
         yield (
             request.constraint.param,
-            f"{request.constraint.param}: the task is a chain, whose steps follow no grammar; leave it out.",
+            f"{request.constraint.param}: steps of a chain follow no grammar; leave it out.",
         )
 
 

@@ -28,7 +28,7 @@ TemplateText = Annotated[str, Field(max_length=MAX_TEMPLATE_CHARS)]
 
 
 class ReasoningSettings(StrictModel):
-    """How the steps of an output are told apart from the answer after them."""
+    """How the steps of an output are separated from the answer after them."""
 
     answer_after: Marker  # the answer begins behind it
     steps_end: Marker | None = None  # what a step ends with; None: the steps are one text

@@ -75,7 +75,7 @@ class Program(TypedDict):
     """What a version says beyond one completion, as it was uploaded."""
 
     reasoning: Annotated[
-        ReasoningSettings | None, Field(description="How the answer is told from the steps before it")
+        ReasoningSettings | None, Field(description="How the answer is separated from the steps before it")
     ]
     chain: Annotated[ChainSettings | None, Field(description="How steps are fed back to the model")]
     vote: Annotated[VoteSettings | None, Field(description="How many samples are voted on")]

@@ -24,7 +24,7 @@ class EnsembleTarget:
 
 @dataclass(frozen=True, slots=True)
 class SpreadTarget:
-    """A version whose paraphrases are spread over the users: each user always gets the same one."""
+    """A version and its paraphrases, which are spread over the users: each always gets the same one."""
 
     version: int
 

@@ -33,8 +33,8 @@ async def decisions(
 ) -> JSONResponse:
     """Answer questions about one input, all in one batch: predicates, choices and scores.
 
-    The base model answers any question; so does a task whose template has the fields {instructions} and,
-    for the options, {options}. A task with choices of its own answers with them.
+    The base model answers any question; so does a task with {instructions} in its template and, for the
+    options, {options}. A task with choices of its own answers with them.
     """
     begin = time.monotonic()
     principal.require(body.model)

@@ -211,7 +211,7 @@ class StreamDetails(TypedDict):
 class StreamEvent(TypedDict):
     """The data of a server-sent event; the last one has the whole text and the details.
 
-    A token whose text belongs to two steps, or to a step and the answer, has an event for each part.
+    Where the text of a token belongs to two steps, or to a step and the answer, each part has an event.
     """
 
     index: Annotated[int, Field(description="Number of the token, from 1 on")]

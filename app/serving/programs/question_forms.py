@@ -79,7 +79,7 @@ class AsText:
 
 @dataclass(frozen=True, slots=True)
 class ByInstructions:
-    """A task whose template has a field for instructions: it puts any question."""
+    """A task with a field for instructions in its template: it puts any question."""
 
     asked: GenerationRequest
     input: str

@@ -118,7 +118,10 @@ def _beside_a_chain(program: ProgramSettings) -> Iterator[Fault]:
 def _of_defaults(defaults: Mapping[str, Any], program: ProgramSettings) -> Iterator[Fault]:
     has_steps = program.reasoning is not None or program.chain is not None
     if has_steps and (defaults.get("num_beams") or 1) > 1:
-        yield "defaults.num_beams", "doesn't go with reasoning or a chain, whose steps beams don't take"
+        yield (
+            "defaults.num_beams",
+            "doesn't go with reasoning or a chain: beams find whole answers, not steps",
+        )
     if program.vote is not None and defaults.get("do_sample") is False:
         yield "defaults.do_sample", "must not be false beside vote: without sampling all ballots are the same"
     effort = defaults.get("reasoning_effort") or "none"
