@@ -89,7 +89,10 @@ def test_programs_that_make_sense(task: dict[str, Any]) -> None:
         ({**chain(), "paraphrases": ["{x}"]}, "task.paraphrases"),
         ({**chain(), "defaults": {"num_beams": 2}}, "task.defaults.num_beams"),
         ({**reasoning(), "defaults": {"num_beams": 2}}, "task.defaults.num_beams"),
-        ({**reasoning(effort={"none": 0}), "defaults": {"reasoning_effort": "low"}}, "task.defaults.reasoning_effort"),
+        (
+            {**reasoning(effort={"none": 0}), "defaults": {"reasoning_effort": "low"}},
+            "task.defaults.reasoning_effort",
+        ),
         ({**chain(), "defaults": {"thinking_token_budget": 2}}, "task.defaults.thinking_token_budget"),
         ({"defaults": {"reasoning_effort": "low"}}, "task.defaults.reasoning_effort"),
         ({"defaults": {"include_reasoning": False}}, "task.defaults.include_reasoning"),
