@@ -76,8 +76,7 @@ def _paraphrased(
 ) -> Rendering:
     if not 0 <= index < len(paraphrases):
         raise InvalidRequest(
-            f"paraphrase {index}: the task has {len(paraphrases) or 'no'} paraphrases"
-            + (f", numbered from 0 to {len(paraphrases) - 1}." if paraphrases else "; leave it out."),
+            f"paraphrase {index}: the task has {_numbered(len(paraphrases))}",
             param="parameters.paraphrase",
         )
     param = f"paraphrases[{index}]"
@@ -89,6 +88,13 @@ def _paraphrased(
             param=param,
         )
     return Rendering(read, plain.asked)
+
+
+def _numbered(count: int) -> str:
+    """Return how many paraphrases there are, and how to name one."""
+    if count > 1:
+        return f"{count} paraphrases, numbered from 0 to {count - 1}."
+    return "one paraphrase; send 0, or leave it out." if count else "no paraphrases; leave it out."
 
 
 def _parsed(source: str | None, options: Sequence[str], param: str) -> Template:

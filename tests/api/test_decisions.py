@@ -292,6 +292,13 @@ def test_what_a_task_would_ignore_is_refused(client: httpx.Client) -> None:
     assert error_of(missing, 404)["code"] == "model_not_found"
 
 
+def test_too_much_to_read_says_what_to_shorten(client: httpx.Client) -> None:
+    body = {"model": BASE_NAME, "input": "film " * 3000, "questions": [PREDICATE]}
+    error = error_of(client.post("/v1/decisions", json=body), 400)
+    assert (error["param"], error["code"]) == ("input", "context_length_exceeded")
+    assert error["message"].endswith("Please reduce the length of the input, or of the questions.")
+
+
 def test_truth_and_the_word_for_it_are_two_values(client: httpx.Client, stack: Stack) -> None:
     choices = [{"value": True}, {"value": "True"}, {"value": False}]
     [answer] = decide(client, questions=[CHOICE | {"choices": choices}])["answers"]

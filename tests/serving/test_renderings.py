@@ -85,6 +85,9 @@ def test_a_paraphrase_is_another_template_with_leading_text_of_its_own(stack: St
     with pytest.raises(InvalidRequest, match="2 paraphrases, numbered from 0 to 1") as caught:
         read(stack, "phrases", "x", paraphrase=2)
     assert caught.value.param == "parameters.paraphrase"
+    publish(stack, "one-phrase", template="{text}", paraphrases=paraphrases[:1])
+    with pytest.raises(InvalidRequest, match="one paraphrase; send 0"):
+        read(stack, "one-phrase", "x", paraphrase=1)
     request = GenerationRequest(task="phrases", token_ids=(5, 6), parameters={"paraphrase": 0})
     with pytest.raises(InvalidRequest, match="ids are read as they are"):
         build(stack, request)

@@ -50,12 +50,12 @@ def _no_model(error: NotFound | InvalidRequest) -> JSONResponse:
 
 def _too_long(error: RequestTooLong, request: Request, behind: Services) -> ContextLengthExceeded:
     """Restate it as OpenAI does: clients look for this text, and don't know `max_new_tokens`."""
-    words, most = _inputs_of(request), _bound_of(request)
+    words, bound = _inputs_of(request), _bound_of(request)
     limit = error.limit or behind.engine.geometry.max_positions
     return ContextLengthExceeded(
         f"This model's maximum context length is {limit} tokens. However, you requested {error.asked}. "
-        f"Please reduce the length of the {words}, or {most}.",
-        param=most if (error.param or "").endswith("max_new_tokens") else words,
+        f"Please reduce the length of the {words}, or {bound or 'of the questions'}.",
+        param=bound if bound and (error.param or "").endswith("max_new_tokens") else words,
     )
 
 
@@ -66,7 +66,10 @@ def _inputs_of(request: Request) -> str:
     )
 
 
-def _bound_of(request: Request) -> str:
+def _bound_of(request: Request) -> str | None:
+    """Return what bounds an answer; None: nothing is generated."""
+    if request.url.path.endswith("/decisions"):
+        return None
     return "max_output_tokens" if request.url.path.endswith("/responses") else "max_tokens"
 
 
