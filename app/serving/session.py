@@ -32,7 +32,7 @@ from app.text.detokenizer import DetokenizerTables
 from app.text.prompt_encoder import PromptEncoder
 
 _T = TypeVar("_T")
-_MAX_TASKS = 64  # that one call uses
+_MAX_TASKS = 1024  # that one call uses: members of an ensemble, times steps of their chains
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

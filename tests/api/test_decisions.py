@@ -248,12 +248,12 @@ def test_a_task_of_one_question_answers_with_its_choices(client: httpx.Client) -
 
 def test_an_ensemble_decides_by_the_weighted_mean(client: httpx.Client, stack: Stack) -> None:
     for word in ("Is it?", "Read:"):
-        publish_text(client, "together", word + " {text}", choices=["good", "bad"])
-    stack.store.move_alias("together", "live", EnsembleTarget({1: 3, 2: 1}))
+        publish_text(client, "deciders", word + " {text}", choices=["good", "bad"])
+    stack.store.move_alias("deciders", "live", EnsembleTarget({1: 3, 2: 1}))
     question = {"type": "choice", "instructions": "", "choices": [{"value": "good"}, {"value": "bad"}]}
     by_name = {
         name: decide(client, model=name, questions=[question])
-        for name in ("together", "together@1", "together@2")
+        for name in ("deciders", "deciders@1", "deciders@2")
     }
     found, first, second = (
         [each["probability"] for each in answer["answers"][0]["probabilities"]] for answer in by_name.values()

@@ -138,6 +138,7 @@ def test_every_route_is_documented(stack: Stack) -> None:
         "/v1/completions",
         "/v1/chat/completions",
         "/v1/responses",
+        "/v1/decisions",
         "/v1/models",
         "/v1/models/{model}",
         "/tasks",

@@ -1,7 +1,7 @@
 """Checks of what a `task` part says beyond one completion: contradictions, and what would do nothing."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from app.errors import InvalidRequest
 from app.prompt import VersionDraft
@@ -10,7 +10,9 @@ from app.serving.renderings import rendering_of
 from app.store.references import parse_reference
 from app.text.instructions import Rendering
 from app.text.template import MAX_TEMPLATE_CHARS, bind_inputs
-from app.text.tokenization import PromptTokenizer
+
+if TYPE_CHECKING:  # small commands check task files too, and this brings transformers
+    from app.text.tokenization import PromptTokenizer
 
 MAX_INSTRUCTION_CHARS = 4 * MAX_TEMPLATE_CHARS  # of all a version's templates, each with its examples
 _OF_REASONING = ("reasoning_effort", "thinking_token_budget")
@@ -47,7 +49,7 @@ def check_examples(rendering: Rendering, examples: Mapping[str, Any], most: int)
             raise InvalidRequest(f"must have at most {most} characters", param=param)
 
 
-def check_markers(program: ProgramSettings, tokenizer: PromptTokenizer) -> None:
+def check_markers(program: ProgramSettings, tokenizer: "PromptTokenizer") -> None:
     """Raise InvalidRequest, which names the first marker that no answer of the base could hold."""
     for param, marker in _markers(program):
         if tokenizer.eos_id is not None and tokenizer.special_id(marker.strip()) == tokenizer.eos_id:
