@@ -36,7 +36,6 @@ from app.serving.parameters import (
 from app.serving.program_rules import check_program
 from app.serving.program_settings import PLAIN_PROGRAM, ProgramSettings
 from app.serving.renderings import rendering_of
-from app.serving.structured_output.constraints import Constraint
 from app.serving.structured_output.grammars import Grammars
 from app.serving.token_rules import token_rules
 from app.serving.voting import settle_vote
@@ -148,7 +147,7 @@ class RequestBuilder:
         built = self._request(version, prepared, request, parameters, tokenized)
         self._engine.check_admissible(built)
         if request.constraint is not None:  # last, since it costs most
-            built = replace(built, grammar=self._grammar(request, request.constraint, parameters))
+            built = replace(built, grammar=self._grammar(request, parameters, prepared.program))
         return Admitted(
             request=built,
             version=version,
@@ -306,7 +305,7 @@ class RequestBuilder:
         return request.logit_bias
 
     def _grammar(
-        self, request: GenerationRequest, constraint: Constraint, parameters: GenerationParameters
+        self, request: GenerationRequest, parameters: GenerationParameters, program: ProgramSettings
     ) -> str:
         """Compile the constraint, so that one that can't be followed is refused before the engine gets it."""
         if parameters.ignore_eos:
@@ -321,7 +320,8 @@ class RequestBuilder:
                 "leave one of them.",
                 param="logit_bias",
             )
-        return self._grammars.compile(constraint)
+        assert request.constraint is not None
+        return self._grammars.compile(request.constraint, goes_on=program.reasoning is not None)
 
     def _stop_ids(self, parameters: GenerationParameters) -> frozenset[int]:
         """Return ids that end the answer. A stop string that is a special token has no text; its id stops."""

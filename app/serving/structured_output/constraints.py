@@ -5,6 +5,7 @@ one space after each comma and colon and none elsewhere: where white space is fr
 with it for ever.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -18,6 +19,7 @@ from app.serving.structured_output.json_schemas import schema_text
 from app.text.template import check_unicode
 
 MAX_REGEX_CHARS = 16_384
+_SPACE_FIRST = "start: SPACE? @answer\nSPACE: /[ \\n]{1,2}/"
 
 
 class ConstraintKind(Enum):
@@ -37,14 +39,24 @@ class Constraint:
     param: str
 
 
-def grammar_of(constraint: Constraint) -> str:
-    """Return the grammar's text; the compiler decides whether it can be followed. Raise InvalidRequest."""
+def grammar_of(constraint: Constraint, *, goes_on: bool = False) -> str:
+    """Return the grammar's text; the compiler decides whether it can be followed. Raise InvalidRequest.
+
+    `goes_on`: the answer follows a marker that the model wrote, so white space may come first.
+    """
     write = {
         ConstraintKind.JSON_SCHEMA: _json_schema,
         ConstraintKind.REGEX: _regex,
         ConstraintKind.CHOICE: _choice,
     }[constraint.kind]
-    return write(constraint.value, constraint.param)
+    grammar = write(constraint.value, constraint.param)
+    return _after_space(grammar) if goes_on else grammar
+
+
+def _after_space(grammar: str) -> str:
+    is_lark = not grammar.startswith("{")
+    inner = {"lark_grammar": grammar} if is_lark else json.loads(grammar)["grammars"][0]
+    return json.dumps({"grammars": [{"lark_grammar": _SPACE_FIRST}, {**inner, "name": "answer"}]})
 
 
 def _regex(pattern: Any, param: str) -> str:

@@ -55,8 +55,10 @@ class Grammars:
         self._known = _known(self._tokenizer, vocab_size)
         self._compiled: SingleFlightCache[str, LLMatcher] = SingleFlightCache(MAX_REMEMBERED)
 
-    def compile(self, constraint: Constraint) -> str:
+    def compile(self, constraint: Constraint, *, goes_on: bool = False) -> str:
         """Return the text of a grammar that rows can follow. Takes milliseconds, so not on an event loop.
+
+        `goes_on`: it holds what follows other text of the answer, after white space if there is any.
 
         Raise InvalidRequest, which says why: it is malformed, uses what llguidance doesn't know, matches
         nothing, or is too large.
@@ -65,7 +67,7 @@ class Grammars:
             raise InvalidRequest(
                 f"This base model can't be constrained: {self._why_not}.", param=constraint.param
             )
-        grammar = grammar_of(constraint)
+        grammar = grammar_of(constraint, goes_on=goes_on)
         try:
             self._matcher(grammar)
         except ConstraintFailed as error:

@@ -34,10 +34,17 @@ def allowed(row: Any) -> set[int]:
     return set(np.flatnonzero(bits).tolist())
 
 
-def accepts(grammars: Grammars, constraint: Constraint, text: str, kind: str = "byte_level_bos") -> bool:
+def accepts(
+    grammars: Grammars,
+    constraint: Constraint,
+    text: str,
+    kind: str = "byte_level_bos",
+    *,
+    goes_on: bool = False,
+) -> bool:
     """Whether the whole text may be generated, and may end there; token by token, any of those that fit."""
     tokenizer = tokenizer_of(kind)
-    row = grammars.start(grammars.compile(constraint))
+    row = grammars.start(grammars.compile(constraint, goes_on=goes_on))
     ids = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
     for id_ in ids:
         if id_ not in allowed(row):
@@ -50,6 +57,24 @@ def accepts(grammars: Grammars, constraint: Constraint, text: str, kind: str = "
 @pytest.fixture(scope="module")
 def grammars() -> Grammars:
     return grammars_of()
+
+
+AFTER_A_MARKER = {
+    "27": Constraint(REGEX, "[0-9]+", "p"),
+    "yes": Constraint(CHOICE, ["yes", " no"], "p"),
+    '{"a": 1}': Constraint(JSON, {"properties": {"a": {"type": "integer"}}, "required": ["a"]}, "p"),
+}
+
+
+@pytest.mark.parametrize("text", AFTER_A_MARKER)
+def test_white_space_may_stand_between_a_marker_and_what_is_constrained(
+    grammars: Grammars, text: str
+) -> None:
+    constraint = AFTER_A_MARKER[text]
+    for space, fits in (("", True), (" ", True), ("\n", True), ("\n\n", True), ("   ", False), ("x", False)):
+        assert accepts(grammars, constraint, space + text, goes_on=True) is fits, space
+    assert not accepts(grammars, constraint, " " + text)
+    assert accepts(grammars, AFTER_A_MARKER["yes"], " no", goes_on=True)
 
 
 def refusal(grammars: Grammars, kind: ConstraintKind, value: Any) -> InvalidRequest:
