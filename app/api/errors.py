@@ -17,6 +17,7 @@ from starlette.routing import Match
 
 from app import errors
 from app.api.schemas.answers import ErrorEnvelope, TgiErrorType
+from app.api.schemas.generate import Parameters
 from app.validation import EXPECTED, PLAIN, message_of
 
 _Text = TypeVar("_Text", str, str | None)
@@ -198,7 +199,8 @@ async def _on_validation(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     problems = _by_place(error)
     message = (
-        "; ".join(_describe(path, found) for path, found in problems.items()) or "The request is malformed"
+        "; ".join(_describe(path, found, request.url.path) for path, found in problems.items())
+        or "The request is malformed"
     )
     param = next(iter(problems), None)
     return JSONResponse(
@@ -222,7 +224,7 @@ def _by_place(error: RequestValidationError) -> dict[str | None, list[Mapping[st
     }
 
 
-def _describe(path: str | None, problems: list[Mapping[str, Any]]) -> str:
+def _describe(path: str | None, problems: list[Mapping[str, Any]], route: str) -> str:
     """Return a sentence without its full stop; several problems at one path are alternatives."""
     problem = problems[0]
     kind = problem["type"]
@@ -230,7 +232,7 @@ def _describe(path: str | None, problems: list[Mapping[str, Any]]) -> str:
         why = str(problem.get("ctx", {}).get("error", "malformed")).removesuffix(" at")
         return f"The body is not JSON: {why} at character {problem['loc'][-1]}"
     if kind == "extra_forbidden":
-        return f"There is no field {path}; GET /openapi.json lists the fields"
+        return f"There is no field {path}; {_instead_of(path, route)}"
     if kind in ("model_attributes_type", "missing") and path is None:
         return "The body must be a JSON object, with the header content-type: application/json"
     if kind == "finite_number":
@@ -240,6 +242,15 @@ def _describe(path: str | None, problems: list[Mapping[str, Any]]) -> str:
     if path is None:
         return message
     return f"{path} {message}" if kind == PLAIN else f"{path}: {message}"
+
+
+def _instead_of(path: str | None, route: str) -> str:
+    """Return what to do about an unknown field; many are those of the other protocol's place."""
+    if path in Parameters.model_fields and route.endswith(("/generate", "/generate_stream")):
+        return f"send it as parameters.{path}"
+    if path == "parameters" and "/v1/" in route:
+        return "send its fields in the body itself"
+    return "GET /openapi.json lists the fields"
 
 
 def _of_its_type(problems: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

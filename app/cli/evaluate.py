@@ -225,7 +225,11 @@ class _Evaluation:
             f"  before: {fit.before}\n  after:  {fit.after} (each half at the other half's temperature)"
         )
         if fit.is_at_bound:
-            typer.echo("  the lines allow any temperature as extreme: take more, and harder ones", err=True)
+            typer.echo(
+                "  this is the bound of what is tried, so the lines say too little: "
+                "take more, and harder ones, before you push it",
+                err=True,
+            )
         task_id = self.asked.name.partition("@")[0]
         typer.echo(
             f"  push the version's files again with it: promptplex push {task_id} ... "

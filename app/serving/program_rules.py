@@ -23,7 +23,7 @@ def _of_reasoning(program: ProgramSettings, request: GenerationRequest) -> Itera
     """Yield fields at fault, with what is wrong and what to do."""
     given, reasoning = request.parameters, None if request.only_scores else program.reasoning
     effort, budget = given.get("reasoning_effort", "none"), given.get("thinking_token_budget", -1)
-    without = "nothing is generated" if request.only_scores else "the task has no reasoning"
+    without = _without(program, request)
     if reasoning is None and effort != "none":
         yield (
             "parameters.reasoning_effort",
@@ -44,6 +44,15 @@ def _of_reasoning(program: ProgramSettings, request: GenerationRequest) -> Itera
             "parameters.include_reasoning",
             f"include_reasoning: {without}, so that it has no effect; leave it out, or send true.",
         )
+
+
+def _without(program: ProgramSettings, request: GenerationRequest) -> str:
+    """Return why nothing is thought before the answer."""
+    if request.only_scores:
+        return "nothing is generated"
+    if program.chain is not None:
+        return "the task is a chain, which max_new_tokens bounds"
+    return "the task has no reasoning"
 
 
 def _of_chain(program: ProgramSettings, request: GenerationRequest) -> Iterator[tuple[str, str]]:

@@ -229,6 +229,11 @@ def test_answers_to_bad_bodies_are_short_and_plain(
             "response_format: the field 'type' is required.",
         ),
         ("/v1/chat/completions", CHAT | {"messages": [5]}, "messages.0: Input should be an object."),
+        (
+            "/v1/chat/completions",
+            CHAT | {"parameters": {}},
+            "There is no field parameters; send its fields in the body itself.",
+        ),
         ("/v1/completions", COMPLETION | {"stop": ""}, "stop: String should have at least 1 character."),
         (
             "/v1/completions",

@@ -283,7 +283,12 @@ def test_what_a_task_would_ignore_is_refused(client: httpx.Client) -> None:
         ("no-question", PREDICATE, "model", "no choices"),
         ("two-fields", PREDICATE, "model", "a, b"),
         ("steps", PREDICATE, "model", "steps"),
-        (BASE_NAME, PREDICATE | {"instructions": " "}, "questions.0.instructions", "is empty"),
+        (
+            BASE_NAME,
+            PREDICATE | {"instructions": " "},
+            "questions.0.instructions",
+            "it is empty; write the question",
+        ),
     ):
         body = {"model": model, "input": INPUT, "questions": [question]}
         error = error_of(client.post("/v1/decisions", json=body), 422)

@@ -128,7 +128,9 @@ def test_habits_are_refused_otherwise(client: httpx.Client, name: str, value: An
     [
         ({}, "inputs", "required"),
         ({"inputs": 3}, "inputs", "string"),
-        ({"inputs": "a", "taskid": "x"}, "taskid", "There is no field taskid"),
+        ({"inputs": "a", "taskid": "x"}, "taskid", "There is no field taskid; GET /openapi.json"),
+        ({"inputs": "a", "vote": {"n": 3}}, "vote", "There is no field vote; send it as parameters.vote"),
+        ({"inputs": "a", "parameters": {"vote": 3}}, "parameters.vote", 'must be an object such as {"n": 5}'),
         ({"inputs": "a", "parameters": {"max_tokens": 3}}, "parameters.max_tokens", "send max_new_tokens"),
         ({"inputs": "a", "parameters": {"top_p": 1.5}}, "parameters.top_p", "at most 1"),
         ({"inputs": "a", "parameters": {"temperature": 0}}, "parameters.temperature", "0.001"),

@@ -207,6 +207,8 @@ def test_what_a_chain_cannot_do_is_refused(stack: Stack) -> None:
     ):
         with pytest.raises(InvalidRequest):
             run(stack.generation.generate(request))
+    with pytest.raises(InvalidRequest, match="the task is a chain, which max_new_tokens bounds"):
+        run(stack.generation.generate(ask("name", task, thinking_token_budget=8)))
 
 
 def test_a_step_that_is_missing_names_its_chain(stack: Stack) -> None:

@@ -16,7 +16,7 @@ from app.serving.program_settings import MAX_BALLOTS
 from app.serving.publishing.task_settings import Choices
 from app.serving.structured_output.constraints import Constraint
 from app.store.traffic_split import AliasTarget, EnsembleTarget, SpreadTarget
-from app.validation import PLAIN, StrictModel
+from app.validation import PLAIN, StrictModel, wrong
 
 MAX_REFERENCE_CHARS = 512
 MAX_IDS = 1_000_000
@@ -49,6 +49,13 @@ class VoteBody(StrictModel):
     by: Literal["answer"] = Field(
         "answer", description="Compare the answers alone, without the steps before them"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_object(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            raise wrong('must be an object such as {"n": 5}')
+        return data
 
     def request(self) -> VoteRequest:
         """Return how to vote."""

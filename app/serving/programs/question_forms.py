@@ -219,7 +219,9 @@ def _called(option: Option, truths: set[str]) -> str:
 def _described(question: Question) -> dict[str, str]:
     """Return the values of a template's fields. Raise InvalidRequest: there are no instructions."""
     if not question.instructions.strip():
-        raise question.refused("says what is to be decided, and is empty", "instructions")
+        raise question.refused(
+            "must say what is to be decided, but it is empty; write the question or the claim", "instructions"
+        )
     texts = option_texts(question.options)
     lines = [
         text if option.description is None else f"{text}: {option.description}"

@@ -9,7 +9,7 @@ from typing import Any
 
 from app.errors import PromptplexError, PromptRejected, RequestTooLong
 from app.prompt import TaskVersion
-from app.request import Request, SamplingParams, Source
+from app.request import FinishReason, Request, SamplingParams, Source
 from app.serving.generation import GenerationService
 from app.serving.generation_request import GenerationRequest
 from app.serving.program_settings import ProgramSettings
@@ -116,17 +116,26 @@ class TrialRun:
         request = GenerationRequest(
             inputs=example["inputs"], request_id="example", deadline=deadline, tenant=tenant
         )
+        expected = str(example["expected"])
         try:
-            generated = (await self._service.try_version(version, request)).text
+            result = await self._service.try_version(version, request)
+            generated = result.text or (_why_empty(result.finish, version) if expected.strip() else "")
         except PromptplexError as error:
             generated = f"({error.message})"
-        expected = str(example["expected"])
         return ExampleReport(
             inputs=example["inputs"],
             expected=expected,
             generated=generated,
             matches=generated.strip() == expected.strip(),
         )
+
+
+def _why_empty(finish: FinishReason, version: TaskVersion) -> str:
+    """Return why steps led to no answer, in brackets; an answer may be empty otherwise."""
+    program = ProgramSettings.of(version.program)
+    if program.reasoning is not None:
+        return f"({finish}: nothing after the marker {program.reasoning.answer_after!r})"
+    return f"({finish})" if program.chain is not None else ""
 
 
 def _bare(request: Request) -> Request:

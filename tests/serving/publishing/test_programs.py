@@ -195,3 +195,6 @@ def test_examples_are_compared_by_their_answers(stack: Stack) -> None:
     silent |= {"defaults": {"max_new_tokens": 4}}
     [example] = run(stack.publishing.upload("silent", upload_of(task=silent))).examples
     assert (example.generated, example.matches) == ("", True), "steps are no answer"
+    silent |= {"examples": [{"inputs": "film", "expected": "food"}]}
+    [example] = run(stack.publishing.upload("silent", upload_of(task=silent))).examples
+    assert "nothing after the marker" in example.generated
