@@ -274,7 +274,8 @@ def _on_outcome(metrics: Metrics, keys: Keyring | None) -> Callable[[Outcome], N
         if not outcome.is_trial:
             metrics.on_outcome(outcome)
         note_outcome(outcome)
-        if keys is not None and outcome.reason != "error":  # what the server failed at is free
+        is_free = outcome.reason in ("error", "refused")  # nothing was made, or the server failed at it
+        if keys is not None and not is_free:
             keys.charge(outcome.tenant, outcome.prompt_tokens + outcome.generated_tokens)
 
     return on_outcome

@@ -28,7 +28,7 @@ MAX_TASK_LABELS = 200
 RECENT_SECONDS = 30.0  # that the live percentiles look back
 _MAX_RECENT = 4096
 OTHER = "_other"
-FAILURES = ("cancelled", "constraint", "deadline", "error")
+FAILURES = ("cancelled", "constraint", "deadline", "error", "refused")
 
 # "Created" series would stand beside every other one; no dashboard or alert reads them.
 disable_created_metrics()  # type: ignore[no-untyped-call]

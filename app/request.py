@@ -361,7 +361,7 @@ class Outcome:
 
     task: str  # "" is the base model, or no task was found yet
     version: int  # 0 is the base model
-    reason: str  # a FinishReason, or "cancelled", "constraint", "deadline", "error"
+    reason: str  # a FinishReason, or "cancelled", "constraint", "deadline", "error", "refused"
     prompt_tokens: int
     generated_tokens: int  # or of all labels that were scored
     seconds: float  # from its arrival to the end

@@ -7,7 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 
-from app.errors import Cancelled, ConstraintFailed, DeadlineExceeded
+from app.errors import (
+    Cancelled,
+    ConstraintFailed,
+    DeadlineExceeded,
+    Forbidden,
+    InvalidRequest,
+    NotFound,
+    NotServable,
+)
 from app.prompt import TaskVersion
 from app.request import FinishReason, Outcome, RequestTimings
 
@@ -50,6 +58,8 @@ def failure_of(error: BaseException, deadline: float | None) -> str:
         return "deadline" if deadline is not None and deadline <= time.monotonic() else "cancelled"
     if isinstance(error, DeadlineExceeded):
         return "deadline"
+    if isinstance(error, InvalidRequest | NotFound | NotServable | Forbidden):
+        return "refused"
     return "constraint" if isinstance(error, ConstraintFailed) else "error"
 
 

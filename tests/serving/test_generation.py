@@ -283,7 +283,7 @@ def test_a_deadline_that_passes_before_admission_is_told(
 def test_failures_of_admission_are_told_once_the_task_is_known(stack: Stack) -> None:
     publish(stack, "failing", task={"template": "{x}"})
     answer = stack.generation.generate
-    assert reasons_told(stack, answer(ask("film " * 300, "failing")), RequestTooLong) == ["error"]
+    assert reasons_told(stack, answer(ask("film " * 300, "failing")), RequestTooLong) == ["refused"]
     assert stack.outcomes[-1].task == "failing"
     assert reasons_told(stack, answer(ask("a", "unheard-of")), NotFound) == []
     assert reasons_told(stack, answer(ask("a", "failing@9")), NotFound) == []
