@@ -7,7 +7,7 @@ is stored (it had to be, to run), but no alias points at it unless it passes lat
 import asyncio
 import contextlib
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -15,6 +15,7 @@ from typing import TypeVar
 from app.concurrency import Workers
 from app.errors import (
     InvalidRequest,
+    NotFound,
     Overloaded,
     PromptplexError,
     PromptRejected,
@@ -49,7 +50,7 @@ class UploadResult:
     created: bool  # False: the same bytes and settings were a version already
     release: Release | None  # None: no alias was moved
     examples: tuple[ExampleReport, ...]
-    warnings: tuple[str, ...] = ()  # tensors that were left out, another base that was trained on
+    warnings: tuple[str, ...] = ()  # tensors that were left out, another base, steps of no task
 
 
 class PublishingService:
@@ -102,7 +103,8 @@ class PublishingService:
         self.check_task_id(task_id)
         own = OwnEmbeddings(self._generation.engine)
         draft = await self._in_thread(lambda: self._draft(upload, own))
-        for task in ProgramSettings.of(draft.program).step_tasks:
+        steps = ProgramSettings.of(draft.program).step_tasks
+        for task in steps:
             require(task)
         version, created = await self._in_thread(lambda: self._store.publish(task_id, draft))
         if draft.prompt is not None:
@@ -114,10 +116,26 @@ class PublishingService:
         release = None
         if is_released:
             release = await self.change(lambda store: release_version(store, upload, version))
-        warnings = (*own.warnings, *_of_another_base(draft, self._generation.engine.geometry.fingerprint))
+        warnings = (
+            *own.warnings,
+            *_of_another_base(draft, self._generation.engine.geometry.fingerprint),
+            *await self._in_thread(lambda: self._of_missing_steps(steps)),
+        )
         return UploadResult(
             version=version, created=created, release=release, examples=examples, warnings=warnings
         )
+
+    def _of_missing_steps(self, tasks: Iterable[str]) -> list[str]:
+        """Return a warning of each task that a chain has a step of, and that isn't there yet."""
+        found = []
+        for task in tasks:
+            try:
+                if task != self._generation.base_name:
+                    self._store.resolve(task)
+            except NotFound as error:
+                reason = error.message.rstrip(".")
+                found.append(f"the chain has a step of {task}, and is refused until that is there: {reason}")
+        return found
 
     async def change(self, work: Callable[[PromptStore], Release]) -> Release:
         """Move an alias, roll back, retire, restore: do it on the store, and let other replicas know."""

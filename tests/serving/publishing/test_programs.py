@@ -198,3 +198,11 @@ def test_examples_are_compared_by_their_answers(stack: Stack) -> None:
     silent |= {"examples": [{"inputs": "film", "expected": "food"}]}
     [example] = run(stack.publishing.upload("silent", upload_of(task=silent))).examples
     assert "nothing after the marker" in example.generated
+
+
+def test_steps_of_tasks_that_are_not_there_yet_are_pointed_out(stack: Stack) -> None:
+    run(stack.publishing.upload("there", upload_of(task={"template": "{x}"})))
+    steps = [{"task": name} for name in ("there", "tiny-base", "not-yet")]
+    task = {"template": "{x}", **chain(steps=steps)}
+    (warning,) = run(stack.publishing.upload("stepwise", upload_of(task=task))).warnings
+    assert "the chain has a step of not-yet" in warning
