@@ -44,4 +44,4 @@ def _obstacles(request: GenerationRequest) -> Iterator[str]:
     if request.parameters.get("num_beams", 1) > 1:
         yield "ballots are samples, which beam search doesn't draw; leave num_beams out"
     if request.parameters.get("do_sample") is False:
-        yield "without sampling all ballots are the same; leave out do_sample: false, or temperature: 0"
+        yield "without sampling all ballots are the same; leave out do_sample: false, or temperature 0"
