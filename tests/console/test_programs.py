@@ -206,18 +206,19 @@ def test_decisions_are_bars_with_their_label_mass(
     assert printed == ["choice", "predicate", "score"]
     check_looks(page)
 
-    page.get_by_label("Model or task").select_option("sentiment")
+    page.get_by_label("Model or task").select_option("review-aspect")
     expect(page.get_by_text("made for one question")).to_be_visible()
 
 
 def test_the_task_made_for_one_question_answers_it(page: Page, url: str) -> None:
-    page.goto(f"{url}/#/tasks/sentiment")
+    labels = httpx2.get(f"{url}/tasks/review-aspect", trust_env=False).json()["versions"][0]["choices"]
+    page.goto(f"{url}/#/tasks/review-aspect")
     page.get_by_role("link", name="Decide").click()
-    page.get_by_label("Input").fill("The soup was cold.")
-    expect(page.get_by_label("Options")).to_have_value("positive\nnegative")
+    page.get_by_label("Input").fill("The waiter was rude.")
+    expect(page.get_by_label("Options")).to_have_value("\n".join(labels))
     expect(page.get_by_label("Question, or a statement")).to_be_hidden()
     page.get_by_role("button", name="Decide").click()
-    expect(page.locator(".decision .verdict")).to_contain_text("negative")
+    expect(page.locator(".decision .verdict")).to_contain_text("service")
     expect(page.locator(".mass")).not_to_have_class(re.compile("low"))
 
 
