@@ -207,9 +207,7 @@ def _assemble(
     undo: contextlib.ExitStack,
 ) -> Services:
     store, metrics = open_store(settings.store), Metrics()
-    reading = threading.Thread(target=store.read_ahead, name="read-ahead", daemon=True)
-    reading.start()  # while the base loads
-    undo.callback(reading.join)
+    undo.callback(_read_ahead(store).join)  # while the base loads
     base = _load_base(settings, progress)
     redis = _redis_tier(settings, lambda task_id: source.prefetch_released(store.history(task_id)))
     source = PromptCache(store, host_bytes=settings.host_cache_bytes, remote=redis)
@@ -250,6 +248,12 @@ def _assemble(
         device=str(base.backbone.device),
         probe=str(base.report),
     )
+
+
+def _read_ahead(store: PromptStore) -> threading.Thread:
+    reading = threading.Thread(target=store.read_ahead, name="read-ahead", daemon=True)
+    reading.start()
+    return reading
 
 
 def _defaults(settings: Settings, base: LoadedBase, max_rows: int) -> BaseDefaults:

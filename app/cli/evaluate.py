@@ -41,6 +41,22 @@ MaxNewTokensOption = Annotated[
 ]
 LimitOption = Annotated[int | None, typer.Option(help="Number of lines to use; default: all", min=1)]
 ConcurrencyOption = Annotated[int, typer.Option(help="Number of concurrent requests", min=1, max=256)]
+VoteOption = Annotated[
+    int | None,
+    typer.Option(
+        help="Number of answers to sample for each line; the most frequent one counts", min=1, max=MAX_BALLOTS
+    ),
+]
+FitOption = Annotated[
+    bool,
+    typer.Option(
+        "--fit-calibration", help="Fit the temperature that calibrates the probabilities of a task's choices"
+    ),
+]
+PlotOption = Annotated[
+    Path | None,
+    typer.Option(help="Picture to write, .svg or .png: accuracy over ballots, or the reliability diagram"),
+]
 
 
 def evaluate(
@@ -52,27 +68,9 @@ def evaluate(
     max_new_tokens: MaxNewTokensOption = None,
     limit: LimitOption = None,
     concurrency: ConcurrencyOption = 16,
-    vote: Annotated[
-        int | None,
-        typer.Option(
-            help="Number of answers to sample for each line; the most frequent one counts",
-            min=1,
-            max=MAX_BALLOTS,
-        ),
-    ] = None,
-    fit_calibration: Annotated[
-        bool,
-        typer.Option(
-            "--fit-calibration",
-            help="Fit the temperature that calibrates the probabilities of a task's choices",
-        ),
-    ] = False,
-    plot: Annotated[
-        Path | None,
-        typer.Option(
-            help="Picture to write, .svg or .png: accuracy over ballots, or the reliability diagram"
-        ),
-    ] = None,
+    vote: VoteOption = None,
+    fit_calibration: FitOption = False,
+    plot: PlotOption = None,
     out: Annotated[Path | None, typer.Option(help="File to write scores and outputs to, as JSON")] = None,
     server: ServerOption = DEFAULT_SERVER,
     key: KeyOption = None,

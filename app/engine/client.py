@@ -21,7 +21,7 @@ class EngineStats:
     resident_prefix_bytes: int = 0
     resident_digests: frozenset[str] = frozenset()  # prompts that are ready on the device
     num_sources: int = 0  # whose keys and values for cross-attention are on the device
-    num_held: int = 0  # sequences that ended, and whose keys and values stay for those that continue them
+    num_held: int = 0  # ended sequences with keys and values that stay for those that continue them
     steps: int = 0
 
 

@@ -18,7 +18,7 @@ MAX_HELD = 256
 
 @dataclass(eq=False, slots=True)
 class Held:
-    """What a sequence leaves: its prefixes, and the own tokens whose keys and values exist."""
+    """What a sequence leaves: its prefixes, and its own tokens that have keys and values."""
 
     request: Request
     prefix_keys: tuple[Key, ...]
@@ -103,7 +103,7 @@ class HeldSequences:
             self._prefixes.unpin(held.prefixes)
 
     def drop_on(self, key: Key) -> None:
-        """Give back all that stands on a prefix, whose keys and values are wrong."""
+        """Give back all that stands on a prefix with wrong keys and values."""
         for held in [held for held in self if key in held.prefix_keys]:
             self.drop(held.request.id)
 

@@ -262,7 +262,7 @@ def test_errors_are_the_clients_own(api: openai.OpenAI) -> None:
 def test_a_client_that_leaves_is_let_go(client: httpx.Client, api: openai.OpenAI, stack: Stack) -> None:
     more = ASKED | {"max_output_tokens": 150, "stream": True, "ignore_eos": True}
     with client.stream("POST", "/v1/responses", json=more) as response:
-        next(response.iter_lines())
+        assert next(response.iter_lines()).startswith("event: response.created")
     wait_until(stack.is_idle)
 
 

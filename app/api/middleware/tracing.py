@@ -72,7 +72,7 @@ class Tracing:
                     self._add_parts(span, record)
 
     def _add_parts(self, span: "Span", record: RequestRecord) -> None:
-        """Add what came of each part, whose times are known when it has ended."""
+        """Add what came of each part; its times are known when it has ended."""
         from opentelemetry.trace import set_span_in_context
 
         parent = set_span_in_context(span)

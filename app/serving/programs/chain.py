@@ -67,7 +67,7 @@ class StepOutput(SplitOutput):
     def __init__(
         self, session: Session, step: Admitted, settings: ChainSettings, parameters: GenerationParameters
     ) -> None:
-        """`parameters`: the chain's, whose stop strings end the answer."""
+        """`parameters` are the chain's: their stop strings end the answer."""
         end = settings.step_ends
         marked = MarkedText(
             settings.done, None, parameters.stop, shows_stop=parameters.include_stop_str_in_output
@@ -148,7 +148,7 @@ class _Chain:
         return self._prepared(step)
 
     async def _made_by(self, request: GenerationRequest, version: TaskVersion | None) -> Admitted:
-        """Admit a step; say whose it is where its task is missing, which the client didn't name."""
+        """Admit a step. Where its task is missing, the error names the step, since the client didn't."""
         try:
             return await self._session.admit(request, version)
         except (NotFound, NotServable) as error:
