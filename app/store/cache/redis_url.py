@@ -37,7 +37,7 @@ class RedisLocation:
 def parse_redis_url(url: str) -> RedisLocation:
     """Parse a URL of the forms above. Raise ValueError with a message for the user."""
     try:
-        parts = urlsplit(url)
+        parts = urlsplit(url.replace("[", "%5B").replace("]", "%5D"))  # else several hosts may be refused
     except ValueError:  # its message holds parts of the URL
         _refuse("is not a URL")
     if parts.scheme not in _SCHEMES:
@@ -45,6 +45,7 @@ def parse_redis_url(url: str) -> RedisLocation:
     if parts.fragment or (parts.query and parts.scheme != "unix"):
         _refuse("has a '?' or '#' where none is allowed; in a password write them as %3F and %23")
     credentials, _, hosts = parts.netloc.rpartition("@")
+    hosts = hosts.replace("%5B", "[").replace("%5D", "]")
     username, _, password = (unquote(text) for text in credentials.partition(":"))
     return replace(_place(parts, hosts), username=username or None, password=password or None)
 
