@@ -1,4 +1,4 @@
-"""From kernels.cpp to a shared library: compiled once for this processor, kept in the user's cache."""
+"""From native/*.cpp to a shared library: compiled once for this processor, kept in the user's cache."""
 
 import hashlib
 import logging
@@ -7,6 +7,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from app.models.cpu.openmp import loaded_runtime
@@ -14,8 +15,9 @@ from app.models.user_cache import cache_directory
 
 log = logging.getLogger("promptplex.models")
 
-SOURCE = Path(__file__).with_name("kernels.cpp")
-_HEADERS = sorted(SOURCE.parent.glob("*.h"))
+_FOLDER = Path(__file__).with_name("native")
+SOURCES = sorted(_FOLDER.glob("*.cpp"))
+_HEADERS = sorted(_FOLDER.glob("*.h"))
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fPIC")
 _COMPILERS = ("g++", "c++", "clang++")
 _SECONDS = 120.0
@@ -62,7 +64,7 @@ def _is_private(directory: Path) -> bool:
 
 def _key(compiler: str, openmp: str) -> str:
     version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
-    sources = [path.read_bytes() for path in (SOURCE, *_HEADERS)]
+    sources = [path.read_bytes() for path in (*SOURCES, *_HEADERS)]
     parts = [*sources, version, openmp.encode(), " ".join(_FLAGS).encode(), _processor()]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:24]
 
@@ -78,10 +80,13 @@ def _processor() -> bytes:
 def _compile(compiler: str, openmp: str, target: Path) -> None:
     """Compile under a temporary name first: another process may be doing the same."""
     with tempfile.TemporaryDirectory(dir=target.parent, prefix="building-") as folder:
-        compiled, linked = Path(folder) / "kernels.o", Path(folder) / "kernels.so"
-        _run([compiler, *_FLAGS, "-fopenmp", "-c", str(SOURCE), "-o", str(compiled)])
+        objects = {source: str(Path(folder) / f"{source.stem}.o") for source in SOURCES}
+        with ThreadPoolExecutor() as pool:
+            commands = ([compiler, *_FLAGS, "-fopenmp", "-c", str(s), "-o", o] for s, o in objects.items())
+            list(pool.map(_run, commands))
+        linked = Path(folder) / "kernels.so"
         # Linked without -fopenmp, which would bring the compiler's own OpenMP runtime.
-        _run([compiler, "-shared", str(compiled), openmp, "-o", str(linked)])
+        _run([compiler, "-shared", *objects.values(), openmp, "-o", str(linked)])
         linked.replace(target)
 
 

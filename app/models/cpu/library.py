@@ -1,4 +1,4 @@
-"""The kernels as functions on tensors. Shapes as in kernels.cpp; everything is bf16 on a CPU."""
+"""The kernels as functions on tensors. Shapes as in native/; everything is bf16 on a CPU."""
 
 import ctypes
 from functools import cache
@@ -140,12 +140,18 @@ def _table(position_bias: Tensor, heads: int) -> tuple[int, int]:
 
 
 @cache
-def load_kernels() -> Kernels:
-    """Return the kernels, after a comparison with torch's. Raise NotBuilt: there are none on this machine."""
+def load_library() -> ctypes.CDLL:
+    """Return the compiled library. Raise NotBuilt: there is none on this machine."""
     try:
-        kernels = Kernels(ctypes.CDLL(str(build())))
+        return ctypes.CDLL(str(build()))
     except OSError as error:
         raise NotBuilt(f"the compiled kernels can't be loaded: {error}") from error
+
+
+@cache
+def load_kernels() -> Kernels:
+    """Return the kernels, after a comparison with torch's. Raise NotBuilt: there are none on this machine."""
+    kernels = Kernels(load_library())
     _check(kernels)
     return kernels
 
