@@ -1,65 +1,24 @@
-"""What the hardware allows: t*, from the bandwidth and the matrix throughput measured in the same run.
-
-    t*(step) = max((weight bytes + (T p + own tokens) kappa) / bandwidth, 2 parameters tokens / throughput)
+"""t* of a work: what the hardware allows (app/models/limits.py), with its tasks and tokens.
 
 T tasks of p virtual tokens each, whose keys and values are read once a step; kappa bytes of K and V a token.
 """
 
-from dataclasses import dataclass
-
-import torch
-from torch import nn
-
-from app.cli.limits import matmul_throughput, read_bandwidth
+from app.models import limits
+from app.models.limits import Hardware, ModelCost, measure_hardware, model_cost
 from benchmarks.work import Work
 
-
-@dataclass(frozen=True, slots=True)
-class Hardware:
-    """Measured: bytes and floating-point operations per second."""
-
-    bandwidth: float
-    throughput: float
-
-
-def measure_hardware() -> Hardware:
-    """Takes a second."""
-    return Hardware(read_bandwidth("cpu"), matmul_throughput("cpu", torch.bfloat16))
-
-
-@dataclass(frozen=True, slots=True)
-class ModelCost:
-    """What a forward pass reads and multiplies."""
-
-    parameters: int  # of the layers' matrices: every token goes through them
-    head_parameters: int  # of the output matrix: only tokens whose logits are asked for
-    bytes_per_parameter: int = 2
-
-
-def model_cost(model: nn.Module) -> ModelCost:
-    """Counts linear layers; embeddings are looked up, not multiplied."""
-    sizes = {
-        name: module.weight.numel() for name, module in model.named_modules() if isinstance(module, nn.Linear)
-    }
-    head = sizes.pop("lm_head")
-    return ModelCost(sum(sizes.values()), head)
+__all__ = ["Hardware", "ModelCost", "decode_step", "measure_hardware", "model_cost", "prefill", "whole_work"]
 
 
 def decode_step(hardware: Hardware, cost: ModelCost, work: Work, own_tokens: float) -> float:
     """t* of a step in which every request takes one token, with `own_tokens` of its own cached."""
-    kappa = work.shape.kv_bytes_per_token
-    weights = (cost.parameters + cost.head_parameters) * cost.bytes_per_parameter
-    cached = (work.tasks * work.virtual_tokens + work.requests * own_tokens) * kappa
-    operations = 2 * (cost.parameters + cost.head_parameters) * work.requests
-    return max((weights + cached) / hardware.bandwidth, operations / hardware.throughput)
+    cached = work.tasks * work.virtual_tokens + work.requests * own_tokens
+    return limits.decode_step(hardware, cost, work.requests, cached * work.shape.kv_bytes_per_token)
 
 
 def prefill(hardware: Hardware, cost: ModelCost, work: Work) -> float:
     """t* of all requests' own tokens; prompts are resident already."""
-    weights = (cost.parameters + cost.head_parameters) * cost.bytes_per_parameter
-    tokens = work.requests * work.prompt_tokens
-    operations = 2 * (cost.parameters * tokens + cost.head_parameters * work.requests)
-    return max(weights / hardware.bandwidth, operations / hardware.throughput)
+    return limits.prefill(hardware, cost, work.requests, work.requests * work.prompt_tokens)
 
 
 def whole_work(hardware: Hardware, cost: ModelCost, work: Work) -> float:

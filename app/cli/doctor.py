@@ -12,7 +12,6 @@ import typer
 
 from app import __version__
 from app.cli.importing import large_imports
-from app.cli.limits import matmul_throughput, read_bandwidth
 from app.host_memory import host_memory
 from app.prompt import ModelGeometry
 from app.sites import Site
@@ -86,6 +85,8 @@ def _choices(device: str) -> dict[str, Any]:
 def _measure(device: str) -> dict[str, float]:
     """Read bandwidth, and matrix products in both dtypes: the two limits of every decode step."""
     import torch
+
+    from app.models.limits import matmul_throughput, read_bandwidth
 
     figures = {"read_gb_per_s": round(read_bandwidth(device) / 1e9, 1)}
     for dtype in (torch.float32, torch.bfloat16):
