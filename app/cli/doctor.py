@@ -70,7 +70,7 @@ def _machine() -> dict[str, Any]:
 
 def _choices(device: str) -> dict[str, Any]:
     """What `auto` means here."""
-    from app.models.cpu.library import kernels_in_words
+    from app.models.cpu.summary import kernels_in_words
     from app.models.placement import choose_device, choose_dtype, cpu_has_native_bfloat16
 
     chosen = choose_device(device)

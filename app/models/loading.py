@@ -12,7 +12,7 @@ from app.models.attention.packed import IMPLEMENTATION, register
 from app.models.backbones import AnyBackbone, backbone_of
 from app.models.base_name import base_name
 from app.models.cpu.acceleration import accelerate
-from app.models.cpu.library import kernels_in_words
+from app.models.cpu.summary import kernels_in_words
 from app.models.geometry import model_geometry
 from app.models.placement import check_dtype, choose_device, choose_dtype
 from app.models.pretrained import load_pretrained, read_config

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from app.models.attention.backend import Context
-from app.models.cpu.library import PackedContexts, kernels_for
+from app.models.cpu.attention_kernel import PackedContexts, attention_for
 from app.prompt import LayerGeometry
 
 
@@ -16,22 +16,22 @@ class CPUBackend:
     """Rows and chunks alike in one call of the kernel, without padding."""
 
     def __init__(self, geometry: LayerGeometry, dtype: torch.dtype, device: torch.device) -> None:
-        kernels = kernels_for(dtype, device)
-        assert kernels is not None, "supported only where there are kernels"
-        self._attention = kernels.attention
+        attend = attention_for(dtype, device)
+        assert attend is not None, "supported only where there is a kernel"
+        self._attend = attend
         self._num_kv_heads = geometry.num_kv_heads
         self._window = geometry.window
         self._is_causal = geometry.is_causal
 
     @staticmethod
     def supports(geometry: LayerGeometry, dtype: torch.dtype, device: torch.device) -> bool:
-        """Return whether the kernels were built and take these heads and widths, without caps and sinks."""
-        kernels = kernels_for(dtype, device)
-        if kernels is None or geometry.softcap is not None or geometry.has_sinks:
+        """Return whether the kernel was built and takes these heads and widths, without caps and sinks."""
+        attend = attention_for(dtype, device)
+        if attend is None or geometry.softcap is not None or geometry.has_sinks:
             return False
         if not geometry.is_causal and geometry.window is not None:
             return False
-        return kernels.can_attend(geometry.queries_per_kv, geometry.key_dim, geometry.value_dim)
+        return attend.takes(geometry.queries_per_kv, geometry.key_dim, geometry.value_dim)
 
     def plan(self, contexts: Sequence[Context]) -> PackedContexts:
         """Put the contexts' slots in a row; neighbours that read the same source share a pass over it."""
@@ -60,7 +60,7 @@ class CPUBackend:
         """Return attention `[T, H, Dv]`; the shapes are those of `AttentionBackend.forward`."""
         if query.stride(2) != 1:
             query = query.contiguous()
-        return self._attention(
+        return self._attend(
             query,
             *pools,
             layout,

@@ -17,7 +17,7 @@ from app.models.attention.metadata import PackedItem
 from app.models.attention.packed import IMPLEMENTATION
 from app.models.attention.registry import choose_backend
 from app.models.attention.torch import TorchBackend
-from app.models.cpu.library import kernels_for
+from app.models.cpu.attention_kernel import attention_for
 from app.models.decoder_only import DecoderOnly
 from app.models.geometry import model_geometry
 from app.models.probe import probe_architecture
@@ -27,7 +27,7 @@ from tests.tiny_models import VOCABULARY, WINDOW, packed_backbone, tiny_model
 CPU = torch.device("cpu")
 BF16 = torch.bfloat16
 PLAIN = LayerGeometry(2, 16, 16, queries_per_kv=2)
-HAS_KERNELS = kernels_for(BF16, CPU) is not None
+HAS_KERNELS = attention_for(BF16, CPU) is not None
 needs_kernels = pytest.mark.skipif(not HAS_KERNELS, reason="no kernels can be compiled here")
 
 

@@ -1,17 +1,16 @@
 // Attention of packed tokens: the entry point, called through ctypes (library.py).
 //
 // Shapes: T packed tokens, H query heads, Hk kv heads, G = H / Hk, D key width, Dv value width, S slots.
-// bf16 numbers travel as uint16_t; all arithmetic is in float.
+// bf16 numbers travel as uint16_t; sums are in float.
 
 #include "attention.h"
 
-#include <algorithm>
 #include <cstdint>
 #include <vector>
 
 extern "C" {
 
-// Attention of packed tokens over resident keys and values. Widths are multiples of 16; H / Hk <= 56.
+// Attention of packed tokens over resident keys and values. Widths are multiples of 16; H / Hk <= 56; the scale is positive.
 // An item's last slots are its tokens' own where it is causal or has a bias; no item is without slots.
 void promptplex_attention(
     const uint16_t* query, int64_t token_stride, int64_t head_stride, const uint16_t* keys, const uint16_t* values,
@@ -20,16 +19,7 @@ void promptplex_attention(
     const float* bias, int64_t reach, float scale, int threads) {
     const Attention attention{query, token_stride, head_stride, keys, values, out, slots, slot_begin, token_begin,
                               heads, kv_heads, width, value_width, window, is_causal != 0, bias, reach, scale};
-    const int64_t tokens_at_once = std::max<int64_t>(1, kRows / (heads / kv_heads));
-    std::vector<Task> tasks;
-    for (int64_t item = 0; item < items; ++item) {
-        const int64_t tokens = token_begin[item + 1] - token_begin[item];
-        for (int64_t first = 0; first < tokens; first += tokens_at_once) {
-            for (int64_t kv_head = 0; kv_head < kv_heads; ++kv_head) {
-                tasks.push_back({item, kv_head, first, std::min(tokens_at_once, tokens - first)});
-            }
-        }
-    }
+    const std::vector<Task> tasks = tasks_of(attention, items, threads);
 #pragma omp parallel num_threads(threads)
     {
         Worker worker(attention);

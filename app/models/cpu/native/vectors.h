@@ -13,6 +13,7 @@ namespace {
 
 constexpr int kLanes = 16;
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
+constexpr float kLog2E = 1.44269504f;
 
 typedef float Vector __attribute__((vector_size(kLanes * sizeof(float))));
 typedef int32_t Integers __attribute__((vector_size(kLanes * sizeof(int32_t))));
