@@ -29,16 +29,19 @@ class Served(NamedTuple):
 
 
 @contextmanager
-def serving(log: Path, settings: Mapping[str, object]) -> Iterator[Served]:
+def serving(log: Path, settings: Mapping[str, object], checkout: Path | None = None) -> Iterator[Served]:
     """A server that is ready, on a port that it chose; it ends with the block.
 
-    Settings of the environment don't count. Raises RuntimeError where it doesn't come up.
+    `checkout`: whose code and demo it serves; None: those of the working directory. Settings of the
+    environment don't count. Raises RuntimeError where it doesn't come up.
     """
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
     command = [sys.executable, "-m", "app.cli", "serve", "--port=0", *flags]
+    if checkout is not None:
+        environment["PYTHONPATH"] = str(checkout)
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment, cwd=checkout)
     try:
         yield Served(_url_when_ready(process, log), psutil.Process(process.pid))
     finally:
