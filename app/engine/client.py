@@ -85,6 +85,14 @@ class EngineClient(Protocol):
         """
         ...
 
+    async def collect(self, request: Request, into: list[TokenDelta]) -> None:
+        """Add the request's deltas to `into`, all at once at its end, which costs less than `generate`.
+
+        Those that were there by then are added as well when the request ends with an error, or this is
+        cancelled, which cancels the request. Raises as `generate`.
+        """
+        ...
+
     def cancel(self, request_id: str) -> None:
         """End a request, which raises Cancelled; all that it holds is free within two steps.
 

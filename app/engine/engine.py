@@ -199,6 +199,21 @@ class Engine:
             if is_open:
                 self.cancel(request.id)
 
+    async def collect(self, request: Request, into: list[TokenDelta]) -> None:
+        """Add the request's deltas to `into`, all at its end. Raise what `generate` raises."""
+        port = Port(asyncio.get_running_loop(), is_whole=True)
+        self._admit(request, port)
+        try:
+            await port.woken()
+        except BaseException:
+            self.cancel(request.id)
+            raise
+        finally:
+            outputs = list(port.take_all())
+            into += (each for each in outputs if not isinstance(each, PromptplexError))
+        if isinstance(outputs[-1], PromptplexError):
+            raise outputs[-1]
+
     def cancel(self, request_id: str) -> None:
         """End a request, which raises Cancelled; what it holds is free within two steps (EngineClient)."""
         self._inbox.put(Cancel(request_id))

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from app.errors import InvalidRequest, PromptplexError
@@ -15,24 +15,40 @@ Output = TokenDelta | PromptplexError  # an error ends its request
 
 @dataclass(eq=False, slots=True)
 class Port:
-    """A request's outputs in order, for one coroutine of `loop`; an asyncio.Queue costs a multiple."""
+    """A request's outputs in order, for one coroutine of `loop`; an asyncio.Queue costs a multiple.
+
+    With `is_whole` the reader wants all of them at once, and is woken when the last one is there.
+    """
 
     loop: asyncio.AbstractEventLoop
+    is_whole: bool = False
     _outputs: deque[Output] = field(default_factory=deque)
     _arrival: "asyncio.Future[None] | None" = None  # what the reader waits for
 
-    def put(self, output: Output) -> None:
-        """Add an output; called on the loop."""
+    def add(self, output: Output) -> None:
+        """Add an output without waking the reader; may be called from any thread."""
         self._outputs.append(output)
+
+    def wake(self) -> None:
+        """Wake the reader; called on the loop."""
         if self._arrival is not None and not self._arrival.done():
             self._arrival.set_result(None)
 
     async def get(self) -> Output:
         """Wait for the next output."""
         while not self._outputs:
-            self._arrival = self.loop.create_future()
-            await self._arrival
+            await self.woken()
         return self._outputs.popleft()
+
+    def take_all(self) -> Iterator[Output]:
+        """Yield and forget the outputs that are there."""
+        while self._outputs:
+            yield self._outputs.popleft()
+
+    def woken(self) -> "asyncio.Future[None]":
+        """Return a future that is done when the reader is woken; one at a time."""
+        self._arrival = self.loop.create_future()
+        return self._arrival
 
 
 class OutputRouter:
@@ -67,27 +83,25 @@ class OutputRouter:
 
     def deliver(self, outputs: Iterable[tuple[str, Output]]) -> None:
         """Hand over a step's outputs by request id; requests that ended are forgotten."""
-        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Port, Output]]] = {}
+        by_loop: dict[asyncio.AbstractEventLoop, list[Port]] = {}
         with self._lock:
             self._is_delivering = True
             for request_id, output in outputs:
-                port = self._port_for(request_id, output)
+                is_last = isinstance(output, PromptplexError) or output.finish is not None
+                port = (self._ports.pop if is_last else self._ports.get)(request_id, None)
                 if port is not None:
-                    by_loop.setdefault(port.loop, []).append((port, output))
-        for loop, batch in by_loop.items():
+                    port.add(output)
+                    if is_last or not port.is_whole:
+                        by_loop.setdefault(port.loop, []).append(port)
+        for loop, ports in by_loop.items():
             with contextlib.suppress(RuntimeError):  # the loop was closed, and its readers with it
-                loop.call_soon_threadsafe(_dispatch, batch)
+                loop.call_soon_threadsafe(_wake, ports)
         with self._lock:
             self._is_delivering = False
             if not self._ports:
                 self._lock.notify_all()
 
-    def _port_for(self, request_id: str, output: Output) -> Port | None:
-        if isinstance(output, PromptplexError) or output.finish is not None:
-            return self._ports.pop(request_id, None)
-        return self._ports.get(request_id)
 
-
-def _dispatch(batch: list[tuple[Port, Output]]) -> None:
-    for port, output in batch:
-        port.put(output)
+def _wake(ports: list[Port]) -> None:
+    for port in ports:
+        port.wake()

@@ -34,6 +34,11 @@ class OutputProcessor:
         return self._stop_strings.stopped is not None
 
     @property
+    def may_end_early(self) -> bool:
+        """Return whether its text may end the answer before the engine does, so that each token counts."""
+        return bool(self._parameters.stop)
+
+    @property
     def reasoning(self) -> Reasoning | None:
         """Return what came before the answer; None: it is all answer."""
         return None

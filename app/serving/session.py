@@ -1,5 +1,6 @@
 """A session: what a program may do with the engine for one call of a client."""
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import ExitStack, aclosing
@@ -32,6 +33,7 @@ from app.text.detokenizer import DetokenizerTables
 from app.text.prompt_encoder import PromptEncoder
 
 _T = TypeVar("_T")
+_TOKENS_AT_ONCE = 256  # that are turned into text before the event loop goes on with others
 _MAX_TASKS = 1024  # that one call uses: members of an ensemble, times steps of their chains
 
 
@@ -141,9 +143,13 @@ class Session:
         `output` reads the answer, and may have it go on in other sequences; `first` is the one that it begins
         in, where that isn't the admitted one. Where a sequence `is_held`, the engine keeps what it computed,
         also of one that is closed before its end, for a later one that `continues` it, until the session is
-        closed. Raise what `EngineClient.generate` raises.
+        closed. An answer that isn't streamed comes as one delta, unless its text may end it. Raise what
+        `EngineClient.generate` raises.
         """
         output = output or OutputProcessor(self.tables, admitted.decoder_ids, admitted.parameters)
+        if not (admitted.asked.is_stream or output.may_end_early):
+            yield await self._whole(admitted, output)
+            return
         sequence, begin = first or admitted.request, 0.0
         with self._attempt_of(admitted) as attempt:
             while True:
@@ -164,17 +170,46 @@ class Session:
                     break
                 yield written
                 sequence = following
-            is_whole = sequence is admitted.request
-            result = admitted.result(
-                text=output.text,
-                tokens=output.tokens,
-                finish=output.finish(delta.finish, self._resources.builder.eos_ids),
-                timings=(delta.timings if is_whole else None) or _cut_short(attempt.begin, begin),
-                prompt_scores=output.prompt_scores,
-                reasoning=output.reasoning,
-            )
-            attempt.reason, attempt.timings = str(result.finish), result.timings
+            timings = delta.timings if sequence is admitted.request else None
+            timings = timings or _cut_short(attempt.begin, begin)
+            result = self._result(admitted, output, delta.finish, timings, attempt)
             yield written._replace(result=result)
+
+    async def _whole(self, admitted: Admitted, output: OutputProcessor) -> TextDelta:
+        """Return the whole answer, which the engine ends."""
+        deltas: list[TokenDelta] = []
+        with self._attempt_of(admitted) as attempt:
+            try:
+                await self._resources.engine.collect(admitted.request, deltas)
+            finally:
+                attempt.generated_tokens = sum(delta.token_id is not None for delta in deltas)
+            for number, delta in enumerate(deltas, 1):
+                output.take(delta)
+                if number % _TOKENS_AT_ONCE == 0:
+                    await asyncio.sleep(0)
+            assert delta.timings is not None
+            result = self._result(admitted, output, delta.finish, delta.timings, attempt)
+        return TextDelta(text=result.text, prompt_scores=result.prompt_scores, result=result)
+
+    def _result(
+        self,
+        admitted: Admitted,
+        output: OutputProcessor,
+        finish: FinishReason | None,
+        timings: RequestTimings,
+        attempt: Attempt,
+    ) -> GenerationResult:
+        """Return what `output` has collected, and note on the attempt how it ended."""
+        result = admitted.result(
+            text=output.text,
+            tokens=output.tokens,
+            finish=output.finish(finish, self._resources.builder.eos_ids),
+            timings=timings,
+            prompt_scores=output.prompt_scores,
+            reasoning=output.reasoning,
+        )
+        attempt.reason, attempt.timings = str(result.finish), result.timings
+        return result
 
     @property
     def tables(self) -> DetokenizerTables:
@@ -272,11 +307,12 @@ class Session:
         return min(2 * self._resources.engine.max_rows, self._resources.limiter.bound)
 
     async def _only_delta(self, request: Request) -> TokenDelta | NonFiniteLogits:
+        deltas: list[TokenDelta] = []
         try:
-            async with aclosing(self._resources.engine.generate(request)) as deltas:
-                return await anext(deltas)
+            await self._resources.engine.collect(request, deltas)
         except NonFiniteLogits as error:
             return error
+        return deltas[0]
 
     def scored_tokens(self, admitted: Admitted, scores: Sequence[TokenScore]) -> tuple[OutputToken, ...]:
         """Return scored ids as they read after the prompt."""

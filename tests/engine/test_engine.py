@@ -341,6 +341,35 @@ def test_leaving_the_stream_cancels_the_request(bench: Bench) -> None:
     assert len(bench.steps) < 300, "it ended before its time"
 
 
+def test_collect_gives_the_same_deltas_at_once(bench: Bench, soft_prompt: Prompt) -> None:
+    async def collected(request: Request) -> list[TokenDelta]:
+        deltas: list[TokenDelta] = []
+        await bench.engine.collect(request, deltas)
+        return deltas
+
+    deltas = asyncio.run(collected(bench.request("whole", soft_prompt)))
+    alone = submit(bench.engine, bench.request("alone", soft_prompt)).result(60)
+    assert tuple(delta.token_id for delta in deltas) == alone.token_ids
+    assert [delta.is_last for delta in deltas] == [False] * 7 + [True]
+
+
+def test_what_a_cancelled_request_has_by_then_is_collected(bench: Bench) -> None:
+    deltas: list[TokenDelta] = []
+
+    async def leave_early() -> None:
+        request = bench.request("left", max_new_tokens=300)
+        working = asyncio.ensure_future(bench.engine.collect(request, deltas))
+        await asyncio.sleep(0)  # it is submitted
+        await asyncio.to_thread(wait_until, lambda: sum(step.new_tokens for step in bench.steps) >= 5)
+        working.cancel()
+        await asyncio.wait([working])
+
+    asyncio.run(leave_early())
+    wait_until(lambda: bench.engine.stats().num_running == 0)
+    assert 5 <= len(deltas) < 300
+    assert not any(delta.is_last for delta in deltas)
+
+
 # -- life and death ------------------------------------------------------------------------------
 
 

@@ -36,6 +36,11 @@ class SplitOutput(OutputProcessor):
         return super().is_stopped or self._marked.is_stopped
 
     @property
+    def may_end_early(self) -> bool:
+        """Return True: a marker may end its sequence."""
+        return True
+
+    @property
     def text(self) -> str:
         """Return the answer so far, as far as it may be shown."""
         return self._marked.answer
