@@ -4,7 +4,7 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any
 
-from fastapi import Depends, FastAPI
+from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__
@@ -15,7 +15,7 @@ from app.api.middleware.access_log import AccessLog
 from app.api.middleware.request_guard import RequestGuard
 from app.api.middleware.timing import TIMING_HEADERS
 from app.api.middleware.tracing import Tracing
-from app.api.queries import only_known_queries
+from app.api.queries import KNOWN_QUERIES
 from app.api.routes import (
     decisions,
     generate,
@@ -63,16 +63,16 @@ def create_app(
     app.state.config = config
     app.state.live = live.LiveFeed(state)
     errors.install(app)
-    strict = [Depends(only_known_queries)]
-    app.include_router(generate.router, dependencies=strict)
-    app.include_router(tokens.router, dependencies=strict)
-    app.include_router(openai.router, dependencies=strict)
-    app.include_router(responses.router, dependencies=strict)
-    app.include_router(decisions.router, dependencies=strict)
-    app.include_router(training.router, dependencies=strict)  # below /tasks/{task_id:path}, which takes all
-    app.include_router(tasks.router, dependencies=strict)
+    app.include_router(generate.router)
+    app.include_router(tokens.router)
+    app.include_router(openai.router)
+    app.include_router(responses.router)
+    app.include_router(decisions.router)
+    # Below /tasks/{task_id:path}, which takes all.
+    app.include_router(training.router, dependencies=KNOWN_QUERIES)
+    app.include_router(tasks.router, dependencies=KNOWN_QUERIES)
     app.include_router(ops.router)  # probes and scrapers may add queries of their own
-    app.include_router(live.router, dependencies=strict)
+    app.include_router(live.router, dependencies=KNOWN_QUERIES)
     app.add_middleware(
         RequestGuard, config=config, state=state, authenticator=Authenticator(keys, state.on_refusal)
     )

@@ -1,6 +1,6 @@
 """No query parameter goes unnoticed: a mistyped `alias` must not move `live`."""
 
-from fastapi import Request
+from fastapi import Depends, Request
 from fastapi.routing import APIRoute
 
 from app.errors import InvalidRequest
@@ -22,3 +22,6 @@ async def only_known_queries(request: Request) -> None:
     raise InvalidRequest(
         f"There is no query parameter {unknown[:64]}; {there_is}.", param=unknown[:64] or None
     )
+
+
+KNOWN_QUERIES = (Depends(only_known_queries),)

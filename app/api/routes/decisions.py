@@ -10,6 +10,7 @@ from app.api.auth.authenticator import needs
 from app.api.auth.principal import CurrentPrincipal, Principal
 from app.api.disconnect import unless_client_leaves
 from app.api.middleware.timing import timing_headers
+from app.api.queries import KNOWN_QUERIES
 from app.api.routes.generate import ERRORS, Deadline
 from app.api.routes.openai_errors import OpenAiRoute
 from app.api.schemas.decision_answers import DecisionAnswer, DecisionList, DecisionUsage
@@ -19,7 +20,7 @@ from app.keys.key import Scope
 from app.serving.decisions import DecisionRequest, Decisions, QuestionKind, Verdict
 from app.serving.generation_request import ClassificationRequest, GenerationRequest
 
-router = APIRouter(prefix="/v1", tags=["openai"], route_class=OpenAiRoute)
+router = APIRouter(prefix="/v1", tags=["openai"], route_class=OpenAiRoute, dependencies=KNOWN_QUERIES)
 
 
 @router.post("/decisions", response_model=DecisionList, responses=ERRORS, summary="Decide about an input")

@@ -11,6 +11,7 @@ from app.api.auth.principal import CurrentPrincipal, Principal
 from app.api.disconnect import unless_client_leaves
 from app.api.middleware.load_shedding import GatedRoute
 from app.api.middleware.timing import timing_of
+from app.api.queries import KNOWN_QUERIES
 from app.api.routes.generate_answers import TokenEvents, generate_answer
 from app.api.schemas.answers import ErrorEnvelope, GenerateResponse, StreamEvent
 from app.api.schemas.generate import (
@@ -23,7 +24,7 @@ from app.api.state import Services, services
 from app.keys.key import Scope
 from app.serving.generation_request import GenerationRequest
 
-router = APIRouter(tags=["generate"], route_class=GatedRoute)
+router = APIRouter(tags=["generate"], route_class=GatedRoute, dependencies=KNOWN_QUERIES)
 
 MAX_DEADLINE_MS = 86_400_000
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -54,7 +55,7 @@ async def generate(
     behind: Annotated[Services, Depends(services)],
     principal: CurrentPrincipal,
     deadline_ms: Deadline = None,
-) -> Any:
+) -> Response:
     """Generate with a task, or with the base model where no task is given."""
     wanted = _request(body, request, behind, principal, deadline_ms)
     if body.is_stream:
@@ -76,7 +77,7 @@ async def generate_at_root(
     behind: Annotated[Services, Depends(services)],
     principal: CurrentPrincipal,
     deadline_ms: Deadline = None,
-) -> Any:
+) -> Response:
     """Do the same as /generate for clients of TGI, which expect a list here; a stream stays a stream."""
     wanted = _request(body, request, behind, principal, deadline_ms)
     if body.is_stream:
@@ -98,7 +99,7 @@ async def generate_stream(
     behind: Annotated[Services, Depends(services)],
     principal: CurrentPrincipal,
     deadline_ms: Deadline = None,
-) -> Any:
+) -> Response:
     """Do the same as /generate with "stream": true. An error before the first token has its own status."""
     return await _stream(request, behind, _request(body, request, behind, principal, deadline_ms))
 

@@ -14,6 +14,7 @@ from app.api.auth.authenticator import needs
 from app.api.auth.principal import CurrentPrincipal
 from app.api.disconnect import unless_client_leaves
 from app.api.middleware.timing import timing_of
+from app.api.queries import KNOWN_QUERIES
 from app.api.routes.generate import ERRORS, Deadline
 from app.api.routes.openai_answers import (
     ChatChunks,
@@ -33,7 +34,7 @@ from app.keys.key import Scope
 from app.prompt import TaskVersion
 from app.sites import Embedding, Site
 
-router = APIRouter(prefix="/v1", tags=["openai"], route_class=OpenAiRoute)
+router = APIRouter(prefix="/v1", tags=["openai"], route_class=OpenAiRoute, dependencies=KNOWN_QUERIES)
 
 Behind = Annotated[Services, Depends(services)]
 _ANSWERS: dict[int | str, dict[str, Any]] = ERRORS | {

@@ -12,6 +12,7 @@ from app.api.auth.authenticator import needs
 from app.api.auth.principal import CurrentPrincipal
 from app.api.disconnect import unless_client_leaves
 from app.api.middleware.timing import timing_of
+from app.api.queries import KNOWN_QUERIES
 from app.api.routes.generate import ERRORS, Deadline
 from app.api.routes.openai_answers import Head
 from app.api.routes.openai_errors import OpenAiRoute
@@ -25,7 +26,7 @@ from app.api.state import Services, services
 from app.keys.key import Scope
 from app.prompt import TaskVersion
 
-router = APIRouter(prefix="/v1", tags=["openai"], route_class=OpenAiRoute)
+router = APIRouter(prefix="/v1", tags=["openai"], route_class=OpenAiRoute, dependencies=KNOWN_QUERIES)
 
 _ANSWERS: dict[int | str, dict[str, Any]] = ERRORS | {
     200: {"content": {"text/event-stream": described_events()}}  # OpenAI's events

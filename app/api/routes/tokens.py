@@ -8,6 +8,7 @@ from fastapi.responses import JSONResponse
 from app.api.auth.authenticator import needs
 from app.api.auth.principal import CurrentPrincipal
 from app.api.middleware.load_shedding import GatedRoute
+from app.api.queries import KNOWN_QUERIES
 from app.api.routes.generate import ERRORS
 from app.api.schemas.answers import Text, Tokenization
 from app.api.schemas.generate import DetokenizeRequest, TokenizeRequest
@@ -15,7 +16,7 @@ from app.api.state import Services, services
 from app.keys.key import Scope
 from app.serving.generation_request import GenerationRequest
 
-router = APIRouter(tags=["tokens"], route_class=GatedRoute)
+router = APIRouter(tags=["tokens"], route_class=GatedRoute, dependencies=KNOWN_QUERIES)
 
 Behind = Annotated[Services, Depends(services)]
 

@@ -11,6 +11,7 @@ from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
+from app.api.direct import SMALL_BYTES, DirectCall
 from app.api.state import server_state
 from app.errors import PromptplexError
 
@@ -18,7 +19,6 @@ MAX_ITEMS = 1 << 19  # commas and brackets of a body; a text of as many is longe
 MAX_NAMES = 1 << 17  # colons
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # UTF-8 has none, so that it takes an escape
 _ITEM_BYTES, _NAME_BYTES = 64, 128  # an object of Python's, its place in a list; a key and its place
-_SMALL_BYTES = 32 << 10  # what takes less than a millisecond to read
 
 
 class JsonRoute(APIRoute):
@@ -26,11 +26,13 @@ class JsonRoute(APIRoute):
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """FastAPI's own handler, over a request that reads so."""
-        handle = super().get_route_handler()
+        handle, direct = super().get_route_handler(), DirectCall.of(self)
 
         async def strictly(request: Request) -> Response:
+            own = _JsonRequest(request.scope, request.receive)
             try:
-                return await handle(_JsonRequest(request.scope, request.receive))
+                answer = None if direct is None else await direct.answer(own)
+                return await handle(own) if answer is None else answer
             except HTTPException as error:
                 if isinstance(error.__cause__, PromptplexError):  # of reading; FastAPI takes all for a 400
                     raise error.__cause__ from None
@@ -47,7 +49,7 @@ class _JsonRequest(Request):
         """
         if not hasattr(self, "_json"):
             body = await self.body()
-            if len(body) <= _SMALL_BYTES:
+            if len(body) <= SMALL_BYTES:
                 self._json = _parse(body)
             else:
                 async with (await server_state(self)).requests.parsing:
