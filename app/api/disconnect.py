@@ -19,17 +19,27 @@ async def unless_client_leaves(request: Request, work: Coroutine[Any, Any, _T]) 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, _T]) -> _T:
     """Await `work` likewise, over ASGI's own `receive`; what still comes of the body is thrown away."""
-    working = asyncio.ensure_future(work)
+    working = asyncio.current_task()
+    assert working is not None
     leaving = asyncio.ensure_future(_client_leaves(receive))
+    has_left = False
+
+    def on_end(_: "asyncio.Task[None]") -> None:
+        nonlocal has_left
+        has_left = True
+        working.cancel()
+
+    leaving.add_done_callback(on_end)
     try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise Cancelled("The client went away.")
+        return await work
+    except asyncio.CancelledError:
+        if has_left and not working.uncancel():
+            raise Cancelled("The client went away.") from None
+        raise
     finally:
-        for task in (working, leaving):
-            task.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
+        leaving.remove_done_callback(on_end)
+        leaving.cancel()
+        await asyncio.gather(leaving, return_exceptions=True)
 
 
 async def _client_leaves(receive: Receive) -> None:

@@ -3,8 +3,7 @@
 import contextlib
 import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Protocol, TypeVar
 
 from pydantic import TypeAdapter
@@ -69,21 +68,19 @@ class EventStreamResponse(Response):
     async def _send_all(self, send: Send) -> None:
         start = {"type": "http.response.start", "status": 200, "headers": _HEADERS}
         await send(start)
-        async with aclosing(self._events()) as events:
-            async for event in events:
+        pieces, is_open = aiter(self._stream), True
+        while is_open:
+            try:
+                event = self._write(await anext(pieces))
+            except StopAsyncIteration:
+                event, is_open = self._end(), False
+            except Exception as error:
+                if not isinstance(error, PromptplexError):
+                    log.exception("a stream broke")
+                event, is_open = self._fail(error), False
+            if event:
                 await send({"type": "http.response.body", "body": event, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-    async def _events(self) -> AsyncGenerator[bytes, None]:
-        try:
-            async for piece in self._stream:
-                if event := self._write(piece):
-                    yield event
-            yield self._end()
-        except Exception as error:
-            if not isinstance(error, PromptplexError):
-                log.exception("a stream broke")
-            yield self._fail(error)
 
 
 def described_events(*data: Any) -> dict[str, Any]:

@@ -15,13 +15,14 @@ from typing import Any, NoReturn
 import httptools
 import uvicorn
 from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from app.api.errors import refusal
 from app.api.middleware.headers import complete_headers, request_id
 from app.api.state import ApiConfig
 from app.server.connection_limits import MOST_REFUSED, IdleConnections
+from app.server.written_answers import as_http_1_0, in_one_write, is_http_1_0
 
 log = logging.getLogger("promptplex.access")
 
@@ -145,7 +146,7 @@ class BoundedConnection(HttpToolsProtocol):
         if self._is_answering:
             self._let_wait(size)
         super().on_headers_complete()
-        if _is_http_1_0(self.cycle):
+        if is_http_1_0(self.cycle):
             self.cycle.keep_alive = self.parser.should_keep_alive()  # uvicorn never does
         self._expects_head = False
         self._bytes_beside = 0
@@ -199,7 +200,8 @@ class BoundedConnection(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
-        super()._start_asgi_task(cycle, _as_http_1_0(app, cycle) if _is_http_1_0(cycle) else app)
+        app = as_http_1_0(app, cycle) if is_http_1_0(cycle) else app
+        super()._start_asgi_task(cycle, in_one_write(app, cycle))
 
     def _disconnect_running(self) -> None:
         if self._running is not None and not self._running.response_complete:
@@ -306,31 +308,6 @@ class BoundedConnection(HttpToolsProtocol):
         own = [*self.server_state.default_headers, *response.raw_headers, (b"connection", b"close")]
         headers = b"".join(b"%s: %s\r\n" % header for header in complete_headers(own, identity))
         return STATUS_LINE[response.status_code] + headers + b"\r\n" + bytes(response.body)
-
-
-def _is_http_1_0(cycle: RequestResponseCycle) -> bool:
-    return cycle.scope["http_version"] == "1.0"
-
-
-def _as_http_1_0(app: Any, cycle: RequestResponseCycle) -> Any:
-    """Wrap the app for clients without chunked coding: answers without a length end with the connection."""
-
-    async def answered(scope: Scope, receive: Receive, send: Send) -> None:
-        async def sending(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                names = {name for name, _ in message["headers"]}
-                if b"content-length" not in names:
-                    cycle.keep_alive = cycle.chunked_encoding = False
-                elif cycle.keep_alive and b"connection" not in names:
-                    message["headers"] = [*message["headers"], (b"connection", b"keep-alive")]
-            elif cycle.chunked_encoding is False and not cycle.keep_alive:
-                size = len(message.get("body", b""))
-                cycle.expected_content_length = max(cycle.expected_content_length, size)
-            await send(message)
-
-        await app(scope, receive, sending)
-
-    return answered
 
 
 @dataclass(frozen=True, slots=True)
