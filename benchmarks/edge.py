@@ -6,8 +6,8 @@ by round. Their threads' CPU time comes from the kernel, in nanoseconds (/proc/<
 - the event loop's for each request, by route, and for each streamed token (the slope from short streams to
   long ones), over connections that are kept;
 - the whole process's for a lone request after a pause, and for each second in which nothing comes;
-- latencies at 80% of saturation: requests arrive by a Poisson process of that rate. Saturation is what
-  requests reach that follow each other on as many connections as the server has rows, in the same round.
+- the 99th percentile of latencies at 80% of saturation: requests arrive by a Poisson process of that rate.
+  Saturation is what requests reach that follow each other on as many connections as the server has rows.
 """
 
 import argparse
@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +206,7 @@ class Side:
         self._port = int(served.url.rpartition(":")[2])
         self._threads = Threads(served.process.pid)
         self._sizes = sizes
+        self._most = 0.0  # requests a second
 
     def loop_ms(self, route: str, new_tokens: int) -> float:
         """Return the event loop's milliseconds for each request."""
@@ -231,41 +233,51 @@ class Side:
         time.sleep(self._sizes.idle_seconds)
         return 1000 * (self._threads.all() - before) / self._sizes.idle_seconds
 
-    def under_load(self) -> dict[str, float]:
-        """Return what saturates the server, and latencies in milliseconds at 80% of that."""
-        sizes = self._sizes
+    def saturation(self) -> float:
+        """Return the requests a second that it reaches."""
+        requests = [self._of_some_length(number) for number in range(round(2000 * self._sizes.load_seconds))]
+        self._most = asyncio.run(
+            closed_loop(self._port, requests, self._sizes.rows, self._sizes.load_seconds)
+        )
+        return self._most
 
-        def make(number: int) -> bytes:
-            """Of half as many tokens to half as many more, so that rows don't end in the same step."""
-            spread = 7 * number % (sizes.new_tokens + 1)
-            return request_of("/generate", number, sizes.new_tokens // 2 + spread)
+    def under_load(self) -> float:
+        """Return the 99th percentile of latencies at 80% of that, in milliseconds."""
+        rate, seconds = SHARE * self._most, self._sizes.load_seconds
+        found = asyncio.run(poisson(self._port, self._of_some_length, rate, seconds))
+        return 1000 * sorted(found)[int(0.99 * len(found))]
 
-        requests = [make(number) for number in range(round(2000 * sizes.load_seconds))]
-        most = asyncio.run(closed_loop(self._port, requests, sizes.rows, sizes.load_seconds))
-        rate = SHARE * most
-        found = sorted(asyncio.run(poisson(self._port, make, rate, sizes.load_seconds)))
-        p50, p99 = (1000 * found[int(share * len(found))] for share in (0.5, 0.99))
-        return {"requests a second at saturation": most, "p50 ms at 80%": p50, "p99 ms at 80%": p99}
-
-    def round(self) -> dict[str, float]:
-        """Return all figures."""
+    def _of_some_length(self, number: int) -> bytes:
+        """Return a request of half as many tokens to half as many more, so that rows don't go in step."""
         tokens = self._sizes.new_tokens
+        return request_of("/generate", number, tokens // 2 + 7 * number % (tokens + 1))
+
+    def token_ms(self) -> float:
+        """Return the event loop's milliseconds for each token of a stream."""
         short, long = (self.loop_ms("/generate_stream", each) for each in (_SHORT, _LONG))
+        return (long - short) / (_LONG - _SHORT)
+
+    def figures(self) -> dict[str, Callable[[], float]]:
+        """Return what measures each figure, in this order."""
+        routes = ("/generate", _CHOICES, _CHAT, "/generate_stream")
+        of_routes = {
+            f"loop ms: {each}": partial(self.loop_ms, each, self._sizes.new_tokens) for each in routes
+        }
         return {
-            "loop ms: /generate": self.loop_ms("/generate", tokens),
-            "loop ms: /generate_stream": self.loop_ms("/generate_stream", tokens),
-            f"loop ms: {_CHAT}": self.loop_ms(_CHAT, tokens),
-            f"loop ms: {_CHOICES}": self.loop_ms(_CHOICES, tokens),
-            "loop ms a streamed token": (long - short) / (_LONG - _SHORT),
-            "CPU ms of a lone request": self.lone_ms(),
-            "CPU ms of an idle second": self.idle_ms(),
-            **self.under_load(),
+            **of_routes,
+            "loop ms a streamed token": self.token_ms,
+            "CPU ms of a lone request": self.lone_ms,
+            "CPU ms of an idle second": self.idle_ms,
+            "requests a second at saturation": self.saturation,
+            "p99 ms at 80%": self.under_load,
         }
 
 
-def measure(checkouts: dict[str, Path], sizes: Sizes, rounds: int) -> dict[str, list[dict[str, float]]]:
-    """Serve each checkout, warm up, and run the rounds, every other one backwards."""
-    figures: dict[str, list[dict[str, float]]] = {name: [] for name in checkouts}
+def measure(checkouts: dict[str, Path], sizes: Sizes, rounds: int) -> dict[str, dict[str, list[float]]]:
+    """Serve each checkout, warm up, and run the rounds: by figure and side, its value in each.
+
+    Sides take turns within seconds, figure by figure; every other round goes backwards.
+    """
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         sides = {}
         for name, checkout in checkouts.items():
@@ -274,23 +286,27 @@ def measure(checkouts: dict[str, Path], sizes: Sizes, rounds: int) -> dict[str, 
             served = stack.enter_context(serving(Path(f"{folder}/{name}.log"), settings, checkout))
             sides[name] = Side(served, sizes)
             sides[name].loop_ms("/generate", sizes.new_tokens)
+        ways = {name: side.figures() for name, side in sides.items()}
+        found: dict[str, dict[str, list[float]]] = {
+            figure: {name: [] for name in sides} for figure in next(iter(ways.values()))
+        }
         for number in range(rounds):
-            for name in list(sides)[:: -1 if number % 2 else 1]:
-                figures[name].append(sides[name].round())
-                print(f"round {number + 1}, {name}: {figures[name][-1]}", file=sys.stderr, flush=True)
-    return figures
+            for figure, values in found.items():
+                for name in list(sides)[:: -1 if number % 2 else 1]:
+                    values[name].append(ways[name][figure]())
+                line = ", ".join(f"{name} {of_side[-1]:.3f}" for name, of_side in values.items())
+                print(f"round {number + 1}, {figure}: {line}", file=sys.stderr, flush=True)
+        return found
 
 
-def report_of(figures: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
+def report_of(found: dict[str, dict[str, list[float]]]) -> dict[str, Any]:
     """Return medians with quartiles, by figure and side; with two sides, the ratio within each round."""
     report: dict[str, Any] = {}
-    first, *_ = figures.values()
-    for name in first[0]:
-        of_sides = {side: [each[name] for each in rounds] for side, rounds in figures.items()}
-        report[name] = {side: Spread.of(values).as_json() for side, values in of_sides.items()}
+    for figure, of_sides in found.items():
+        report[figure] = {name: Spread.of(values).as_json() for name, values in of_sides.items()}
         if len(of_sides) > 1:
             pairs = zip(*of_sides.values(), strict=True)
-            report[name]["ratio"] = Spread.of([mine / other for mine, other in pairs]).as_json()
+            report[figure]["ratio"] = Spread.of([mine / other for mine, other in pairs]).as_json()
     return report
 
 
