@@ -10,7 +10,6 @@ from pydantic import ByteSize
 from pydantic.fields import FieldInfo
 
 from app.cli.importing import large_imports
-from app.cli.spinning import bound_spinning
 from app.logs import configure_logging
 from app.settings import Settings, load_settings, unknown_variables
 
@@ -27,7 +26,6 @@ def serve(**flags: str | None) -> None:
     for warning in unknown_variables(os.environ):
         log.warning("%s", warning)
     log.info("starting (the first seconds go into importing torch and transformers)")
-    bound_spinning(os.environ)  # libraries read it when they are loaded
     with large_imports():
         from app.server.process import run_server
 
