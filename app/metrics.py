@@ -112,6 +112,8 @@ class Metrics(Collector):
         self._beam_rows = counter("beam_rows", "Rows of beam search that decoded, of all steps")
         self._block_copies = counter("block_copies", "K/V blocks copied because sequences had shared them")
         self._reused_tokens = counter("reused_tokens", "Tokens of prompts that an earlier step had computed")
+        self._speculated_tokens = counter("speculated_tokens", "Tokens guessed and run")
+        self._accepted_tokens = counter("accepted_tokens", "Tokens that came since guesses were right")
         self._preemptions = counter("num_preemptions", "Requests preempted")
         self._successes = counter("request_success", "Finished requests", "finish_reason")
         self._failures = counter("request_failure", "Requests that ended otherwise", "reason")
@@ -178,6 +180,8 @@ class Metrics(Collector):
             self._device_misses += step.prefix_misses
         for counter, number in (
             (self._generation_tokens, step.new_tokens),
+            (self._speculated_tokens, step.num_speculated_tokens),
+            (self._accepted_tokens, step.num_accepted_tokens),
             (self._preemptions, step.num_preempted),
             (self._beam_rows, step.num_beam_rows),
             (self._block_copies, step.num_copied_blocks),

@@ -145,6 +145,13 @@ class Settings(BaseSettings):
         description="Maximum number of tokens in a step; longer prefills are split into chunks, but an "
         "encoder's longer input is taken whole",
     )
+    speculate: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="Maximum number of tokens guessed at once for a sequence, by looking up in its own text "
+        "what followed the same tokens before; answers stay the same; 0: none",
+    )
     block_size: int = Field(16, ge=1, le=512, description="Tokens in a K/V block")
     kv_cache_bytes: ByteSize | None = Field(
         None, description="Memory for the K/V cache, such as 2GiB; default: a share of the free memory"
@@ -239,6 +246,7 @@ class Settings(BaseSettings):
             block_size=self.block_size,
             kv_cache_bytes=self.kv_cache_bytes,
             max_queue=self.max_queue,
+            speculate=self.speculate,
         )
 
 

@@ -48,7 +48,7 @@ class MemorySource:
 class SharedEngine:
     """One engine for all works of a run, as a server has; it times its own steps."""
 
-    def __init__(self, model: PreTrainedModel, works: Sequence[Work]) -> None:
+    def __init__(self, model: PreTrainedModel, works: Sequence[Work], *, speculate: int = 0) -> None:
         register()
         model.set_attn_implementation(IMPLEMENTATION)
         self.source = MemorySource()
@@ -57,7 +57,9 @@ class SharedEngine:
         self.embedding_width = embedding_width(model)
         accelerate(backbone.model)  # as load_base does
         config = EngineConfig(
-            max_rows=max(work.rows for work in works), kv_cache_bytes=sum(map(_kv_bytes, works))
+            max_rows=max(work.rows for work in works),
+            kv_cache_bytes=sum(map(_kv_bytes, works)),
+            speculate=speculate,
         )
         self.engine = Engine(backbone, self.source, config, on_step=self.steps.append)
         self.engine.start()

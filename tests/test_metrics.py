@@ -59,6 +59,15 @@ def test_the_encoder_has_metrics_of_its_own() -> None:
     assert "promptplex_resident_sources 3.0" in text
 
 
+def test_guesses_are_counted() -> None:
+    metrics = Metrics()
+    for guessed, accepted in ((4, 3), (0, 0), (2, 0)):
+        metrics.on_step(step(num_speculated_tokens=guessed, num_accepted_tokens=accepted))
+    text = lines(metrics)
+    assert "promptplex_speculated_tokens_total 6.0" in text
+    assert "promptplex_accepted_tokens_total 3.0" in text
+
+
 def test_no_series_tells_when_others_were_created() -> None:
     assert not any("_created" in line for line in lines(Metrics()))
 

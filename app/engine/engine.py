@@ -37,6 +37,7 @@ class EngineConfig:
     block_size: int = 16  # K/V slots of one block
     kv_cache_bytes: int | None = None  # None: a share of the free memory
     max_queue: int = 1024  # accepted requests that wait beyond those that run
+    speculate: int = 0  # tokens that are guessed at once for a row, at most; 0: none
 
 
 class Engine:
@@ -79,7 +80,9 @@ class Engine:
         self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._scheduler = Scheduler(
             blocks,
-            SchedulerConfig(max_rows=config.max_rows, token_budget=config.token_budget),
+            SchedulerConfig(
+                max_rows=config.max_rows, token_budget=config.token_budget, speculate=config.speculate
+            ),
         )
         self._recorder = StepRecorder(self._scheduler, on_step)
         self._executor = Executor(Runner(backbone, cache))

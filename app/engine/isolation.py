@@ -111,9 +111,9 @@ def _works(run: Run, plan: Plan, failed: Collection[int]) -> bool:
             num_own = len(slots) - len(source.kv.cross_slots)
             slots[num_own:] = [np.array([PADDING_SLOT])] * len(source.kv.cross_slots)
     sampling = SamplingInput(SamplingParams(), 0)
-    token = PlanItem(0, PackedItem(0, 1, tuple(slots)), position=0, token_ids=(0,), sampling=sampling)
+    token = PlanItem(0, PackedItem(0, 1, tuple(slots)), position=0, token_ids=(0,), sampling=(sampling,))
     try:
-        return run(Plan(writes=(), items=(token,))).tokens[0].is_finite
+        return run(Plan(writes=(), items=(token,))).tokens[0][0].is_finite
     except Exception:
         _log.exception("the model does not take a single token any more")
         return False

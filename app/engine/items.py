@@ -17,9 +17,22 @@ def decode_item(sequence: Sequence, kv: PackedItem) -> PlanItem:
         kv=kv,
         position=sequence.first_position + sequence.num_computed,
         token_ids=(sequence.tokens[-1],),
-        sampling=_sampling_input(sequence),
+        sampling=(_sampling_input(sequence),),
         stands_on=sequence.stands_on,
         reads=sequence.reads,
+    )
+
+
+def guessing_item(sequence: Sequence, item: PlanItem, guesses: tuple[int, ...]) -> PlanItem:
+    """Return a row's item with guesses after its token; a token is chosen after each."""
+    sampling, state = [*item.sampling], sequence.sampling.fork()
+    for position, guess in enumerate(guesses, sequence.num_generated + 1):
+        state.accept(guess)
+        sampling.append(state.input(position))
+    return item._replace(
+        kv=sequence.kv(item.kv.num_computed, 1 + len(guesses)),
+        token_ids=(*item.token_ids, *guesses),
+        sampling=tuple(sampling),
     )
 
 
@@ -37,7 +50,7 @@ def prefill_item(sequence: Sequence, budget: int) -> PlanItem:
         kv=sequence.kv(before, count),
         position=sequence.first_position + start,
         token_ids=tuple(sequence.tokens[start : start + count]),
-        sampling=_sampling_input(sequence) if is_last and not request.is_only_scored else None,
+        sampling=(_sampling_input(sequence),) if is_last and not request.is_only_scored else (),
         score_from=score_from - start,
         score_ids=score_ids[: max(start + count - score_from, 0)],
         num_top=request.num_top,

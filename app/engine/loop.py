@@ -19,7 +19,7 @@ from app.engine.executor import Executor
 from app.engine.isolation import Refusals, request_error, run_apart
 from app.engine.plan import Plan, StepResult
 from app.engine.prefixes import Prefix, prefix_keys, segment_slots
-from app.engine.router import OutputRouter
+from app.engine.router import OutputRouter, is_last
 from app.engine.sampling.token_masks import AsyncTokenMask, GrammarSource, PackedMask, collect_masks
 from app.engine.scheduler import Scheduler
 from app.engine.sequence import Phase, Sequence
@@ -260,8 +260,8 @@ class EngineLoop:
         result = self._collect(step, under_way.plan)
         now = time.monotonic()
         outputs = self._scheduler.update(step, result, now)
-        for sequence, _ in outputs:
-            if sequence.phase is Phase.FINISHED:
+        for sequence, output in outputs:
+            if is_last(output):
                 del self._open[sequence.request.id]
         waited = self._executor.waited if under_way.follows else 0.0
         return Finished(step, outputs, now - under_way.began, waited)

@@ -58,7 +58,9 @@ class PlanItem(NamedTuple):
     token_ids: tuple[int, ...] = ()
     soft_prompt: Prompt | None = None
     soft_from: int = 0
-    sampling: SamplingInput | None = None  # given: its last token's logits choose the next token
+    sampling: tuple[
+        SamplingInput, ...
+    ] = ()  # the logits of its last tokens, of as many, choose the next ones
     score_from: int = 0  # its tokens from here on tell how probable `score_ids` are, which follow them
     score_ids: tuple[int, ...] = ()
     num_top: int = 0  # most probable tokens to report beside each of `score_ids`
@@ -68,7 +70,7 @@ class PlanItem(NamedTuple):
     @property
     def is_constrained(self) -> bool:
         """Whether a grammar's mask is needed to choose its token."""
-        return self.sampling is not None and self.sampling.is_constrained
+        return bool(self.sampling) and self.sampling[0].is_constrained
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +104,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """The next token of each sampling item, and the scores of each scoring one, by id."""
+    """The next tokens of each sampling item, and the scores of each scoring one, by id."""
 
-    tokens: dict[int, SampledToken] = field(default_factory=dict)
+    tokens: dict[int, tuple[SampledToken, ...]] = field(default_factory=dict)
     scores: dict[int, tuple[TokenScore, ...]] = field(default_factory=dict)

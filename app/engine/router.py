@@ -13,6 +13,11 @@ from app.request import TokenDelta
 Output = TokenDelta | PromptplexError  # an error ends its request
 
 
+def is_last(output: Output) -> bool:
+    """Return whether a request ends with an output."""
+    return isinstance(output, PromptplexError) or output.is_last
+
+
 @dataclass(eq=False, slots=True)
 class Port:
     """A request's outputs in order, for one coroutine of `loop`; an asyncio.Queue costs a multiple.
@@ -87,11 +92,11 @@ class OutputRouter:
         with self._lock:
             self._is_delivering = True
             for request_id, output in outputs:
-                is_last = isinstance(output, PromptplexError) or output.finish is not None
-                port = (self._ports.pop if is_last else self._ports.get)(request_id, None)
+                ends = is_last(output)
+                port = (self._ports.pop if ends else self._ports.get)(request_id, None)
                 if port is not None:
                     port.add(output)
-                    if is_last or not port.is_whole:
+                    if ends or not port.is_whole:
                         by_loop.setdefault(port.loop, []).append(port)
         for loop, ports in by_loop.items():
             with contextlib.suppress(RuntimeError):  # the loop was closed, and its readers with it

@@ -4,7 +4,7 @@ T tokens of a step, d embedding width.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, islice
 
 import numpy as np
 import torch
@@ -90,8 +90,10 @@ class Runner:
 
 
 def _sampled_rows(items: Sequence[PlanItem], ends: Sequence[int]) -> list[int]:
-    """Return the rows of the packed step at which a token is chosen."""
-    return [end - 1 for item, end in zip(items, ends, strict=True) if item.sampling is not None]
+    """Return the rows of the packed step at which a token is chosen: some of each item's last ones."""
+    return [
+        row for item, end in zip(items, ends, strict=True) for row in range(end - len(item.sampling), end)
+    ]
 
 
 def _scored_rows(items: Sequence[PlanItem], ends: Sequence[int]) -> list[int]:
@@ -106,11 +108,14 @@ def _scored_rows(items: Sequence[PlanItem], ends: Sequence[int]) -> list[int]:
 
 def _sample(
     logits: Tensor, items: Sequence[PlanItem], masks: Mapping[int, PackedMask]
-) -> dict[int, SampledToken]:
-    inputs = {item.id: item.sampling for item in items if item.sampling is not None}
-    batch = SamplingBatch.of(list(inputs.values()), logits.device)
-    by_row = {row: masks[id_] for row, id_ in enumerate(inputs) if id_ in masks} if masks else {}
-    return dict(zip(inputs, sample(logits, batch, by_row), strict=True))
+) -> dict[int, tuple[SampledToken, ...]]:
+    batch = SamplingBatch.of([row for item in items for row in item.sampling], logits.device)
+    by_row = {}
+    if masks:
+        ids = [item.id for item in items for _ in item.sampling]
+        by_row = {row: masks[id_] for row, id_ in enumerate(ids) if id_ in masks}
+    tokens = iter(sample(logits, batch, by_row))
+    return {item.id: tuple(islice(tokens, len(item.sampling))) for item in items if item.sampling}
 
 
 def _scores(logits: Tensor, items: Sequence[PlanItem]) -> dict[int, tuple[TokenScore, ...]]:

@@ -17,18 +17,19 @@ import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from app.engine.beam_rows import advance
 from app.engine.blocks import KVBlocks
 from app.engine.fair_queue import FairQueue, Party
-from app.engine.items import decode_item, prefill_item, prefix_item, source_item
-from app.engine.plan import PrefixWrite, StepResult
-from app.engine.prefixes import Prefix
+from app.engine.items import decode_item
+from app.engine.plan import StepResult
+from app.engine.prefill import prefill
 from app.engine.residency import Residency
 from app.engine.router import Output
 from app.engine.sampling.inputs import SampledToken
 from app.engine.sequence import BeamGroup, Phase, Sequence
-from app.engine.sources import Source
+from app.engine.speculation import Speculation
 from app.engine.step import Step, StepCounts
 from app.errors import NonFiniteLogits, PromptplexError
 from app.models.attention.metadata import PackedItem
@@ -42,6 +43,7 @@ class SchedulerConfig:
 
     max_rows: int  # sequences that run at once
     token_budget: int  # tokens of one forward pass
+    speculate: int = 0  # tokens that are guessed at once for a row, at most
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_rows <= self.token_budget:
@@ -63,6 +65,7 @@ class Scheduler:
         self._ahead: dict[int, PackedItem] = {}  # of rows that decode in the next step, by id
         self._served: dict[Party, int] = {}  # tokens of the step whose result is being applied
         self._to_load: list[Sequence] = []  # parked since `take_loads` was asked last
+        self._speculation = Speculation(blocks, config.speculate)
         self._config = config
 
     @property
@@ -132,9 +135,10 @@ class Scheduler:
         if self._searches:
             step.counts.beam_rows = sum(row.beams is not None for row in step.sequences.values())
         for sequence in [sequence for sequence in self.running if sequence.num_pending]:
-            self._prefill(sequence, step)
+            prefill(sequence, step, self.residency.prefixes)
         if not step.counts.preempted:
             self._admit(step)
+            self._speculation.extend(step, len(self.running))
         if self._searches or self.residency.held.lenders:  # nothing else forks tables
             step.counts.copied_blocks = self.residency.blocks.num_copies
             step.copies = self.residency.blocks.take_copies()
@@ -195,46 +199,6 @@ class Scheduler:
         self.waiting.push(sequence.leader, front=True)
         step.counts.preempted += 1
 
-    def _prefill(self, sequence: Sequence, step: Step) -> None:
-        for prefix in sequence.prefixes:
-            if not prefix.is_ready and self._encode(prefix.source, step):
-                self._build_prefix(prefix, step)
-            if not prefix.is_ready:
-                return
-        if self._encode(sequence.source, step) and step.budget:
-            grown = sequence.table is not None and sequence.table.grow(*sequence.pending_slots)
-            assert grown, "blocks for the whole prompt were taken at admission"
-            item = prefill_item(sequence, step.budget)
-            step.add(sequence, item)
-            sequence.num_computed += item.kv.num_tokens
-            step.counts.prefill_tokens += item.kv.num_tokens
-
-    @staticmethod
-    def _encode(source: Source | None, step: Step) -> bool:
-        """Plan a source's pass through the encoder; return whether its readers' tokens can follow.
-
-        It can't be cut in chunks: one that exceeds what is left of the budget is the first of its step.
-        """
-        if source is None or source.is_encoded:
-            return True
-        if source.input.num_slots >= step.budget and (step.sources or not step.budget):
-            return False
-        step.encode(source, source_item(source))
-        source.is_encoded = True
-        return True
-
-    def _build_prefix(self, prefix: Prefix, step: Step) -> None:
-        """Plan the next part of a prefix: written as it is, or run through the model."""
-        self.residency.prefixes.grow(prefix)
-        if prefix.needs_write:
-            assert prefix.prompt is not None
-            step.write(prefix, PrefixWrite(prefix.id, prefix.prompt, prefix.own_slots()))
-            self.residency.prefixes.advance(prefix, prefix.segment.num_slots)
-        elif step.budget:
-            item = prefix_item(prefix, step.budget)
-            step.build(prefix, item)
-            self.residency.prefixes.advance(prefix, item.kv.num_tokens)
-
     # -- admission --------------------------------------------------------------------------
 
     def _admit(self, step: Step) -> None:
@@ -254,7 +218,7 @@ class Scheduler:
             elif self.residency.place(sequence, num_rows, step.counts):
                 self._start(sequence)
                 for row in sequence.rows:
-                    self._prefill(row, step)
+                    prefill(row, step, self.residency.prefixes)
             else:
                 return
 
@@ -289,21 +253,37 @@ class Scheduler:
                 continue
             if id_ in result.scores:
                 sequence.scores += result.scores[id_]
-            token = result.tokens.get(id_)
-            if token is None:
+            tokens = result.tokens.get(id_)
+            if tokens is None:
                 if sequence.is_all_scored:
                     outputs.append((sequence, self._end_scored(sequence, (), now)))
                 continue
             if sequence.beams is not None:
-                outputs += self._take_beam(sequence, token, step.counts, now)
-            elif token.is_late and id_ not in step.errors:
+                outputs += self._take_beam(sequence, tokens[0], step.counts, now)
+            elif tokens[0].is_late and id_ not in step.errors:
                 sequence.num_computed -= 1  # taken again with the next step, to the same slot
             else:
-                error = step.errors.get(id_, token.error)
-                outputs.append((sequence, self._accept(sequence, token, error, step.counts, now)))
+                outputs += self._take(sequence, tokens, step, now)
         for party, num_tokens in self._served.items():
             self.waiting.charge(party, num_tokens)
         self._served.clear()
+        return outputs
+
+    def _take(
+        self, sequence: Sequence, tokens: tuple[SampledToken, ...], step: Step, now: float
+    ) -> list[tuple[Sequence, Output]]:
+        """Take a row's next token, and each further one whose guess was the token before it."""
+        outputs: list[tuple[Sequence, Output]] = []
+        guesses = step.guesses.get(sequence.id, ())
+        for token, guess in zip_longest(tokens, guesses):
+            error = step.errors.get(sequence.id, token.error)
+            outputs.append((sequence, self._accept(sequence, token, error, step.counts, now)))
+            if sequence.phase is not Phase.RUNNING or token.token_id != guess:
+                break
+            sequence.num_computed += 1
+        if guesses:
+            step.counts.accepted += len(outputs) - 1
+            sequence.lookup.learn(len(outputs) - 1, len(guesses))
         return outputs
 
     def _accept(

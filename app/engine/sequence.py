@@ -4,9 +4,11 @@ import enum
 import time
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 
 from app.engine.beams import BeamSearch
 from app.engine.blocks import SlotTable
+from app.engine.lookup import Lookup
 from app.engine.plan import new_id
 from app.engine.prefixes import Key, Prefix
 from app.engine.sampling.inputs import SampledToken
@@ -112,6 +114,13 @@ class Sequence:
             num_candidates=beams + len(request.stop_ids) if beams > 1 else 0,
             inputs=None if request.source is None else request.source.token_ids,
         )
+
+    @cached_property
+    def lookup(self) -> Lookup:
+        """Made for the first guess, from all ids that the model has read."""
+        source, segments = self.request.source, self.request.segments
+        before = () if source is None else source.token_ids
+        return Lookup(chain(before, *(segment.token_ids for segment in segments)))
 
     def kv(self, start: int, count: int) -> PackedItem:
         """Return where `count` tokens from slot index `start` on are written, and what they see."""

@@ -28,6 +28,8 @@ class StepStats:
     num_running: int
     num_waiting: int
     num_preempted: int
+    num_speculated_tokens: int  # guesses that were run
+    num_accepted_tokens: int  # that came since guesses were right, without a step of their own
     kv_usage: float
     resident_prefixes: int
     resident_prefix_bytes: int
@@ -111,6 +113,8 @@ class StepRecorder:
                 num_running=now.num_running,
                 num_waiting=now.num_waiting,
                 num_preempted=counts.preempted,
+                num_speculated_tokens=counts.speculated,
+                num_accepted_tokens=counts.accepted,
                 kv_usage=now.kv_usage,
                 resident_prefixes=now.resident_prefixes,
                 resident_prefix_bytes=now.resident_prefix_bytes,

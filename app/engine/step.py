@@ -24,6 +24,8 @@ class StepCounts:
     copied_blocks: int = 0
     reused_tokens: int = 0
     preempted: int = 0
+    speculated: int = 0  # guesses
+    accepted: int = 0  # tokens that came since guesses were right
     prefix_hits: int = 0
     prefix_misses: int = 0
     # Of tokens that came, in seconds.
@@ -45,6 +47,7 @@ class Step:
     # What the Plan's ids stand for.
     sequences: dict[int, Sequence] = field(default_factory=dict)
     prefixes: dict[int, Prefix] = field(default_factory=dict)
+    guesses: dict[int, tuple[int, ...]] = field(default_factory=dict)  # after a row's token, by its id
     counts: StepCounts = field(default_factory=StepCounts)
     errors: dict[int, PromptplexError] = field(default_factory=dict)  # of rows that can't go on
 
@@ -53,6 +56,13 @@ class Step:
         self.sequences[item.id] = sequence
         self.items.append(item)
         self.budget -= item.kv.num_tokens
+
+    def guess(self, place: int, item: PlanItem, guesses: tuple[int, ...]) -> None:
+        """Replace an item by one with guesses, which the budget loses."""
+        self.items[place] = item
+        self.guesses[item.id] = guesses
+        self.budget -= len(guesses)
+        self.counts.speculated += len(guesses)
 
     def build(self, prefix: Prefix, item: PlanItem) -> None:
         """Add tokens that make a prefix, which the budget loses."""

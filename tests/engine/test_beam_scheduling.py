@@ -75,8 +75,8 @@ class BeamMachine(Machine):
         if plans_ahead:
             self.scheduler.plan_ahead(step)
             self.scheduler.check_integrity()
-        samples = {item.id for item in plan.items if item.sampling is not None} - failed
-        result = StepResult({row.id: chosen(row, rng) for row in rows if row.id in samples})
+        samples = {item.id for item in plan.items if item.sampling} - failed
+        result = StepResult({row.id: (chosen(row, rng),) for row in rows if row.id in samples})
         for leader, output in self.scheduler.update(step, result, 0.0):
             if isinstance(output, PromptplexError) or output.is_last:
                 self.end(leader.request.id, by_caller=False)

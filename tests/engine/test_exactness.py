@@ -77,7 +77,7 @@ def is_windowed(world: World) -> bool:
 
 @contextmanager
 def crowded_engine(
-    world: World, steps: list[StepStats], num_blocks: int = 62, max_rows: int = 12
+    world: World, steps: list[StepStats], num_blocks: int = 62, max_rows: int = 12, speculate: int = 0
 ) -> Iterator[Engine]:
     """Few rows, a small budget, and blocks for hardly three requests."""
     block_size = 4
@@ -89,6 +89,7 @@ def crowded_engine(
         token_budget=48,
         block_size=block_size,
         kv_cache_bytes=slot_bytes * block_size * num_blocks,
+        speculate=speculate,
     )
     engine = Engine(world.backbone, world.source, config, on_step=steps.append)
     engine.start()

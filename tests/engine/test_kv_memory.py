@@ -120,7 +120,7 @@ def test_long_rows_hold_of_a_window_group_what_the_window_shows() -> None:
             assert full >= -(-len(sequence.tokens) // BLOCK_SIZE)
             assert window <= (3 if sequence.is_decoding else 7)
         most = max(most, int(blocks.capacity[1] - blocks.num_free[1]))
-        tokens = {item.id: SampledToken(5, 0.0, True) for item in step.items if item.sampling is not None}
+        tokens = {item.id: (SampledToken(5, 0.0, True),) for item in step.items if item.sampling}
         scheduler.update(step, StepResult(tokens), 0.0)
     assert most <= 5 * 3 + 2 * 7, "of 6 * 63 blocks that rows without windows hold"
     scheduler.check_integrity()

@@ -60,6 +60,9 @@ TOKEN_BUDGET = 13
 STOP_ID = 99
 
 
+Ids = tuple[int, ...]
+
+
 def prompt(name: str, kind: PromptKind, length: int, offset: int) -> Prompt:
     return Prompt(
         digest=name,
@@ -116,14 +119,14 @@ def new_scheduler(shape: ModelGeometry = GEOMETRY) -> Scheduler:
         group_layers(shape.layers), torch.float32, block_size=BLOCK_SIZE, max_chunk=TOKEN_BUDGET
     )
     blocks = KVBlocks(groups, (NUM_BLOCKS + NUM_WINDOW_BLOCKS + 1, 16 + 1))
-    config = SchedulerConfig(max_rows=MAX_ROWS, token_budget=TOKEN_BUDGET)
+    config = SchedulerConfig(max_rows=MAX_ROWS, token_budget=TOKEN_BUDGET, speculate=4)
     return Scheduler(blocks, config)
 
 
 def result_of(step: Step, tokens: list[SampledToken]) -> StepResult:
     """`tokens` for the sampling items, in the Plan's order."""
-    ids = [item.id for item in step.plan().items if item.sampling is not None]
-    return StepResult(dict(zip(ids, tokens, strict=True)))
+    ids = [item.id for item in step.plan().items if item.sampling]
+    return StepResult({id_: (token,) for id_, token in zip(ids, tokens, strict=True)})
 
 
 def prefix_content(owner: Sequence | Prefix, site: Site) -> list[object]:
@@ -135,19 +138,25 @@ def prefix_content(owner: Sequence | Prefix, site: Site) -> list[object]:
     return [(key, i) for key, segment in segments for i in range(segment_slots(segment)[site])]
 
 
-def expected_content(owner: Sequence | Prefix, num_slots: int) -> list[object]:
+def expected_content(owner: Sequence | Prefix, num_slots: int, guesses: Ids = ()) -> list[object]:
     """What the first `num_slots` slots of an owner must hold in the decoder's self-attention."""
     head = prefix_content(owner, Site.DECODER_SELF)
-    return [*head, *([] if isinstance(owner, Prefix) else own_content(owner))][:num_slots]
+    return [*head, *([] if isinstance(owner, Prefix) else own_content(owner, guesses))][:num_slots]
 
 
-def own_content(owner: Sequence) -> list[object]:
+def own_content(owner: Sequence, guesses: Ids) -> list[object]:
     history = hash((owner.prefix_keys, owner.request.source))
-    return [(token, history := hash((history, token))) for token in owner.tokens]
+    return [(token, history := hash((history, token))) for token in (*owner.tokens, *guesses)]
 
 
 def source_content(source: Source) -> list[object]:
     return [(source.input.id, i) for i in range(source.input.num_slots)]
+
+
+def after_guesses(token: SampledToken, guesses: Ids, num_right: int) -> tuple[SampledToken, ...]:
+    """What a row with guesses gets: `token` comes after those that are right."""
+    right = [token._replace(token_id=guess, is_finite=True) for guess in guesses[:num_right]]
+    return (*right, *[token] * (1 + len(guesses) - len(right)))
 
 
 class Device:
@@ -178,10 +187,11 @@ class Device:
             )
         num_self = len(self.at[Site.DECODER_SELF])
         for item in plan.items:  # all writes of a step come before all reads
-            content = expected_content(owners[item.id], item.kv.num_computed + item.kv.num_tokens)
+            guesses = step.guesses.get(item.id, ())
+            content = expected_content(owners[item.id], item.kv.num_computed + item.kv.num_tokens, guesses)
             self.write(Site.DECODER_SELF, item.kv.slots[:num_self], content, item.kv.num_tokens)
         for item in plan.items:
-            self.check(item, owners[item.id])
+            self.check(item, owners[item.id], step.guesses.get(item.id, ()))
 
     def encode(self, item: SourceItem, source: Source, reader: Sequence | Prefix) -> None:
         """The encoder's rows see the resident prefix; what comes of them goes to cross-attention."""
@@ -207,10 +217,10 @@ class Device:
     def found(self, group: TableGroup, slots: Iterable[int]) -> list[object]:
         return [self.memory.get((group.pool, slot)) for slot in slots]
 
-    def check(self, item: PlanItem, owner: Sequence | Prefix) -> None:
+    def check(self, item: PlanItem, owner: Sequence | Prefix, guesses: Ids) -> None:
         """Each group holds what the item's tokens may see, and slots for little more than that."""
         num_slots = item.kv.num_computed + item.kv.num_tokens
-        content = expected_content(owner, num_slots)
+        content = expected_content(owner, num_slots, guesses)
         num_self = len(self.at[Site.DECODER_SELF])
         for slots, group in zip(item.kv.slots[:num_self], self.at[Site.DECODER_SELF], strict=True):
             visible = min(num_slots, item.kv.num_tokens - 1 + (group.window or num_slots))
@@ -284,6 +294,7 @@ class Machine(RuleBasedStateMachine):
         failing=st.sets(st.integers(0, 5), max_size=2),
         plans_ahead=st.booleans(),
         num_runs=st.sampled_from([1, 1, 2]),
+        num_right=st.integers(0, 4),
     )
     def step(
         self,
@@ -294,16 +305,17 @@ class Machine(RuleBasedStateMachine):
         failing: set[int],
         plans_ahead: bool,
         num_runs: int = 1,
+        num_right: int = 1,
     ) -> None:
         """One step. Rows that are `leaving` end while it runs, those that are `failing` with it, unrun.
 
-        No token can be chosen for `late` ones yet.
+        No token can be chosen for `late` ones yet. Of each row's guesses the first `num_right` are right.
         """
         step = self.scheduler.schedule()
         self.parked += self.scheduler.take_loads()
         self.check_plan(step)
         plan = step.plan()
-        order = [step.owners[item.id] for item in plan.items if item.sampling is not None]
+        order = [step.owners[item.id] for item in plan.items if item.sampling]
         sampling = [owner for owner in order if isinstance(owner, Sequence)]
         failed = {sampling[i].id for i in failing if i < len(sampling)}
         for _ in range(num_runs):  # as a step does that failed
@@ -325,7 +337,12 @@ class Machine(RuleBasedStateMachine):
         staying = [sequence for sequence in sampling if sequence.phase is Phase.RUNNING]
         waiting = [sampling[i] for i in late if i < len(sampling) and sampling[i] in staying]
         before = [list(sequence.tokens) for sequence in waiting]
-        result = StepResult(dict(zip([each.id for each in sampling], tokens, strict=True)))
+        result = StepResult(
+            {
+                row.id: after_guesses(token, step.guesses.get(row.id, ()), num_right)
+                for row, token in zip(sampling, tokens, strict=True)
+            }
+        )
         news = self.scheduler.update(step, result, 0.0)
         assert {id(sequence) for sequence, _ in news} == {id(each) for each in staying if each not in waiting}
         for sequence, its_tokens in zip(waiting, before, strict=True):
@@ -562,7 +579,7 @@ def test_a_request_that_fills_the_memory_runs_when_idle_prefixes_must_go() -> No
     scheduler.loaded(scheduler.take_loads()[0], soft)
     while sequence.phase is not Phase.FINISHED:
         step = scheduler.schedule()
-        tokens = [SampledToken(5, 0.0, True) for item in step.items if item.sampling is not None]
+        tokens = [SampledToken(5, 0.0, True) for item in step.items if item.sampling]
         scheduler.update(step, result_of(step, tokens), 0.0)
     assert [prefix.is_ready for prefix in scheduler.residency.prefixes] == [True], (
         "it stays for the next request"
@@ -584,7 +601,7 @@ def reading(number: int, num_read: int, **settings: object) -> Sequence:
 
 def advance(scheduler: Scheduler) -> Step:
     step = scheduler.schedule()
-    tokens = [SampledToken(5, 0.0, True) for item in step.items if item.sampling is not None]
+    tokens = [SampledToken(5, 0.0, True) for item in step.items if item.sampling]
     scheduler.update(step, result_of(step, tokens), 0.0)
     return step
 
@@ -618,7 +635,7 @@ def test_a_source_is_encoded_again_for_those_who_wait_where_its_only_reader_fail
     assert [item.id for item in step.items if item.reads == waiting.reads] == [broken.id]
     step.note_failures(step.plan(), {broken.id})
     scheduler.finish(broken)
-    scheduler.update(step, StepResult({first.id: SampledToken(5, 0.0, True)}), 0.0)
+    scheduler.update(step, StepResult({first.id: (SampledToken(5, 0.0, True),)}), 0.0)
     assert [*advance(scheduler).sources.values()] == [waiting.source]
     scheduler.check_integrity()
 
@@ -660,7 +677,7 @@ def test_a_late_row_keeps_its_scores_and_takes_its_last_token_again() -> None:
     step = scheduler.schedule()
     assert step.items[0].score_ids == (2, 3, 4)
     late = SampledToken(7, -1.0, True, is_late=True)
-    assert scheduler.update(step, StepResult({sequence.id: late}, {sequence.id: scores}), 0.0) == []
+    assert scheduler.update(step, StepResult({sequence.id: (late,)}, {sequence.id: scores}), 0.0) == []
     for _ in range(2):
         step = scheduler.schedule()
         (item,) = step.items
