@@ -40,7 +40,8 @@ class Speculation:
             sequence = step.sequences[item.id]
             if sequence.beams is None and sequence.constraint is None:
                 guesses = self._guess(sequence, min(self._most, step.budget), least_chance)
-                guesses = guesses[: self._room(sequence, item, len(guesses), num_running)]
+                if guesses:
+                    guesses = guesses[: self._room(sequence, item, len(guesses), num_running)]
                 if guesses:
                     step.guess(place, guessing_item(sequence, item, guesses), guesses)
 
