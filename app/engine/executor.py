@@ -13,6 +13,9 @@ from collections.abc import Mapping
 from app.engine.plan import Plan, StepResult
 from app.engine.runner import Masks, Runner
 from app.engine.sampling.token_masks import PackedMask
+from app.models.cpu.openmp import release_workers
+
+_REST = Plan(writes=(), items=())  # stands for no plan: the thread rests
 
 
 class Executor:
@@ -41,6 +44,10 @@ class Executor:
     def launch(self, plan: Plan) -> None:
         """Begin a plan; `collect` has been called for the last one."""
         self._plans.put(plan)
+
+    def rest(self) -> None:
+        """Give up what waits for the next plan at the cost of others, since none will come soon."""
+        self._plans.put(_REST)
 
     def collect(self, masks: Masks) -> StepResult:
         """Wait for the plan under way and return its result, or raise what it raised.
@@ -74,6 +81,9 @@ class Executor:
     def _serve_one(self, since: float) -> bool:
         """Run the next plan, of which nothing stays behind; return whether there was one."""
         plan = self._plans.get()
+        while plan is _REST:
+            release_workers()
+            plan = self._plans.get()
         if plan is None:
             return False
         self.waited = time.monotonic() - since

@@ -324,6 +324,7 @@ class EngineLoop:
             self._scheduler.check_integrity()
             self._scheduler.waiting.reset()
             self._deadlines.clean(0)
+            self._executor.rest()
         self._recorder.refresh()
         self._idle = True
 
