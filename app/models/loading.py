@@ -18,6 +18,9 @@ from app.models.placement import check_dtype, choose_device, choose_dtype
 from app.models.pretrained import load_pretrained, read_config
 from app.models.probe import ProbeReport, own_logits, probe_architecture, probe_weights
 
+# Requests under way are more than Python's 700, so that it would look through them again and again.
+_YOUNG_OBJECTS = 10_000
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedBase:
@@ -71,6 +74,7 @@ def load_base(
     weights_figure = probe_weights(backbone, own)
     gc.collect()
     gc.freeze()  # what stays; looking through all of it would stop every thread for 0.3 s at times
+    gc.set_threshold(_YOUNG_OBJECTS)
     return LoadedBase(
         name=base_name(reference),
         backbone=backbone,
