@@ -36,21 +36,23 @@ def take_over_libraries(log_format: LogFormat) -> None:
 
 
 def _formatter(log_format: LogFormat) -> logging.Formatter:
-    """Records come from the standard library's loggers alone; structlog renders them."""
-    stamps: list[structlog.typing.Processor] = [
-        structlog.stdlib.add_logger_name,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-    ]
+    """Records come from the standard library's loggers alone."""
+    return _TextFormatter() if log_format == "text" else _json_formatter()
+
+
+def _json_formatter() -> logging.Formatter:
+    """Structlog renders the lines."""
     return structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=[
             structlog.stdlib.add_log_level,
-            *(stamps if log_format == "json" else ()),
+            structlog.stdlib.add_logger_name,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
             _add_fields,
             structlog.processors.format_exc_info,
         ],
         processors=[
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-            structlog.processors.JSONRenderer() if log_format == "json" else _in_text,
+            structlog.processors.JSONRenderer(),
         ],
     )
 
@@ -63,9 +65,15 @@ def _add_fields(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapp
 _fields_in_text = structlog.processors.LogfmtRenderer(bool_as_flag=False)
 
 
-def _in_text(_: Any, __: str, event: MutableMapping[str, Any]) -> str:
-    """`INFO message name=value ...`, with a traceback on lines of its own."""
-    level, message = event.pop("level").upper(), on_one_line(event.pop("event"))
-    exception = event.pop("exception", None)
-    fields = _fields_in_text(None, "", event)
-    return " ".join(filter(None, (level, message, fields))) + (f"\n{exception}" if exception else "")
+class _TextFormatter(logging.Formatter):
+    """`INFO message name=value ...`, with a traceback on lines of its own.
+
+    Each request has a line, so that the event loop formats it: this takes half of structlog's time.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        fields = _fields_in_text(None, "", dict(getattr(record, "fields", ())))
+        line = " ".join(filter(None, (record.levelname, on_one_line(record.getMessage()), fields)))
+        error = record.exc_info
+        return line if error is None or error[0] is None else f"{line}\n{self.formatException(error)}"

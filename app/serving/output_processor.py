@@ -78,9 +78,11 @@ class OutputProcessor:
         return (taken if shown is taken.text else taken._replace(text=shown),)
 
     def _up_to_stop(self, text: str, is_last: bool) -> str:
-        shown = self._stop_strings.push(text, may_stop=self._may_stop)
-        if is_last:
-            shown += self._stop_strings.flush()
+        shown = text
+        if self._stop_strings.is_any:
+            shown = self._stop_strings.push(text, may_stop=self._may_stop)
+            if is_last:
+                shown += self._stop_strings.flush()
         self._shown.append(shown)
         return shown
 
@@ -130,6 +132,10 @@ def _scored(tables: DetokenizerTables, score: TokenScore, text: str) -> OutputTo
 
 
 def _top(tables: DetokenizerTables, top: Sequence[tuple[int, float]]) -> tuple[OutputToken, ...]:
-    return tuple(
-        OutputToken(id_, tables.text_of(id_), logprob, id_ in tables.special_ids) for id_, logprob in top
+    return (
+        ()
+        if not top
+        else tuple(
+            OutputToken(id_, tables.text_of(id_), logprob, id_ in tables.special_ids) for id_, logprob in top
+        )
     )

@@ -103,6 +103,8 @@ class Detokenizer:
             return ""
         data = self._tables.bytes_of.get(token_id)
         if data is not None:
+            if self._tables.is_byte_level and not self._pending:
+                return self._utf8.decode(data)
             text = self._decode_pending()
             return text + self._utf8.decode(self._seen_first(token_id, data))
         broken = self._utf8.decode(b"", final=True)

@@ -51,6 +51,11 @@ class StopStringMatcher:
         self.stopped: str | None = None  # the stop string that was found
         self.rest = ""  # what came with its last character and stands behind it
 
+    @property
+    def is_any(self) -> bool:
+        """Return whether there are stop strings; without any, all text is shown as it comes."""
+        return bool(self._matchers)
+
     def push(self, text: str, *, may_stop: bool = True) -> str:
         """Take more text; return what can be shown. After `stopped` is set, nothing more comes.
 

@@ -139,7 +139,8 @@ def _write(scope: Scope, record: RequestRecord) -> None:
             "generated_tokens": record.generated_tokens,
         }
     known = {name: value for name, value in fields.items() if value is not None}
-    log.log(level, "request", extra={"fields": known})
+    # As `log.log` does, which would also look for the calling line.
+    log.handle(log.makeRecord(log.name, level, "", 0, "request", (), None, extra={"fields": known}))
 
 
 def _key_name(scope: Scope) -> str | None:

@@ -4,6 +4,7 @@ Pure ASGI, so that nothing is buffered and a disconnect reaches the route.
 """
 
 import asyncio
+import functools
 import logging
 import re
 import time
@@ -297,6 +298,7 @@ def _host_name(host: str) -> str | None:
     return parts[1] if parts is not None else None
 
 
+@functools.lru_cache(256)
 def _split(url: str) -> tuple[str, str, int | None] | None:
     """Return scheme, host and port of an origin; None for anything else."""
     if _UNPRINTABLE.search(url):
