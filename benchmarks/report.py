@@ -1,86 +1,94 @@
-"""What came of a run: JSON for machines, a table for people."""
+"""What came of the rounds of a work, as JSON."""
 
-import os
-import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
+from statistics import median
 from typing import Any
 
-import torch
-import transformers
-
-from benchmarks.limits import Hardware, ModelCost, decode_step, whole_work
-from benchmarks.processes import RemoteSide
-from benchmarks.rounds import Record, ratio
+from benchmarks.encoder_decoder.work import EncoderDecoderShape
+from benchmarks.limits import Hardware, decode_step, model_cost, prefill, whole_work
+from benchmarks.rounds import Measured, Record, ratio
 from benchmarks.spread import Spread
-from benchmarks.work import Work
+from benchmarks.work import Work, model_without_weights
+from benchmarks.works import shape_name
 
 
-def machine() -> dict[str, Any]:
-    """What the figures depend on."""
+def work_json(measured: Measured, left_out: Mapping[str, str]) -> dict[str, Any]:
+    """All figures of one work; `left_out` are peers that didn't take part, and why."""
+    mine, work = measured.sides[0], measured.sides[0].work
+    same = [side for side in measured.sides if side.work.name == work.name]
     return {
-        "platform": platform.platform(),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
-        "cpu_kernels": torch.backends.cpu.get_cpu_capability(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        "description": work.description,
+        "work": asdict(work) | {"shape": shape_name(work.shape)},
+        "unit": work.unit,
+        "hardware": hardware_json(measured.hardware),
+        "sides": {side.name: side_json(measured.records[side], work) for side in same},
+        "ratios": {side.name: ratio(measured.ours, measured.records[side]).as_json(2) for side in same[1:]},
+        "beside": {
+            side.work.name: ratio(measured.ours, measured.records[side]).as_json()
+            for side in measured.sides
+            if side.process is mine.process and side.work.name != work.name
+        },
+        "agreement": _agreements(measured),
+        "limits": _limits(measured),
+        "waiting_sides_cpus": round(max(measured.waiting), 3),
+        "left_out": {**left_out, **measured.failed},
     }
 
 
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo") as lines:
-            return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
+def hardware_json(found: Sequence[Hardware]) -> dict[str, float]:
+    """Medians of what was measured between the rounds."""
+    hardware = typical(found)
+    return {
+        "read_gb_per_s": round(hardware.bandwidth / 1e9, 1),
+        "bf16_gflop_per_s": round(hardware.throughput / 1e9, 1),
+    }
 
 
-def side_json(record: Record) -> dict[str, Any]:
-    """One entrant's figures."""
+def typical(found: Sequence[Hardware]) -> Hardware:
+    """Of each figure the median."""
+    return Hardware(median(each.bandwidth for each in found), median(each.throughput for each in found))
+
+
+def side_json(record: Record, work: Work) -> dict[str, Any]:
+    """One side's figures."""
+    counted = record.num_tokens if work.new_tokens > 1 else record.num_requests
+    spreads = {
+        "first_token_seconds": record.first_token,
+        "time_per_token_seconds": record.time_per_token,
+        "decode_step_seconds": record.decode_steps,
+    }
     return {
         "requests_per_round": record.num_requests,
-        "tokens_per_second": Spread.of(record.rates).as_json(1),
+        "per_second": Spread.of([counted / seconds for seconds in record.seconds]).as_json(1),
         "seconds": [round(value, 3) for value in record.seconds],
-        "first_token_seconds": Spread.of(record.first_token).as_json(4) if record.first_token else None,
-        "time_per_token_seconds": Spread.of(record.time_per_token).as_json(4)
-        if record.time_per_token
-        else None,
+        **{name: Spread.of(values).as_json(4) for name, values in spreads.items() if values},
         "extra_memory_mib": None if record.extra_memory is None else record.extra_memory >> 20,
     }
 
 
-def limits_json(
-    hardware: Hardware, cost: ModelCost, work: Work, record: Record, steps: Sequence[float]
-) -> dict[str, Any]:
+def limits_json(hardware: Hardware, work: Work, record: Record) -> dict[str, Any]:
     """t* of one of our works and the fraction of it that was reached."""
-    whole = whole_work(hardware, cost, work)
-    step = decode_step(hardware, cost, work, work.prompt_tokens + work.new_tokens / 2)
+    cost = model_cost(model_without_weights(work.shape))
+    whole = (prefill if work.new_tokens == 1 else whole_work)(hardware, cost, work)
     taken = Spread.of(record.seconds).median
     report = {"whole_work_seconds": round(whole, 3), "whole_work_fraction": round(whole / taken, 3)}
-    if steps:
-        median = Spread.of(steps).median
+    if record.decode_steps:
+        step = decode_step(hardware, cost, work, work.prompt_tokens + work.new_tokens / 2)
+        measured = Spread.of(record.decode_steps).median
         report |= {
             "decode_step_seconds": round(step, 4),
-            "decode_step_measured_seconds": round(median, 4),
-            "decode_step_fraction": round(step / median, 3),
+            "decode_step_measured_seconds": round(measured, 4),
+            "decode_step_fraction": round(step / measured, 3),
         }
     return report
 
 
-def mixing_json(
-    hardware: Hardware, cost: ModelCost, mixed: RemoteSide, single: RemoteSide, records: Mapping[str, Record]
-) -> dict[str, Any]:
-    """Many tasks beside one task, and beside R* = t*(one) / t*(many): what mixing must cost at least."""
-    measured = ratio(records[mixed.label], records[single.label])
-    ideal = whole_work(hardware, cost, single.work) / whole_work(hardware, cost, mixed.work)
-    return {
-        "ratio": measured.as_json(),
-        "ideal": round(ideal, 3),
-        "fraction_of_ideal": round(measured.median / ideal, 3),
-    }
+def _limits(measured: Measured) -> dict[str, Any]:
+    work = measured.sides[0].work
+    if isinstance(work.shape, EncoderDecoderShape):
+        return {}  # t* counts decoders only
+    return limits_json(typical(measured.hardware), work, measured.ours)
 
 
 def agreement(ours: Record, other: Record) -> dict[str, float] | None:
@@ -94,137 +102,14 @@ def agreement(ours: Record, other: Record) -> dict[str, float] | None:
     }
 
 
-def build(
-    ours: Sequence[RemoteSide],
-    sides: Sequence[RemoteSide],
-    records: Mapping[str, Record],
-    hardware: Hardware,
-    cost: ModelCost,
-    steps: Mapping[str, Sequence[float]],
-) -> dict[str, Any]:
-    """The whole report but for the first-token figures."""
-    others = [side for side in sides if side not in ours]
-    return {
-        "work": asdict(ours[0].work),
-        "machine": machine(),
-        "hardware": {
-            "read_gb_per_s": round(hardware.bandwidth / 1e9, 1),
-            "bf16_gflop_per_s": round(hardware.throughput / 1e9, 1),
-            "parameters": cost.parameters + cost.head_parameters,
-        },
-        "sides": {side.label: side_json(records[side.label]) for side in sides},
-        "ratios": {mine.label: _ratios(mine, others, records) for mine in ours},
-        "agreement": {mine.label: _agreements(mine, others, records) for mine in ours},
-        "mixing": {
-            mine.label: mixing_json(hardware, cost, mine, single, records)
-            for mine in ours
-            if mine.work.tasks > 1 and (single := _single(mine, ours)) is not None
-        },
-        "limits": {
-            mine.label: limits_json(hardware, cost, mine.work, records[mine.label], steps[mine.label])
-            for mine in ours
-        },
-    }
-
-
-def _single(mixed: RemoteSide, ours: Sequence[RemoteSide]) -> RemoteSide | None:
-    """The same work with one task."""
-    return next(
-        (side for side in ours if side.work == replace(mixed.work, tasks=1)),
-        None,
-    )
-
-
-def _opponents(mine: RemoteSide, others: Sequence[RemoteSide]) -> list[RemoteSide]:
-    """Those who did the same work; without prompts, as many requests."""
-    return [
-        other
-        for other in others
-        if (other.work == mine.work if other.uses_prompts else other.work.requests == mine.work.requests)
-    ]
-
-
-def _ratios(mine: RemoteSide, others: Sequence[RemoteSide], records: Mapping[str, Record]) -> dict[str, Any]:
-    return {
-        other.name: ratio(records[mine.label], records[other.label]).as_json(2)
-        for other in _opponents(mine, others)
-    }
-
-
-def _agreements(
-    mine: RemoteSide, others: Sequence[RemoteSide], records: Mapping[str, Record]
-) -> dict[str, Any]:
+def _agreements(measured: Measured) -> dict[str, Any]:
+    """With those that do exactly the same: with the prompts, greedily, and without labels."""
+    mine = measured.sides[0].work
+    if mine.sampling or mine.num_labels:
+        return {}
     same = {
-        other.name: agreement(records[mine.label], records[other.label])
-        for other in _opponents(mine, others)
-        if other.uses_prompts or not mine.work.virtual_tokens
+        side.name: agreement(measured.ours, measured.records[side])
+        for side in measured.sides[1:]
+        if side.work.name == mine.name and (side.uses_prompts or not mine.virtual_tokens)
     }
     return {name: figures for name, figures in same.items() if figures is not None}
-
-
-def table(report: Mapping[str, Any]) -> str:
-    """For a terminal."""
-    lines = [
-        f"{'tokens/s':>10}  {'quartiles':>15}  {'first token':>11}  {'per token':>9}  {'memory':>8}  side"
-    ]
-    for label, side in report["sides"].items():
-        lines.append(_side_line(label, side))
-    for label, opponents in report["ratios"].items():
-        for name, figures in opponents.items():
-            low, high = figures["quartiles"]
-            lines.append(f"{figures['median']:>9}x  [{low}, {high}]  {label} / {name}")
-    for label, figures in report["mixing"].items():
-        median = figures["ratio"]["median"]
-        lines.append(f"{median:>9}x  {label} / one task; ideal {figures['ideal']}")
-    for label, figures in report["limits"].items():
-        reached = figures["whole_work_fraction"]
-        lines.append(f"{reached:>10.0%} of t* = {figures['whole_work_seconds']} s reached: {label}")
-    if "first_token" in report:
-        first = report["first_token"]
-        lines.append(
-            f"{first['ratio']['median']:>9}x  time to first token, {first['prompt_tokens']} tokens in: "
-            f"{first['virtual_tokens']} resident virtual tokens / none"
-        )
-    return "\n".join(lines)
-
-
-def markdown(report: Mapping[str, Any], mine: str) -> str:
-    """The table of a document: every opponent of one of our works, `mine`."""
-    lines = [
-        "| side | tokens/s | first token | per token | Promptplex is faster by |",
-        "|---|---|---|---|---|",
-    ]
-    own, ratios = report["sides"][mine], report["ratios"][mine]
-    lines.append(_markdown_line(mine, own, ""))
-    for label, side in report["sides"].items():
-        name = label.split(" (")[0]
-        if name in ratios:
-            low, high = ratios[name]["quartiles"]
-            lines.append(_markdown_line(label, side, f"{ratios[name]['median']}x [{low}, {high}]"))
-    return "\n".join(lines)
-
-
-def _markdown_line(label: str, side: Mapping[str, Any], ratio_cell: str) -> str:
-    first, later = (side[name] for name in ("first_token_seconds", "time_per_token_seconds"))
-    cells = [
-        label,
-        f"{side['tokens_per_second']['median']:.1f}",
-        "-" if first is None else f"{first['median']:.2f} s",
-        "-" if later is None else f"{1000 * later['median']:.0f} ms",
-        ratio_cell,
-    ]
-    return f"| {' | '.join(cells)} |".replace("|  |", "| |")
-
-
-def _side_line(label: str, side: Mapping[str, Any]) -> str:
-    rate = side["tokens_per_second"]
-    first, later = (side[name] for name in ("first_token_seconds", "time_per_token_seconds"))
-    cells = [
-        f"{rate['median']:>10}",
-        f"[{rate['quartiles'][0]}, {rate['quartiles'][1]}]".rjust(15),
-        ("-" if first is None else f"{first['median']:.2f} s").rjust(11),
-        ("-" if later is None else f"{1000 * later['median']:.0f} ms").rjust(9),
-        ("-" if side["extra_memory_mib"] is None else f"{side['extra_memory_mib']} MiB").rjust(8),
-        label,
-    ]
-    return "  ".join(cells)

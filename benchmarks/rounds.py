@@ -1,10 +1,16 @@
-"""Sides take turns, so that whatever else the machine does hits all of them."""
+"""Sides take turns within seconds, so that whatever else the machine does hits all of them.
+
+A round runs every side of one work once. The speed of a machine may change twofold within minutes, so ratios
+are computed within a round; and what the hardware can do is measured between rounds of the same work.
+"""
 
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from benchmarks.processes import RemoteSide, SideProcess
+from benchmarks.limits import Hardware, measure_hardware
+from benchmarks.processes import RemoteSide
 from benchmarks.sides import Answer
 from benchmarks.spread import Spread
 from benchmarks.work import make_asks
@@ -12,13 +18,14 @@ from benchmarks.work import make_asks
 
 @dataclass(slots=True)
 class Record:
-    """What one entrant did: a figure a round."""
+    """What one side did with one work: a figure a round."""
 
     num_tokens: int = 0
     num_requests: int = 0
     seconds: list[float] = field(default_factory=list)
     first_token: list[float] = field(default_factory=list)  # medians over the requests
     time_per_token: list[float] = field(default_factory=list)
+    decode_steps: list[float] = field(default_factory=list)  # median seconds, of ours
     extra_memory: int | None = None  # bytes above the idle process, at the peak of the warm-up
     answers: list[Answer] = field(default_factory=list)  # of the warm-up
 
@@ -28,41 +35,79 @@ class Record:
         return [self.num_tokens / seconds for seconds in self.seconds]
 
 
+@dataclass(slots=True)
+class Measured:
+    """A work, done in rounds."""
+
+    sides: Sequence[RemoteSide]  # ours first, then ours on other works, then the peers
+    records: dict[RemoteSide, Record]
+    hardware: list[Hardware] = field(default_factory=list)
+    waiting: list[float] = field(default_factory=list)  # CPUs that all waiting sides took, a figure a run
+    failed: dict[str, str] = field(default_factory=dict)  # side -> why it takes no part
+
+    @property
+    def ours(self) -> Record:
+        """Of the work itself."""
+        return self.records[self.sides[0]]
+
+
 def ratio(ours: Record, other: Record) -> Spread:
     """How many times as fast we are: rates divided within each round."""
     return Spread.of([mine / theirs for mine, theirs in zip(ours.rates, other.rates, strict=True)])
 
 
-def warm_up(sides: Sequence[RemoteSide], say: Callable[[str], None]) -> dict[str, Record]:
+def warm_up(sides: Sequence[RemoteSide], say: Callable[[str], None]) -> Measured:
     """One run each, which also tells memory and answers; nothing of it counts as time."""
-    records = {}
+    records: dict[RemoteSide, Record] = {}
+    failed = {}
     for side in sides:
-        say(f"warming up: {side.label}")
-        run = side.run(make_asks(side.work), watch_memory=True)
-        num_tokens = sum(len(answer.token_ids) for answer in run.answers)
-        records[side.label] = Record(
-            num_tokens, len(run.answers), extra_memory=run.extra_memory, answers=run.answers
-        )
-    return records
+        try:
+            run = side.run(make_asks(side.work), watch_memory=True)
+        except RuntimeError as error:
+            failed[side.name] = str(error).strip().splitlines()[-1]
+            say(f"left out: {side.name}: {failed[side.name]}")
+            continue
+        lengths = {len(answer.token_ids) for answer in run.answers}
+        if lengths != {side.work.new_tokens}:
+            raise RuntimeError(f"{side.name}: answers of {sorted(lengths)} tokens to {side.work.name}")
+        count, num_tokens = len(run.answers), len(run.answers) * side.work.new_tokens
+        records[side] = Record(num_tokens, count, extra_memory=run.extra_memory, answers=run.answers)
+    return Measured(list(records), records, failed=failed)
 
 
-def run_rounds(
-    processes: Sequence[SideProcess], records: dict[str, Record], rounds: int, say: Callable[[str], None]
-) -> None:
-    """All sides once a round; each round starts with another process, and every other one goes backwards.
+def run_rounds(measured: Measured, rounds: int, say: Callable[[str], None]) -> None:
+    """All sides once a round; each round starts with another side, and every other one goes backwards.
 
-    So nobody always follows the same one, or always comes first after another process had the cores;
-    and the sides of one process stay neighbours, whose ratios are the finest.
+    So no side always follows the same one.
     """
     for number in range(rounds):
-        shift = number % len(processes)
-        order = [side for process in (*processes[shift:], *processes[:shift]) for side in process.sides]
-        for side in order if number % 2 == 0 else reversed(order):
-            record = records[side.label]
-            run = side.run(make_asks(side.work))
-            record.seconds.append(run.seconds)
-            _note_latencies(record, run.answers)
-            say(f"round {number + 1} of {rounds}: {side.label}: {record.rates[-1]:.1f} tokens/s")
+        if number in {0, rounds // 2, rounds - 1}:
+            measured.hardware.append(measure_hardware())
+        run_round(measured, number)
+        rates = [f"{measured.records[side].rates[-1]:.1f}" for side in measured.sides]
+        say(f"{measured.sides[0].work.name}, round {number + 1} of {rounds}: {' '.join(rates)}")
+
+
+def run_round(measured: Measured, number: int) -> None:
+    """Every side once."""
+    sides = measured.sides
+    shift = number % len(sides)
+    order = [*sides[shift:], *sides[:shift]]
+    for side in order if number % 2 == 0 else reversed(order):
+        _run_side(measured, side)
+
+
+def _run_side(measured: Measured, side: RemoteSide) -> None:
+    waiting = {each.process for each in measured.sides} - {side.process}
+    before, began = sum(process.cpu_seconds() for process in waiting), time.perf_counter()
+    run = side.run(make_asks(side.work))
+    elapsed = time.perf_counter() - began
+    measured.waiting.append((sum(process.cpu_seconds() for process in waiting) - before) / elapsed)
+    record = measured.records[side]
+    record.seconds.append(run.seconds)
+    _note_latencies(record, run.answers)
+    if side.process is measured.sides[0].process and (steps := side.ask("decode_steps")):
+        record.decode_steps.append(statistics.median(steps))
 
 
 def _note_latencies(record: Record, answers: Sequence[Answer]) -> None:

@@ -58,7 +58,7 @@ class SharedEngine:
         accelerate(backbone.model)  # as load_base does
         config = EngineConfig(
             max_rows=max(work.rows for work in works),
-            kv_cache_bytes=sum(map(_kv_bytes, works)),
+            kv_cache_bytes=_kv_bytes(works),
             speculate=speculate,
         )
         self.engine = Engine(backbone, self.source, config, on_step=self.steps.append)
@@ -69,6 +69,8 @@ class SharedEngine:
         self.engine.stop()
 
 
-def _kv_bytes(work: Work) -> int:
-    """Room for every request and every prompt, twice: scarcity isn't what is measured here."""
-    return 2 * work.shape.kv_bytes_per_token * (work.slots + work.tasks * work.virtual_tokens + 4096)
+def _kv_bytes(works: Sequence[Work]) -> int:
+    """Room for the requests of a work and all prompts, twice: scarcity isn't what is measured here."""
+    prompts = sum(work.tasks * work.virtual_tokens for work in works)
+    slots = max(work.slots for work in works) + prompts + 4096
+    return 2 * works[0].shape.kv_bytes_per_token * slots

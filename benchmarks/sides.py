@@ -1,4 +1,4 @@
-"""What a side is: somebody who does the work, and says when each token came."""
+"""What a side is: something that does the work, and says when tokens came."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

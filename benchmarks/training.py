@@ -14,8 +14,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from benchmarks.machine import machine
 from benchmarks.processes import SideProcess
-from benchmarks.report import machine
 from benchmarks.spread import Spread
 from benchmarks.training_sides import BASES, METHODS, TASKS, TrainingWork, Turn, make_ours, make_peft
 

@@ -34,22 +34,23 @@ class StepClock(StoppingCriteria):
 
 
 def generate_batch_of(
-    generate: Callable[..., Tensor], asks: Sequence[Ask], new_tokens: int, began: float
+    generate: Callable[..., Tensor], asks: Sequence[Ask], work: Work, began: float
 ) -> list[Answer]:
-    """Greedy `generate` of requests of equal length: no padding, its best case."""
+    """`generate` for requests of equal length: no padding, its best case."""
     clock = StepClock()
     ids = torch.tensor([ask.token_ids for ask in asks])
     output = generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
-        max_new_tokens=new_tokens,
-        do_sample=False,
+        max_new_tokens=work.new_tokens,
+        do_sample=bool(work.sampling),
         eos_token_id=None,
         pad_token_id=0,
         stopping_criteria=StoppingCriteriaList([clock]),
+        **dict(work.sampling),
     )
     first, last = clock.times[0] - began, clock.times[-1] - began
-    new = output[:, -new_tokens:].tolist()
+    new = output[:, -work.new_tokens :].tolist()
     return [Answer(token_ids=tuple(row), first_token=first, last_token=last) for row in new]
 
 
@@ -66,7 +67,7 @@ class StaticBatch:
     @torch.inference_mode()
     def run(self, asks: Sequence[Ask]) -> list[Answer]:
         """One call."""
-        return generate_batch_of(self._generate, asks, self.work.new_tokens, time.perf_counter())
+        return generate_batch_of(self._generate, asks, self.work, time.perf_counter())
 
     def close(self) -> None:
         """Nothing to free."""

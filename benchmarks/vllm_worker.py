@@ -1,6 +1,6 @@
 """Runs inside vLLM's own virtual environment: JSON lines in, JSON lines out.
 
-    {"embeds": "<file.safetensors>", "new_tokens": 32}
+    {"embeds": "<file.safetensors>", "new_tokens": 32, "sampling": {"top_p": 0.9}}
     -> {"answers": [{"token_ids": [...], "first_token": 0.5, "last_token": 2.5}]}
 
 The file holds a tensor per request, `0`, `1` ..., each `[p + tokens, d]`: what vLLM lets a client send where
@@ -15,8 +15,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-# Of the machine's memory, on a CPU too, whatever the option is called; other sides need theirs.
-_MEMORY_SHARE = 0.3
+_CACHE_BYTES = 2 << 30  # for K and V: all works fit
 
 
 def start(model: str, max_tokens: int, max_requests: int) -> Any:
@@ -30,23 +29,28 @@ def start(model: str, max_tokens: int, max_requests: int) -> Any:
         enable_prompt_embeds=True,
         max_model_len=max_tokens,
         max_num_seqs=max_requests,
-        gpu_memory_utilization=_MEMORY_SHARE,
+        kv_cache_memory_bytes=_CACHE_BYTES,
         enable_prefix_caching=False,  # prompts differ from round to round for a real server's clients too
         disable_log_stats=False,
     )
 
 
-def answer(engine: Any, embeds: str, new_tokens: int) -> dict[str, Any]:
-    """Generate for all requests at once."""
+def answer(engine: Any, embeds: str, new_tokens: int, sampling: dict[str, float]) -> dict[str, Any]:
+    """Generate for all requests at once; greedily without `sampling`."""
     from vllm import SamplingParams
 
     tensors = load_file(embeds)
     prompts = [{"prompt_embeds": tensors[str(number)]} for number in range(len(tensors))]
-    params = SamplingParams(temperature=0.0, max_tokens=new_tokens, ignore_eos=True, detokenize=False)
+    params = SamplingParams(
+        temperature=1.0 if sampling else 0.0,
+        max_tokens=new_tokens,
+        ignore_eos=True,
+        detokenize=False,
+        **sampling,
+    )
     began = time.perf_counter()
     outputs = engine.generate(prompts, params, use_tqdm=False)
-    seconds = time.perf_counter() - began
-    return {"seconds": seconds, "answers": [_answer(output, began) for output in outputs]}
+    return {"answers": [_answer(output, began) for output in outputs]}
 
 
 def _answer(output: Any, began: float) -> dict[str, Any]:

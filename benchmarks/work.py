@@ -30,20 +30,24 @@ class Shape:
 
 SHAPES = {
     "qwen2-0.4b": Shape(layers=24, hidden=896, heads=14, kv_heads=2, intermediate=4864, vocabulary=32_000),
+    "qwen2-1.5b": Shape(layers=28, hidden=1536, heads=12, kv_heads=2, intermediate=8960, vocabulary=151_936),
     "tiny": Shape(layers=2, hidden=64, heads=4, kv_heads=2, intermediate=128, vocabulary=256),
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """Requests of equal length, greedy, without EOS, all there at once."""
+    """Requests of equal length, without EOS, all there at once."""
 
     shape: Shape
+    name: str = "work"
     tasks: int = 8
     requests: int = 32
     virtual_tokens: int = 20  # p of every task's soft prompt; 0: no prompts
     prompt_tokens: int = 64
     new_tokens: int = 32
+    sampling: tuple[tuple[str, float], ...] = ()  # such as ("top_p", 0.9); none: greedy
+    num_labels: int = 0  # of one token each, between which a request chooses; 0: it generates
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -51,26 +55,40 @@ class Work:
             raise ValueError("tasks, requests and tokens must be at least 1, virtual tokens at least 0")
         if self.tasks > self.requests:
             raise ValueError(f"{self.requests} requests can't have {self.tasks} tasks")
+        if self.num_labels and self.new_tokens > 1:
+            raise ValueError(f"a choice is one token, not {self.new_tokens}")
 
     @property
-    def label(self) -> str:
-        """What tells it from the other works of a run."""
-        return f"p={self.virtual_tokens}, {self.tasks} task{'s' if self.tasks > 1 else ''}"
-
-    @property
-    def promptless_label(self) -> str:
-        """What tells it from the other works of a run where no prompts are used."""
-        return f"{self.requests} requests"
+    def labels(self) -> range:
+        """Ids of the labels."""
+        return range(3, 3 + self.num_labels)
 
     @property
     def rows(self) -> int:
         """Sequences that run at once."""
-        return self.requests
+        return self.requests * max(1, self.num_labels)
 
     @property
     def slots(self) -> int:
         """Slots of the K/V cache that all requests take, without their tasks' prompts."""
-        return self.requests * (self.prompt_tokens + self.new_tokens)
+        return self.rows * (self.prompt_tokens + self.new_tokens)
+
+    @property
+    def unit(self) -> str:
+        """What is counted: where an answer is one token, the rate of answers."""
+        return "tokens/s" if self.new_tokens > 1 else "requests/s"
+
+    @property
+    def description(self) -> str:
+        """What is asked, in a phrase."""
+        requests = f"{self.requests} request{'s' if self.requests > 1 else ''}"
+        parts = [f"{requests} of {self.prompt_tokens}", f"p={self.virtual_tokens}", self._answers]
+        parts += [] if self.tasks == min(8, self.requests) else [f"{self.tasks} task"]
+        return ", ".join(parts + [f"{name} {value}" for name, value in self.sampling])
+
+    @property
+    def _answers(self) -> str:
+        return f"{self.num_labels} labels" if self.num_labels else f"{self.new_tokens} new"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +115,21 @@ def make_asks(work: Work) -> list[Ask]:
 
 def random_model(shape: Shape, seed: int = 0) -> PreTrainedModel:
     """Random bf16 weights, frozen. Nothing is downloaded."""
-    config = Qwen2Config(
+    torch.manual_seed(seed)
+    model: PreTrainedModel = Qwen2ForCausalLM(_config(shape))
+    nn.Module.to(model, torch.bfloat16)  # not the model's own `to`, whose annotations mislead mypy
+    model.train(False).requires_grad_(False)
+    return model
+
+
+def model_without_weights(shape: Shape) -> nn.Module:
+    """The modules alone, to count what they hold."""
+    with torch.device("meta"):
+        return Qwen2ForCausalLM(_config(shape))
+
+
+def _config(shape: Shape) -> Qwen2Config:
+    return Qwen2Config(
         num_hidden_layers=shape.layers,
         hidden_size=shape.hidden,
         num_attention_heads=shape.heads,
@@ -107,16 +139,15 @@ def random_model(shape: Shape, seed: int = 0) -> PreTrainedModel:
         max_position_embeddings=4096,
         tie_word_embeddings=True,
     )
-    torch.manual_seed(seed)
-    model: PreTrainedModel = Qwen2ForCausalLM(config)
-    nn.Module.to(model, torch.bfloat16)  # not the model's own `to`, whose annotations mislead mypy
-    model.train(False).requires_grad_(False)
-    return model
 
 
 def random_prompts(model: PreTrainedModel, work: Work) -> list[Tensor]:
     """A soft prompt `[p, d]` for each task, as wide as the model's own embeddings."""
-    width = embedding_width(model)
+    return prompts_of_width(embedding_width(model), work)
+
+
+def prompts_of_width(width: float, work: Work) -> list[Tensor]:
+    """A soft prompt `[p, d]` for each task, of numbers with this standard deviation."""
     generator = torch.Generator().manual_seed(work.seed + work.virtual_tokens)
     rows = torch.randn(work.tasks, work.virtual_tokens, work.shape.hidden, generator=generator)
     return list((rows * width).to(torch.bfloat16))

@@ -1,5 +1,4 @@
-"""Encoder-decoders beside their peers: ``python -m benchmarks.encoder_decoder``.
+"""Encoder-decoders beside their peers, in the works `t5` and `bart` of ``python -m benchmarks``.
 
-``work`` says what is asked, ``sides`` and ``compiled_sides`` are the sides, ``__main__`` lets them take
-turns.
+``work`` says what is asked, ``sides`` and ``compiled_sides`` are the sides.
 """

@@ -52,20 +52,10 @@ class SourceWork(Work):
     num_beams: int = 1  # 1: greedy
 
     @property
-    def label(self) -> str:
-        """What tells it from the other works of a run."""
-        tasks = f"{self.tasks} task{'s' if self.tasks > 1 else ''}"
-        return f"{self.decoding}, p={self.virtual_tokens}, {tasks}"
-
-    @property
-    def promptless_label(self) -> str:
-        """What tells it from the others where no prompts are used."""
-        return f"{self.decoding}, {self.requests} requests"
-
-    @property
-    def decoding(self) -> str:
-        """How tokens are chosen."""
-        return "greedy" if self.num_beams == 1 else f"{self.num_beams} beams"
+    def description(self) -> str:
+        """What is asked, in a phrase."""
+        decoding = "greedy" if self.num_beams == 1 else f"{self.num_beams} beams"
+        return f"{Work.description.fget(self)}, {decoding}"  # type: ignore[attr-defined]
 
     @property
     def rows(self) -> int:
