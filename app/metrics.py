@@ -292,6 +292,8 @@ def _engine_gauges(engine: EngineStats) -> Iterator[Metric]:
     yield _gauge("num_requests_running", "Requests in the batch", engine.num_running)
     yield _gauge("num_requests_waiting", "Requests in the queue", engine.num_waiting)
     yield _gauge("kv_cache_usage_ratio", "Share of K/V blocks in use", engine.kv_usage)
+    yield _gauge("kv_cache_bytes", "Bytes of all K/V blocks", engine.kv_cache_bytes)
+    yield _gauge("kv_bytes_per_token", "Bytes of K/V that a token takes", engine.kv_bytes_per_token)
     yield _gauge("resident_prefixes", "Prefixes on the device", engine.resident_prefixes)
     yield _gauge("resident_prefix_bytes", "Their bytes", engine.resident_prefix_bytes)
     yield _gauge("held_sequences", "Ended sequences that may be continued", engine.num_held)

@@ -6,6 +6,7 @@ the same bytes do not agree. What is hashed, or decides where tensors lie, is re
 
 import json
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
@@ -73,7 +74,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     for key, value in pairs:
         if key in result:
             raise JsonError(f"the key {excerpt(key)} appears twice")
-        result[key] = value
+        result[sys.intern(key)] = value  # thousands of manifests have the same ones
     return result
 
 

@@ -6,15 +6,19 @@ import platform
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from app import __version__
 from app.cli.importing import large_imports
+from app.cli.speed import in_words
 from app.host_memory import host_memory
 from app.prompt import ModelGeometry
 from app.sites import Site
+
+if TYPE_CHECKING:
+    from app.models.loading import LoadedBase
 
 _LIBRARIES = ("torch", "transformers", "fastapi", "pydantic", "safetensors")
 
@@ -25,6 +29,9 @@ def doctor(
     ),
     dtype: str = typer.Option("auto", help="Dtype to load it in: auto, float32, bfloat16 or float16"),
     device: str = typer.Option("auto", help="Device: auto, cpu, cuda or cuda:N"),
+    speed: bool = typer.Option(
+        False, help="With --model: let the engine run decode steps, and compare them with what is possible"
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print JSON"),
 ) -> None:
     """Show this machine's software, hardware and measured speed, and with --model the probe of a base."""
@@ -32,7 +39,7 @@ def doctor(
     typer.echo("measuring (a few seconds)", err=True)
     report["measured"] = _measure(report["choices"]["device"])
     if model is not None:
-        report["model"] = _model(model, dtype, device)
+        report |= _model(model, dtype, device, speed=speed)
     if as_json:
         typer.echo(json.dumps(report, indent=2))
     else:
@@ -71,13 +78,19 @@ def _machine() -> dict[str, Any]:
 def _choices(device: str) -> dict[str, Any]:
     """What `auto` means here."""
     from app.models.cpu.summary import kernels_in_words
-    from app.models.placement import choose_device, choose_dtype, cpu_has_native_bfloat16
+    from app.models.placement import (
+        choose_device,
+        choose_dtype,
+        cpu_bfloat16_in_words,
+        cpu_has_native_bfloat16,
+    )
 
     chosen = choose_device(device)
     return {
         "device": str(chosen),
         "dtype": str(choose_dtype("auto", chosen)).removeprefix("torch."),
         "cpu_native_bfloat16": cpu_has_native_bfloat16(),
+        "cpu_bfloat16_by": cpu_bfloat16_in_words(),
         "cpu_kernels": kernels_in_words(),
     }
 
@@ -95,11 +108,36 @@ def _measure(device: str) -> dict[str, float]:
     return figures
 
 
-def _model(reference: str, dtype: str, device: str) -> dict[str, Any]:
+def _model(reference: str, dtype: str, device: str, *, speed: bool) -> dict[str, Any]:
     with large_imports():
         from app.models.loading import load_base
 
     base = load_base(reference, dtype=dtype, device=device, progress=lambda line: typer.echo(line, err=True))
+    report, limits = {"model": _shapes(base)}, _limits(reference, base, speed=speed)
+    return report | {"limits": limits} if limits else report
+
+
+def _limits(reference: str, base: "LoadedBase", *, speed: bool) -> dict[str, Any]:
+    """Return what the hardware allows the base's decode steps; empty where that can't be said."""
+    from app.cli.speed import decode_limits, measure_steps
+    from app.models.limits import cost_of, measure_hardware
+    from app.models.pretrained import read_config
+
+    backbone = base.backbone
+    cost = cost_of(read_config(reference), backbone.dtype)
+    if cost is None:
+        return {}
+    typer.echo("measuring what is possible (seconds)", err=True)
+    hardware = measure_hardware(str(backbone.device), backbone.dtype)
+    kv_bytes = _bytes_at(Site.DECODER_SELF, backbone.geometry, backbone.dtype.itemsize)
+    limits = decode_limits(hardware, cost, kv_bytes)
+    if speed:
+        typer.echo("running decode steps (a minute for a large base)", err=True)
+        measure_steps(base, limits)
+    return limits
+
+
+def _shapes(base: "LoadedBase") -> dict[str, Any]:
     geometry = base.backbone.geometry
     layers = geometry.layers[Site.DECODER_SELF]
     encoder = {
@@ -137,6 +175,8 @@ def _print_report(report: dict[str, Any]) -> None:
         typer.echo(f"{section}:")
         for name, value in entries.items():
             shown = ", ".join(map(str, value)) or "none" if isinstance(value, list) else value
+            if section == "limits":
+                shown = in_words(value)
             typer.echo(f"  {name.replace('_', ' '):<32} {shown}")
 
 

@@ -93,6 +93,9 @@ class KVBlocks:
         self.pools = tuple(map(BlockPool, num_blocks))
         self.capacity: Counts = np.array([pool.num_blocks for pool in self.pools])
         self.block_bytes = block_bytes(groups)
+        self.num_bytes = int(self.capacity @ self.block_bytes)
+        own = self.at(Site.DECODER_SELF)
+        self.bytes_per_token = sum(group.block_bytes for group in own) // self.block_size
 
     @property
     def num_free(self) -> Counts:

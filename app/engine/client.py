@@ -19,6 +19,8 @@ class EngineStats:
     kv_usage: float = 0.0  # share of K/V blocks that are held
     resident_prefixes: int = 0
     resident_prefix_bytes: int = 0
+    kv_cache_bytes: int = 0  # of all K/V blocks
+    kv_bytes_per_token: int = 0  # of the decoder's self-attention, in all layers
     resident_digests: frozenset[str] = frozenset()  # prompts that are ready on the device
     num_sources: int = 0  # whose keys and values for cross-attention are on the device
     num_held: int = 0  # ended sequences with keys and values that stay for those that continue them

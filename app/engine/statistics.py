@@ -80,6 +80,8 @@ class StepRecorder:
             resident_prefixes=len(prefixes),
             resident_prefix_bytes=int(prefixes.num_blocks @ blocks.block_bytes),
             resident_digests=prefixes.resident_digests(),
+            kv_cache_bytes=blocks.num_bytes,
+            kv_bytes_per_token=blocks.bytes_per_token,
             num_sources=len(residency.sources),
             num_held=len(residency.held),
             steps=self._num_steps,

@@ -12,8 +12,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.pytorch_utils import Conv1D
 
 from app.models.cpu.packed_linear import pack_linears
+from app.models.weights import model_class
 
 _BANDWIDTH_BYTES = 256 << 20  # far larger than most caches
 _WIDTH = 8192  # of the matrix of these bytes that one row is multiplied by
@@ -62,13 +66,27 @@ def matmul_throughput(device: str, dtype: torch.dtype) -> float:
     return 2 * _MATMUL_SIZE**3 / _best_seconds(lambda: square @ square, device)
 
 
-def model_cost(model: nn.Module) -> ModelCost:
-    """Count linear layers; embeddings are looked up, not multiplied."""
-    sizes = {
-        name: module.weight.numel() for name, module in model.named_modules() if isinstance(module, nn.Linear)
-    }
-    head = sizes.pop("lm_head")
-    return ModelCost(sum(sizes.values()), head)
+def model_cost(model: PreTrainedModel) -> ModelCost:
+    """Count the matrices that each token is multiplied by; embeddings are looked up."""
+    head = model.get_output_embeddings()
+    sizes = [
+        module.weight.numel()
+        for module in model.modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not head
+    ]
+    return ModelCost(sum(sizes), head.weight.numel(), model.dtype.itemsize)
+
+
+def cost_of(config: PreTrainedConfig, dtype: torch.dtype) -> ModelCost | None:
+    """Count them of a base that is not accelerated, and not loaded.
+
+    Return None where not every token passes through all matrices: in encoder-decoders, and among experts.
+    """
+    if config.is_encoder_decoder:
+        return None
+    with torch.device("meta"):
+        model = model_class(config).from_config(config, dtype=dtype)
+    return None if any("expert" in name for name, _ in model.named_parameters()) else model_cost(model)
 
 
 def decode_step(hardware: Hardware, cost: ModelCost, rows: int, cached_bytes: float) -> float:
@@ -79,6 +97,21 @@ def decode_step(hardware: Hardware, cost: ModelCost, rows: int, cached_bytes: fl
 def prefill(hardware: Hardware, cost: ModelCost, rows: int, tokens: int) -> float:
     """Return t*, in seconds, of `tokens` of `rows` prompts, each with logits for its last token."""
     return _least(hardware, cost, rows, tokens, 0)
+
+
+def decode_step_in_words(hardware: Hardware, cost: ModelCost, rows: int, cached_bytes: float) -> str:
+    """Return what such a step takes most of its time for."""
+    parameters = cost.parameters + cost.head_parameters
+    parts = {
+        "reading weights": parameters * cost.bytes_per_parameter / hardware.bandwidth,
+        "reading keys and values": cached_bytes / hardware.bandwidth,
+        "arithmetic": 2 * parameters * rows / hardware.throughput,
+    }
+    return (
+        "arithmetic"
+        if parts.pop("arithmetic") > sum(parts.values())
+        else max(parts, key=lambda each: parts[each])
+    )
 
 
 def _least(hardware: Hardware, cost: ModelCost, rows: int, tokens: int, cached_bytes: float) -> float:

@@ -44,6 +44,15 @@ def cpu_has_native_bfloat16() -> bool:
     )
 
 
+def cpu_bfloat16_in_words() -> str:
+    """Return by which instructions bf16 products run here; AMX multiplies tiles, several times as fast."""
+    if torch.cpu._is_amx_tile_supported():
+        return "AMX"
+    if torch.cpu._is_avx512_bf16_supported():
+        return "AVX-512 bf16 (no AMX)"
+    return "the processor's own" if cpu_has_native_bfloat16() else "none (neither AMX nor AVX-512 bf16)"
+
+
 def check_dtype(config: PreTrainedConfig, dtype: torch.dtype) -> None:
     """Refuse float16 for encoder-decoders.
 

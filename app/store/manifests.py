@@ -69,7 +69,8 @@ def decode_version(task_id: str, number: int, data: bytes) -> TaskVersion:
     if (fields["task_id"], fields["version"]) != (task_id, number):
         raise CorruptData(f"The manifest of {what} belongs elsewhere")
     try:
-        return _version(fields, hashlib.sha256(data).hexdigest())
+        # One string for all records of a task.
+        return _version(fields | {"task_id": task_id}, hashlib.sha256(data).hexdigest())
     except (TypeError, ValueError):
         raise CorruptData(f"The manifest of {what} has a field of the wrong type") from None
 

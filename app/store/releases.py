@@ -202,7 +202,7 @@ def decode_release(task_id: str, number: int, data: bytes, previous: Release | N
     if not _is_consistent(fields, aliases, manifests):
         raise CorruptData(f"The record of {what} contradicts itself")
     return Release(
-        **{name: fields[name] for name in _COMMON},
+        **{name: fields[name] for name in _COMMON} | {"task_id": task_id},  # one string for all records
         digest=hashlib.sha256(data).hexdigest(),
         previous_digest=fields["previous"],
         aliases=aliases,

@@ -122,7 +122,8 @@ def test_metrics(client: httpx.Client) -> None:
         e2e_request_latency_seconds request_queue_time_seconds request_prefill_time_seconds
         request_decode_time_seconds prompt_tokens_total generation_tokens_total request_success_total
         kv_cache_usage_ratio batch_size distinct_tasks prompt_load_seconds_total prompt_load_failures_total
-        prompt_cache_hits_total prompt_cache_misses_total resident_prefixes resident_prefix_bytes
+        prompt_cache_hits_total prompt_cache_misses_total kv_cache_bytes kv_bytes_per_token
+        resident_prefixes resident_prefix_bytes
     """
     assert {f"promptplex_{name}" for name in stems.split()} <= families
 

@@ -8,7 +8,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 def test_the_report_of_a_machine_and_a_model(promptplex: Run, base: Path) -> None:
-    status, out, _ = promptplex("doctor", "--model", str(base), "--dtype", "float32", "--json")
+    status, out, _ = promptplex("doctor", "--model", str(base), "--dtype", "float32", "--speed", "--json")
     report = json.loads(out)
     assert status == 0
     assert report["measured"]["read_gb_per_s"] > 0
@@ -17,6 +17,11 @@ def test_the_report_of_a_machine_and_a_model(promptplex: Run, base: Path) -> Non
     assert report["model"]["layers"] == 2
     assert report["model"]["kv_bytes_per_token"] == 2 * 2 * 2 * 8 * 4
     assert report["model"]["probe_twin_error"] < 1e-4
+    assert len(report["limits"]) == 3
+    for step in report["limits"].values():
+        assert 0 < step["least_ms"] < step["taken_ms"]
+        assert step["limited_by"] in ("reading weights", "reading keys and values", "arithmetic")
+        assert 0 <= step["reached"] < 1
 
 
 def test_the_report_in_words(promptplex: Run) -> None:

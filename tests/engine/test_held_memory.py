@@ -1,0 +1,105 @@
+"""Bytes of Python's objects for a running and a waiting request, counted by the interpreter's own tracing."""
+
+import asyncio
+import gc
+import threading
+import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from app.engine.engine import Engine, EngineConfig
+from app.engine.statistics import StepStats
+from app.models.decoder_only import DecoderOnly
+from app.request import Request, SamplingParams
+from tests.waiting import PATIENCE, wait_until
+
+ROWS, PROMPT, NEW = 32, 64, 64
+PENALTY = SamplingParams(repetition_penalty=1.1)
+
+
+class _NoPrompts:
+    def load(self, digest: str) -> None:
+        raise KeyError(digest)
+
+
+class Paused:
+    """An engine that stops after a step when it is ordered to, so that its objects can be counted."""
+
+    def __init__(self, backbone: DecoderOnly) -> None:
+        self.at_rest, self.go_on = threading.Event(), threading.Event()
+        self.rests_when: Callable[[StepStats], bool] | None = None
+        config = EngineConfig(max_rows=ROWS, token_budget=4096, kv_cache_bytes=16 << 20)
+        self.engine = Engine(backbone, _NoPrompts(), config, on_step=self._on_step)  # type: ignore[arg-type]
+
+    def _on_step(self, step: StepStats) -> None:
+        if self.rests_when is not None and self.rests_when(step):
+            self.rests_when = None
+            self.at_rest.set()
+            assert self.go_on.wait(PATIENCE)
+
+    async def run(self, name: str, count: int, sampling: SamplingParams) -> None:
+        async def one(number: int) -> None:
+            ids = tuple(3 + (number + place) % 60 for place in range(PROMPT))
+            request = Request(id=f"{name}-{number}", token_ids=ids, max_new_tokens=NEW, sampling=sampling)
+            async for _ in self.engine.generate(request):
+                pass
+
+        await asyncio.gather(*map(one, range(count)))
+
+    def bytes_each(self, name: str, count: int, sampling: SamplingParams) -> float:
+        """Traced bytes of each of `count` requests, half of whose answers are there or which wait."""
+        before = _traced()
+        self.at_rest.clear()
+        self.go_on.clear()
+        self.rests_when = _after(NEW // 2, count)
+        thread = threading.Thread(target=lambda: asyncio.run(self.run(name, count, sampling)))
+        thread.start()
+        assert self.at_rest.wait(PATIENCE)
+        taken = _traced() - before
+        self.go_on.set()
+        thread.join()
+        wait_until(lambda: not self.engine.stats().num_running)
+        return taken / count
+
+
+def _after(steps: int, count: int) -> Callable[[StepStats], bool]:
+    seen: list[StepStats] = []
+
+    def rests(step: StepStats) -> bool:
+        if step.num_running + step.num_waiting >= count:
+            seen.append(step)
+        return len(seen) >= steps
+
+    return rests
+
+
+def _traced() -> int:
+    gc.collect()
+    return tracemalloc.get_traced_memory()[0]
+
+
+@contextmanager
+def traced() -> Iterator[None]:
+    tracemalloc.start()
+    try:
+        yield
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.fixture
+def paused(llama_backbone: DecoderOnly) -> Iterator[Paused]:
+    paused = Paused(llama_backbone)
+    paused.engine.start()
+    with traced():
+        asyncio.run(paused.run("first", ROWS, PENALTY))
+        yield paused
+    paused.engine.stop()
+
+
+def test_a_request_takes_kilobytes_beside_its_keys_and_values(paused: Paused) -> None:
+    assert paused.bytes_each("greedy", ROWS, SamplingParams()) < 12_000
+    assert paused.bytes_each("penalty", ROWS, PENALTY) < 24_000
+    assert paused.bytes_each("waiting", 8 * ROWS, SamplingParams()) < 9_000
