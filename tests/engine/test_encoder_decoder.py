@@ -69,7 +69,12 @@ def ids(rng: random.Random, length: int) -> tuple[int, ...]:
 
 @contextmanager
 def engine_of(
-    world: World, steps: list[StepStats] | None = None, *, num_blocks: int = 400, max_rows: int = 32
+    world: World,
+    steps: list[StepStats] | None = None,
+    *,
+    num_blocks: int = 400,
+    max_rows: int = 32,
+    speculate: int = 0,
 ) -> Iterator[Engine]:
     """An engine whose memory is NaN at first, and which proves after each step that nothing is lost."""
     steps = [] if steps is None else steps
@@ -84,9 +89,10 @@ def engine_of(
         token_budget=TOKEN_BUDGET,
         block_size=BLOCK_SIZE,
         kv_cache_bytes=slot_bytes * BLOCK_SIZE * num_blocks,
+        speculate=speculate,
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kv_cache, "_pool", _nan_pool)
+        patch.setattr(kv_cache, "_pool", nan_pool)
         engine = Engine(world.backbone, world.source, config, on_step=on_step)
     engine.start()
     try:
@@ -95,7 +101,7 @@ def engine_of(
         engine.stop()
 
 
-def _nan_pool(num_slots: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def nan_pool(num_slots: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     pool = torch.full((num_slots, width), torch.nan, dtype=dtype, device=device)
     pool[kv_cache.PADDING_SLOT].zero_()
     return pool
@@ -132,6 +138,16 @@ def test_a_mixed_batch_equals_each_request_alone(
         )
         assert max(step.num_distinct_tasks for step in steps) >= 3
     assert engine.stats().num_sources == 0
+
+
+def test_answers_with_guesses_are_the_same(world: World, asked: Asked) -> None:
+    """Guesses are looked up in the source, too."""
+    steps: list[StepStats] = []
+    with engine_of(world, steps, num_blocks=45, max_rows=8, speculate=4) as engine:
+        found = [each.result(120) for each in submit_all(engine, [request for request, _ in asked])]
+    assert not wrong(found, asked)
+    guessed = sum(step.num_speculated_tokens for step in steps)
+    assert guessed > sum(step.num_accepted_tokens for step in steps) > 0
 
 
 def test_samples_share_one_pass_of_the_encoder_and_a_prefix_is_written_once(

@@ -99,7 +99,7 @@ def grammars() -> StepGrammars:
 
 @pytest.fixture
 def engine(bench: Bench, grammars: StepGrammars) -> Iterator[Engine]:
-    config = EngineConfig(max_rows=48, token_budget=256, kv_cache_bytes=8 << 20)
+    config = EngineConfig(max_rows=48, token_budget=256, kv_cache_bytes=8 << 20, speculate=4)
     engine = Engine(bench.backbone, bench.source, config, grammars=grammars, on_step=bench.steps.append)
     engine.start()
     yield engine
