@@ -12,16 +12,16 @@ import json
 import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from app.request import Request, SamplingParams
+from app.request import SamplingParams
 from benchmarks.ours import Promptplex
 from benchmarks.processes import RemoteSide, SideProcess
 from benchmarks.shared_engine import SharedEngine
 from benchmarks.sides import Side
 from benchmarks.spread import Spread
-from benchmarks.work import SHAPES, Ask, Work, make_asks, random_model, random_prompts
+from benchmarks.work import SHAPES, Work, make_asks, random_model, random_prompts
 
 _WORDS = tuple((id_, 90.0) for id_ in range(100, 108))
 _LOOP = ((100, 90.0),)
@@ -33,29 +33,21 @@ class Text(Work):
 
     kind: str
 
-    @property
-    def label(self) -> str:
-        """What tells it from the other works of a run."""
-        return f"{self.kind}, {self.requests} row{'s' if self.requests > 1 else ''}"
-
 
 class Streams(Promptplex):
     """One engine's streams of a text."""
-
-    def sampling(self, number: int) -> SamplingParams:
-        """Return what makes the answer a text of its kind."""
-        kind = self.work.kind if isinstance(self.work, Text) else ""
-        if kind == "repeats":
-            return SamplingParams(logit_bias=_LOOP)
-        return SamplingParams(do_sample=True, seed=number, logit_bias=_WORDS if kind == "eight words" else ())
 
     def counts(self) -> tuple[int, int, int]:
         """Return steps, guesses and accepted tokens of the last run."""
         guessed = sum(step.num_speculated_tokens for step in self._steps)
         return len(self._steps), guessed, sum(step.num_accepted_tokens for step in self._steps)
 
-    def _request(self, number: int, ask: Ask) -> Request:
-        return replace(super()._request(number, ask), sampling=self.sampling(number))
+    def _sampling(self, number: int) -> SamplingParams:
+        """Return what makes the answer a text of its kind."""
+        kind = self.work.kind if isinstance(self.work, Text) else ""
+        if kind == "repeats":
+            return SamplingParams(logit_bias=_LOOP)
+        return SamplingParams(do_sample=True, seed=number, logit_bias=_WORDS if kind == "eight words" else ())
 
 
 def build(works: Sequence[Text], speculate: int) -> list[Side]:
@@ -81,6 +73,7 @@ def works_of(options: argparse.Namespace) -> list[Text]:
             prompt_tokens=16,
             new_tokens=options.new_tokens,
             kind=kind,
+            name=f"{kind}, {rows} row{'s' if rows > 1 else ''}",
         )
         for rows, kind in itertools.product(options.rows, ("repeats", "nothing twice", "eight words"))
     ]
@@ -92,15 +85,15 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     plain, guessing = (SideProcess(build, works, count) for count in (0, options.speculate))
     found = {}
     try:
-        ratios: dict[str, list[float]] = {work.label: [] for work in works}
+        ratios: dict[str, list[float]] = {work.name: [] for work in works}
         counts = {}
         for number in range(options.rounds + 1):  # the first one warms up
             for pair in zip(plain.sides, guessing.sides, strict=True):
                 order = pair if number % 2 else pair[::-1]
                 seconds = {side: seconds_per_token(side) for side in order}
                 if number:
-                    ratios[pair[0].work.label].append(seconds[pair[0]] / seconds[pair[1]])
-                counts[pair[0].work.label] = pair[1].ask("counts")
+                    ratios[pair[0].work.name].append(seconds[pair[0]] / seconds[pair[1]])
+                counts[pair[0].work.name] = pair[1].ask("counts")
         for label, each in ratios.items():
             steps, guessed, accepted = counts[label]
             speed = Spread.of(each).as_json()
