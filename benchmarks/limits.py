@@ -4,10 +4,10 @@ T tasks of p virtual tokens each, whose keys and values are read once a step; ka
 """
 
 from app.models import limits
-from app.models.limits import Hardware, ModelCost, measure_hardware, model_cost
+from app.models.limits import Hardware, ModelCost, cost_of, measure_hardware
 from benchmarks.work import Work
 
-__all__ = ["Hardware", "ModelCost", "decode_step", "measure_hardware", "model_cost", "prefill", "whole_work"]
+__all__ = ["Hardware", "ModelCost", "cost_of", "decode_step", "measure_hardware", "prefill", "whole_work"]
 
 
 def decode_step(hardware: Hardware, cost: ModelCost, work: Work, own_tokens: float) -> float:

@@ -5,11 +5,13 @@ from dataclasses import asdict
 from statistics import median
 from typing import Any
 
+import torch
+
 from benchmarks.encoder_decoder.work import EncoderDecoderShape
-from benchmarks.limits import Hardware, decode_step, model_cost, prefill, whole_work
+from benchmarks.limits import Hardware, cost_of, decode_step, prefill, whole_work
 from benchmarks.rounds import Measured, Record, ratio
 from benchmarks.spread import Spread
-from benchmarks.work import Work, model_without_weights
+from benchmarks.work import Work, config_of
 from benchmarks.works import shape_name
 
 
@@ -69,7 +71,8 @@ def side_json(record: Record, work: Work) -> dict[str, Any]:
 
 def limits_json(hardware: Hardware, work: Work, record: Record) -> dict[str, Any]:
     """t* of one of our works and the fraction of it that was reached."""
-    cost = model_cost(model_without_weights(work.shape))
+    cost = cost_of(config_of(work.shape), torch.bfloat16)
+    assert cost is not None  # a decoder without experts
     whole = (prefill if work.new_tokens == 1 else whole_work)(hardware, cost, work)
     taken = Spread.of(record.seconds).median
     report = {"whole_work_seconds": round(whole, 3), "whole_work_fraction": round(whole / taken, 3)}

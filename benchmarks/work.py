@@ -116,19 +116,14 @@ def make_asks(work: Work) -> list[Ask]:
 def random_model(shape: Shape, seed: int = 0) -> PreTrainedModel:
     """Random bf16 weights, frozen. Nothing is downloaded."""
     torch.manual_seed(seed)
-    model: PreTrainedModel = Qwen2ForCausalLM(_config(shape))
+    model: PreTrainedModel = Qwen2ForCausalLM(config_of(shape))
     nn.Module.to(model, torch.bfloat16)  # not the model's own `to`, whose annotations mislead mypy
     model.train(False).requires_grad_(False)
     return model
 
 
-def model_without_weights(shape: Shape) -> nn.Module:
-    """The modules alone, to count what they hold."""
-    with torch.device("meta"):
-        return Qwen2ForCausalLM(_config(shape))
-
-
-def _config(shape: Shape) -> Qwen2Config:
+def config_of(shape: Shape) -> Qwen2Config:
+    """What transformers builds the model from."""
     return Qwen2Config(
         num_hidden_layers=shape.layers,
         hidden_size=shape.hidden,
