@@ -226,6 +226,28 @@ def test_any_layout_is_torchs(
     torch.testing.assert_close(ours.float(), theirs, rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.parametrize(("heads", "kv_heads"), [(14, 2), (3, 3)])
+def test_rows_that_begin_with_the_same_slots_are_torchs(
+    attend: AttentionKernel, heads: int, kv_heads: int
+) -> None:
+    """Rows of two prompts in turn, some with more in common, beside strangers and a chunk."""
+    lengths = [400, 310, 331, 450, 420, 600, 470, 302, 500, 170, 90, 301] * 4 + [340]
+    new = [1] * 48 + [30]
+    layout = Layout(lengths, new, heads=heads, kv_heads=kv_heads, width=48, values=32)
+    slots, begin = layout.contexts.slots, layout.contexts.slot_begin.tolist()
+    for number, (item, shared) in enumerate(
+        (i, s) for i in range(48) for s in (300, 140) if i % 3 == s // 200
+    ):
+        source = begin[48] if shared == 300 else begin[5]
+        shared = min(shared + number % 5, lengths[item] - 1)
+        slots[begin[item] : begin[item] + shared] = slots[source : source + shared].clone()
+    torch.testing.assert_close(layout.attend(attend).float(), layout.expected(), rtol=1e-2, atol=1e-2)
+    layout.values[slots[begin[4] - 1]] = float("nan")  # a row's own token is seen by no other
+    after = layout.attend(attend)
+    assert after[3].isnan().all()
+    assert after[torch.arange(len(after)) != 3].isfinite().all()
+
+
 @pytest.mark.parametrize("window", [None, 20])
 def test_no_number_reaches_only_the_rows_that_see_it(attend: AttentionKernel, window: int | None) -> None:
     """A chunk's rows share a block, and only some of them see a value that is NaN or infinite."""

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <vector>
 
 #include "vectors.h"
 
@@ -14,6 +15,9 @@ constexpr int kLineHalves = 32;  // bf16 numbers in a cache line
 // Some query tokens of one sequence and the heads of one group: they attend to the same K and V.
 struct Task {
     int64_t item, kv_head, first, count;  // tokens [first, first + count) of the item
+    // Items of one token each that begin with the same slots, `item` among them; empty: it is alone.
+    std::vector<int64_t> members{};
+    int64_t shared = 0;  // how many slots
 };
 
 // The slots of a task's item, by index from its first one.
@@ -73,8 +77,9 @@ struct Attention {
     }
 
     // Ask for the lines of slots [at, at + 16) of a pool early: slots lie anywhere, and the processor can't guess
-    // which come next.
-    void fetch(const uint16_t* pool, int64_t width, int64_t kv_head, const int64_t* slots, int at, int count) const {
+    // which come next. Inline always: GCC drops calls of functions that only prefetch, as if they did nothing.
+    __attribute__((always_inline)) void fetch(const uint16_t* pool, int64_t width, int64_t kv_head,
+                                              const int64_t* slots, int at, int count) const {
         const int end = std::min(at + kLanes, count);
         for (; at < end; ++at) {
             const uint16_t* from = pool + (slots[at] * kv_heads + kv_head) * width;
