@@ -118,7 +118,8 @@ def new_scheduler(shape: ModelGeometry = GEOMETRY) -> Scheduler:
     groups = table_groups(
         group_layers(shape.layers), torch.float32, block_size=BLOCK_SIZE, max_chunk=TOKEN_BUDGET
     )
-    blocks = KVBlocks(groups, (NUM_BLOCKS + NUM_WINDOW_BLOCKS + 1, 16 + 1))
+    num_blocks = (NUM_BLOCKS + NUM_WINDOW_BLOCKS + 1, 16 + 1)
+    blocks = KVBlocks(groups, num_blocks[: len({group.pool for group in groups})])
     config = SchedulerConfig(max_rows=MAX_ROWS, token_budget=TOKEN_BUDGET, speculate=4)
     return Scheduler(blocks, config)
 
