@@ -18,28 +18,36 @@ async def unless_client_leaves(request: Request, work: Coroutine[Any, Any, _T]) 
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, _T]) -> _T:
-    """Await `work` likewise, over ASGI's own `receive`; what still comes of the body is thrown away."""
-    working = asyncio.current_task()
-    assert working is not None
-    leaving = asyncio.ensure_future(_client_leaves(receive))
-    has_left = False
+    """Await `work` likewise, over ASGI's own `receive`; what still comes of the body is thrown away.
 
-    def on_end(_: "asyncio.Task[None]") -> None:
-        nonlocal has_left
-        has_left = True
-        working.cancel()
+    The work is a task of its own: each token of a stream resumes it, and all that awaits it as well, which is
+    little there, but thirty calls deep here.
+    """
+    working, waiting = asyncio.ensure_future(work), asyncio.current_task()
+    assert waiting is not None
+    is_done = is_over = False
 
-    leaving.add_done_callback(on_end)
+    def on_done(_: "asyncio.Task[_T]") -> None:
+        nonlocal is_done
+        if not is_over:
+            is_done = True
+            waiting.cancel()  # which only waits for the client
+
+    working.add_done_callback(on_done)
     try:
-        return await work
+        await _client_leaves(receive)
     except asyncio.CancelledError:
-        if has_left and not working.uncancel():
-            raise Cancelled("The client went away.") from None
-        raise
+        if not is_done or waiting.uncancel():
+            raise
     finally:
-        leaving.remove_done_callback(on_end)
-        leaving.cancel()
-        await asyncio.gather(leaving, return_exceptions=True)
+        is_over, has_left = True, not working.done()
+        if has_left:
+            await asyncio.sleep(0)  # the work has begun, so that what it has to give up is given up
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
+    if has_left:
+        raise Cancelled("The client went away.")
+    return working.result()
 
 
 async def _client_leaves(receive: Receive) -> None:
