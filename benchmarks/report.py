@@ -27,7 +27,7 @@ def work_json(measured: Measured, left_out: Mapping[str, str]) -> dict[str, Any]
         "sides": {side.name: side_json(measured.records[side], work) for side in same},
         "ratios": {side.name: ratio(measured.ours, measured.records[side]).as_json(2) for side in same[1:]},
         "beside": {
-            side.work.name: ratio(measured.ours, measured.records[side]).as_json()
+            side.work.name: _beside(measured.ours, measured.records[side])
             for side in measured.sides
             if side.process is mine.process and side.work.name != work.name
         },
@@ -36,6 +36,11 @@ def work_json(measured: Measured, left_out: Mapping[str, str]) -> dict[str, Any]
         "waiting_sides_cpus": round(max(measured.waiting), 3),
         "left_out": {**left_out, **measured.failed},
     }
+
+
+def _beside(ours: Record, other: Record) -> dict[str, Any]:
+    steps = {"decode_step_seconds": Spread.of(other.decode_steps).as_json(4)} if other.decode_steps else {}
+    return ratio(ours, other).as_json() | steps
 
 
 def hardware_json(found: Sequence[Hardware]) -> dict[str, float]:

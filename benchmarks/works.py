@@ -1,7 +1,6 @@
 """The named works: what is measured, and which peers take part in it.
 
-Peers that are many times slower take part in a few works only; those that can't do a work at all are not
-named: OpenVINO has no min-p, CTranslate2's Qwen2 no soft prompts but the same tokens to read.
+Peers that are several times slower take part in a few works only.
 """
 
 from dataclasses import dataclass, replace
@@ -31,9 +30,13 @@ def _work(name: str, shape: str = "qwen2-0.4b", *, requests: int = 32, **more: o
 
 def _sources(name: str, shape: str, num_beams: int = 1) -> Entry:
     work = SourceWork(
-        shape=ENCODER_DECODERS[shape], name=name, requests=16, prompt_tokens=256, num_beams=num_beams
+        shape=ENCODER_DECODERS[shape], name=name, requests=8, prompt_tokens=256, num_beams=num_beams
     )
     return Entry(work=work, peers=_SEQ2SEQ)
+
+
+def _large(name: str, sampling: tuple[tuple[str, float], ...] = ()) -> Work:
+    return _work(name, "qwen2-1.5b", prompt_tokens=32, new_tokens=16, sampling=sampling)
 
 
 _ENTRIES = [
@@ -52,18 +55,15 @@ _ENTRIES = [
         peers=(*FAST, "generate"),
     ),
     Entry(work=_work("top-p", sampling=(("top_p", 0.9),)), beside=("rows-32",)),
-    Entry(work=_work("top-k", sampling=(("top_k", 50),)), beside=("rows-32",)),
-    Entry(work=_work("min-p", sampling=(("min_p", 0.05),)), peers=("vllm",), beside=("rows-32",)),
+    Entry(work=_work("top-k", sampling=(("top_k", 50),)), peers=(), beside=("rows-32",)),
+    Entry(work=_work("min-p", sampling=(("min_p", 0.05),)), peers=(), beside=("rows-32",)),
     Entry(work=_work("choices", new_tokens=1, num_labels=4), peers=(*FAST, "peft", "generate")),
     _sources("t5", "t5-base"),
     _sources("t5-beams", "t5-base", num_beams=4),
     _sources("bart", "bart-base"),
     _sources("bart-beams", "bart-base", num_beams=4),
-    Entry(work=_work("1.5b", "qwen2-1.5b", requests=16, new_tokens=16)),
-    Entry(
-        work=_work("1.5b-top-p", "qwen2-1.5b", requests=16, new_tokens=16, sampling=(("top_p", 0.9),)),
-        beside=("1.5b",),
-    ),
+    Entry(work=_large("1.5b")),
+    Entry(work=_large("1.5b-top-p", sampling=(("top_p", 0.9),)), beside=("1.5b",)),
 ]
 
 WORKS = {entry.work.name: entry for entry in _ENTRIES}
