@@ -337,7 +337,7 @@ def load(setup: Setup) -> tuple[DecoderOnly, list[Prompt]]:
         for rows in random_prompts(model, everybody)
     ]
     backbone = DecoderOnly(model, model_geometry(model, "benchmark"))
-    accelerate(backbone.model)  # as load_base does, and last: it gives this thread's OpenMP workers back
+    accelerate(backbone)  # as load_base does, and last: it gives this thread's OpenMP workers back
     return backbone, prompts
 
 

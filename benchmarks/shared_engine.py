@@ -55,7 +55,7 @@ class SharedEngine:
         self.steps: list[StepStats] = []
         backbone = backbone_of(model, model_geometry(model, "benchmark"))
         self.embedding_width = embedding_width(model)
-        accelerate(backbone.model)  # as load_base does
+        accelerate(backbone)  # as load_base does
         config = EngineConfig(
             max_rows=max(work.rows for work in works),
             kv_cache_bytes=_kv_bytes(works),

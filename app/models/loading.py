@@ -70,7 +70,7 @@ def load_base(
     progress("checking the real weights against the model's own forward pass")
     own = own_logits(model)  # before anything in the model is replaced
     backbone = backbone_of(model, model_geometry(model, loaded.fingerprint, max_context))
-    accelerate(model)
+    accelerate(backbone)
     weights_figure = probe_weights(backbone, own)
     gc.collect()
     gc.freeze()  # what stays; looking through all of it would stop every thread for 0.3 s at times

@@ -1,4 +1,4 @@
-"""The library of our own kernels, and the elementwise ones as functions on tensors: bf16 on a CPU."""
+"""The library of our own kernels, and norms as functions on tensors: bf16 on a CPU."""
 
 import ctypes
 from functools import cache
@@ -12,7 +12,6 @@ _LANES = 16  # numbers in the kernels' vectors; widths are whole ones
 
 _POINTER, _LONG, _FLOAT, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
 _ARGUMENTS = {
-    "promptplex_silu_times": [_POINTER, _POINTER, _POINTER, _LONG, _INT],
     "promptplex_rms_norm": [_POINTER, _POINTER, _POINTER, _LONG, _LONG, _FLOAT, _INT],
 }
 
@@ -24,20 +23,12 @@ class Kernels:
         for name, arguments in _ARGUMENTS.items():
             function = getattr(library, name)
             function.argtypes, function.restype = arguments, None
-        self._silu_times = library.promptplex_silu_times
         self._rms_norm = library.promptplex_rms_norm
 
     @staticmethod
     def can_normalise(width: int) -> bool:
         """Return whether `rms_norm` takes rows of this width."""
         return width % _LANES == 0
-
-    def silu_times_(self, gate: Tensor, up: Tensor) -> Tensor:
-        """Return `silu(gate) * up`, in the memory of `gate`; both are contiguous and of one shape."""
-        self._silu_times(
-            gate.data_ptr(), up.data_ptr(), gate.data_ptr(), gate.numel(), torch.get_num_threads()
-        )
-        return gate
 
     def rms_norm(self, inputs: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         """Return rows of `inputs [..., d]` over their root mean square, times `weight [d]`."""

@@ -1,33 +1,35 @@
 """MLPs of a frozen model on a CPU: fewer passes over wide activations.
 
 `down(act(gate(x)) * up(x))` as transformers writes it makes four tensors of the intermediate width
-and reads them again. Here activation and product are one pass (our own kernel, or a oneDNN post-op
-where there is none), and long inputs go through in blocks of rows, so that their activations stay in the
-cache. In `down(act(up(x)))` the activation is a post-op of the first product.
+and reads them again. Here the activation, and with our own kernels the product with up too, are part of the
+product that goes before. Long inputs go through in blocks of rows, so that their activations stay in the
+cache.
 """
-
-from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from app.models.cpu.library import Kernels
-from app.models.cpu.packed_linear import PackedLinear, PostOp
+from app.models.cpu.packed_linear import PackedLinear
+from app.models.cpu.products import Activation, Panels
 from app.models.cpu.replacement import replace_modules
 
 _BLOCK_ROWS = 512  # enough for full speed of the products, few enough for the last cache level
 _GATED_NAMES = (("gate_proj", "up_proj", "down_proj", "act_fn"), ("wi_0", "wi_1", "wo", "act"))
 _PLAIN_NAMES = ("wi", "wo", "act")
-_POST_OPS = {
-    "ReLU": PostOp("relu"),
-    "GELUActivation": PostOp("gelu", "none"),
-    "GELUTanh": PostOp("gelu", "tanh"),
-    "NewGELUActivation": PostOp("gelu", "tanh"),
+_WHOLE_PANEL = 16  # outputs; gate and up are merged where they have whole ones
+_ACTIVATIONS = {  # by the names of their classes
+    "SiLU": Activation.SILU,
+    "SiLUActivation": Activation.SILU,
+    "ReLU": Activation.RELU,
+    "GELUActivation": Activation.GELU,
+    "GELUTanh": Activation.GELU_TANH,
+    "NewGELUActivation": Activation.GELU_TANH,
 }
 
-Activation = Callable[[Tensor], Tensor]
+
+def activation_of(function: object) -> Activation | None:
+    """Return which activation a module computes, by its class; None: none that a product has."""
+    return _ACTIVATIONS.get(type(function).__name__)
 
 
 class _InBlocks(nn.Module):
@@ -56,58 +58,64 @@ class GatedMLP(_InBlocks):
     """A drop-in for an MLP with two products up, of which one goes through the activation."""
 
     def __init__(
-        self,
-        gate: PackedLinear,
-        up: PackedLinear,
-        down: PackedLinear,
-        activation: Activation,
-        kernels: Kernels | None,  # given: they compute this activation
+        self, gate: PackedLinear, up: PackedLinear, down: PackedLinear, activation: Activation
     ) -> None:
         super().__init__(gate.in_features)
-        self.gate, self.up, self.down = gate, up, down
-        # A frozen model's products are called as functions: there are no hooks to look for.
-        self._gate, self._up, self._down = gate.forward, up.forward, down.forward
-        self._activation = activation
-        self._kernels = kernels
+        self.gate, self.up, self.down = gate.followed_by(activation), up, down
 
     def _block(self, rows: Tensor) -> Tensor:
-        gate = self._gate(rows)
-        if self._kernels is not None:
-            return self._down(self._kernels.silu_times_(gate, self._up(rows)))
-        return self._down(self.up.times(rows, self._activation(gate)))
+        # A frozen model's products are called as functions: there are no hooks to look for.
+        return self.down.forward(self.gate.forward(rows).mul_(self.up.forward(rows)))
+
+
+class MergedMLP(_InBlocks):
+    """The same with gate and up as one product."""
+
+    def __init__(self, gate_up: Panels, down: PackedLinear, activation: Activation) -> None:
+        super().__init__(gate_up.inputs)
+        self.gate_up, self.down = gate_up, down
+        self._activation = activation
+
+    def _block(self, rows: Tensor) -> Tensor:
+        return self.down.forward(self.gate_up.multiply(rows, self._activation))
 
 
 class PlainMLP(_InBlocks):
     """A drop-in for an MLP with one product up."""
 
-    def __init__(self, up: PackedLinear, down: PackedLinear, activation: PostOp) -> None:
+    def __init__(self, up: PackedLinear, down: PackedLinear, activation: Activation) -> None:
         super().__init__(up.in_features)
         self.up, self.down = up.followed_by(activation), down
-        self._up, self._down = self.up.forward, down.forward
 
     def _block(self, rows: Tensor) -> Tensor:
-        return self._down(self._up(rows))
+        return self.down.forward(self.up.forward(rows))
 
 
-def fuse_mlps(model: nn.Module, kernels: Kernels | None) -> int:
+def fuse_mlps(model: nn.Module) -> int:
     """Replace every MLP of packed linear layers; return how many were replaced."""
-    return replace_modules(model, lambda module: _fused(module, kernels), rtol=2e-2, atol=2e-2)
+    return replace_modules(model, _fused, rtol=2e-2, atol=2e-2)
 
 
-def _fused(module: nn.Module, kernels: Kernels | None) -> GatedMLP | PlainMLP | None:
-    for *names, activation in _GATED_NAMES:
-        if (parts := _packed_parts(module, names)) and hasattr(module, activation):
-            function = getattr(module, activation)
-            is_silu = type(function).__name__ in ("SiLU", "SiLUActivation")
-            gate, up, down = parts
-            return GatedMLP(gate, up, down, _in_one_pass(function), kernels if is_silu else None)
-    *names, activation = _PLAIN_NAMES
-    post_op = _POST_OPS.get(type(getattr(module, activation, None)).__name__)
-    parts = _packed_parts(module, names)
-    if post_op is None or not parts:
-        return None
-    up, down = parts
-    return PlainMLP(up, down, post_op)
+def _fused(module: nn.Module) -> GatedMLP | MergedMLP | PlainMLP | None:
+    for *names, name in (*_GATED_NAMES, _PLAIN_NAMES):
+        parts = _packed_parts(module, names)
+        activation = activation_of(getattr(module, name, None))
+        if not parts or activation is None:
+            continue
+        if len(parts) == len(_PLAIN_NAMES) - 1:
+            return PlainMLP(parts[0], parts[1], activation)
+        gate, up, down = parts
+        if can_merge(gate, up):
+            merged = Panels.pack_gated((gate.weight, up.weight), (gate.bias, up.bias))
+            return MergedMLP(merged, down, activation)
+        return GatedMLP(gate, up, down, activation)
+    return None
+
+
+def can_merge(gate: PackedLinear, up: PackedLinear) -> bool:
+    """Return whether gate and up can be one product."""
+    packed = (gate.packed, up.packed)
+    return all(isinstance(each, Panels) and each.outputs % _WHOLE_PANEL == 0 for each in packed)
 
 
 def _packed_parts(module: nn.Module, names: list[str]) -> list[PackedLinear]:
@@ -115,10 +123,3 @@ def _packed_parts(module: nn.Module, names: list[str]) -> list[PackedLinear]:
     parts = [getattr(module, name, None) for name in names]
     packed = [part for part in parts if isinstance(part, PackedLinear)]
     return packed if len(packed) == len(names) else []
-
-
-def _in_one_pass(activation: Activation) -> Activation:
-    """Return torch's own function where transformers writes it as eight."""
-    if type(activation).__name__ == "NewGELUActivation":
-        return partial(functional.gelu, approximate="tanh")
-    return activation

@@ -1,113 +1,132 @@
-"""Linear layers of a frozen model, with weights in the memory layout of oneDNN.
+"""Linear layers of a frozen bf16 model, with weights packed once for the kernel that is fastest on them.
 
-`F.linear` reorders a weight at every call. A frozen weight can be reordered once, which makes
-products of few rows (decoding) up to about twice as fast on CPUs with native bf16.
-
-oneDNN compiles a product anew for every number of rows, in a millisecond, and it and torch keep the
-last 1,024 of them, half a megabyte each. So large numbers of rows are rounded up to few.
+That is our own or oneDNN's, by the shape of the weight: a short measurement at the start decides.
 """
 
+import math
+import time
+from collections.abc import Callable
 from copy import copy
-from typing import NamedTuple, Self, TypeGuard
+from functools import partial
+from typing import Self, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from app.models.cpu.onednn import OneDnnWeight, has_onednn
+from app.models.cpu.products import Activation, Panels, product_kind
 from app.models.cpu.replacement import replace_modules
 
-# Rows that the blocked layout is chosen for; decoding steps have about as many.
-_TYPICAL_ROWS = 32
-_EXACT_ROWS = 64  # steps that only decode are not rounded: as many rows as run at once by default
-_LONG_BITS = 10  # more than 1,024 rows
+_ROWS_MEASURED = (1, 8, 32, 256)  # a lone stream, decoding, prefill: each counts as much
+_RUNS = 4  # of each, in turns; the fastest counts
+_OUTPUTS_MEASURED = 4096  # of larger weights (heads) a part is measured
+_ADVANTAGE = 1.1  # by which oneDNN's must be faster: only ours can be parts of larger kernels
 
-
-class PostOp(NamedTuple):
-    """What oneDNN does to a product while it is written, by its names."""
-
-    name: str = "none"
-    algorithm: str = ""
+Weight = Panels | OneDnnWeight
 
 
 class PackedLinear(nn.Module):
     """A drop-in for a frozen `nn.Linear` in bf16 on a CPU."""
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, packed: Weight, bias: Tensor | None, in_features: int) -> None:
         super().__init__()
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), _TYPICAL_ROWS)
-        self.bias = linear.bias
-        # Not a parameter, which every call would look up by name.
-        self._bias = None if linear.bias is None else linear.bias.detach()
-        self._post_op, self._algorithm = PostOp()
-        # Looked up once: finding the overload takes as long as a small product.
-        self._multiply = torch.ops.mkldnn._linear_pointwise.default
-        self.in_features = linear.in_features
+        self.packed = packed
+        self.bias = bias
+        self.in_features = in_features
+        self._activation = Activation.NONE
 
     @property
     def weight(self) -> Tensor:
         """Return a plain copy `[out, in]`."""
-        plain: Tensor = self._weight.to_dense()
-        return plain
+        return self.packed.plain()
 
-    def followed_by(self, post_op: PostOp) -> Self:
+    def followed_by(self, activation: Activation) -> Self:
         """Return the same layer, over the same weights, with this after its product."""
         twin = copy(self)
-        twin._post_op, twin._algorithm = post_op
+        twin._activation = activation
         return twin
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Return `[..., N, out]` for `inputs [..., N, in]`."""
-        num_rows = inputs.shape[-2]
-        missing = _rounded(num_rows) - num_rows if num_rows > _EXACT_ROWS else 0
-        if missing:
-            inputs = functional.pad(inputs, (0, 0, 0, missing))
-        product: Tensor = self._multiply(inputs, self._weight, self._bias, self._post_op, [], self._algorithm)
-        return product[..., :num_rows, :] if missing else product
-
-    def times(self, inputs: Tensor, factor: Tensor) -> Tensor:
-        """Return `[N, out]` for `inputs [N, in]`, multiplied by `factor [N, out]` while it is written."""
-        missing = (0, 0, 0, _rounded(len(inputs)) - len(inputs))
-        product: Tensor = torch.ops.mkldnn._linear_pointwise.binary(
-            functional.pad(inputs, missing), functional.pad(factor, missing), self._weight, self._bias, "mul"
-        )
-        return product[: len(inputs)]
-
-
-def _rounded(num_rows: int) -> int:
-    """Return the next number of rows that products are made for: any up to 64, then eight a doubling.
-
-    From 1,024 on there are sixteen: a step of sources is long, and has as many rows as it happens to.
-    """
-    if num_rows <= _EXACT_ROWS:
-        return num_rows
-    bits = (num_rows - 1).bit_length()
-    step = 1 << (bits - (5 if bits > _LONG_BITS else 4))
-    return -(-num_rows // step) * step
+        """Return `[..., out]` for `inputs [..., in]`."""
+        rows = inputs.flatten(0, -2) if inputs.ndim != 2 else inputs
+        product = self.packed.multiply(rows, self._activation)
+        return product if inputs.ndim == 2 else product.view(*inputs.shape[:-1], -1)
 
 
 def pack_linears(model: nn.Module) -> int:
     """Replace every bf16 linear layer that lies on a CPU; return how many were replaced.
 
-    None is where this build of torch lacks the operators.
+    None is where there is neither a kernel of our own nor oneDNN's.
     """
-    return replace_modules(model, _packed, rtol=2e-2, atol=1e-2) if _has_operators() else 0
+    kinds = packers()
+    if not kinds:
+        return 0
+    choose = FastestPacker(kinds)
+    return replace_modules(model, lambda module: _packed(module, choose), rtol=2e-2, atol=1e-2)
 
 
-def _packed(module: nn.Module) -> PackedLinear | None:
-    if not _is_plain(module) or module.weight.dtype != torch.bfloat16 or not module.weight.is_cpu:
+def _packed(module: nn.Module, choose: "FastestPacker") -> PackedLinear | None:
+    if not is_plain(module):
         return None
-    return PackedLinear(module)
+    weight, bias = module.weight.detach(), None if module.bias is None else module.bias.detach()
+    return PackedLinear(choose(weight)(weight, bias), module.bias, module.in_features)
 
 
-def _is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
-    """Return False for quantized layers, which have a weight of another class or another forward."""
-    return type(module) is nn.Linear and type(module.weight) is nn.Parameter and "forward" not in vars(module)
+def is_plain(module: nn.Module | None) -> TypeGuard[nn.Linear]:
+    """Return whether it is a linear layer in bf16 on a CPU.
 
-
-def _has_operators() -> bool:
-    operators = torch.ops.mkldnn
+    Quantized layers aren't, which have a weight of another class or another forward.
+    """
     return (
-        hasattr(operators, "_linear_pointwise")
-        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]  # torch leaves it so
-        and bool(operators._is_mkldnn_bf16_supported())
+        type(module) is nn.Linear
+        and type(module.weight) is nn.Parameter
+        and "forward" not in vars(module)
+        and module.weight.dtype == torch.bfloat16
+        and module.weight.is_cpu
     )
+
+
+Packer = Callable[[Tensor, Tensor | None], Weight]
+
+
+def packers() -> list[Packer]:
+    """Return the ways to pack a weight on this machine."""
+    ours: list[Packer] = [Panels.pack] if product_kind() else []
+    return ours + ([OneDnnWeight] if has_onednn() else [])
+
+
+class FastestPacker:
+    """Which way of packing makes the fastest products, for each shape; measured at its first weight."""
+
+    def __init__(self, kinds: list[Packer]) -> None:
+        self._kinds = kinds
+        self._chosen: dict[tuple[int, ...], Packer] = {}
+
+    def __call__(self, weight: Tensor) -> Packer:
+        """Return the packer for weights like `weight [N, K]`."""
+        found = self._chosen.get(tuple(weight.shape))
+        if found is None:
+            found = self._chosen[tuple(weight.shape)] = self._measured(weight)
+        return found
+
+    def _measured(self, weight: Tensor) -> Packer:
+        if len(self._kinds) == 1:
+            return self._kinds[0]
+        packed = [pack(weight[:_OUTPUTS_MEASURED], None) for pack in self._kinds]
+        costs = [len(_ROWS_MEASURED) * math.log(_ADVANTAGE) * (pack != Panels.pack) for pack in self._kinds]
+        for num_rows in _ROWS_MEASURED:
+            rows = weight.new_ones(num_rows, weight.shape[1])
+            fastest = _fastest([partial(each.multiply, rows) for each in packed])
+            costs = [cost + math.log(seconds) for cost, seconds in zip(costs, fastest, strict=True)]
+        return self._kinds[costs.index(min(costs))]
+
+
+def _fastest(runs: list[Callable[[], object]]) -> list[float]:
+    """Return the seconds that each takes at best, in turns."""
+    best = [math.inf] * len(runs)
+    for _ in range(_RUNS):
+        for place, run in enumerate(runs):
+            began = time.perf_counter()
+            run()
+            best[place] = min(best[place], time.perf_counter() - began)
+    return best

@@ -35,14 +35,14 @@ class OnlySampled(nn.Module):
         return outputs
 
 
-def skip_unread_rows(model: nn.Module, kind: type[nn.Module], num_layers: int) -> bool:
-    """Wrap the last layer's MLP where it is of `kind`; return whether it was there.
+def skip_unread_rows(model: nn.Module, kinds: tuple[type[nn.Module], ...], num_layers: int) -> bool:
+    """Wrap the last layer's MLP where it is of one of `kinds`; return whether it was there.
 
     Nothing may follow it that mixes tokens: it is looked for as `<layers>.<last number>.<name>`. The probe
     of the real weights, which runs several chunks, would notice it if it were otherwise.
     """
     for name, module in list(model.named_modules()):
-        if isinstance(module, kind) and name.split(".")[-2:-1] == [str(num_layers - 1)]:
+        if isinstance(module, kinds) and name.split(".")[-2:-1] == [str(num_layers - 1)]:
             parent, _, child = name.rpartition(".")
             layer = model.get_submodule(parent)
             setattr(layer, child, OnlySampled(module, layer))

@@ -23,11 +23,11 @@ from app.models.attention.kv_cache import KVCache
 from app.models.attention.metadata import PackedItem, PackedSource
 from app.models.attention.packed import IMPLEMENTATION, register
 from app.models.attention.torch import TorchBackend
-from app.models.cpu.acceleration import accelerate
+from app.models.cpu.acceleration import accelerate_modules
 from app.models.cpu.building import NotBuilt
 from app.models.cpu.library import load_kernels
-from app.models.cpu.mlp import GatedMLP, PlainMLP
-from app.models.cpu.packed_linear import PackedLinear, _has_operators
+from app.models.cpu.mlp import GatedMLP, MergedMLP, PlainMLP
+from app.models.cpu.packed_linear import PackedLinear, packers
 from app.models.cpu.rms_norm import RMSNorm
 from app.models.cpu.sampled_rows import OnlySampled
 from app.models.decoder_only import DecoderOnly
@@ -66,7 +66,7 @@ def accelerate_and_compare(model: Any, length: int) -> None:
     ids = torch.randint(0, 128, (1, length))
     with torch.inference_mode():
         before = model(ids).logits
-        accelerate(model)
+        accelerate_modules(model)
         torch.testing.assert_close(model(ids).logits, before, rtol=5e-2, atol=5e-2)
 
 
@@ -86,8 +86,10 @@ def has_kernels() -> bool:
 def test_a_llama_says_the_same(length: int) -> None:
     model = bf16_model(LlamaConfig(**SIZES, max_position_embeddings=2048))
     accelerate_and_compare(model, length)
-    if _has_operators():
-        assert (count(model, PackedLinear), count(model, GatedMLP)) == (2 * 7 + 1, 2)
+    if packers():
+        gated, merged = count(model, GatedMLP), count(model, MergedMLP)
+        # A merged MLP has its gate and up in one, which is no layer.
+        assert (gated + merged, count(model, PackedLinear)) == (2, 2 * 7 + 1 - 2 * merged)
     if has_kernels():
         assert count(model, RMSNorm) == 5
 
@@ -120,11 +122,13 @@ def test_an_encoder_decoder_says_the_same(name: str) -> None:
     given = {"input_ids": torch.randint(3, 128, (1, 600)), "decoder_input_ids": torch.randint(3, 128, (1, 9))}
     with torch.inference_mode():
         before = model(**given).logits
-        accelerate(model)
+        accelerate_modules(model)
         after = model(**given).logits
     assert (after - before).norm() / before.norm() < 5e-2
-    if _has_operators():
-        assert [count(model, kind) for kind in (PackedLinear, PlainMLP, GatedMLP)] == numbers[:3]
+    if packers():
+        merged = count(model, MergedMLP)
+        found = [count(model, kind) for kind in (PackedLinear, PlainMLP, GatedMLP)]
+        assert [found[0] + 2 * merged, found[1], found[2] + merged] == numbers[:3]
     if has_kernels():
         assert count(model, RMSNorm) == numbers[3]
     assert count(model, OnlySampled) == 0
@@ -146,13 +150,13 @@ def test_other_norms_stay() -> None:
 def test_mlps_of_other_kinds_stay(config: Any) -> None:
     model = bf16_model(config)
     accelerate_and_compare(model, length=5)
-    assert count(model, GatedMLP) == 0
+    assert count(model, GatedMLP) + count(model, MergedMLP) == 0
 
 
 def test_float32_is_left_alone() -> None:
     model = bf16_model(LlamaConfig(**SIZES)).float()
     modules = [type(module) for module in model.modules()]
-    accelerate(model)
+    accelerate_modules(model)
     assert [type(module) for module in model.modules()] == modules
 
 
@@ -171,17 +175,17 @@ def test_packed_attention_in_bf16_passes_the_probe_either_way(
     backbone = backbone_of(model)
     model.set_attn_implementation(IMPLEMENTATION)
     own = own_logits(model)
-    accelerate(backbone.model)
+    accelerate_modules(backbone.model)
     assert probe_weights(backbone, own) < 8e-2
 
 
 def test_the_last_mlp_computes_what_is_sampled_and_nothing_else() -> None:
-    if not _has_operators():
+    if not packers():
         pytest.skip("this torch has no packed products, so no MLP is fused")
     model = bf16_model(LlamaConfig(**SIZES))
     backbone = backbone_of(model)
     model.set_attn_implementation(IMPLEMENTATION)
-    accelerate(model)
+    accelerate_modules(model)
     last = model.model.layers[1].mlp
     assert [isinstance(layer.mlp, OnlySampled) for layer in model.model.layers] == [False, True]
     computed: list[int] = []
@@ -215,7 +219,7 @@ def test_a_packed_encoder_decoder_says_the_same(name: str) -> None:
     register()
     model.set_attn_implementation(IMPLEMENTATION)
     backbone = EncoderDecoder(model, model_geometry(model, "tiny"))
-    accelerate(model)
+    accelerate_modules(model)
     if has_kernels():
         assert {type(backend) for backend in backbone.backends} == {CPUBackend}
     found = packed_decoding(backbone, sources, ids)

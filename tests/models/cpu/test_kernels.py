@@ -1,11 +1,10 @@
-"""The library of our kernels, and the elementwise ones against torch in float32."""
+"""The library of our kernels, and norms against torch in float32."""
 
 import os
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch.nn import functional
 
 from app.models.cpu import building
 from app.models.cpu.building import NotBuilt
@@ -22,21 +21,6 @@ def kernels() -> Kernels:
         return load_kernels()
     except NotBuilt as reason:
         pytest.skip(f"no kernels here: {reason}")  # torch's are used then, as the other tests show
-
-
-@pytest.mark.parametrize("shape", [(1, 16), (3, 5), (32, 4864), (2, 1000)])
-def test_silu_times_is_torchs(kernels: Kernels, shape: tuple[int, int]) -> None:
-    gate, up = torch.randn(shape).mul(6).to(BF16), torch.randn(shape).to(BF16)
-    gate.view(-1)[:4] = torch.tensor([-100.0, 100.0, 0.0, -0.0]).to(BF16)
-    expected = functional.silu(gate.float()) * up.float()
-    torch.testing.assert_close(kernels.silu_times_(gate, up).float(), expected, rtol=8e-3, atol=1e-5)
-
-
-def test_silu_times_keeps_nan_where_it_is(kernels: Kernels) -> None:
-    gate, up = torch.ones(40, dtype=BF16), torch.ones(40, dtype=BF16)
-    gate[3] = up[20] = gate[39] = float("nan")
-    nan = kernels.silu_times_(gate, up).isnan()
-    assert nan.nonzero().flatten().tolist() == [3, 20, 39]
 
 
 @pytest.mark.parametrize("shape", [(1, 16), (2, 3, 64), (33, 896)])

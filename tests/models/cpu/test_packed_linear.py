@@ -1,4 +1,4 @@
-"""Reordered weights give the products that plain ones give."""
+"""Packed weights give the products that plain ones give."""
 
 import random
 import resource
@@ -6,9 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
-from app.models.cpu.packed_linear import PackedLinear, pack_linears
+from app.models.cpu.packed_linear import FastestPacker, PackedLinear, Packer, pack_linears, packers
+from app.models.cpu.products import Activation
+
+FUNCTIONS = {
+    Activation.NONE: lambda x: x,
+    Activation.SILU: functional.silu,
+    Activation.RELU: functional.relu,
+    Activation.GELU: functional.gelu,
+    Activation.GELU_TANH: lambda x: functional.gelu(x, approximate="tanh"),
+}
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -60,6 +70,39 @@ def test_quantized_layers_are_left_alone() -> None:
     other_weight.weight = Quantized(other_weight.weight.data, requires_grad=False)
     other_forward.forward = lambda inputs: nn.Linear.forward(other_forward, inputs)
     assert pack_linears(nn.Sequential(other_weight, other_forward)) == 0
+
+
+@pytest.mark.parametrize("packer", packers())
+def test_every_way_of_packing_gives_the_same(packer: Packer) -> None:
+    torch.manual_seed(0)
+    weight, bias = torch.randn(70, 48, dtype=torch.bfloat16), torch.randn(70, dtype=torch.bfloat16)
+    packed = packer(weight, bias)
+    assert torch.equal(packed.plain(), weight)
+    for count in (1, 65, 300):
+        rows = torch.randn(count, 48, dtype=torch.bfloat16)
+        expected = functional.linear(rows.float(), weight.float(), bias.float())
+        for activation, function in FUNCTIONS.items():
+            found = packed.multiply(rows, activation).float()
+            torch.testing.assert_close(found, function(expected), rtol=2e-2, atol=6e-2)
+
+
+def test_the_fastest_is_taken_unless_ours_is_nearly_as_fast() -> None:
+    class Slow:
+        def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+            self.weight = weight
+
+        def multiply(self, rows: Tensor) -> Tensor:
+            for _ in range(50):
+                product = functional.linear(rows, self.weight)
+            return product
+
+    class Fast(Slow):
+        def multiply(self, rows: Tensor) -> Tensor:
+            return functional.linear(rows, self.weight)
+
+    weight = torch.randn(256, 256)
+    for kinds in ([Slow, Fast], [Fast, Slow]):
+        assert FastestPacker(kinds)(weight) is Fast
 
 
 def test_any_number_of_rows_takes_bounded_memory() -> None:
