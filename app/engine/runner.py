@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from app.engine.plan import Plan, PlanItem, SourceItem, StepResult
-from app.engine.sampling.batch import SamplingBatch
 from app.engine.sampling.inputs import SampledToken
 from app.engine.sampling.sampler import sample, score_tokens
 from app.engine.sampling.token_masks import PackedMask
@@ -109,12 +108,12 @@ def _scored_rows(items: Sequence[PlanItem], ends: Sequence[int]) -> list[int]:
 def _sample(
     logits: Tensor, items: Sequence[PlanItem], masks: Mapping[int, PackedMask]
 ) -> dict[int, tuple[SampledToken, ...]]:
-    batch = SamplingBatch.of([row for item in items for row in item.sampling], logits.device)
+    inputs = [row for item in items for row in item.sampling]
     by_row = {}
     if masks:
         ids = [item.id for item in items for _ in item.sampling]
         by_row = {row: masks[id_] for row, id_ in enumerate(ids) if id_ in masks}
-    tokens = iter(sample(logits, batch, by_row))
+    tokens = iter(sample(logits, inputs, by_row))
     return {item.id: tuple(islice(tokens, len(item.sampling))) for item in items if item.sampling}
 
 

@@ -6,8 +6,8 @@ logits of all others. Shapes: N rows, V vocabulary, E single logits.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TypeVar
+from enum import IntEnum
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -15,13 +15,49 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from app.engine.sampling.inputs import LogitsEdits, SamplingInput
+from app.engine.sampling.inputs import FloatArray, IdArray, LogitsEdits, SamplingInput
 from app.engine.sampling.token_masks import PackedMask
 from app.request import BAN
 
 _Number = TypeVar("_Number", np.int64, np.float64)
 _NEVER = float("-inf")
 _NO_EDITS = LogitsEdits()
+
+
+class Operation(IntEnum):
+    """What becomes of a logit x, by a value v; as in native/sampling.h."""
+
+    ADD = 0  # x + v, one after the other where an id occurs more than once
+    SCALE = 1  # x * v below 0, else x / v: CTRL's penalty (Keskar et al. 2019)
+    SET = 2  # v
+    FORCE = 3  # v, and all other logits of the row are ruled out
+    GAIN = 4  # x + |x| * v where that is finite
+
+
+class Edit(NamedTuple):
+    """One operation on single logits, of any rows."""
+
+    operation: Operation
+    rows: IdArray  # [E]; in order
+    ids: IdArray  # [E]
+    values: NDArray[np.float32]  # [E]
+
+
+def edits_of(inputs: Sequence[SamplingInput], vocabulary: int) -> list[Edit]:
+    """Return what the rows' inputs change, in order. Ids without a logit are skipped."""
+    if all(given.edits is None for given in inputs):
+        return []
+    edits = [given.edits or _NO_EDITS for given in inputs]
+    found = []
+    for kind, processor in _PROCESSORS:
+        ids = [getattr(each, kind) for each in edits]
+        if any(map(len, ids)):
+            entries = _Entries.of(ids, vocabulary)
+            found += [
+                Edit(operation, entries.rows, entries.ids, values.astype(np.float32))
+                for operation, values in processor(entries, inputs, edits)
+            ]
+    return found
 
 
 @contextmanager
@@ -45,115 +81,104 @@ def processed(
     beams = [row for row in changed if inputs[row].num_candidates]
     if beams:
         logits[beams] -= normaliser[beams, None]
-    _edit(logits, inputs)
+    for edit in edits_of(inputs, logits.shape[1]):
+        _apply(edit, logits)
     if masks:
         _mask(logits, masks)
     yield
     logits[rows] = own
 
 
-def _edit(logits: Tensor, inputs: Sequence[SamplingInput]) -> None:
-    edits = [given.edits or _NO_EDITS for given in inputs]
-    for kind, processor in _PROCESSORS:
-        ids = [getattr(each, kind) for each in edits]
-        if any(map(len, ids)):
-            processor(_Entries.of(logits, ids), inputs, edits)
+def _apply(edit: Edit, logits: Tensor) -> None:
+    """Change `logits [N, V]` in place."""
+    flat = logits.view(-1)
+    places = torch.from_numpy(edit.rows * logits.shape[1] + edit.ids).to(logits.device)
+    values = torch.from_numpy(edit.values).to(logits)
+    if edit.operation is Operation.ADD:
+        flat.index_put_((places,), values, accumulate=True)
+        return
+    if edit.operation is Operation.FORCE:
+        logits[edit.rows] = _NEVER
+    scores = flat[places]
+    if edit.operation is Operation.SCALE:
+        values = torch.where(scores < 0, scores * values, scores / values)
+    elif edit.operation is Operation.GAIN:
+        values = scores + (scores.abs() * values).masked_fill(~scores.isfinite(), 0.0)
+    flat[places] = values
 
 
-@dataclass(frozen=True, slots=True)
-class _Entries:
-    """Single logits, which the processors change in place."""
+class _Entries(NamedTuple):
+    """Single logits of the rows."""
 
-    logits: Tensor  # [N, V]
-    rows: NDArray[np.int64]  # [E]
-    places: Tensor  # [E]; in the flat logits
+    rows: IdArray  # [E]
+    ids: IdArray  # [E]
     has_logit: NDArray[np.bool_]  # of all given ids: a base's own lists may hold others
 
     @classmethod
-    def of(cls, logits: Tensor, ids: Sequence[NDArray[np.int64]]) -> "_Entries":
+    def of(cls, ids: Sequence[IdArray], vocabulary: int) -> "_Entries":
         """Return the entries of each row's ids."""
         flat = np.concatenate(ids)
         rows = np.repeat(np.arange(len(ids)), [len(each) for each in ids])
-        has_logit = flat < logits.shape[1]
-        places = rows * logits.shape[1] + flat
-        if not has_logit.all():
-            rows, places = rows[has_logit], places[has_logit]
-        return cls(logits, rows, torch.from_numpy(places).to(logits.device), has_logit)
+        has_logit = flat < vocabulary
+        return cls(rows[has_logit], flat[has_logit], has_logit)
 
     def per_id(self, values: Sequence[NDArray[_Number]]) -> NDArray[_Number]:
         """Return `values`, one for each id of each row, as `[E]`."""
         return np.concatenate(values)[self.has_logit]
 
-    def per_row(self, values: Sequence[float]) -> NDArray[np.float64]:
+    def per_row(self, values: Sequence[float]) -> FloatArray:
         """Return `values`, one for each row, as `[E]`."""
-        return np.array(values)[self.rows]
+        return np.array(values, dtype=np.float64)[self.rows]
 
-    def get(self) -> Tensor:
-        """Return a copy of the logits `[E]`."""
-        return self.logits.view(-1)[self.places]
-
-    def tensor(self, values: NDArray[np.float64]) -> Tensor:
-        """Return values `[E]` in the dtype of the logits, and on their device."""
-        return torch.from_numpy(values).to(self.logits)
-
-    def put(self, scores: Tensor) -> None:
-        """Replace the logits by `[E]`, or all by one."""
-        self.logits.view(-1)[self.places] = scores
-
-    def add(self, values: NDArray[np.float64]) -> None:
-        """Add `[E]`, one after the other where an entry occurs more than once."""
-        self.logits.view(-1).index_put_((self.places,), self.tensor(values), accumulate=True)
+    def same(self, value: float) -> FloatArray:
+        """Return one value as `[E]`."""
+        return np.full(len(self.ids), value)
 
 
 _Inputs = Sequence[SamplingInput]
 _Edits = Sequence[LogitsEdits]
+_Changes = tuple[tuple[Operation, FloatArray], ...]  # with a value for each entry
 
 
-def _add_bias(at: _Entries, inputs: _Inputs, edits: _Edits) -> None:
+def _add_bias(at: _Entries, inputs: _Inputs, edits: _Edits) -> _Changes:
     bias = at.per_id([each.bias for each in edits])
-    at.add(np.where(bias <= BAN, _NEVER, bias))
+    return ((Operation.ADD, np.where(bias <= BAN, _NEVER, bias)),)
 
 
-def _add_completing_bias(at: _Entries, inputs: _Inputs, edits: _Edits) -> None:
-    at.add(at.per_id([each.completing_bias for each in edits]))
+def _add_completing_bias(at: _Entries, inputs: _Inputs, edits: _Edits) -> _Changes:
+    return ((Operation.ADD, at.per_id([each.completing_bias for each in edits])),)
 
 
-def _favour_prompt(at: _Entries, inputs: _Inputs, edits: _Edits) -> None:
-    _scale(at, 1 / at.per_row([each.encoder_repetition_penalty for each in edits]))
+def _favour_prompt(at: _Entries, inputs: _Inputs, edits: _Edits) -> _Changes:
+    return ((Operation.SCALE, 1 / at.per_row([each.encoder_repetition_penalty for each in edits])),)
 
 
-def _penalise(at: _Entries, inputs: _Inputs, edits: _Edits) -> None:
+def _penalise(at: _Entries, inputs: _Inputs, edits: _Edits) -> _Changes:
     """Apply the repetition penalty as transformers does, the others as OpenAI."""
     params = [given.params for given in inputs]
-    _scale(at, at.per_row([each.repetition_penalty for each in params]))
     counts = at.per_id([each.counts for each in edits])
     frequency = at.per_row([each.frequency_penalty for each in params]) * counts
-    at.add(-(frequency + at.per_row([each.presence_penalty for each in params]) * (counts > 0)))
+    presence = at.per_row([each.presence_penalty for each in params]) * (counts > 0)
+    return (
+        (Operation.SCALE, at.per_row([each.repetition_penalty for each in params])),
+        (Operation.ADD, -(frequency + presence)),
+    )
 
 
-def _scale(at: _Entries, penalties: NDArray[np.float64]) -> None:
-    """Apply CTRL's penalty (Keskar et al. 2019)."""
-    scores, penalty = at.get(), at.tensor(penalties)
-    at.put(torch.where(scores < 0, scores * penalty, scores / penalty))
+def _ban(at: _Entries, inputs: _Inputs, edits: _Edits) -> _Changes:
+    return ((Operation.SET, at.same(_NEVER)),)
 
 
-def _ban(at: _Entries, inputs: _Inputs, edits: _Edits) -> None:
-    at.put(at.logits.new_tensor(_NEVER))
+def _force(at: _Entries, inputs: _Inputs, edits: _Edits) -> _Changes:
+    return ((Operation.FORCE, at.same(0.0)),)
 
 
-def _force(at: _Entries, inputs: _Inputs, edits: _Edits) -> None:
-    at.logits[at.rows] = _NEVER
-    at.put(at.logits.new_tensor(0.0))
-
-
-def _hasten_end(at: _Entries, inputs: _Inputs, edits: _Edits) -> None:
-    scores = at.get()
-    gain = scores.abs() * at.tensor(at.per_row([each.end_gain for each in edits]))
-    at.put(scores + gain.masked_fill(~scores.isfinite(), 0.0))
+def _hasten_end(at: _Entries, inputs: _Inputs, edits: _Edits) -> _Changes:
+    return ((Operation.GAIN, at.per_row([each.end_gain for each in edits])),)
 
 
 # By the field of LogitsEdits that lists the ids.
-_PROCESSORS: tuple[tuple[str, Callable[[_Entries, _Inputs, _Edits], None]], ...] = (
+_PROCESSORS: tuple[tuple[str, Callable[[_Entries, _Inputs, _Edits], _Changes]], ...] = (
     ("bias_ids", _add_bias),
     ("completing_ids", _add_completing_bias),
     ("prompt_ids", _favour_prompt),

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from app.engine.sampling.batch import SamplingBatch
 from app.engine.sampling.inputs import SampledToken, SamplingInput
 from app.engine.sampling.sampler import sample
 from app.engine.sampling.state import SamplingState
@@ -30,4 +29,4 @@ def chosen(
     logits: torch.Tensor, inputs: Sequence[SamplingInput], masks: Mapping[int, PackedMask] | None = None
 ) -> tuple[SampledToken, ...]:
     """One step's tokens."""
-    return sample(logits, SamplingBatch.of(inputs, logits.device), masks or {})
+    return sample(logits, inputs, masks or {})

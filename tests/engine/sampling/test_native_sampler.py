@@ -1,0 +1,129 @@
+"""The sampler in native code gives what torch's operations give, to the last bit.
+
+Shapes: V vocabulary.
+"""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.engine.sampling import native_sampler, torch_sampler
+from app.engine.sampling.inputs import SamplingInput
+from app.engine.sampling.native_sampler import NativeSampler, load_native_sampler
+from app.engine.sampling.sampler import sample
+from app.engine.sampling.state import SamplingState
+from app.models.cpu.building import NotBuilt
+from app.request import SamplingParams, TokenRules
+
+
+@pytest.fixture(scope="module")
+def native() -> NativeSampler:
+    try:
+        return load_native_sampler()
+    except NotBuilt as reason:
+        pytest.skip(str(reason))
+
+
+@st.composite
+def sampling_params(draw: st.DrawFn) -> SamplingParams:
+    rules = TokenRules(
+        bad_words=((3,),),
+        suppressed=(5, 10**6),
+        encoder_repetition_penalty=1.3,
+        length_decay=(0, 1.2),
+        eos_ids=(2, 2),
+    )
+    return SamplingParams(
+        do_sample=draw(st.sampled_from([True, True, True, False])),
+        temperature=draw(st.sampled_from([1.0, 1.0, 0.001, 0.7, 2.0, 100.0])),
+        top_k=draw(st.sampled_from([0, 0, 1, 5, 50, 1000, 1024, 1025])),
+        top_p=draw(st.sampled_from([1.0, 0.01, 0.5, 0.9, 0.9999])),
+        min_p=draw(st.sampled_from([0.0, 0.0, 1e-8, 0.05, 1.0])),
+        top_h=draw(st.sampled_from([0.0] * 5 + [0.5])),
+        typical_p=draw(st.sampled_from([1.0] * 5 + [0.5])),
+        repetition_penalty=draw(st.sampled_from([1.0, 1.3])),
+        frequency_penalty=draw(st.sampled_from([0.0, 0.4])),
+        seed=draw(st.integers(0, 2**64)),
+        logit_bias=draw(st.sampled_from([(), ((1, 2.5), (7, -100.0))])),
+        rules=draw(st.sampled_from([None, None, rules])),
+    )
+
+
+@st.composite
+def rows(draw: st.DrawFn) -> tuple[list[SamplingInput], list[int]]:
+    """Rows' inputs, and which of them have a mask."""
+    inputs = []
+    for _ in range(draw(st.integers(2, 5))):
+        state = SamplingState(draw(sampling_params()), [1, 2, 9], 3, draw(st.sampled_from([0, 0, 1, 20])))
+        state.accept(draw(st.integers(0, 12)))
+        inputs.append(state.input(draw(st.integers(0, 999))))
+    return inputs, draw(st.lists(st.integers(0, len(inputs) - 1), max_size=2))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    rows(),
+    st.sampled_from([17, 64, 1000, 1024, 1025, 5003, 33000, 70001]),
+    st.sampled_from([0.3, 1.0, 4.0]),
+    st.sampled_from([2.0, 16.0, 2.0**20]),
+    st.sampled_from([None, None, "nan", "inf", "never", "few"]),
+    st.integers(0, 2**32),
+)
+def test_any_row_gets_the_token_and_the_numbers_of_the_reference(
+    native: NativeSampler,
+    given_rows: tuple[list[SamplingInput], list[int]],
+    vocabulary: int,
+    spread: float,
+    steps: float,
+    broken: str | None,
+    seed: int,
+) -> None:
+    inputs, masked = given_rows
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(len(inputs), vocabulary, generator=generator).mul(spread * steps).round() / steps
+    if broken in ("nan", "inf"):
+        logits[0, -1] = float(broken)
+    if broken in ("never", "few"):
+        logits[0, 0 if broken == "never" else 12 :] = float("-inf")
+    before = logits.clone()
+    words = np.random.default_rng(seed).integers(0, 2**32, (len(inputs), vocabulary // 32), np.uint32)
+    masks = {row: words[row] for row in masked}
+    theirs = torch_sampler.sample(logits, inputs, masks)
+    ours = sample(logits, inputs, masks)
+    assert torch.equal(logits, before) or broken == "nan"
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.is_finite == other.is_finite
+        assert (mine.error is None) == (other.error is None)
+        if mine.is_finite and mine.error is None:
+            assert mine == other
+
+
+def test_common_rows_are_decided_in_native_code(native: NativeSampler) -> None:
+    """Rows of rare kinds, and those that rounding would decide, are few."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = [
+        SamplingInput(params, position)
+        for position in range(30)
+        for params in (
+            SamplingParams(repetition_penalty=1.2),
+            SamplingParams(do_sample=True, top_k=50, temperature=0.7),
+            SamplingParams(do_sample=True, top_p=0.9),
+            SamplingParams(do_sample=True, min_p=0.05),
+        )
+    ]
+    logits = torch.randn(len(inputs), 32000, generator=generator).mul(3).to(torch.bfloat16).float()
+    tokens = native.sample(logits, inputs, {})
+    assert sum(token is None for token in tokens) <= 1
+
+
+def test_without_a_compiler_rows_are_sampled_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> NativeSampler:
+        raise NotBuilt("no C++ compiler found")
+
+    logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
+    inputs = [SamplingInput(SamplingParams(do_sample=True, top_p=0.9, seed=seed), 0) for seed in range(3)]
+    before = sample(logits, inputs, {})
+    monkeypatch.setattr(native_sampler, "load_native_sampler", fail)
+    assert sample(logits, inputs, {}) == before
