@@ -109,7 +109,6 @@ class Sequence:
         return SamplingState(
             request.sampling,
             request.prompt_ids,
-            request.max_new_tokens,
             num_top=request.num_top,
             num_candidates=beams + len(request.stop_ids) if beams > 1 else 0,
             inputs=None if request.source is None else request.source.token_ids,

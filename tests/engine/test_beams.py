@@ -28,7 +28,7 @@ def searched(model: PreTrainedModel, request: Request) -> tuple[Hypothesis, ...]
     """Search with the logits of whole passes, without an engine."""
     search = BeamSearch(request)
     count = request.sampling.num_beams + len(request.stop_ids)
-    state = SamplingState(request.sampling, request.prompt_ids, request.max_new_tokens, num_candidates=count)
+    state = SamplingState(request.sampling, request.prompt_ids, num_candidates=count)
     beams: list[tuple[list[int], SamplingState]] = [([*request.token_ids], state)]
     for position in itertools.count():
         logits = model(input_ids=torch.tensor([ids for ids, _ in beams])).logits[:, -1].contiguous()

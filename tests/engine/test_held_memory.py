@@ -1,11 +1,16 @@
-"""Bytes of Python's objects for a running and a waiting request, counted by the interpreter's own tracing."""
+"""Bytes of Python's objects for a running and a waiting request, and none for one that ended.
+
+They are counted by the interpreter's own tracing.
+"""
 
 import asyncio
 import gc
+import sys
 import threading
+import time
 import tracemalloc
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 
 import pytest
 
@@ -17,6 +22,8 @@ from tests.waiting import PATIENCE, wait_until
 
 ROWS, PROMPT, NEW = 32, 64, 64
 PENALTY = SamplingParams(repetition_penalty=1.1)
+BURST = 128  # requests that come at once
+WARM = 12  # bursts, which fill what is bounded: 32 of each are held, of 256
 
 
 class _NoPrompts:
@@ -48,6 +55,27 @@ class Paused:
 
         await asyncio.gather(*map(one, range(count)))
 
+    async def burst(self, name: str) -> None:
+        """Run short requests: with and without penalties, of which something is held, and left early."""
+
+        async def one(number: int) -> None:
+            request = Request(
+                id=f"{name}-{number}",
+                token_ids=tuple(3 + (number + place) % 60 for place in range(8)),
+                max_new_tokens=4,
+                sampling=PENALTY if number % 2 else SamplingParams(),
+                deadline=time.monotonic() + PATIENCE,
+                is_held=number % 4 < 2,
+            )
+            async with aclosing(self.engine.generate(request)) as deltas:
+                async for _ in deltas:
+                    if number % 8 == 0:
+                        break
+            if number % 16 < 8:
+                self.engine.release(request.id)
+
+        await asyncio.gather(*map(one, range(BURST)))
+
     def bytes_each(self, name: str, count: int, sampling: SamplingParams) -> float:
         """Traced bytes of each of `count` requests, half of whose answers are there or which wait."""
         before = _traced()
@@ -77,6 +105,7 @@ def _after(steps: int, count: int) -> Callable[[StepStats], bool]:
 
 def _traced() -> int:
     gc.collect()
+    sys._clear_type_cache()  # the interpreter's, of up to 4,096 names of attributes that were looked up
     return tracemalloc.get_traced_memory()[0]
 
 
@@ -103,3 +132,13 @@ def test_a_request_takes_kilobytes_beside_its_keys_and_values(paused: Paused) ->
     assert paused.bytes_each("greedy", ROWS, SamplingParams()) < 12_000
     assert paused.bytes_each("penalty", ROWS, PENALTY) < 24_000
     assert paused.bytes_each("waiting", 8 * ROWS, SamplingParams()) < 9_000
+
+
+@pytest.mark.parametrize("bursts", [16, pytest.param(160, marks=pytest.mark.soak)])
+def test_thousands_of_requests_leave_nothing(paused: Paused, bursts: int) -> None:
+    traced = []
+    for number in range(WARM + bursts):
+        asyncio.run(paused.burst(str(number)))
+        wait_until(lambda: not paused.engine.stats().num_running)
+        traced.append(_traced())
+    assert min(traced[-4:]) - min(traced[WARM - 4 : WARM]) < 20 * bursts * BURST, traced

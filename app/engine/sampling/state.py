@@ -19,7 +19,6 @@ class SamplingState:
         self,
         params: SamplingParams,
         prompt: Sequence[int],
-        max_new_tokens: int,
         num_top: int = 0,
         *,
         num_candidates: int = 0,
@@ -27,7 +26,7 @@ class SamplingState:
     ) -> None:
         """`prompt` are the ids of its text, those of resident segments included; `inputs` an encoder's."""
         looks_back = params.has_penalty or params.rules is not None
-        self._history = TokenHistory(prompt, max_new_tokens, inputs) if looks_back else None
+        self._history = TokenHistory(prompt, inputs) if looks_back else None
         self._rules = RowRules(params.rules) if params.rules is not None else None
         self._edits = _bias(params) if params.logit_bias else LogitsEdits() if looks_back else None
         is_bare = not params.logit_bias and params.rules is None

@@ -7,25 +7,24 @@ import numpy as np
 
 from app.engine.sampling.inputs import IdArray
 
+_ROOM = 16  # tokens, at the least
+
 
 class TokenHistory:
     """The ids of a prompt and its answer, and how often the answer has each.
 
-    Arrays grow at their ends only, so views of them stay as they were; `counts` are copied.
+    Arrays grow at their ends only, and into larger ones where they are full, so views of them stay as they
+    were; `counts` are copied.
     """
 
-    def __init__(
-        self, prompt: Sequence[int], max_new_tokens: int, inputs: Sequence[int] | None = None
-    ) -> None:
+    def __init__(self, prompt: Sequence[int], inputs: Sequence[int] | None = None) -> None:
         """`inputs` are those of an encoder beside the prompt; None: the prompt is the input."""
-        self._ids = np.empty(len(prompt) + max_new_tokens, dtype=np.int64)
-        self._ids[: len(prompt)] = prompt
+        self.prompt = self._ids = np.array(prompt, dtype=np.int64)  # in order
         self._length = len(prompt)
-        self.prompt = self._ids[: len(prompt)]  # in order
         self.prompt_ids = np.unique(self.prompt)  # each once
         self.inputs = self.prompt if inputs is None else np.array(inputs, dtype=np.int64)  # in order
         self.input_ids = self.prompt_ids if inputs is None else np.unique(self.inputs)  # each once
-        self._seen = np.concatenate([self.prompt_ids, np.empty(max_new_tokens, dtype=np.int64)])
+        self._seen = self.prompt_ids
         self._counts = np.zeros(len(self._seen), dtype=np.int64)
         self._places = {id_: place for place, id_ in enumerate(self.prompt_ids.tolist())}
 
@@ -39,8 +38,12 @@ class TokenHistory:
     def append(self, token_id: int) -> None:
         """Take a generated token."""
         place = self._places.setdefault(token_id, len(self._places))
+        if place == len(self._seen):
+            self._seen, self._counts = _grown(self._seen), _grown(self._counts)
         self._seen[place] = token_id
         self._counts[place] += 1
+        if self._length == len(self._ids):
+            self._ids = _grown(self._ids)
         self._ids[self._length] = token_id
         self._length += 1
 
@@ -63,3 +66,8 @@ class TokenHistory:
     def counts(self) -> IdArray:
         """Return how often each of `seen_ids` was generated."""
         return self._counts[: len(self._places)].copy()
+
+
+def _grown(numbers: IdArray) -> IdArray:
+    """Return them with half as many zeros behind them, and a few more."""
+    return np.concatenate([numbers, np.zeros(len(numbers) // 2 + _ROOM, dtype=np.int64)])

@@ -19,7 +19,7 @@ def row(
     **settings: bool,
 ) -> SamplingInput:
     """The input of the token after `generated`; `position` is given where ids don't matter."""
-    state = SamplingState(params, prompt, len(generated))
+    state = SamplingState(params, prompt)
     for token_id in generated:
         state.accept(token_id)
     return state.input(len(generated) if position is None else position, **settings)

@@ -56,7 +56,7 @@ def rows(draw: st.DrawFn) -> tuple[list[SamplingInput], list[int]]:
     """Rows' inputs, and which of them have a mask."""
     inputs = []
     for _ in range(draw(st.integers(2, 5))):
-        state = SamplingState(draw(sampling_params()), [1, 2, 9], 3, draw(st.sampled_from([0, 0, 1, 20])))
+        state = SamplingState(draw(sampling_params()), [1, 2, 9], draw(st.sampled_from([0, 0, 1, 20])))
         state.accept(draw(st.integers(0, 12)))
         inputs.append(state.input(draw(st.integers(0, 999))))
     return inputs, draw(st.lists(st.integers(0, len(inputs) - 1), max_size=2))

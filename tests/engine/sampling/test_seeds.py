@@ -107,7 +107,7 @@ def logits_of(row: int, step: int) -> torch.Tensor:
 
 def decoded(names: list[str]) -> dict[str, list[int]]:
     """The tokens of rows that decode together."""
-    states = [SamplingState(ROWS[name][0], PROMPT, STEPS) for name in names]
+    states = [SamplingState(ROWS[name][0], PROMPT) for name in names]
     rows = [list(ROWS).index(name) for name in names]
     tokens: dict[str, list[int]] = {name: [] for name in names}
     for step in range(STEPS):
@@ -173,7 +173,7 @@ def sampling_params(draw: st.DrawFn) -> SamplingParams:
 def company_row(draw: st.DrawFn) -> tuple[SamplingInput, PackedMask | None, int]:
     """A row's input, its mask if it is bound, and the seed of its logits."""
     prompt, generated = draw(IDS), draw(IDS)
-    state = SamplingState(draw(sampling_params()), prompt, len(generated), draw(st.integers(0, 4)))
+    state = SamplingState(draw(sampling_params()), prompt, draw(st.integers(0, 4)))
     for token_id in generated:
         state.accept(token_id)
     words = st.lists(st.integers(0, 2**32 - 1), min_size=2, max_size=2)
@@ -230,7 +230,7 @@ def test_an_input_is_plain_data_that_pickles(given: tuple[SamplingInput, PackedM
 
 @given(IDS, st.lists(st.integers(0, SMALL - 1), max_size=40))
 def test_a_history_counts_as_its_ids_do(prompt: list[int], answer: list[int]) -> None:
-    history = TokenHistory(prompt, len(answer))
+    history = TokenHistory(prompt)
     for length in range(len(answer) + 1):
         ids = [*prompt, *answer[:length]]
         counted = dict(zip(history.seen_ids.tolist(), history.counts.tolist(), strict=True))
