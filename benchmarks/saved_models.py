@@ -1,5 +1,6 @@
 """The random models on disk, made once, for peers that load a directory and insist on a tokenizer."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -24,9 +25,16 @@ def saved_model(shape: Shape, make: Callable[[], PreTrainedModel], eos: str = "t
         half_made = folder.with_suffix(".new")
         shutil.rmtree(half_made, ignore_errors=True)
         make().save_pretrained(half_made)
-        _tokenizer(shape.vocabulary, eos).save_pretrained(half_made)
+        _save_tokenizer(_tokenizer(shape.vocabulary, eos), half_made)
         half_made.rename(folder)
     return folder
+
+
+def _save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Under the class that transformers 4 knows it by too, which peers may have."""
+    tokenizer.save_pretrained(folder)
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}))
 
 
 def _tokenizer(size: int, eos: str) -> PreTrainedTokenizerFast:

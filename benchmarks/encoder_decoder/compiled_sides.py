@@ -61,7 +61,9 @@ class Compiled:
 def _model(shape: EncoderDecoderShape) -> PreTrainedModel:
     model = random_encoder_decoder(shape)
     # Fields that transformers no longer writes and CTranslate2 looks for.
-    model.config.update({"normalize_before": False, "normalize_embedding": True})
+    model.config.update(
+        {"normalize_before": False, "normalize_embedding": True, "decoder_start_token_id": shape.start_id}
+    )
     return model
 
 

@@ -39,13 +39,27 @@ def start_ctranslate2(model: Path, precision: str, threads: int) -> Answer:
     return answer
 
 
-def start_openvino(model: Path, precision: str, threads: int) -> Answer:
-    """Export the saved model and compile it; the runtime computes in `precision`."""
-    import torch
+def export_openvino(model: Path, target: Path) -> None:
+    """Convert the saved model, its weights as they are."""
     from optimum.intel import OVModelForSeq2SeqLM  # type: ignore[import-not-found]
 
+    try:
+        exported = OVModelForSeq2SeqLM.from_pretrained(model, export=True, compile=False)
+    except RuntimeError:  # some versions can't keep the cache of a T5 inside the model
+        exported = OVModelForSeq2SeqLM.from_pretrained(model, export=True, compile=False, stateful=False)
+    exported.save_pretrained(target)
+
+
+def start_openvino(model: Path, precision: str, threads: int) -> Answer:
+    """Export the saved model, unless that has been done, and compile it; it computes in `precision`."""
+    import torch
+    from optimum.intel import OVModelForSeq2SeqLM
+
+    exported = model / "openvino"
+    if not exported.is_dir():
+        export_openvino(model, exported)
     settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": str(threads)}
-    compiled = OVModelForSeq2SeqLM.from_pretrained(model, export=True, ov_config=settings)
+    compiled = OVModelForSeq2SeqLM.from_pretrained(exported, ov_config=settings)
 
     def answer(sources: list[list[int]], new_tokens: int, num_beams: int) -> list[list[int]]:
         ids = torch.tensor(sources)
