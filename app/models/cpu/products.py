@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from app.models.cpu.building import NotBuilt
+from app.models.cpu.huge_pages import empty_in_huge_pages
 from app.models.cpu.library import load_library
 
 _LANES = 16  # outputs of a panel
@@ -55,7 +56,7 @@ class Panels:
     def pack(cls, weight: Tensor, bias: Tensor | None = None) -> Self:
         """Pack a weight `[N, K]`."""
         outputs, inputs = weight.shape
-        numbers = torch.empty(_products().promptplex_panels_size(outputs, inputs), dtype=torch.bfloat16)
+        numbers = empty_in_huge_pages(_products().promptplex_panels_size(outputs, inputs), torch.bfloat16)
         _pack(weight, numbers, 1)
         return cls(numbers, bias, outputs, inputs)
 
@@ -64,7 +65,7 @@ class Panels:
         """Pack gate and up, both `[N, K]`, in turns; N is a multiple of 16."""
         outputs, inputs = weights[0].shape
         half = _products().promptplex_panels_size(outputs, inputs)
-        numbers = torch.empty(2 * half, dtype=torch.bfloat16)
+        numbers = empty_in_huge_pages(2 * half, torch.bfloat16)
         one_panel = half // (outputs // _LANES)
         for place, weight in enumerate(weights):
             _pack(weight, numbers[place * one_panel :], 2)
