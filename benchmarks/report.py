@@ -34,6 +34,8 @@ def work_json(measured: Measured, left_out: Mapping[str, str]) -> dict[str, Any]
         "agreement": _agreements(measured),
         "limits": _limits(measured),
         "waiting_sides_cpus": round(max(measured.waiting), 3),
+        "other_load": round(max(measured.other_load), 3),
+        "repeated_rounds": measured.repeated,
         "left_out": {**left_out, **measured.failed},
     }
 

@@ -8,12 +8,16 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from benchmarks.limits import Hardware, measure_hardware
-from benchmarks.processes import RemoteSide
+from benchmarks.other_load import OtherLoad
+from benchmarks.processes import RemoteSide, Run
 from benchmarks.sides import Answer
 from benchmarks.spread import Spread
 from benchmarks.work import make_asks
+
+_MAX_OTHER_LOAD = 0.1
 
 
 @dataclass(slots=True)
@@ -43,12 +47,23 @@ class Measured:
     records: dict[RemoteSide, Record]
     hardware: list[Hardware] = field(default_factory=list)
     waiting: list[float] = field(default_factory=list)  # CPUs that all waiting sides took, a figure a run
+    other_load: list[float] = field(default_factory=list)  # share of the machine, a figure a round
+    repeated: int = 0  # rounds that were disturbed
     failed: dict[str, str] = field(default_factory=dict)  # side -> why it takes no part
 
     @property
     def ours(self) -> Record:
         """Of the work itself."""
         return self.records[self.sides[0]]
+
+
+class Turn(NamedTuple):
+    """One side's run in a round."""
+
+    side: RemoteSide
+    run: Run
+    waiting_cpus: float
+    decode_steps: Sequence[float]
 
 
 def ratio(ours: Record, other: Record) -> Spread:
@@ -78,36 +93,50 @@ def warm_up(sides: Sequence[RemoteSide], say: Callable[[str], None]) -> Measured
 def run_rounds(measured: Measured, rounds: int, say: Callable[[str], None]) -> None:
     """All sides once a round; each round starts with another side, and every other one goes backwards.
 
-    So no side always follows the same one.
+    So no side always follows the same one. A round in which other processes had much of the machine is
+    repeated, unless that happens too often.
     """
     for number in range(rounds):
         if number in {0, rounds // 2, rounds - 1}:
             measured.hardware.append(measure_hardware())
-        run_round(measured, number)
+        turns, load = run_round(measured.sides, number)
+        while load > _MAX_OTHER_LOAD and measured.repeated < rounds:
+            say(f"{measured.sides[0].work.name}: others had {load:.0%} of the machine; once more")
+            measured.repeated += 1
+            turns, load = run_round(measured.sides, number)
+        measured.other_load.append(load)
+        for turn in turns:
+            _note(measured, turn)
         rates = [f"{measured.records[side].rates[-1]:.1f}" for side in measured.sides]
         say(f"{measured.sides[0].work.name}, round {number + 1} of {rounds}: {' '.join(rates)}")
 
 
-def run_round(measured: Measured, number: int) -> None:
-    """Every side once."""
-    sides = measured.sides
+def run_round(sides: Sequence[RemoteSide], number: int) -> tuple[list[Turn], float]:
+    """Every side once; also the share of the machine that processes had which take no part."""
     shift = number % len(sides)
     order = [*sides[shift:], *sides[:shift]]
-    for side in order if number % 2 == 0 else reversed(order):
-        _run_side(measured, side)
+    with OtherLoad() as others:
+        turns = [_run_side(sides, side) for side in (order if number % 2 == 0 else reversed(order))]
+    return turns, others.share
 
 
-def _run_side(measured: Measured, side: RemoteSide) -> None:
-    waiting = {each.process for each in measured.sides} - {side.process}
+def _run_side(sides: Sequence[RemoteSide], side: RemoteSide) -> Turn:
+    waiting = {each.process for each in sides} - {side.process}
     before, began = sum(process.cpu_seconds() for process in waiting), time.perf_counter()
     run = side.run(make_asks(side.work))
     elapsed = time.perf_counter() - began
-    measured.waiting.append((sum(process.cpu_seconds() for process in waiting) - before) / elapsed)
-    record = measured.records[side]
-    record.seconds.append(run.seconds)
-    _note_latencies(record, run.answers)
-    if side.process is measured.sides[0].process and (steps := side.ask("decode_steps")):
-        record.decode_steps.append(statistics.median(steps))
+    waiting_cpus = (sum(process.cpu_seconds() for process in waiting) - before) / elapsed
+    steps = side.ask("decode_steps") if side.process is sides[0].process else []
+    return Turn(side, run, waiting_cpus, steps)
+
+
+def _note(measured: Measured, turn: Turn) -> None:
+    record = measured.records[turn.side]
+    record.seconds.append(turn.run.seconds)
+    measured.waiting.append(turn.waiting_cpus)
+    _note_latencies(record, turn.run.answers)
+    if turn.decode_steps:
+        record.decode_steps.append(statistics.median(turn.decode_steps))
 
 
 def _note_latencies(record: Record, answers: Sequence[Answer]) -> None:
