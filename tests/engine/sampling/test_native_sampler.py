@@ -118,6 +118,15 @@ def test_common_rows_are_decided_in_native_code(native: NativeSampler) -> None:
     assert sum(token is None for token in tokens) <= 1
 
 
+def test_more_banned_ids_than_there_are_logits(native: NativeSampler) -> None:
+    """Without repetition each token of a long history is banned anew."""
+    state = SamplingState(SamplingParams(rules=TokenRules(no_repeat_ngram_size=1)), [1, 2, 9] * 20_000)
+    logits = torch.randn(1, 64, generator=torch.Generator().manual_seed(0))
+    logits[0, 9] = 100
+    inputs = [state.input(0)]
+    assert native.sample(logits, inputs, {}) == [*torch_sampler.sample(logits, inputs, {})]
+
+
 def test_without_a_compiler_rows_are_sampled_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> NativeSampler:
         raise NotBuilt("no C++ compiler found")

@@ -210,7 +210,8 @@ class Chooser {
         const int64_t begin = edit.begin[row], end = edit.begin[row + 1];
         if (begin == end) return false;
         if (edit.operation == kForce) std::fill(&logits_[0], &logits_[n_], kMinusInfinity);
-        float* old = buffer_.data();  // an id may occur twice
+        if (end - begin > static_cast<int64_t>(buffer_.size())) buffer_.resize(end - begin);
+        float* old = buffer_.data();  // an id may occur twice, so that there may be more of them than logits
         for (int64_t i = begin; i < end; ++i) old[i - begin] = logits_[edit.ids[i]];
         for (int64_t i = begin; i < end; ++i) {
             const float x = old[i - begin], value = edit.values[i];
