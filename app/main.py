@@ -265,6 +265,7 @@ def _load_base(settings: Settings, progress: Callable[[str], None]) -> LoadedBas
     return load_base(
         settings.model,
         dtype=settings.dtype,
+        weights=settings.weights,
         device=settings.device,
         max_context=settings.max_context,
         progress=progress,

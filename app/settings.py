@@ -131,6 +131,10 @@ class Settings(BaseSettings):
         "auto",
         description="Weights and K/V cache: float32, bfloat16, float16, or auto (bfloat16 where native)",
     )
+    weights: Literal["auto", "int8"] = Field(
+        "auto",
+        description="Weights of linear layers: auto (as loaded), or int8 (in bfloat16 on CPUs)",
+    )
     device: str = Field(
         "auto", description="Device: auto, cpu, cuda or cuda:N; auto uses CUDA where it is available"
     )

@@ -12,11 +12,13 @@ from app.models.attention.packed import IMPLEMENTATION, register
 from app.models.backbones import AnyBackbone, backbone_of
 from app.models.base_name import base_name
 from app.models.cpu.acceleration import accelerate
+from app.models.cpu.packed_linear import Weights
 from app.models.cpu.summary import kernels_in_words
 from app.models.geometry import model_geometry
-from app.models.placement import check_dtype, choose_device, choose_dtype
+from app.models.placement import check_dtype, check_int8, choose_device, choose_dtype
 from app.models.pretrained import load_pretrained, read_config
 from app.models.probe import ProbeReport, own_logits, probe_architecture, probe_weights
+from app.models.probe_rounding import compare_rounded, own_texts
 
 # Requests under way are more than Python's 700, so that it would look through them again and again.
 _YOUNG_OBJECTS = 10_000
@@ -39,11 +41,14 @@ def load_base(
     reference: str,
     *,
     dtype: str = "auto",
+    weights: Weights = "auto",
     device: str = "auto",
     max_context: int | None = None,
     progress: Callable[[str], None] = print,
 ) -> LoadedBase:
     """Load and probe a language model, and make it fast.
+
+    With "int8" weights its linear layers but the head compute in integers of 8 bits, compared with bf16.
 
     Raise UnsupportedModel: not a language model, no safetensors, a dtype in which it can't be exact, or a
     probe out of tolerance. Raise ValueError: `dtype` or `device` name nothing that this machine has.
@@ -54,6 +59,8 @@ def load_base(
     config = read_config(reference)
     check_dtype(config, load_dtype)
     progress(f"probing the architecture '{config.model_type}' on a tiny twin")
+    if weights == "int8":
+        check_int8(config, load_dtype, target)
     twin_figure = probe_architecture(config)
     progress(f"loading {reference}")
     loaded = load_pretrained(
@@ -69,9 +76,14 @@ def load_base(
         progress(f"CPU kernels: {kernels_in_words()}")
     progress("checking the real weights against the model's own forward pass")
     own = own_logits(model)  # before anything in the model is replaced
+    texts = own_texts(model, loaded.tokenizer) if weights == "int8" else None
     backbone = backbone_of(model, model_geometry(model, loaded.fingerprint, max_context))
-    accelerate(backbone)
-    weights_figure = probe_weights(backbone, own)
+    accelerate(backbone, weights)
+    rounding = None if texts is None else compare_rounded(backbone, texts)
+    weights_figure = probe_weights(backbone, own) if rounding is None else None
+    report = ProbeReport(twin_figure, weights_figure, rounding)
+    if rounding is not None:
+        progress(str(rounding))
     gc.collect()
     gc.freeze()  # what stays; looking through all of it would stop every thread for 0.3 s at times
     gc.set_threshold(_YOUNG_OBJECTS)
@@ -81,6 +93,6 @@ def load_base(
         tokenizer=loaded.tokenizer,
         eos_ids=loaded.eos_ids,
         generation=model.generation_config.to_dict(),
-        report=ProbeReport(twin_figure, weights_figure),
+        report=report,
         decoder_start_id=loaded.decoder_start_id,
     )

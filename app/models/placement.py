@@ -4,6 +4,8 @@ import torch
 from transformers.configuration_utils import PreTrainedConfig
 
 from app.errors import UnsupportedModel
+from app.models.cpu.products import why_no_int8
+from app.models.weights import is_quantized
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -65,3 +67,22 @@ def check_dtype(config: PreTrainedConfig, dtype: torch.dtype) -> None:
             f"'{config.model_type}' is an encoder-decoder, which can't be served exactly in float16: one "
             "request's overflow would change its neighbours; take --dtype bfloat16 or float32"
         )
+
+
+def check_int8(config: PreTrainedConfig, dtype: torch.dtype, device: torch.device) -> None:
+    """Refuse weights of 8 bits where no kernel computes with them.
+
+    Raise UnsupportedModel.
+    """
+    reason = None
+    if device.type != "cpu":
+        reason = f"only CPUs have kernels for them, and the device is {device}; leave --weights away"
+    elif dtype != torch.bfloat16:
+        name = str(dtype).removeprefix("torch.")
+        reason = f"activations must be bfloat16, not {name}; take --dtype bfloat16, or leave --weights away"
+    elif is_quantized(config):
+        reason = f"the weights of this '{config.model_type}' are quantized already; leave --weights away"
+    elif (missing := why_no_int8()) is not None:
+        reason = f"{missing}; leave --weights away"
+    if reason is not None:
+        raise UnsupportedModel(f"--weights int8 isn't possible: {reason}")

@@ -21,6 +21,7 @@ from app.models.attention.packed import IMPLEMENTATION
 from app.models.attention.prefixed import register_prefixed
 from app.models.backbones import AnyBackbone, backbone_of
 from app.models.geometry import check_layer_kinds, model_geometry, stack_depths
+from app.models.probe_rounding import Rounding
 from app.models.probe_sequences import (
     ProbeSequence,
     ProbeSource,
@@ -56,13 +57,18 @@ class ProbeReport:
     """What the probes measured; `promptplex doctor` and `/info` show it."""
 
     twin_error: float  # max |difference of log-probabilities|, float32 twin
-    weights_error: float  # relative error of logits, real weights in the load dtype
+    weights_error: float | None  # relative error of logits, real weights in the load dtype; None: rounded
+    rounding: Rounding | None = None  # of weights in 8 bits
 
     def __str__(self) -> str:
+        weights = (
+            f"logits within {self.weights_error:.1e} (relative) on the weights as loaded"
+            if self.rounding is None
+            else str(self.rounding)
+        )
         return (
             "packed attention against the model's own forward pass: log-probabilities within "
-            f"{self.twin_error:.1e} on a float32 twin, logits within {self.weights_error:.1e} (relative) on "
-            "the weights as loaded"
+            f"{self.twin_error:.1e} on a float32 twin, {weights}"
         )
 
 

@@ -4,7 +4,7 @@ Names alone don't say what a layer computes. Layers are taken over only if each 
 gives on a small step.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -17,7 +17,7 @@ from app.models.attention.kv_cache import KVCache
 from app.models.attention.metadata import PackedItem
 from app.models.cpu.decoder_layers import DecoderLayer, DecoderShape, FusedLayers
 from app.models.cpu.mlp import activation_of
-from app.models.cpu.packed_linear import FastestPacker, is_plain, packers
+from app.models.cpu.packed_linear import FastestPacker, Weights, is_plain, packers
 from app.models.cpu.products import Panels, concatenated, product_kind
 from app.models.cpu.rms_norm import epsilon_of
 from app.models.decoder_only import DecoderOnly
@@ -50,15 +50,20 @@ class _Traits(NamedTuple):
     scaling: float
 
 
-def fuse_layers(backbone: DecoderOnly) -> bool:
+def fuse_layers(backbone: DecoderOnly, weights: Weights = "auto") -> bool:
     """Put `FusedLayers` in the place of a decoder's layers; return whether they are of that kind.
 
-    They stay where oneDNN's products are faster, and where some layer's output differs.
+    They stay where oneDNN's products are faster, and where some layer's output differs in bf16.
     """
+    pack = Panels.quantise if weights == "int8" else Panels.pack
     layers = _layers(backbone)
     if product_kind() is None or not all(isinstance(each, CPUBackend) for each in backbone.backends):
         return False
-    if not layers or not all(map(_has_usual_parts, layers)) or not _ours_are_fastest(layers[0]):
+    if (
+        not layers
+        or not all(map(_has_usual_parts, layers))
+        or not (weights == "int8" or _ours_are_fastest(layers[0]))
+    ):
         return False
     calls = _recorded_calls(backbone, layers)
     common = _common_traits(backbone, layers, calls)
@@ -68,7 +73,7 @@ def fuse_layers(backbone: DecoderOnly) -> bool:
         return False
     packed = []
     for number, layer in enumerate(layers):
-        packed.append(_packed(layer))
+        packed.append(_packed(layer, pack))
         layers[number] = nn.Identity()  # frees the plain weights, one layer at a time
     del layers[:]
     layers.append(_fused(packed, range(len(packed)), common))
@@ -180,7 +185,7 @@ def _have_same_positions(calls: list[_Call]) -> bool:
 @torch.inference_mode()
 def _agrees(layer: nn.Module, number: int, traits: _Traits, call: _Call) -> bool:
     """Compare what the kernel makes of a call with what the layer made of it."""
-    found = _fused([_packed(layer)], [number], traits)(call.hidden, **call.arguments).float()
+    found = _fused([_packed(layer, Panels.pack)], [number], traits)(call.hidden, **call.arguments).float()
     hidden, output = call.hidden.float(), call.output.float()
     return bool((found - output).norm() <= _TOLERANCE * (output - hidden).norm() + _ROUNDING * output.norm())
 
@@ -189,18 +194,17 @@ def _fused(layers: list[DecoderLayer], numbers: Iterable[int], traits: _Traits) 
     return FusedLayers(layers, list(numbers), traits.shape, epsilon=traits.epsilon, scaling=traits.scaling)
 
 
-def _packed(layer: nn.Module) -> DecoderLayer:
+def _packed(layer: nn.Module, pack: Callable[[Tensor, Tensor | None], Panels]) -> DecoderLayer:
     """Return a layer's weights as the kernel takes them."""
     parts = dict(layer.named_modules())
-    qkv = [_linear(layer, name) for name in _QKV]
-    output, gate, up, down = (_linear(layer, name) for name in _OTHERS)
+    output, gate, up, down = (
+        pack(linear.weight, linear.bias) for linear in (_linear(layer, name) for name in _OTHERS)
+    )
     norms = [cast(Tensor, parts[name].weight).detach() if name in parts else None for name in _NORMS]
     return DecoderLayer(
-        Panels.pack(
-            _joined(layer, _QKV), concatenated([each.weight for each in qkv], [each.bias for each in qkv])
-        ),
-        Panels.pack(output.weight, output.bias),
-        Panels.pack_gated((gate.weight, up.weight), (gate.bias, up.bias)),
-        Panels.pack(down.weight, down.bias),
+        pack(_joined(layer, _QKV), concatenated([_linear(layer, name) for name in _QKV])),
+        output,
+        Panels.gated(gate, up),
+        down,
         tuple(norms),
     )

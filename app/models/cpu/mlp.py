@@ -6,10 +6,12 @@ product that goes before. Long inputs go through in blocks of rows, so that thei
 cache.
 """
 
+from typing import TypeGuard
+
 import torch
 from torch import Tensor, nn
 
-from app.models.cpu.packed_linear import PackedLinear
+from app.models.cpu.packed_linear import PackedLinear, Weight
 from app.models.cpu.products import Activation, Panels
 from app.models.cpu.replacement import replace_modules
 
@@ -105,17 +107,16 @@ def _fused(module: nn.Module) -> GatedMLP | MergedMLP | PlainMLP | None:
         if len(parts) == len(_PLAIN_NAMES) - 1:
             return PlainMLP(parts[0], parts[1], activation)
         gate, up, down = parts
-        if can_merge(gate, up):
-            merged = Panels.pack_gated((gate.weight, up.weight), (gate.bias, up.bias))
-            return MergedMLP(merged, down, activation)
+        merged = [each.packed for each in (gate, up) if can_merge(each.packed)]
+        if len(merged) == 2 and (merged[0].channels is None) == (merged[1].channels is None):
+            return MergedMLP(Panels.gated(*merged), down, activation)
         return GatedMLP(gate, up, down, activation)
     return None
 
 
-def can_merge(gate: PackedLinear, up: PackedLinear) -> bool:
-    """Return whether gate and up can be one product."""
-    packed = (gate.packed, up.packed)
-    return all(isinstance(each, Panels) and each.outputs % _WHOLE_PANEL == 0 for each in packed)
+def can_merge(packed: Weight) -> TypeGuard[Panels]:
+    """Return whether it can be one product with another weight of its kind."""
+    return isinstance(packed, Panels) and packed.outputs % _WHOLE_PANEL == 0
 
 
 def _packed_parts(module: nn.Module, names: list[str]) -> list[PackedLinear]:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from copy import copy
 from functools import partial
-from typing import Self, TypeGuard
+from typing import Literal, Self, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,10 @@ _RUNS = 4  # of each, in turns; the fastest counts
 _OUTPUTS_MEASURED = 4096  # of larger weights (heads) a part is measured
 _ADVANTAGE = 1.1  # by which oneDNN's must be faster: only ours can be parts of larger kernels
 
+_INT8_TOLERANCE = 5e-2  # of the largest output: what rounding to 8 bits leaves
+
 Weight = Panels | OneDnnWeight
+Weights = Literal["auto", "int8"]  # as loaded, or the stacks' linear layers in integers
 
 
 class PackedLinear(nn.Module):
@@ -53,19 +56,31 @@ class PackedLinear(nn.Module):
         return product if inputs.ndim == 2 else product.view(*inputs.shape[:-1], -1)
 
 
-def pack_linears(model: nn.Module) -> int:
+def pack_linears(model: nn.Module, weights: Weights = "auto") -> int:
     """Replace every bf16 linear layer that lies on a CPU; return how many were replaced.
 
     None is where there is neither a kernel of our own nor oneDNN's.
     """
+    quantised = _pack_quantised(model) if weights == "int8" else 0
     kinds = packers()
     if not kinds:
         return 0
     choose = FastestPacker(kinds)
-    return replace_modules(model, lambda module: _packed(module, choose), rtol=2e-2, atol=1e-2)
+    return quantised + replace_modules(model, lambda each: _packed(each, choose), rtol=2e-2, atol=1e-2)
 
 
-def _packed(module: nn.Module, choose: "FastestPacker") -> PackedLinear | None:
+def _pack_quantised(model: nn.Module) -> int:
+    """Replace the linear layers of the model's stacks: not its head, nor what stands beside its layers."""
+    lists = (module for module in model.modules() if isinstance(module, nn.ModuleList))
+    inner = {id(module) for layers in lists for module in layers.modules()}
+
+    def quantised(module: nn.Module) -> PackedLinear | None:
+        return _packed(module, lambda _: Panels.quantise) if id(module) in inner else None
+
+    return replace_modules(model, quantised, rtol=_INT8_TOLERANCE, atol=_INT8_TOLERANCE)
+
+
+def _packed(module: nn.Module, choose: Callable[[Tensor], "Packer"]) -> PackedLinear | None:
     if not is_plain(module):
         return None
     weight, bias = module.weight.detach(), None if module.bias is None else module.bias.detach()

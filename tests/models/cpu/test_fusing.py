@@ -25,7 +25,9 @@ from app.models.attention.packed import IMPLEMENTATION, register
 from app.models.cpu import decoder_layers, fusing, packed_linear, products
 from app.models.cpu.acceleration import accelerate
 from app.models.cpu.decoder_layers import FusedLayers
-from app.models.cpu.products import product_kind
+from app.models.cpu.mlp import MergedMLP
+from app.models.cpu.packed_linear import PackedLinear, Weights
+from app.models.cpu.products import product_kind, why_no_int8
 from app.models.decoder_only import DecoderOnly
 from app.models.geometry import model_geometry
 from tests.models.cpu.test_products import TILES, compiled
@@ -113,6 +115,38 @@ def test_fused_layers_say_the_same(name: str) -> None:
     torch.testing.assert_close(some, torch.cat([found[[3, 7]], found[26:][[3, 7]]]), rtol=1e-2, atol=1e-2)
 
 
+needs_int8 = pytest.mark.skipif(why_no_int8() is not None, reason="no products of integers here")
+
+
+@needs_int8
+@pytest.mark.parametrize("name", ["llama with biases", "qwen3"])
+def test_fused_layers_of_integers_say_nearly_the_same(name: str) -> None:
+    packed = backbone(FUSED[name])
+    expected = logits(packed)
+    accelerate(packed, "int8")
+    assert isinstance(packed.model.get_submodule("model.layers.0"), FusedLayers)
+    found = logits(packed)
+    assert 1e-4 < (found - expected).norm() / expected.norm() < 0.1
+    some = logits(packed, [3, 7])
+    torch.testing.assert_close(some, torch.cat([found[[3, 7]], found[26:][[3, 7]]]), rtol=1e-2, atol=1e-2)
+
+
+@needs_int8
+def test_linear_layers_of_other_decoders_are_of_integers_but_not_the_head() -> None:
+    packed = backbone(OTHERS["gemma has other norms"])
+    expected = logits(packed)
+    accelerate(packed, "int8")
+    linears = {name: part for name, part in packed.model.named_modules() if isinstance(part, PackedLinear)}
+    head = linears.pop("lm_head")
+    assert head.packed.channels is None
+    assert linears
+    assert all(linear.packed.channels is not None for linear in linears.values())
+    merged = [part for part in packed.model.modules() if isinstance(part, MergedMLP)]
+    assert len(merged) == 3
+    assert all(mlp.gate_up.channels is not None for mlp in merged)
+    assert (logits(packed) - expected).norm() / expected.norm() < 0.1
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_layers_of_other_kinds_stay(name: str) -> None:
     packed = backbone(OTHERS[name])
@@ -136,15 +170,18 @@ def test_float32_stays() -> None:
     assert not fusing.fuse_layers(DecoderOnly(model, model_geometry(model, "tiny")))
 
 
-def test_tiles_say_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("weights", "tolerance"), [("auto", 3e-2), ("int8", 0.1)])
+def test_tiles_say_the_same(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, weights: Weights, tolerance: float
+) -> None:
     """AMX's tiles, emulated: products and attention of one step run on them."""
     library = compiled(TILES, tmp_path)
     packed = backbone(FUSED["qwen3"])
     expected = logits(packed)
     monkeypatch.setattr(products, "_products", lambda: products.bound(library))
     monkeypatch.setattr(decoder_layers, "load_library", lambda: library)
-    assert fusing.fuse_layers(packed)
-    assert (logits(packed) - expected).norm() / expected.norm() < 3e-2
+    assert fusing.fuse_layers(packed, weights)
+    assert (logits(packed) - expected).norm() / expected.norm() < tolerance
 
 
 def test_a_token_is_the_same_whatever_stands_beside_it() -> None:

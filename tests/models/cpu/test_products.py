@@ -1,6 +1,7 @@
 """Our products against torch in float32, on shapes of all kinds, by every kind of instructions."""
 
 import ctypes
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -91,20 +92,73 @@ def test_gate_and_up_are_one_product(
         functional.linear(rows.float(), weight.float(), None if bias is None else bias.float())
         for weight, bias in ((gate, gate_bias), (up, up_bias))
     ]
-    panels = Panels.pack_gated((gate, up), (gate_bias, up_bias))
+    panels = Panels.gated(Panels.pack(gate, gate_bias), Panels.pack(up, up_bias))
     assert_close(panels.multiply(rows, Activation.SILU), functional.silu(wide[0]) * wide[1])
 
 
-def test_a_row_is_the_same_whatever_stands_beside_it(library: None) -> None:
+def as_integers(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row as integers of 8 bits, and its scale."""
+    most = rows.float().abs().amax(1, keepdim=True)
+    inverse = torch.where(most > 0, torch.full_like(most, 127) / most, 0.0)  # `127 / most` is rounded twice
+    return (rows.double() * inverse.double()).round().to(torch.int32), most / 127
+
+
+@given(sizes=SIZES, has_zeros=st.booleans(), seed=st.integers(0, 99))
+@settings(max_examples=120, deadline=None)
+def test_a_product_of_integers_is_exact(
+    library: None, sizes: tuple[int, int, int], has_zeros: bool, seed: int
+) -> None:
+    """The sums are integers; what they are worth is rounded to bf16 once."""
+    torch.manual_seed(seed)
+    count, outputs, inputs = sizes
+    weight, rows = randoms(outputs, inputs), randoms(count, inputs + 3)[:, 1 : inputs + 1]
+    if has_zeros:
+        weight[0], rows[-1] = 0, 0
+    scales = weight.float().abs().amax(1) / 127
+    integers = (weight.float() / scales.where(scales > 0, 1.0).unsqueeze(1)).round().to(torch.int32)
+    rounded, row_scales = as_integers(rows)
+    sums = rounded @ integers.T
+    panels = Panels.quantise(weight)
+    assert torch.equal(panels.plain(), (integers * scales.unsqueeze(1)).to(BF16))
+    assert torch.equal(panels.multiply(rows), (sums.float() * scales * row_scales).to(BF16))
+
+
+@given(sizes=SIZES, is_biased=st.booleans(), is_gated=st.booleans(), activation=st.sampled_from(Activation))
+@settings(max_examples=60, deadline=None)
+def test_integers_go_through_bias_activation_and_gate(
+    library: None, sizes: tuple[int, int, int], is_biased: bool, is_gated: bool, activation: Activation
+) -> None:
+    torch.manual_seed(0)
+    count, outputs, inputs = sizes
+    outputs = -(-outputs // 16) * 16
+    biases = [randoms(outputs) if is_biased else None for _ in range(2)]
+    gate, up = (Panels.quantise(randoms(outputs, inputs), bias) for bias in biases)
+    rows = randoms(count, inputs)
+    integers, scales = as_integers(rows)
+    plain, other = (
+        functional.linear(integers * scales, each.plain().float(), None if bias is None else bias.float())
+        for each, bias in zip((gate, up), biases, strict=True)
+    )
+    expected = FUNCTIONS[activation](plain) * (other if is_gated else 1)
+    assert_close((Panels.gated(gate, up) if is_gated else gate).multiply(rows, activation), expected)
+
+
+def test_products_of_integers_are_checked_at_load(library: None) -> None:
+    assert products._is_int8_right()
+
+
+@pytest.mark.parametrize("pack", [Panels.pack, Panels.quantise])
+def test_a_row_is_the_same_whatever_stands_beside_it(library: None, pack: Callable[[Tensor], Panels]) -> None:
     """Its sums are added up in one order, so that a batch's company changes nothing."""
-    rows, panels = randoms(70, 96), Panels.pack(randoms(48, 96))
+    rows, panels = randoms(70, 96), pack(randoms(48, 96))
     everything = panels.multiply(rows)
     for begin, end in ((0, 1), (3, 20), (40, 70)):
         assert torch.equal(panels.multiply(rows[begin:end]), everything[begin:end])
 
 
-def test_nan_stays_in_its_row(library: None) -> None:
-    rows, panels = randoms(20, 64), Panels.pack(randoms(33, 64))
+@pytest.mark.parametrize("pack", [Panels.pack, Panels.quantise])
+def test_nan_stays_in_its_row(library: None, pack: Callable[[Tensor], Panels]) -> None:
+    rows, panels = randoms(20, 64), pack(randoms(33, 64))
     rows[7, 5] = float("nan")
     found = panels.multiply(rows, Activation.SILU).isnan()
     assert found[7].all()
@@ -122,3 +176,15 @@ def test_an_older_processor_has_none(tmp_path: Path) -> None:
         pytest.skip(f"no kernels here: {reason}")
     with pytest.raises(NotBuilt, match="neither AVX-512 bf16 nor AMX"):
         products.bound(old)
+
+
+def test_a_processor_without_products_of_integers_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    try:
+        old = products.bound(compiled("-U__AVX512VNNI__", tmp_path))
+    except NotBuilt as reason:
+        pytest.skip(f"no kernels here: {reason}")
+    monkeypatch.setattr(products, "product_kind", lambda: "AVX-512 bf16")
+    monkeypatch.setattr(products, "_products", lambda: old)
+    assert "neither AVX-512 VNNI" in (products.why_no_int8.__wrapped__() or "AMX has them")

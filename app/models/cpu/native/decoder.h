@@ -25,7 +25,7 @@ namespace {
 
 // Addresses of a layer's frozen weights and of its pools; the order is that of decoder_layers.py.
 struct DecoderLayer {
-    const uint16_t *qkv, *qkv_bias, *o, *o_bias, *gate_up, *gate_up_bias, *down, *down_bias;
+    Packed qkv, o, gate_up, down;
     const uint16_t *input_norm, *mlp_norm, *query_norm, *key_norm;  // the last two may be null
     uint16_t *keys, *values;                                        // [S, Hk * D]
     int64_t group;                                                  // of `groups`
@@ -67,18 +67,21 @@ struct DecoderMemory {
     }
 };
 
+template <class Format>
 class Decoder {
   public:
+    using Rows = PackedRows<Format>;
+
     Decoder(const DecoderShape& shape, float epsilon, float scale, const StepGroup* groups, const DecoderStep& step,
             DecoderMemory& memory)
         : shape(shape), epsilon(epsilon), scale(scale), groups(groups), step(step), memory(memory) {
         const int64_t tokens = step.tokens;
-        packed = memory.at_least(memory.packed, PackedRows::size(tokens, std::max(shape.hidden, shape.attended())));
+        packed = memory.at_least(memory.packed, Rows::size(tokens, std::max(shape.hidden, shape.attended())));
         qkv = memory.at_least(memory.qkv, tokens * shape.qkv());
         attended = memory.at_least(memory.attended, tokens * shape.attended());
         const int64_t block = std::min(tokens, kMlpRows);
         inner = memory.at_least(memory.inner, block * shape.inner);
-        packed_inner = memory.at_least(memory.packed_inner, PackedRows::size(block, std::max(shape.hidden, shape.inner)));
+        packed_inner = memory.at_least(memory.packed_inner, Rows::size(block, std::max(shape.hidden, shape.inner)));
     }
 
     // How each group's attention is divided among the threads. Called once, before `run`.
@@ -112,20 +115,20 @@ class Decoder {
     }
 
     // out = rows times weights; every thread has its share of the outputs.
-    void product(const Weights& weights, const PackedRows& rows, const Finish& finish) const {
+    void product(const Weights& weights, const Rows& rows, const Finish& finish) const {
         const int64_t thread = omp_get_thread_num(), all = omp_get_num_threads(), groups = weights.groups();
         multiply(weights, rows, groups * thread / all, groups * (thread + 1) / all, finish);
 #pragma omp barrier
     }
 
-    void pack(const PackedRows& to, const uint16_t* rows, int64_t width) const {
+    void pack(const Rows& to, const uint16_t* rows, int64_t width) const {
 #pragma omp for schedule(static)
         for (int64_t tile = 0; tile < to.tiles.count; ++tile) {
             to.pack(tile, rows + to.tiles.begin(tile) * width, width, width);
         }
     }
 
-    void pack_normalised(const PackedRows& to, const uint16_t* rows, const uint16_t* weight) const {
+    void pack_normalised(const Rows& to, const uint16_t* rows, const uint16_t* weight) const {
         std::vector<uint16_t> normalised(kRowsOfTile * shape.hidden);
 #pragma omp for schedule(static)
         for (int64_t tile = 0; tile < to.tiles.count; ++tile) {
@@ -138,9 +141,9 @@ class Decoder {
     }
 
     void write_keys_and_queries(const DecoderLayer& layer) const {
-        const PackedRows rows(step.tokens, shape.hidden, packed);
+        const Rows rows(step.tokens, shape.hidden, packed);
         pack_normalised(rows, step.hidden, layer.input_norm);
-        product({layer.qkv, layer.qkv_bias, shape.qkv(), shape.hidden}, rows, {qkv, shape.qkv()});
+        product({layer.qkv, shape.qkv(), shape.hidden}, rows, {qkv, shape.qkv()});
         const int64_t* write_slots = groups[layer.group].write_slots;
 #pragma omp for schedule(static)
         for (int64_t token = 0; token < step.tokens; ++token) {
@@ -177,9 +180,9 @@ class Decoder {
 
     // What follows attention, for `count` rows.
     void finish(const DecoderLayer& layer, uint16_t* hidden, const uint16_t* attended, int64_t count) const {
-        const PackedRows rows(count, shape.attended(), packed);
+        const Rows rows(count, shape.attended(), packed);
         pack(rows, attended, shape.attended());
-        product({layer.o, layer.o_bias, shape.hidden, shape.attended()}, rows,
+        product({layer.o, shape.hidden, shape.attended()}, rows,
                 {hidden, shape.hidden, Activation::kNone, false, hidden});
         for (int64_t first = 0; first < count; first += kMlpRows) {
             add_mlp(layer, hidden + first * shape.hidden, std::min(kMlpRows, count - first));
@@ -187,13 +190,13 @@ class Decoder {
     }
 
     void add_mlp(const DecoderLayer& layer, uint16_t* hidden, int64_t count) const {
-        const PackedRows rows(count, shape.hidden, packed);
+        const Rows rows(count, shape.hidden, packed);
         pack_normalised(rows, hidden, layer.mlp_norm);
-        product({layer.gate_up, layer.gate_up_bias, 2 * shape.inner, shape.hidden}, rows,
+        product({layer.gate_up, 2 * shape.inner, shape.hidden}, rows,
                 {inner, shape.inner, static_cast<Activation>(shape.activation), true});
-        const PackedRows inner_rows(count, shape.inner, packed_inner);
+        const Rows inner_rows(count, shape.inner, packed_inner);
         pack(inner_rows, inner, shape.inner);
-        product({layer.down, layer.down_bias, shape.hidden, shape.inner}, inner_rows,
+        product({layer.down, shape.hidden, shape.inner}, inner_rows,
                 {hidden, shape.hidden, Activation::kNone, false, hidden});
     }
 

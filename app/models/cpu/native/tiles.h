@@ -7,6 +7,9 @@
 // lies in pairs: row i of its tile holds B[2i][0], B[2i + 1][0], B[2i][1], B[2i + 1][1], ... An AVX-512 register of
 // `vdpbf16ps` holds one such row, so both kinds of kernel read one packed layout: [K / 2][16 columns][2].
 //
+// With bytes a product adds A [rows, 64], unsigned, times B [64, 16], signed, to integers of 32 bits: row i of B's
+// tile holds B[4i][0], ..., B[4i + 3][0], B[4i][1], ... PROMPTPLEX_BYTE_TILES says whether there are such products.
+//
 // A thread configures its tiles before the first use, and releases them after the last: other libraries (oneDNN)
 // configure the same registers for themselves.
 
@@ -20,6 +23,12 @@
 #include <unistd.h>
 #else
 #define PROMPTPLEX_TILES 0
+#endif
+
+#if defined(PROMPTPLEX_EMULATE_TILES) || (PROMPTPLEX_TILES && defined(__AMX_INT8__))
+#define PROMPTPLEX_BYTE_TILES 1
+#else
+#define PROMPTPLEX_BYTE_TILES 0
 #endif
 
 #if PROMPTPLEX_TILES
@@ -99,6 +108,22 @@ inline void multiply_tiles() {
     }
 }
 
+template <int kSums, int kA, int kB>
+inline void multiply_byte_tiles() {
+    EmulatedTiles& tiles = emulated();
+    const uint8_t* a = tiles.bytes[kA];
+    const int8_t* b = reinterpret_cast<const int8_t*>(tiles.bytes[kB]);
+    int32_t* sums = reinterpret_cast<int32_t*>(tiles.bytes[kSums]);
+    for (int row = 0; row < tiles.rows[kSums]; ++row) {
+        for (int place = 0; place < kTileBytes; ++place) {
+            for (int column = 0; column < kLanes; ++column) {
+                const int right = b[place / 4 * kTileBytes + 4 * column + place % 4];
+                sums[row * kLanes + column] += a[row * kTileBytes + place] * right;
+            }
+        }
+    }
+}
+
 #else
 
 // Ask the kernel, once a process, for the right to use tiles: their state makes a thread's context 8 KiB larger.
@@ -143,6 +168,13 @@ template <int kSums, int kA, int kB>
 inline void multiply_tiles() {
     asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSums), "i"(kA), "i"(kB));
 }
+
+#if PROMPTPLEX_BYTE_TILES
+template <int kSums, int kA, int kB>
+inline void multiply_byte_tiles() {
+    asm volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSums), "i"(kA), "i"(kB));
+}
+#endif
 
 #endif
 

@@ -18,6 +18,7 @@ constexpr float kLog2E = 1.44269504f;
 typedef float Vector __attribute__((vector_size(kLanes * sizeof(float))));
 typedef int32_t Integers __attribute__((vector_size(kLanes * sizeof(int32_t))));
 typedef uint16_t Halves __attribute__((vector_size(kLanes * sizeof(uint16_t))));
+typedef uint8_t Octets __attribute__((vector_size(kLanes * sizeof(uint8_t))));
 typedef uint32_t Words __attribute__((vector_size(kLanes * sizeof(uint32_t))));
 
 inline float to_float(uint16_t half) {
