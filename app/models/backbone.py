@@ -50,10 +50,10 @@ class Backbone(Protocol):
     def forward(
         self, embeds: Tensor, positions: Tensor, metadata: StepMetadata, source_embeds: Tensor | None = None
     ) -> Tensor:
-        """Run `embeds [T, d]` at `positions [T]`; return float32 logits `[N, V]` of `metadata.logit_rows`.
+        """Run `embeds [T, d]` at `positions [T]`; return logits `[N, V]` of `metadata.logit_rows`.
 
-        Keys and values of all T tokens, and of the sources' rows `source_embeds [S, d]` in cross-attention,
-        are written to `metadata.cache`.
+        Logits are of the dtype that the head gives. Keys and values of all T tokens, and of the sources'
+        rows `source_embeds [S, d]` in cross-attention, are written to `metadata.cache`.
         """
         ...
 

@@ -34,5 +34,5 @@ class DecoderOnly(PackedModel):
             logits_to_keep=metadata.logit_rows,
             metadata=metadata,
         )
-        logits: Tensor = outputs.logits[0].float()
+        logits: Tensor = outputs.logits[0]
         return logits

@@ -95,7 +95,7 @@ class EncoderDecoder(PackedModel):
             metadata=metadata,
             positions=positions,
         )
-        logits: Tensor = outputs.logits[0].float()
+        logits: Tensor = outputs.logits[0]
         return logits
 
     def _encode(self, source_embeds: Tensor, metadata: StepMetadata) -> Tensor:

@@ -200,7 +200,7 @@ class _PackedRun:
         metadata = self._backbone.plan(self._cache, items, last, sources)
         encoded = torch.cat(source_embeds) if sources else None
         logits = self._backbone.forward(torch.cat(embeds), torch.cat(positions), metadata, encoded)
-        yield from zip(active, logits, strict=True)
+        yield from zip(active, logits.float(), strict=True)
 
 
 def packed_logits(backbone: AnyBackbone, sequences: Sequence[ProbeSequence]) -> list[Tensor]:

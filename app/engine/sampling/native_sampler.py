@@ -30,6 +30,7 @@ _ARGUMENTS: list[Any] = [
     *(_POINTER, _INT, _LONG, _LONG, _POINTER, _POINTER, _LONG),
     *(_POINTER, _POINTER, _LONG, _POINTER, _POINTER, _INT),
 ]
+_DTYPES = (torch.float32, torch.bfloat16)
 _MOST_CANDIDATES = 1024  # as many as the reference looks at before it sorts a row
 
 # The structs of native/sampling.h.
@@ -151,7 +152,7 @@ def _with_top(
 
 def native_sampler_for(logits: Tensor) -> NativeSampler | None:
     """Return the native sampler where it applies and exists, else None."""
-    if logits.device.type != "cpu" or not logits.is_contiguous():
+    if logits.device.type != "cpu" or logits.dtype not in _DTYPES or not logits.is_contiguous():
         return None
     try:
         return load_native_sampler()

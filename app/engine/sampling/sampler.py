@@ -18,7 +18,7 @@ from app.request import TokenScore
 def sample(
     logits: Tensor, inputs: Sequence[SamplingInput], masks: Mapping[int, PackedMask]
 ) -> tuple[SampledToken, ...]:
-    """Choose the next token of every row of `logits [N, V]` (float32), which stay as they are.
+    """Choose the next token of every row of `logits [N, V]` (floating point), which stay as they are.
 
     `masks` are those of constrained rows, by row; one that lacks its mask is reported as late. Reported
     log-probabilities are the model's own, before any change. A row with NaN or positive infinity is reported
@@ -26,12 +26,12 @@ def sample(
     """
     native = native_sampler_for(logits)
     if native is None:
-        return torch_sampler.sample(logits, inputs, masks)
+        return torch_sampler.sample(logits.float(), inputs, masks)
     tokens = native.sample(logits, inputs, masks)
     rest = [row for row, token in enumerate(tokens) if token is None]
     if rest:
         given = {place: masks[row] for place, row in enumerate(rest) if row in masks}
-        left = torch_sampler.sample(logits[rest], [inputs[row] for row in rest], given)
+        left = torch_sampler.sample(logits[rest].float(), [inputs[row] for row in rest], given)
         for row, token in zip(rest, left, strict=True):
             tokens[row] = token
     return tuple(token for token in tokens if token is not None)
@@ -42,7 +42,7 @@ def score_tokens(logits: Tensor, token_ids: Sequence[int], num_top: int) -> tupl
 
     NaN where the row has NaN.
     """
-    logprobs = logits.log_softmax(dim=-1)
+    logprobs = logits.float().log_softmax(dim=-1)
     ids = torch.tensor(token_ids, device=logits.device)
     own = logprobs.gather(1, ids[:, None]).squeeze(1).tolist()
     return tuple(map(TokenScore, token_ids, own, torch_sampler.most_probable(logprobs, num_top)))

@@ -69,6 +69,7 @@ def rows(draw: st.DrawFn) -> tuple[list[SamplingInput], list[int]]:
     st.sampled_from([0.3, 1.0, 4.0]),
     st.sampled_from([2.0, 16.0, 2.0**20]),
     st.sampled_from([None, None, "nan", "inf", "never", "few"]),
+    st.sampled_from([torch.float32, torch.bfloat16]),
     st.integers(0, 2**32),
 )
 def test_any_row_gets_the_token_and_the_numbers_of_the_reference(
@@ -78,6 +79,7 @@ def test_any_row_gets_the_token_and_the_numbers_of_the_reference(
     spread: float,
     steps: float,
     broken: str | None,
+    dtype: torch.dtype,
     seed: int,
 ) -> None:
     inputs, masked = given_rows
@@ -87,10 +89,11 @@ def test_any_row_gets_the_token_and_the_numbers_of_the_reference(
         logits[0, -1] = float(broken)
     if broken in ("never", "few"):
         logits[0, 0 if broken == "never" else 12 :] = float("-inf")
+    logits = logits.to(dtype)
     before = logits.clone()
     words = np.random.default_rng(seed).integers(0, 2**32, (len(inputs), vocabulary // 32), np.uint32)
     masks = {row: words[row] for row in masked}
-    theirs = torch_sampler.sample(logits, inputs, masks)
+    theirs = torch_sampler.sample(logits.float(), inputs, masks)
     ours = sample(logits, inputs, masks)
     assert torch.equal(logits, before) or broken == "nan"
     for mine, other in zip(ours, theirs, strict=True):
@@ -113,7 +116,7 @@ def test_common_rows_are_decided_in_native_code(native: NativeSampler) -> None:
             SamplingParams(do_sample=True, min_p=0.05),
         )
     ]
-    logits = torch.randn(len(inputs), 32000, generator=generator).mul(3).to(torch.bfloat16).float()
+    logits = torch.randn(len(inputs), 32000, generator=generator).mul(3).to(torch.bfloat16)
     tokens = native.sample(logits, inputs, {})
     assert sum(token is None for token in tokens) <= 1
 
