@@ -119,7 +119,7 @@ class _Entries(NamedTuple):
         """Return the entries of each row's ids."""
         flat = np.concatenate(ids)
         rows = np.repeat(np.arange(len(ids)), [len(each) for each in ids])
-        has_logit = flat < vocabulary
+        has_logit = (flat >= 0) & (flat < vocabulary)
         return cls(rows[has_logit], flat[has_logit], has_logit)
 
     def per_id(self, values: Sequence[NDArray[_Number]]) -> NDArray[_Number]:

@@ -60,6 +60,8 @@ class NativeSampler:
         """Choose the tokens of the rows of `logits [N, V]`; None for those that are left to the reference."""
         count, vocabulary = logits.shape
         rows = _rows(inputs, masks)
+        if (wanted := rows["num_top"].min(initial=0)) < 0:
+            raise ValueError(f"num_top is {wanted}, but must be 0 or more: how many tokens to report")
         np.minimum(rows["num_top"], vocabulary, out=rows["num_top"])
         edits = _Edits.of(inputs, vocabulary)
         most = int(rows["num_top"].max(initial=0))

@@ -3,6 +3,8 @@
 Shapes: V vocabulary.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -128,6 +130,18 @@ def test_more_banned_ids_than_there_are_logits(native: NativeSampler) -> None:
     logits[0, 9] = 100
     inputs = [state.input(0)]
     assert native.sample(logits, inputs, {}) == [*torch_sampler.sample(logits, inputs, {})]
+
+
+def test_numbers_that_no_request_should_have_do_not_reach_memory(native: NativeSampler) -> None:
+    logits = torch.randn(2, 300, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match="num_top is -1"):
+        native.sample(logits, [SamplingInput(SamplingParams(), 0, num_top=-1)], {})
+    biased = SamplingState(SamplingParams(logit_bias=((-7, 50.0), (300, 50.0))), [1]).input(0)
+    neighbour = SamplingInput(SamplingParams(), 0)
+    assert native.sample(logits, [neighbour, biased], {}) == native.sample(logits, [neighbour] * 2, {})
+    for strange in (SamplingParams(top_k=-3), SamplingParams(temperature=0.0, top_k=5)):
+        sampled = replace(strange, do_sample=True, top_p=0.9)
+        native.sample(logits, [SamplingInput(sampled, 0)] * 2, {})
 
 
 def test_without_a_compiler_rows_are_sampled_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,7 +139,7 @@ class Chooser {
         float log_sum = log_sum_exp(logits_.data(), n_, most);
         const float normaliser = log_sum + most;
         if (!std::isfinite(normaliser)) return;
-        if (row.num_top) report_top(normaliser, std::min(row.num_top, n_), top_ids, top_values);
+        if (row.num_top > 0) report_top(normaliser, std::min(row.num_top, n_), top_ids, top_values);
         bool is_changed = row.mask != nullptr;
         for (int64_t number = 0; number < num_edits; ++number) is_changed |= edit(edits[number], row_number);
         if (row.mask != nullptr) ban_unmasked(row.mask, row.mask_words);
@@ -288,12 +288,13 @@ class Chooser {
 
     int64_t draw(const Row& row, float highest, float log_sum, bool is_changed) {
         const float temperature = static_cast<float>(row.temperature);
+        if (!(temperature > 0 && std::isfinite(temperature))) return -1;
         for (int64_t i = 0; i < n_; ++i) logits_[i] -= highest;
         if (temperature != 1.0f) {
             for (int64_t i = 0; i < n_; ++i) logits_[i] /= temperature;
         }
         pad(logits_.data(), n_);
-        if (row.top_k) return draw_from_best(row);
+        if (row.top_k > 0) return draw_from_best(row);
         const float total =
             is_changed || temperature != 1.0f ? log_sum_exp(logits_.data(), n_, 0.0f) : log_sum;
         return draw_narrowed(row, total);
