@@ -48,11 +48,7 @@ class VllmProcess:
         model = saved_model(works[0].shape, partial(random_model, works[0].shape))
         self.embedding = load_file(model / "model.safetensors")["model.embed_tokens.weight"]
         self._folder = tempfile.TemporaryDirectory(prefix="promptplex-bench-")
-        longest = max(work.virtual_tokens + work.prompt_tokens + work.new_tokens for work in works)
-        most = max(work.requests for work in works)
-        self._worker = Worker(
-            python, _WORKER, model, longest, most, log=log, environment=_environment(python)
-        )
+        self._worker = Worker(python, _WORKER, model, log=log, environment=_environment(python))
 
     def answer(self, rows: Sequence[Tensor], work: Work) -> list[Answer]:
         """Answers to prompts of embeddings `[p + tokens, d]`."""
