@@ -85,7 +85,7 @@ class FusedLayers(nn.Module):
         **_: Any,
     ) -> Tensor:
         """Return the last layer's output `[1, T, d]` for embeddings; zeros where no logits are wanted."""
-        hidden = hidden_states[0].clone()
+        hidden = hidden_states[0].clone(memory_format=torch.contiguous_format)
         cos, sin = (part[0].contiguous() for part in position_embeddings)
         table, groups = self._layers_over(metadata.cache), _groups(metadata)
         self._call(

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    Ernie4_5Config,
     GemmaConfig,
     GraniteConfig,
     LlamaConfig,
@@ -154,6 +155,19 @@ def test_layers_of_other_kinds_stay(name: str) -> None:
     accelerate(packed)
     assert not any(isinstance(module, FusedLayers) for module in packed.model.modules())
     assert (logits(packed) - expected).norm() / expected.norm() < 3e-2
+
+
+def test_one_large_token_does_not_hide_what_differs() -> None:
+    packed = backbone(SmolLM3Config(**SIZES, no_rope_layers=[1, 0, 1]))
+    packed.model.get_input_embeddings().weight[0] *= 1000
+    assert not fusing.fuse_layers(packed)
+
+
+def test_layers_with_angles_in_float32_stay() -> None:
+    packed = backbone(Ernie4_5Config(**SIZES))
+    expected = logits(packed)
+    assert not fusing.fuse_layers(packed)
+    assert torch.equal(logits(packed), expected)
 
 
 def test_a_layer_that_differs_stays_with_all_others(monkeypatch: pytest.MonkeyPatch) -> None:
