@@ -24,6 +24,7 @@ class Backbone(Protocol):
     kv_groups: tuple[KVGroup, ...]  # by site: decoder self, then decoder cross, then encoder self
     device: torch.device
     dtype: torch.dtype
+    num_parameters: int
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """Return input embeddings `[T, d]` of `token_ids [T]`, as the model itself scales them."""

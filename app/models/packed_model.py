@@ -27,11 +27,12 @@ class PackedModel:
     """A model that was loaded with our attention implementation (attention/packed.py)."""
 
     def __init__(self, model: PreTrainedModel, geometry: ModelGeometry) -> None:
-        """`geometry` was recorded from this very model."""
+        """`geometry` was recorded from this very model, which no kernels have changed yet."""
         self.geometry = geometry
         self.kv_groups = group_layers(geometry.layers)
         self.device = model.device
         self.dtype = model.dtype
+        self.num_parameters = model.num_parameters()
         self.model = model
         self.backends = [choose_backend(group.geometry, self.dtype, self.device) for group in self.kv_groups]
 

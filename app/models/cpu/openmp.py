@@ -3,8 +3,12 @@
 import ctypes
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import torch
 
 _SOFT = 1  # omp_pause_soft: give resources back, keep settings
 
@@ -31,12 +35,27 @@ def release_workers() -> None:
     Fewer looks would cost a small base a fifth of its throughput, since workers sleep between products then.
     So the engine's thread gives its workers back when there is nothing to do; a new one takes 0.1 ms.
     """
-    if (pause := _pause()) is not None:
+    if (pause := _function("omp_pause_resource_all")) is not None:
         pause(_SOFT)
 
 
+@contextmanager
+def without_workers() -> Iterator[None]:
+    """Let the calling thread, and no other one, run its products alone meanwhile."""
+    set_number = _function("omp_set_num_threads")
+    if set_number is None:
+        yield
+        return
+    before = torch.get_num_threads()
+    set_number(1)
+    try:
+        yield
+    finally:
+        set_number(before)
+
+
 @functools.cache
-def _pause() -> Callable[[int], int] | None:
-    """Return what ends the calling thread's workers; None where the runtime has no such function."""
+def _function(name: str) -> Callable[[int], Any] | None:
+    """Return a function of the runtime; None where it has none of that name."""
     runtime = loaded_runtime()
-    return None if runtime is None else getattr(ctypes.CDLL(runtime), "omp_pause_resource_all", None)
+    return None if runtime is None else getattr(ctypes.CDLL(runtime), name, None)
