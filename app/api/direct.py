@@ -7,7 +7,7 @@ plain case, its handler reads the request again.
 
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from inspect import signature
+from inspect import iscoroutinefunction, signature
 from typing import Any
 
 from fastapi import Request, Response
@@ -37,6 +37,7 @@ class DirectCall:
             and all(_takes_request_alone(each) for each in dependant.dependencies)
             and all(not each.field_info.is_required() for each in dependant.header_params)
             and not any((dependant.response_param_name, dependant.background_tasks_param_name))
+            and iscoroutinefunction(dependant.call)
             and _returns_response(dependant.call)
         )
         if not is_plain or body_field is None:
@@ -79,7 +80,9 @@ def _called(dependant: Dependant) -> Callable[..., Coroutine[Any, Any, Any]]:
 
 def _takes_request_alone(dependant: Dependant) -> bool:
     params = [] if dependant.call is None else [*signature(dependant.call).parameters]
-    return len(params) == 1 and dependant.request_param_name == params[0]
+    return (
+        iscoroutinefunction(dependant.call) and len(params) == 1 and dependant.request_param_name == params[0]
+    )
 
 
 def _returns_response(endpoint: Any) -> bool:
