@@ -5,6 +5,7 @@ gives on a small step.
 """
 
 from collections.abc import Callable, Iterable
+from inspect import signature
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -98,7 +99,16 @@ def _has_usual_parts(layer: nn.Module) -> bool:
     activation = activation_of(leaves.pop(_ACTIVATION, None))
     is_normed = [norm is not None and epsilon_of(norm) is not None for norm in norms]
     has_no_other = not leaves and is_normed in ([True] * 4, [True, True, False, False])
-    return has_no_other and activation is not None and all(map(is_plain, linears))
+    is_usual = has_no_other and activation is not None and all(map(is_plain, linears))
+    return is_usual and not _looks_at_positions(layer.get_submodule("self_attn"))
+
+
+def _looks_at_positions(attention: nn.Module) -> bool:
+    """Return whether attention does more with positions than to turn heads, perhaps only with late ones.
+
+    Ministral 3 multiplies queries by what grows with each 16,384 tokens.
+    """
+    return "position_ids" in signature(attention.forward).parameters
 
 
 def _ours_are_fastest(layer: nn.Module) -> bool:

@@ -12,6 +12,7 @@ from transformers import (
     GemmaConfig,
     GraniteConfig,
     LlamaConfig,
+    Ministral3Config,
     MistralConfig,
     MixtralConfig,
     PreTrainedModel,
@@ -61,6 +62,16 @@ OTHERS = {
     "gemma has other norms": GemmaConfig(**SIZES),
     "smollm3 has layers without positions": SmolLM3Config(**SIZES, no_rope_layers=[1, 0, 1]),
     "mixtral has experts": MixtralConfig(**SIZES, num_local_experts=2),
+    "ministral3 makes late queries larger": Ministral3Config(
+        **SIZES,
+        sliding_window=None,
+        rope_parameters={
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "llama_4_scaling_beta": 2.0,
+            "original_max_position_embeddings": 8,
+        },
+    ),
     "heads of 24 aren't whole vectors": LlamaConfig(**{**SIZES, "head_dim": 24}),
 }
 
