@@ -57,7 +57,8 @@ def randoms(*shape: int) -> Tensor:
 
 
 def assert_close(found: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(found.float(), expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max()))
+    most = float(expected.abs().max())  # 0 where an activation's tail is below the least float
+    torch.testing.assert_close(found.float(), expected, rtol=1e-2, atol=max(1e-2 * most, 1e-30))
 
 
 @given(sizes=SIZES, is_biased=st.booleans(), activation=st.sampled_from(Activation), seed=st.integers(0, 99))
