@@ -78,7 +78,9 @@ def load_base(
     own = own_logits(model)  # before anything in the model is replaced
     texts = own_texts(model, loaded.tokenizer) if weights == "int8" else None
     backbone = backbone_of(model, model_geometry(model, loaded.fingerprint, max_context))
-    accelerate(backbone, weights)
+    is_fused = accelerate(backbone, weights)
+    if model.dtype == torch.bfloat16 and target.type == "cpu":
+        progress(f"layers: {'all in one native call a step' if is_fused else 'module by module'}")
     rounding = None if texts is None else compare_rounded(backbone, texts)
     weights_figure = probe_weights(backbone, own) if rounding is None else None
     report = ProbeReport(twin_figure, weights_figure, rounding)

@@ -16,15 +16,16 @@ from app.models.cpu.sampled_rows import skip_unread_rows
 from app.models.decoder_only import DecoderOnly
 
 
-def accelerate(backbone: AnyBackbone, weights: Weights = "auto") -> None:
+def accelerate(backbone: AnyBackbone, weights: Weights = "auto") -> bool:
     """Replace modules by faster ones where this machine has them, each after comparing the two.
 
-    With "int8" weights the linear layers of the stacks compute in integers of 8 bits.
+    With "int8" weights the linear layers of the stacks compute in integers of 8 bits. Return whether all
+    layers are one native call now.
     """
-    if isinstance(backbone, DecoderOnly):
-        fuse_layers(backbone, weights)
+    is_fused = isinstance(backbone, DecoderOnly) and fuse_layers(backbone, weights)
     accelerate_modules(backbone.model, weights)
     release_workers()
+    return is_fused
 
 
 def accelerate_modules(model: PreTrainedModel, weights: Weights = "auto") -> None:

@@ -4,6 +4,7 @@ Names alone don't say what a layer computes. Layers are taken over only if each 
 gives on a small step.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from inspect import signature
 from typing import Any, NamedTuple, cast
@@ -18,7 +19,7 @@ from app.models.attention.kv_cache import KVCache
 from app.models.attention.metadata import PackedItem
 from app.models.cpu.decoder_layers import DecoderLayer, DecoderShape, FusedLayers
 from app.models.cpu.mlp import activation_of
-from app.models.cpu.packed_linear import FastestPacker, Weights, is_plain, packers
+from app.models.cpu.packed_linear import Weights, fastest_packer, is_plain
 from app.models.cpu.products import Panels, concatenated, product_kind
 from app.models.cpu.rms_norm import epsilon_of
 from app.models.decoder_only import DecoderOnly
@@ -28,6 +29,7 @@ from app.sites import Site
 _LANES = 16  # widths are whole numbers of vectors
 _LENGTHS = (1, 2, 5)  # of the sequences on which outputs are compared
 _TOLERANCE = 2e-2  # of the change that a layer makes
+_GAIN = math.log(1.25)  # of one call instead of modules, where products are equally fast
 _ROUNDING = 2**-8  # of its output: bf16's
 _NORMS = ("input_layernorm", "post_attention_layernorm", "self_attn.q_norm", "self_attn.k_norm")
 _QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
@@ -60,11 +62,7 @@ def fuse_layers(backbone: DecoderOnly, weights: Weights = "auto") -> bool:
     layers = _layers(backbone)
     if not all(isinstance(each, CPUBackend) for each in backbone.backends) or product_kind() is None:
         return False
-    if (
-        not layers
-        or not all(map(_has_usual_parts, layers))
-        or not (weights == "int8" or _ours_are_fastest(layers[0]))
-    ):
+    if not layers or not all(map(_has_usual_parts, layers)) or not (weights == "int8" or _pays(layers[0])):
         return False
     calls = _recorded_calls(backbone, layers)
     if len(calls) != len(layers) or not all(map(_is_usual, calls)):
@@ -111,10 +109,12 @@ def _looks_at_positions(attention: nn.Module) -> bool:
     return "position_ids" in signature(attention.forward).parameters
 
 
-def _ours_are_fastest(layer: nn.Module) -> bool:
-    fastest = FastestPacker(packers())
-    weights = [_joined(layer, _QKV), *(_linear(layer, name).weight for name in _OTHERS)]
-    return all(fastest(weight.detach()) == Panels.pack for weight in weights)
+def _pays(layer: nn.Module) -> bool:
+    """Return whether layers with our products are faster than layers of modules with oneDNN's."""
+    choice = fastest_packer()
+    assert choice is not None
+    weights = [_joined(layer, _QKV), *(_linear(layer, name).weight.detach() for name in _OTHERS)]
+    return math.fsum(map(choice.lead, weights)) / len(weights) > -_GAIN
 
 
 def _linear(layer: nn.Module, name: str) -> nn.Linear:

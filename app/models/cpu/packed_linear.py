@@ -18,9 +18,9 @@ from app.models.cpu.products import Activation, Panels, product_kind
 from app.models.cpu.replacement import replace_modules
 
 _ROWS_MEASURED = (1, 8, 32, 256)  # a lone stream, decoding, prefill: each counts as much
-_RUNS = 4  # of each, in turns; the fastest counts
+_RUNS = 8  # of each, in turns; the fastest counts
 _OUTPUTS_MEASURED = 4096  # of larger weights (heads) a part is measured
-_ADVANTAGE = 1.1  # by which oneDNN's must be faster: only ours can be parts of larger kernels
+_MARGIN = math.log(1.1)  # by which the other's must be faster: only ours can be parts of larger kernels
 
 _INT8_TOLERANCE = 5e-2  # of the largest output: what rounding to 8 bits leaves
 
@@ -62,10 +62,9 @@ def pack_linears(model: nn.Module, weights: Weights = "auto") -> int:
     None is where there is neither a kernel of our own nor oneDNN's.
     """
     quantised = _pack_quantised(model) if weights == "int8" else 0
-    kinds = packers()
-    if not kinds:
-        return 0
-    choose = FastestPacker(kinds)
+    choose = fastest_packer()
+    if choose is None:
+        return quantised
     return quantised + replace_modules(model, lambda each: _packed(each, choose), rtol=2e-2, atol=1e-2)
 
 
@@ -104,36 +103,49 @@ def is_plain(module: nn.Module | None) -> TypeGuard[nn.Linear]:
 Packer = Callable[[Tensor, Tensor | None], Weight]
 
 
-def packers() -> list[Packer]:
-    """Return the ways to pack a weight on this machine."""
-    ours: list[Packer] = [Panels.pack] if product_kind() else []
-    return ours + ([OneDnnWeight] if has_onednn() else [])
+def packers() -> tuple[Packer | None, Packer | None]:
+    """Return our own way to pack a weight, and oneDNN's, where this machine has them."""
+    return Panels.pack if product_kind() else None, OneDnnWeight if has_onednn() else None
 
 
 class FastestPacker:
     """Which way of packing makes the fastest products, for each shape; measured at its first weight."""
 
-    def __init__(self, kinds: list[Packer]) -> None:
-        self._kinds = kinds
-        self._chosen: dict[tuple[int, ...], Packer] = {}
+    def __init__(self, ours: Packer | None, other: Packer | None) -> None:
+        """At least one of the two is there."""
+        self._ours, self._other = ours, other
+        self._leads: dict[tuple[int, ...], float] = {}
 
     def __call__(self, weight: Tensor) -> Packer:
-        """Return the packer for weights like `weight [N, K]`."""
-        found = self._chosen.get(tuple(weight.shape))
-        if found is None:
-            found = self._chosen[tuple(weight.shape)] = self._measured(weight)
-        return found
+        """Return the packer for weights like `weight [N, K]`: ours, unless the other is faster."""
+        ours, other = self._ours, self._other
+        packer = ours if other is None or (ours is not None and self.lead(weight) > -_MARGIN) else other
+        assert packer is not None
+        return packer
 
-    def _measured(self, weight: Tensor) -> Packer:
-        if len(self._kinds) == 1:
-            return self._kinds[0]
-        packed = [pack(weight[:_OUTPUTS_MEASURED], None) for pack in self._kinds]
-        costs = [len(_ROWS_MEASURED) * math.log(_ADVANTAGE) * (pack != Panels.pack) for pack in self._kinds]
-        for num_rows in _ROWS_MEASURED:
-            rows = weight.new_ones(num_rows, weight.shape[1])
-            fastest = _fastest([partial(each.multiply, rows) for each in packed])
-            costs = [cost + math.log(seconds) for cost, seconds in zip(costs, fastest, strict=True)]
-        return self._kinds[costs.index(min(costs))]
+    def lead(self, weight: Tensor) -> float:
+        """Return the logarithm of how many times as fast our products with such a weight are."""
+        if self._ours is None or self._other is None:
+            return -math.inf if self._ours is None else math.inf
+        shape = tuple(weight.shape)
+        if shape not in self._leads:
+            part = weight[:_OUTPUTS_MEASURED]
+            self._leads[shape] = _lead(self._ours(part, None), self._other(part, None), part)
+        return self._leads[shape]
+
+
+def _lead(ours: Weight, other: Weight, weight: Tensor) -> float:
+    leads = []
+    for num_rows in _ROWS_MEASURED:
+        rows = weight.new_ones(num_rows, weight.shape[1])
+        seconds = _fastest([partial(each.multiply, rows) for each in (ours, other)])
+        leads.append(math.log(seconds[1] / seconds[0]))
+    return sum(leads) / len(leads)
+
+
+def fastest_packer() -> FastestPacker | None:
+    """Return the choice between our products and oneDNN's on this machine; None: there are neither."""
+    return FastestPacker(*packers()) if any(packers()) else None
 
 
 def _fastest(runs: list[Callable[[], object]]) -> list[float]:
