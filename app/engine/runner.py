@@ -13,6 +13,7 @@ from torch import Tensor
 
 from app.engine.plan import Plan, PlanItem, SourceItem, StepResult
 from app.engine.sampling.inputs import SampledToken
+from app.engine.sampling.native_sampler import native_sampler
 from app.engine.sampling.sampler import sample, score_tokens
 from app.engine.sampling.token_masks import PackedMask
 from app.models.attention.kv_cache import KVCache
@@ -35,6 +36,8 @@ class Runner:
     def __init__(self, backbone: Backbone, cache: KVCache) -> None:
         self._backbone = backbone
         self._cache = cache
+        if backbone.device.type == "cpu":
+            native_sampler()  # compiled and compared now, not in the first step
 
     def run(self, plan: Plan, masks: Masks) -> StepResult:
         """Copy slots, write given prefixes, run sources and items as packed rows, choose next tokens.

@@ -156,13 +156,18 @@ def native_sampler_for(logits: Tensor) -> NativeSampler | None:
     """Return the native sampler where it applies and exists, else None."""
     if logits.device.type != "cpu" or logits.dtype not in _DTYPES or not logits.is_contiguous():
         return None
+    return native_sampler()
+
+
+@cache
+def native_sampler() -> NativeSampler | None:
+    """Return the native sampler, else None; the first call may compile it."""
     try:
         return load_native_sampler()
     except NotBuilt:
         return None
 
 
-@cache
 def load_native_sampler() -> NativeSampler:
     """Return the sampler, after a comparison with the reference. Raise NotBuilt: there is none here."""
     try:

@@ -5,6 +5,7 @@ Between the products of a layer, Python and torch take as long as a product of f
 
 import ctypes
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -74,7 +75,9 @@ class FusedLayers(nn.Module):
         self._epsilon, self._scaling = epsilon, scaling
         self._call = load_library().promptplex_decoder_layers
         self._call.argtypes, self._call.restype = _ARGUMENTS, None
-        self._table: tuple[KVCache, NDArray[np.int64]] | None = None  # the layers, with the pools of a cache
+        self._tables: WeakKeyDictionary[KVCache, NDArray[np.int64]] = (
+            WeakKeyDictionary()
+        )  # with a cache's pools
 
     def forward(
         self,
@@ -103,14 +106,14 @@ class FusedLayers(nn.Module):
         return hidden.unsqueeze(0)
 
     def _layers_over(self, cache: KVCache) -> NDArray[np.int64]:
-        if self._table is None or self._table[0] is not cache:
+        if cache not in self._tables:
             rows = []
             for number, layer in zip(self._numbers, self._layers, strict=True):
                 place = (Site.DECODER_SELF, number)
                 pools = [pool.data_ptr() for pool in cache.pools(place)]
                 rows.append([*layer.addresses, *pools, cache.group_of_layer[place]])
-            self._table = cache, np.array(rows, np.int64)
-        return self._table[1]
+            self._tables[cache] = np.array(rows, np.int64)
+        return self._tables[cache]
 
 
 def _groups(metadata: StepMetadata) -> NDArray[np.int64]:

@@ -61,6 +61,8 @@ def pack_linears(model: nn.Module, weights: Weights = "auto") -> int:
 
     None is where there is neither a kernel of our own nor oneDNN's.
     """
+    if not any(map(is_plain, model.modules())):
+        return 0  # and nothing is compiled
     quantised = _pack_quantised(model) if weights == "int8" else 0
     choose = fastest_packer()
     if choose is None:

@@ -152,4 +152,9 @@ def test_without_a_compiler_rows_are_sampled_by_torch(monkeypatch: pytest.Monkey
     inputs = [SamplingInput(SamplingParams(do_sample=True, top_p=0.9, seed=seed), 0) for seed in range(3)]
     before = sample(logits, inputs, {})
     monkeypatch.setattr(native_sampler, "load_native_sampler", fail)
-    assert sample(logits, inputs, {}) == before
+    native_sampler.native_sampler.cache_clear()
+    try:
+        assert native_sampler.native_sampler() is None
+        assert sample(logits, inputs, {}) == before
+    finally:
+        native_sampler.native_sampler.cache_clear()
