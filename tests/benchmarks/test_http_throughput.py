@@ -22,7 +22,7 @@ def test_all_ways_do_the_same_work(tmp_path: Path, capsys: pytest.CaptureFixture
     out = tmp_path / "report.json"
     main(
         [
-            *("--shape", "tiny", "--rounds", "2", "--requests", "8", "--new-tokens", "4"),
+            *("--shape", "tiny", "--rounds", "2", "--requests", "16", "--new-tokens", "32"),
             *("--out", str(out)),
         ]
     )
