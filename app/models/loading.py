@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from app.models.attention.packed import IMPLEMENTATION, register
@@ -18,7 +19,7 @@ from app.models.geometry import model_geometry
 from app.models.placement import check_dtype, check_int8, choose_device, choose_dtype
 from app.models.pretrained import load_pretrained, read_config
 from app.models.probe import ProbeReport, own_logits, probe_architecture, probe_weights
-from app.models.probe_rounding import compare_rounded, own_texts
+from app.models.probe_rounding import OwnTexts, compare_rounded, own_texts
 
 # Requests under way are more than Python's 700, so that it would look through them again and again.
 _YOUNG_OBJECTS = 10_000
@@ -72,23 +73,20 @@ def load_base(
         progress=progress,
     )
     model = loaded.model
-    if model.dtype == torch.bfloat16 and target.type == "cpu":
+    has_kernels = model.dtype == torch.bfloat16 and target.type == "cpu"
+    if has_kernels:
         progress(f"CPU kernels: {kernels_in_words()}")
     progress("checking the real weights against the model's own forward pass")
     own = own_logits(model)  # before anything in the model is replaced
     texts = own_texts(model, loaded.tokenizer) if weights == "int8" else None
     backbone = backbone_of(model, model_geometry(model, loaded.fingerprint, max_context))
     is_fused = accelerate(backbone, weights)
-    if model.dtype == torch.bfloat16 and target.type == "cpu":
+    if has_kernels:
         progress(f"layers: {'all in one native call a step' if is_fused else 'module by module'}")
-    rounding = None if texts is None else compare_rounded(backbone, texts)
-    weights_figure = probe_weights(backbone, own) if rounding is None else None
-    report = ProbeReport(twin_figure, weights_figure, rounding)
-    if rounding is not None:
-        progress(str(rounding))
-    gc.collect()
-    gc.freeze()  # what stays; looking through all of it would stop every thread for 0.3 s at times
-    gc.set_threshold(_YOUNG_OBJECTS)
+    report = _probed(backbone, twin_figure, own, texts)
+    if report.rounding is not None:
+        progress(str(report.rounding))
+    _settle_memory()
     return LoadedBase(
         name=base_name(reference),
         backbone=backbone,
@@ -98,3 +96,18 @@ def load_base(
         report=report,
         decoder_start_id=loaded.decoder_start_id,
     )
+
+
+def _probed(
+    backbone: AnyBackbone, twin_figure: float, own: list[Tensor], texts: OwnTexts | None
+) -> ProbeReport:
+    """Compare an accelerated base with its own logits before that: rounded weights on whole texts."""
+    if texts is None:
+        return ProbeReport(twin_figure, probe_weights(backbone, own), None)
+    return ProbeReport(twin_figure, None, compare_rounded(backbone, texts))
+
+
+def _settle_memory() -> None:
+    gc.collect()
+    gc.freeze()  # what stays; looking through all of it would stop every thread for 0.3 s at times
+    gc.set_threshold(_YOUNG_OBJECTS)
