@@ -9,6 +9,8 @@ meanwhile, since a disconnect wouldn't be noticed otherwise. Bodies are bounded 
 import asyncio
 import functools
 import logging
+import select
+from asyncio.trsock import TransportSocket
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -47,6 +49,13 @@ def server_config(app: ASGIApp, limits: ApiConfig, **options: Any) -> uvicorn.Co
     )
 
 
+def _is_readable(socket: TransportSocket) -> bool:
+    """Return whether bytes came, or their end, that were not read yet."""
+    poll = select.poll()
+    poll.register(socket, select.POLLIN)
+    return bool(poll.poll(0))
+
+
 class BoundedConnection(HttpToolsProtocol):
     """One connection. Everything runs on the event loop."""
 
@@ -78,6 +87,16 @@ class BoundedConnection(HttpToolsProtocol):
             transport.abort()
         else:
             self._refuse(_TOO_MANY)
+
+    def shutdown(self) -> None:
+        """Close an idle connection once what has come is read: the kernel would answer it with a reset."""
+        if self.transport.is_closing():
+            return
+        is_idle = self.cycle is None or self.cycle.response_complete
+        if is_idle and _is_readable(self.transport.get_extra_info("socket")):
+            self.loop.call_soon(self.shutdown)
+        else:
+            super().shutdown()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the clocks, and disconnect the request that is being answered, whatever waits behind it."""

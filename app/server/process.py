@@ -9,6 +9,7 @@ status 1.
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import logging
 import os
 import signal
@@ -17,6 +18,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from types import FrameType
+from typing import Any
 
 from fastapi import FastAPI
 
@@ -136,8 +138,36 @@ class PromptplexServer(QuietServer):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop listening; answer 503 where a body still comes or a client has just connected; then close."""
-        for server in self.servers:
-            server.close()
+        await self._stop_listening()
         self.state.requests.close()
         await asyncio.sleep(_LINGER_SECONDS)
         await super().shutdown(sockets)
+
+    async def _stop_listening(self) -> None:
+        """Close the ports, and serve who has connected: the kernel would reset what isn't accepted yet."""
+        loop = asyncio.get_running_loop()
+        protocol: Any = self.config.http_protocol_class
+        connection = functools.partial(
+            protocol,
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+        )
+        for server in self.servers:
+            ports = [each.dup() for each in server.sockets]
+            for each in server.sockets:
+                loop.remove_reader(each.fileno())
+            await asyncio.sleep(0)  # what asyncio has accepted joins the server while that is open
+            late = [client for port in ports for client in _accepted(port)]
+            server.close()
+            for port in ports:
+                port.close()
+            for client in late:
+                await loop.connect_accepted_socket(connection, client)
+
+
+def _accepted(port: socket.socket) -> Iterator[socket.socket]:
+    """Accept all clients of a port that have connected."""
+    with contextlib.suppress(OSError):  # there is none left, or no file for one
+        while True:
+            yield port.accept()[0]
