@@ -19,7 +19,8 @@ OVERRIDDEN: dict[type, tuple[type, set[str]]] = {
     BoundedConnection: (
         HttpToolsProtocol,
         {
-            *("connection_made", "connection_lost", "data_received", "pause_writing", "resume_writing"),
+            *("connection_made", "connection_lost", "data_received", "shutdown"),
+            *("pause_writing", "resume_writing"),
             *("on_message_begin", "on_header", "on_headers_complete", "on_body", "on_message_complete"),
             *("on_response_complete", "_start_asgi_task"),
         },
