@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 
 from app.engine.plan import Plan, StepResult
-from app.engine.runner import Masks, Runner
+from app.engine.runner import Launched, Masks, Runner
 from app.engine.sampling.token_masks import PackedMask
 from app.models.cpu.openmp import release_workers
 
@@ -26,7 +26,7 @@ class Executor:
         self._plans: queue.SimpleQueue[Plan | None] = queue.SimpleQueue()
         self._masks: queue.SimpleQueue[Mapping[int, PackedMask]] = queue.SimpleQueue()
         # What came of a plan; None where its forward pass has ended, and masks are to be given.
-        self._outcomes: queue.SimpleQueue[StepResult | BaseException | None] = queue.SimpleQueue()
+        self._outcomes: queue.SimpleQueue[Launched | BaseException | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="promptplex-device", daemon=True)
         self.waited = 0.0  # seconds between the end of the last plan but one and the begin of the last
 
@@ -62,8 +62,8 @@ class Executor:
             finally:  # the plan ends in any case: nothing may wait for its masks, nor find its outcome later
                 self._masks.put(given)
                 outcome = self._outcomes.get()
-        if isinstance(outcome, StepResult):
-            return outcome
+        if isinstance(outcome, Launched):
+            return outcome.result()
         assert outcome is not None
         raise outcome
 
@@ -90,7 +90,7 @@ class Executor:
         self._outcomes.put(self._outcome(plan))
         return True
 
-    def _outcome(self, plan: Plan) -> StepResult | BaseException:
+    def _outcome(self, plan: Plan) -> Launched | BaseException:
         try:
             return self._runner.run(plan, self._given_masks)
         except BaseException as error:  # the caller's thread raises it

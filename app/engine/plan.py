@@ -56,6 +56,7 @@ class PlanItem(NamedTuple):
     kv: PackedItem  # where its keys and values go and what exists already
     position: int  # of the first token, as the model sees it
     token_ids: tuple[int, ...] = ()
+    follows: bool = False  # its one token is what the step before chooses for this id
     soft_prompt: Prompt | None = None
     soft_from: int = 0
     sampling: tuple[

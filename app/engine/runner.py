@@ -5,6 +5,7 @@ T tokens of a step, d embedding width.
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from itertools import accumulate, islice
 
 import numpy as np
@@ -12,13 +13,14 @@ import torch
 from torch import Tensor
 
 from app.engine.plan import Plan, PlanItem, SourceItem, StepResult
-from app.engine.sampling.inputs import SampledToken
+from app.engine.sampling.inputs import Sampled, SampledToken
 from app.engine.sampling.native_sampler import native_sampler
 from app.engine.sampling.sampler import sample, score_tokens
 from app.engine.sampling.token_masks import PackedMask
 from app.models.attention.kv_cache import KVCache
 from app.models.backbone import Backbone
 from app.models.cpu.openmp import without_workers
+from app.models.transfer import to_device
 from app.request import TokenScore
 from app.sites import Embedding
 
@@ -30,6 +32,25 @@ _SHARED_PRODUCTS, _LONE_PRODUCTS = 1 << 26, 1 << 28
 Masks = Callable[[], Mapping[int, PackedMask]]  # of constrained rows, by id
 
 
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """A plan that the device works on, or has done."""
+
+    items: Sequence[PlanItem] = ()
+    sampled: Sampled | None = None
+    scores: Callable[[], dict[int, tuple[TokenScore, ...]]] = dict  # by id; waits for the device
+
+    def result(self) -> StepResult:
+        """Wait for the device, and return what came of the plan. Raise what failed there."""
+        tokens = {} if self.sampled is None else _by_item(self.items, self.sampled.tokens())
+        return StepResult(tokens, self.scores())
+
+    def rows(self) -> dict[int, int]:
+        """Return where the next token of each item is among those that were chosen, by its id."""
+        ends = accumulate(len(item.sampling) for item in self.items)
+        return {item.id: end - 1 for item, end in zip(self.items, ends, strict=True) if item.sampling}
+
+
 class Runner:
     """One base model and its K/V memory."""
 
@@ -38,14 +59,18 @@ class Runner:
         self._cache = cache
         if backbone.device.type == "cpu":
             native_sampler()  # compiled and compared now, not in the first step
+        self._last = Launched()
 
-    def run(self, plan: Plan, masks: Masks) -> StepResult:
+    def run(self, plan: Plan, masks: Masks) -> Launched:
         """Copy slots, write given prefixes, run sources and items as packed rows, choose next tokens.
+
+        A CPU has done it all at the return; a GPU works on.
 
         `masks` is called after the forward pass, where rows are constrained; a row without one is late.
         """
         with without_workers() if self._is_small(plan) else nullcontext():
-            return self._run(plan, masks)
+            self._last = self._run(plan, masks)
+        return self._last
 
     def _is_small(self, plan: Plan) -> bool:
         """Return whether one thread of a CPU runs a step as fast as several, or nearly so."""
@@ -55,14 +80,14 @@ class Runner:
         return self._backbone.num_parameters * sum(item.kv.num_tokens for item in plan.items) <= limit
 
     @torch.inference_mode()
-    def _run(self, plan: Plan, masks: Masks) -> StepResult:
+    def _run(self, plan: Plan, masks: Masks) -> Launched:
         for copies in plan.copies:
             self._cache.copy(copies.pool, self._to_device(copies.sources), self._to_device(copies.targets))
         for write in plan.writes:
             slots = tuple(self._to_device(group) for group in write.slots)
             self._backbone.write_prefix(write.prompt, self._cache, slots)
         if not plan.items:
-            return StepResult()
+            return Launched()
         ends = [*accumulate(item.kv.num_tokens for item in plan.items)]
         sampled, scored = _sampled_rows(plan.items, ends), _scored_rows(plan.items, ends)
         # Some architectures take an empty selection for "all rows", so one row is always asked for.
@@ -73,13 +98,13 @@ class Runner:
         source_embeds = self._source_embeds(plan.sources) if sources else None
         logits = self._backbone.forward(embeds, positions, metadata, source_embeds)
         given = masks() if any(item.is_constrained for item in plan.items) else {}
-        tokens = _sample(logits[: len(sampled)], plan.items, given) if sampled else {}
-        return StepResult(tokens, _scores(logits[len(sampled) :], plan.items) if scored else {})
+        chosen = _sample(logits[: len(sampled)], plan.items, given) if sampled else None
+        scores = _scores(logits[len(sampled) :], plan.items) if scored else {}
+        return Launched(plan.items, chosen, lambda: scores)
 
     def _embeds(self, items: Sequence[PlanItem], ends: Sequence[int]) -> Tensor:
         """Return input embeddings `[T, d]`: of token ids, or a soft prompt's own rows."""
-        ids = [token for item in items for token in item.token_ids or (0,) * item.kv.num_tokens]
-        embeds = self._backbone.embed(torch.tensor(ids, device=self._backbone.device))
+        embeds = self._backbone.embed(self._token_ids(items, ends))
         for item, end in zip(items, ends, strict=True):
             if item.soft_prompt is not None:
                 rows = self._backbone.prompt_embeddings(item.soft_prompt)
@@ -87,13 +112,25 @@ class Runner:
                 embeds[end - item.kv.num_tokens : end] = rows[first : first + item.kv.num_tokens]
         return embeds
 
+    def _token_ids(self, items: Sequence[PlanItem], ends: Sequence[int]) -> Tensor:
+        """Return the ids `[T]`; where there are none, 0, or what the step before chose."""
+        ids = [token for item in items for token in item.token_ids or (0,) * item.kv.num_tokens]
+        on_device = self._to_device(np.array(ids))
+        following = [(end - 1, item.id) for item, end in zip(items, ends, strict=True) if item.follows]
+        if following:
+            assert self._last.sampled is not None, "an item follows one that chose a token"
+            row_of = self._last.rows()
+            targets, chosen = np.array([(place, row_of[id_]) for place, id_ in following]).T.copy()
+            on_device[self._to_device(targets)] = self._last.sampled.ids[self._to_device(chosen)]
+        return on_device
+
     def _source_embeds(self, sources: Sequence[SourceItem]) -> Tensor:
         """Return the encoder's input embeddings `[S, d]`: of each source soft prompt rows, then ids."""
         parts = []
         for source in sources:
             if source.soft_prompt is not None:
                 parts.append(self._backbone.prompt_embeddings(source.soft_prompt, Embedding.ENCODER))
-            ids = torch.tensor(source.token_ids, dtype=torch.long, device=self._backbone.device)
+            ids = self._to_device(np.array(source.token_ids, dtype=np.int64))
             follows = source.soft_prompt is not None
             parts.append(self._backbone.embed_source(ids, follows_soft_prompt=follows))
         return torch.cat(parts)
@@ -106,7 +143,7 @@ class Runner:
         return self._to_device(positions)
 
     def _to_device(self, values: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Tensor:
-        return torch.from_numpy(values).to(self._backbone.device)
+        return to_device(values, self._backbone.device)
 
 
 def _sampled_rows(items: Sequence[PlanItem], ends: Sequence[int]) -> list[int]:
@@ -126,16 +163,20 @@ def _scored_rows(items: Sequence[PlanItem], ends: Sequence[int]) -> list[int]:
     ]
 
 
-def _sample(
-    logits: Tensor, items: Sequence[PlanItem], masks: Mapping[int, PackedMask]
-) -> dict[int, tuple[SampledToken, ...]]:
+def _sample(logits: Tensor, items: Sequence[PlanItem], masks: Mapping[int, PackedMask]) -> Sampled:
     inputs = [row for item in items for row in item.sampling]
     by_row = {}
     if masks:
         ids = [item.id for item in items for _ in item.sampling]
         by_row = {row: masks[id_] for row, id_ in enumerate(ids) if id_ in masks}
-    tokens = iter(sample(logits, inputs, by_row))
-    return {item.id: tuple(islice(tokens, len(item.sampling))) for item in items if item.sampling}
+    return sample(logits, inputs, by_row)
+
+
+def _by_item(
+    items: Sequence[PlanItem], tokens: Sequence[SampledToken]
+) -> dict[int, tuple[SampledToken, ...]]:
+    left = iter(tokens)
+    return {item.id: tuple(islice(left, len(item.sampling))) for item in items if item.sampling}
 
 
 def _scores(logits: Tensor, items: Sequence[PlanItem]) -> dict[int, tuple[TokenScore, ...]]:

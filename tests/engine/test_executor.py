@@ -8,7 +8,7 @@ import torch
 
 from app.engine.executor import Executor
 from app.engine.plan import Plan, StepResult
-from app.engine.runner import Masks, Runner
+from app.engine.runner import Launched, Masks, Runner
 from app.models.cpu.openmp import loaded_runtime
 from tests.waiting import wait_until
 
@@ -21,9 +21,9 @@ class MaskedRunner(Runner):
     def __init__(self) -> None:
         pass
 
-    def run(self, plan: Plan, masks: Masks) -> StepResult:
+    def run(self, plan: Plan, masks: Masks) -> Launched:
         masks()
-        return StepResult()
+        return Launched()
 
 
 def test_masks_that_cannot_be_had_fail_their_own_plan_only() -> None:
@@ -44,9 +44,9 @@ class MultiplyingRunner(Runner):
     def __init__(self) -> None:
         pass
 
-    def run(self, plan: Plan, masks: Masks) -> StepResult:
+    def run(self, plan: Plan, masks: Masks) -> Launched:
         assert (torch.ones(512, 512) @ torch.ones(512, 512))[0, 0] == 512
-        return StepResult()
+        return Launched()
 
 
 @pytest.fixture

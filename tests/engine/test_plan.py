@@ -61,7 +61,7 @@ def serve(pipe: Connection) -> None:
         architecture, plan = pickle.loads(data)
         if architecture not in runners:
             runners[architecture], _, _ = runner(architecture)
-        pipe.send(runners[architecture].run(plan, dict))
+        pipe.send(runners[architecture].run(plan, dict).result())
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,7 @@ def run_in_both(
         step = scheduler.schedule()
         plans.append(step.plan())
         other.send_bytes(pickle.dumps((architecture, plans[-1])))
-        result = here.run(plans[-1], dict)
+        result = here.run(plans[-1], dict).result()
         assert same(other.recv(), result)
         scheduler.update(step, result, 0.0)
     assert all(sequence.num_generated for sequence in sequences)

@@ -1,9 +1,14 @@
-"""Sampling's input and output for one row: plain, picklable data, arrays and numbers only."""
+"""Sampling's input and output for one row: plain, picklable data, arrays and numbers only.
 
+Beside them `Sampled`, which stays between the sampler and the runner. Shapes: N rows.
+"""
+
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from app.errors import PromptplexError
 from app.request import SamplingParams
@@ -67,3 +72,10 @@ class SampledToken(NamedTuple):
     error: PromptplexError | None = None
     is_late: bool = False
     candidates: tuple[Candidate, ...] = ()  # best first
+
+
+class Sampled(NamedTuple):
+    """What was chosen for N rows: on the device at once, and for its reader once the device is done."""
+
+    ids: Tensor  # [N] int64, on the device; that of a row with an error, or one that is late, means nothing
+    tokens: Callable[[], tuple[SampledToken, ...]]  # waits for the device

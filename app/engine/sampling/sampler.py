@@ -9,15 +9,13 @@ import torch
 from torch import Tensor
 
 from app.engine.sampling import torch_sampler
-from app.engine.sampling.inputs import SampledToken, SamplingInput
-from app.engine.sampling.native_sampler import native_sampler_for
+from app.engine.sampling.inputs import Sampled, SampledToken, SamplingInput
+from app.engine.sampling.native_sampler import NativeSampler, native_sampler_for
 from app.engine.sampling.token_masks import PackedMask
 from app.request import TokenScore
 
 
-def sample(
-    logits: Tensor, inputs: Sequence[SamplingInput], masks: Mapping[int, PackedMask]
-) -> tuple[SampledToken, ...]:
+def sample(logits: Tensor, inputs: Sequence[SamplingInput], masks: Mapping[int, PackedMask]) -> Sampled:
     """Choose the next token of every row of `logits [N, V]` (floating point), which stay as they are.
 
     `masks` are those of constrained rows, by row; one that lacks its mask is reported as late. Reported
@@ -25,8 +23,21 @@ def sample(
     as not finite, and one in which no token may come has an error; others are unaffected.
     """
     native = native_sampler_for(logits)
-    if native is None:
-        return torch_sampler.sample(logits.float(), inputs, masks)
+    tokens = (
+        torch_sampler.sample(logits.float(), inputs, masks)
+        if native is None
+        else _sample_natively(native, logits, inputs, masks)
+    )
+    ids = torch.tensor([token.token_id for token in tokens], device=logits.device)
+    return Sampled(ids, lambda: tokens)
+
+
+def _sample_natively(
+    native: NativeSampler,
+    logits: Tensor,
+    inputs: Sequence[SamplingInput],
+    masks: Mapping[int, PackedMask],
+) -> tuple[SampledToken, ...]:
     tokens = native.sample(logits, inputs, masks)
     rest = [row for row, token in enumerate(tokens) if token is None]
     if rest:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from app.models.attention.backend import AttentionBackend, Context
 from app.models.attention.kv_cache import PADDING_SLOT, KVCache, KVGroup, Slots
+from app.models.transfer import to_device
 from app.sites import Site
 
 
@@ -113,7 +114,7 @@ class _Step:
         return GroupMetadata(backend, backend.plan(contexts), None, prefix_slots)
 
     def _to_device(self, parts: Sequence[Slots]) -> Tensor:
-        return torch.from_numpy(np.concatenate(parts)).to(self.device)
+        return to_device(np.concatenate(parts), self.device)
 
 
 def plan_step(
@@ -133,7 +134,7 @@ def plan_step(
     return StepMetadata(
         cache,
         tuple([step.view(number, backend) for number, backend in enumerate(backends)]),
-        torch.from_numpy(logit_rows).to(cache.device),
+        to_device(logit_rows, cache.device),
         positions,
     )
 

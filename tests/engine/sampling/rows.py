@@ -29,4 +29,4 @@ def chosen(
     logits: torch.Tensor, inputs: Sequence[SamplingInput], masks: Mapping[int, PackedMask] | None = None
 ) -> tuple[SampledToken, ...]:
     """One step's tokens."""
-    return sample(logits, inputs, masks or {})
+    return sample(logits, inputs, masks or {}).tokens()

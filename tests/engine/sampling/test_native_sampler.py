@@ -96,7 +96,7 @@ def test_any_row_gets_the_token_and_the_numbers_of_the_reference(
     words = np.random.default_rng(seed).integers(0, 2**32, (len(inputs), vocabulary // 32), np.uint32)
     masks = {row: words[row] for row in masked}
     theirs = torch_sampler.sample(logits.float(), inputs, masks)
-    ours = sample(logits, inputs, masks)
+    ours = sample(logits, inputs, masks).tokens()
     assert torch.equal(logits, before) or broken == "nan"
     for mine, other in zip(ours, theirs, strict=True):
         assert mine.is_finite == other.is_finite
@@ -150,11 +150,11 @@ def test_without_a_compiler_rows_are_sampled_by_torch(monkeypatch: pytest.Monkey
 
     logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
     inputs = [SamplingInput(SamplingParams(do_sample=True, top_p=0.9, seed=seed), 0) for seed in range(3)]
-    before = sample(logits, inputs, {})
+    before = sample(logits, inputs, {}).tokens()
     monkeypatch.setattr(native_sampler, "load_native_sampler", fail)
     native_sampler.native_sampler.cache_clear()
     try:
         assert native_sampler.native_sampler() is None
-        assert sample(logits, inputs, {}) == before
+        assert sample(logits, inputs, {}).tokens() == before
     finally:
         native_sampler.native_sampler.cache_clear()

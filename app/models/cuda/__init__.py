@@ -1,0 +1,1 @@
+"""Kernels for GPUs, in Triton; each is compared with torch before it is used."""
