@@ -6,12 +6,12 @@ fails with any input), the error is raised as it was, and ends the engine.
 """
 
 import logging
-import traceback
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from app.engine.out_of_memory import forget_step, is_out_of_memory
 from app.engine.plan import Plan, PlanItem, StepResult
 from app.engine.prefixes import Key, Prefix
 from app.engine.sampling.inputs import SamplingInput
@@ -58,7 +58,7 @@ class _Parts:
 
     def blame(self, ids: Sequence[int], error: Exception) -> None:
         """Find out which of `ids` failed; they did so together."""
-        traceback.clear_frames(error.__traceback__)  # the step's tensors: there may be no room beside them
+        forget_step(error)
         if len(ids) == 1:
             self.failures[ids[0]] = error
             return
@@ -124,6 +124,8 @@ def request_error(owner: Row | Prefix, error: Exception) -> PromptplexError:
     _log.error("at fault: %s (%s)", _name(owner), type(error).__name__)
     if isinstance(error, PromptplexError):
         return error
+    if is_out_of_memory(error):
+        return RequestFailed(_memory_in_words(owner))
     if isinstance(owner, Prefix) and owner.is_kept:
         return RequestFailed(
             "the model can't run this task's prompt or leading text; requests that need it are refused for "
@@ -132,6 +134,19 @@ def request_error(owner: Row | Prefix, error: Exception) -> PromptplexError:
     return RequestFailed(
         "the model can't run this request; others are not affected: change its input or parameters, or see "
         "the server's log"
+    )
+
+
+def _memory_in_words(owner: Row | Prefix) -> str:
+    operator = "the server's operator can make room with a lower --token-budget or --kv-cache-bytes"
+    if isinstance(owner, Prefix) and owner.is_kept:
+        return (
+            "the server's memory doesn't hold a step with this task's prompt or leading text; requests that "
+            f"need it are refused for {REFUSAL_SECONDS:.0f} seconds: try again then; {operator}"
+        )
+    return (
+        "the server's memory doesn't hold a step with this request, even alone; others are not affected: "
+        f"send less text, or ask for fewer scores or beams; {operator}"
     )
 
 
