@@ -18,6 +18,7 @@ import numpy as np
 from app.engine.blocks import Counts, KVBlocks, SlotTable
 from app.engine.plan import new_id
 from app.engine.sources import Source
+from app.models.attention.backend import Head
 from app.models.attention.kv_cache import Slots
 from app.prompt import ModelGeometry, Prompt, PromptKind
 from app.request import Request, Segment
@@ -70,6 +71,9 @@ class Prefix:
     first_position: int = field(init=False)
     end_position: int = field(init=False)  # the position of what follows
     ancestors: tuple[int, ...] = field(init=False)  # their ids
+    heads: tuple[Head, ...] = field(
+        init=False
+    )  # in the decoder's self-attention: its ancestors' slots, its own
 
     def __post_init__(self) -> None:
         above = self.parent
@@ -77,6 +81,7 @@ class Prefix:
         self.first_slot = _end(above, Site.DECODER_SELF)
         self.first_position = 0 if above is None else above.end_position
         self.ancestors = () if above is None else (*above.ancestors, above.id)
+        self.heads = (() if above is None else above.heads) + (Head(self.id, self.end_slot),)
         own = len(self.segment.token_ids) if self.prompt is None else self.prompt.position_offset
         self.end_position = self.first_position + own
 

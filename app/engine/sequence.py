@@ -124,7 +124,8 @@ class Sequence:
     def kv(self, start: int, count: int) -> PackedItem:
         """Return where `count` tokens from slot index `start` on are written, and what they see."""
         assert self.table is not None
-        return PackedItem(start, count, self.table.slots(start + count) + self.cross_slots)
+        heads = self.prefixes[-1].heads if self.prefixes else ()
+        return PackedItem(start, count, self.table.slots(start + count) + self.cross_slots, heads)
 
     @property
     def transient_keys(self) -> tuple[Key, ...]:

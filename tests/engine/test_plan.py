@@ -31,7 +31,7 @@ from tests.tiny_models import packed_backbone, packed_seq2seq, tiny_model, tiny_
 
 BLOCK_SIZE, MAX_ROWS, TOKEN_BUDGET = 4, 8, 40
 PLAIN = {"app.prompt", "app.request", "app.sites", "app.engine.plan", "app.engine.sampling.inputs"}
-PLAIN |= {"app.models.attention.metadata", "numpy", "builtins"}
+PLAIN |= {"app.models.attention.backend", "app.models.attention.metadata", "numpy", "builtins"}
 
 
 def runner(architecture: str) -> tuple[Runner, KVBlocks, ModelGeometry]:

@@ -5,7 +5,7 @@ Dv value width.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -14,6 +14,14 @@ from app.models.attention.kv_cache import Slots
 from app.prompt import LayerGeometry
 
 Layout = TypeVar("Layout")
+FilledLayout = TypeVar("FilledLayout", covariant=True)
+
+
+class Head(NamedTuple):
+    """Leading slots of a context, which are those of every context with this id among its heads."""
+
+    id: int
+    num_slots: int
 
 
 class Context(NamedTuple):
@@ -22,6 +30,9 @@ class Context(NamedTuple):
     num_tokens: int
     slots: Slots  # of the pools: all that any of the tokens can see
     has_own: bool = True  # the last `num_tokens` slots are the tokens' own; False in cross-attention
+    # Runs of leading slots that other contexts may begin with too, the shortest first: contexts with the same
+    # id begin with the same slots. Empty also where it isn't known.
+    heads: tuple[Head, ...] = ()
 
 
 class AttentionBackend(Protocol[Layout]):
@@ -64,5 +75,37 @@ class AttentionBackend(Protocol[Layout]):
         In cross-attention `key` and `value` are the step's new sources', already written to the pools.
         Column `M + distance` of `position_bias` is added to a query's scores of the keys at this distance:
         slot index of the key, minus that of the query. Distances beyond -M and M count as -M and M.
+        """
+        ...
+
+
+class StaticLayout(Protocol[FilledLayout]):
+    """A layout of decoding rows in buffers that never move, for a step that a CUDA graph replays."""
+
+    @property
+    def layout(self) -> FilledLayout:
+        """What `forward` takes, the same for every step: its tensors are overwritten by `fill`."""
+        ...
+
+    def fits(self, contexts: Sequence[Context]) -> bool:
+        """Return whether `fill` takes these contexts: not too many, and not too many slots in all."""
+        ...
+
+    def fill(self, contexts: Sequence[Context]) -> None:
+        """Lay out a step, each context one token, on the device's current stream, without waiting for it.
+
+        Further rows that the layout has are padding: they attend to the padding slot.
+        """
+        ...
+
+
+@runtime_checkable
+class GraphBackend(AttentionBackend[Layout], Protocol[Layout]):
+    """A backend with passes that a CUDA graph may record: no shape or address depends on the contexts."""
+
+    def static_layouts(self, num_rows: Sequence[int], max_slots: int) -> list[StaticLayout[Layout]]:
+        """Return a layout for each of these numbers of rows, filled with padding. They share their memory.
+
+        `max_slots`: of all contexts of a step together.
         """
         ...

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from app.models.attention.backend import AttentionBackend, Context
+from app.models.attention.backend import AttentionBackend, Context, Head
 from app.models.attention.kv_cache import PADDING_SLOT, KVCache, KVGroup, Slots
 from app.models.transfer import to_device
 from app.sites import Site
@@ -32,6 +32,9 @@ class PackedItem(NamedTuple):
     num_computed: int
     num_tokens: int
     slots: tuple[Slots, ...]  # per group of decoder self-attention, then per group of cross-attention
+    heads: tuple[
+        Head, ...
+    ] = ()  # slots of self-attention that other items begin with too, where all are named
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,10 +144,12 @@ def plan_step(
 
 def _context(item: PackedItem, group: int, window: int | None) -> Context:
     """Return the slots that the item's first token may attend to, or any later one."""
-    count = item.num_computed + item.num_tokens
+    count = end = item.num_computed + item.num_tokens
     if window is not None:
         count = min(count, item.num_tokens - 1 + window)
     slots = item.slots[group]
     num_hidden = len(slots) - count
     assert num_hidden >= 0, "a slot that can be seen is missing"
-    return Context(item.num_tokens, slots[num_hidden:] if num_hidden else slots)
+    if num_hidden:
+        return Context(item.num_tokens, slots[num_hidden:])
+    return Context(item.num_tokens, slots, heads=item.heads if count == end else ())

@@ -103,7 +103,7 @@ class TorchBackend:
         return torch.from_numpy(padded).to(self._device), mask, distances
 
     def _chunks(self, contexts: Sequence[Context], begin: int) -> Iterator[Chunk]:
-        for num_tokens, slots, has_own in contexts:
+        for num_tokens, slots, has_own, _ in contexts:
             tokens = slice(begin, begin + num_tokens)
             sees_itself = has_own and num_tokens == len(slots)
             gathered = None if sees_itself else torch.from_numpy(slots).to(self._device).unsqueeze(0)

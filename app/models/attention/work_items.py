@@ -19,12 +19,14 @@ SEES_ALL = 1 << 30  # as an item's first query index: every query sees all of it
 # Columns of an item.
 QUERY_BEGIN = 0  # where its query tokens begin in `query_rows`
 NUM_QUERIES = 1  # 0: there is no item here
-SLOTS_BEGIN = 2  # where the context's slots begin in `slots`
+# Where the context's slots begin in `slots`: key k is at SLOTS_BEGIN + k. It may be negative, where only
+# later keys stand there.
+SLOTS_BEGIN = 2
 KEY_BEGIN, KEY_END = 3, 4  # which of the context's slots it attends to, as indices into its list
-FIRST_QUERY = (
-    5  # the index in that list of its first query's own slot; query i sees keys up to FIRST_QUERY + i
-)
-PARTIAL = 6  # which of its tokens' partial results it computes, from 0 on
+# The index in that list of its first query's own slot; query i sees keys up to FIRST_QUERY + i. SEES_ALL:
+# each query sees all of its keys (no window then, and no position bias).
+FIRST_QUERY = 5
+PARTIAL = 6  # which of its tokens' partial results it computes, from 0 on; the same for all of its tokens
 NUM_COLUMNS = 8
 
 
@@ -34,4 +36,5 @@ class WorkItems(NamedTuple):
     query_rows: Int32  # [Q], places in the packed row
     slots: Int32  # [L], of the pools
     items: Int32  # [W, NUM_COLUMNS]
-    partial_begin: Int32  # [T + 1]: which partial results are a token's; one: its item gives the final result
+    # [T + 1]: which partial results are a token's, at least two; none: its only item gives the final result.
+    partial_begin: Int32
