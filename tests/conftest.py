@@ -12,6 +12,11 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+import torch
+
+# Before a test imports kernels for GPUs: without one they run in Triton's interpreter.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # Rooms whose tests start processes, browsers or whole servers, and files that take long or wait for clocks.
 SLOW_ROOMS = {"benchmarks", "cli", "console", "docker", "docs", "replicas"}
