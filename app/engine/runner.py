@@ -99,8 +99,9 @@ class Runner:
         logits = self._backbone.forward(embeds, positions, metadata, source_embeds)
         given = masks() if any(item.is_constrained for item in plan.items) else {}
         chosen = _sample(logits[: len(sampled)], plan.items, given) if sampled else None
-        scores = _scores(logits[len(sampled) :], plan.items) if scored else {}
-        return Launched(plan.items, chosen, lambda: scores)
+        if not scored:
+            return Launched(plan.items, chosen)
+        return Launched(plan.items, chosen, _scores(logits[len(sampled) :], plan.items))
 
     def _embeds(self, items: Sequence[PlanItem], ends: Sequence[int]) -> Tensor:
         """Return input embeddings `[T, d]`: of token ids, or a soft prompt's own rows."""
@@ -179,11 +180,11 @@ def _by_item(
     return {item.id: tuple(islice(left, len(item.sampling))) for item in items if item.sampling}
 
 
-def _scores(logits: Tensor, items: Sequence[PlanItem]) -> dict[int, tuple[TokenScore, ...]]:
-    scores, begin = {}, 0
+def _scores(logits: Tensor, items: Sequence[PlanItem]) -> Callable[[], dict[int, tuple[TokenScore, ...]]]:
+    waiting, begin = {}, 0
     for item in items:
         if item.score_ids:
             rows = logits[begin : begin + len(item.score_ids)]
-            scores[item.id] = score_tokens(rows, item.score_ids, item.num_top)
+            waiting[item.id] = score_tokens(rows, item.score_ids, item.num_top)
             begin += len(item.score_ids)
-    return scores
+    return lambda: {id_: scores() for id_, scores in waiting.items()}

@@ -31,14 +31,29 @@ def draw_filtered(logits: Tensor, parameters: Parameters) -> Tensor:
     """Draw from what top-h, top-k, top-p and min-p leave, and of that, what the other filters leave."""
     scores = _scores(logits, parameters)
     total = scores.logsumexp(dim=-1, keepdim=True)
+    draw = draw_from_candidates if scores.device.type == "cpu" else draw_from_whole_rows
+    return draw(scores, total, parameters)
+
+
+def draw_from_candidates(scores: Tensor, total: Tensor, parameters: Parameters) -> Tensor:
+    """Draw from the best candidates of `scores [n, V]` where they suffice, else from the whole row."""
     values, order = scores.topk(min(_NUM_CANDIDATES, scores.shape[1]), dim=-1)
     tokens = _draw_sorted(values, order, total, parameters)
     if values.shape[1] < scores.shape[1]:
         rest = (~suffices(values, total, parameters)).nonzero().squeeze(1)
         if len(rest):
-            values, order = scores[rest].sort(dim=-1, descending=True, stable=True)
-            tokens[rest] = _draw_sorted(values, order, total[rest], parameters.take(rest))
+            tokens[rest] = draw_from_whole_rows(scores[rest], total[rest], parameters.take(rest))
     return tokens
+
+
+def draw_from_whole_rows(scores: Tensor, total: Tensor, parameters: Parameters) -> Tensor:
+    """Draw from `scores [n, V]`, sorted whole.
+
+    On a GPU all rows are: to look whether candidates suffice would wait for the device, and of tied scores
+    its `topk` takes others in other company.
+    """
+    values, order = scores.sort(dim=-1, descending=True, stable=True)
+    return _draw_sorted(values, order, total, parameters)
 
 
 def _draw_sorted(values: Tensor, order: Tensor, total: Tensor, parameters: Parameters) -> Tensor:

@@ -76,7 +76,10 @@ def _typical(probabilities: Tensor, parameters: Parameters) -> Tensor:
     """Return which tokens carry about as much information as expected, up to a mass of `typical_p`."""
     mass = parameters.typical_p
     distance = (-probabilities.log() - _entropy(probabilities)).abs()
-    farthest = _farthest(distance, probabilities, mass, min(_NEAREST, distance.shape[1]))
+    every = distance.shape[1]
+    # A GPU looks at all: the host would have to wait to learn whether the nearest ones suffice.
+    count = min(_NEAREST, every) if distance.device.type == "cpu" else every
+    farthest = _farthest(distance, probabilities, mass, count)
     return (distance <= farthest) | (mass >= 1)
 
 

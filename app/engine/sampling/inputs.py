@@ -48,6 +48,12 @@ class SamplingInput(NamedTuple):
     num_candidates: int = 0  # best next tokens to return, instead of choosing one: a beam's row
     is_constrained: bool = False  # a grammar's mask comes beside the batch
 
+    @property
+    def is_bare_greedy(self) -> bool:
+        """Whether the most probable token is chosen as the model has it, with nothing more to report."""
+        reports = self.num_top or self.num_candidates
+        return not (self.params.do_sample or self.edits is not None or reports or self.is_constrained)
+
 
 class Candidate(NamedTuple):
     """A token that may come next in a beam."""

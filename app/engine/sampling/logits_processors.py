@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from app.engine.sampling.inputs import FloatArray, IdArray, LogitsEdits, SamplingInput
 from app.engine.sampling.token_masks import PackedMask
+from app.models.transfer import packed_to_device, to_device
 from app.request import BAN
 
 _Number = TypeVar("_Number", np.int64, np.float64)
@@ -76,33 +77,40 @@ def processed(
     if not changed:
         yield
         return
-    rows = torch.tensor(changed, device=logits.device)
+    edits = edits_of(inputs, logits.shape[1])
+    rows, beams, masked, *places = packed_to_device(
+        [
+            np.array(changed),
+            np.array([row for row in changed if inputs[row].num_candidates], dtype=np.int64),
+            np.array([*masks], dtype=np.int64),
+            *(edit.rows * logits.shape[1] + edit.ids for edit in edits),
+        ],
+        logits.device,
+    )
+    values = packed_to_device([edit.values for edit in edits], logits.device)
     own = logits[rows]
-    beams = [row for row in changed if inputs[row].num_candidates]
-    if beams:
+    if len(beams):
         logits[beams] -= normaliser[beams, None]
-    for edit in edits_of(inputs, logits.shape[1]):
-        _apply(edit, logits)
+    for edit, at, each in zip(edits, places, values, strict=True):
+        _apply(edit.operation, logits, at, each)
     if masks:
-        _mask(logits, masks)
+        _mask(logits, masked, np.stack([*masks.values()]))
     yield
     logits[rows] = own
 
 
-def _apply(edit: Edit, logits: Tensor) -> None:
-    """Change `logits [N, V]` in place."""
+def _apply(operation: Operation, logits: Tensor, places: Tensor, values: Tensor) -> None:
+    """Change `logits [N, V]` in place, at `places [E]` of all their numbers."""
     flat = logits.view(-1)
-    places = torch.from_numpy(edit.rows * logits.shape[1] + edit.ids).to(logits.device)
-    values = torch.from_numpy(edit.values).to(logits)
-    if edit.operation is Operation.ADD:
+    if operation is Operation.ADD:
         flat.index_put_((places,), values, accumulate=True)
         return
-    if edit.operation is Operation.FORCE:
-        logits[edit.rows] = _NEVER
+    if operation is Operation.FORCE:
+        logits.index_fill_(0, places // logits.shape[1], _NEVER)
     scores = flat[places]
-    if edit.operation is Operation.SCALE:
+    if operation is Operation.SCALE:
         values = torch.where(scores < 0, scores * values, scores / values)
-    elif edit.operation is Operation.GAIN:
+    elif operation is Operation.GAIN:
         values = scores + (scores.abs() * values).masked_fill(~scores.isfinite(), 0.0)
     flat[places] = values
 
@@ -190,11 +198,10 @@ _PROCESSORS: tuple[tuple[str, Callable[[_Entries, _Inputs, _Edits], _Changes]], 
 )
 
 
-def _mask(logits: Tensor, masks: Mapping[int, PackedMask]) -> None:
-    """Ban in place what the masks don't allow, ids beyond their ends included."""
-    rows = list(masks)
-    packed = torch.from_numpy(np.stack(list(masks.values())).view(np.uint8)).to(logits.device)
+def _mask(logits: Tensor, rows: Tensor, masks: PackedMask) -> None:
+    """Ban in place what the masks of `rows [n]` don't allow, ids beyond their ends included."""
+    packed = to_device(masks.view(np.uint8), logits.device)
     bits = torch.arange(8, dtype=torch.uint8, device=logits.device)
-    allowed = ((packed[:, :, None] >> bits) & 1).flatten(1).bool()  # [rows, ceil(V / 32) * 32]
+    allowed = ((packed[:, :, None] >> bits) & 1).flatten(1).bool()  # [n, ceil(V / 32) * 32]
     allowed = functional.pad(allowed, (0, logits.shape[1] - allowed.shape[1]))
     logits[rows] = logits[rows].masked_fill(~allowed, _NEVER)

@@ -9,11 +9,11 @@ from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from app.engine.sampling.inputs import SamplingInput
+from app.request import SamplingParams
 
 _UINT64 = 0xFFFFFFFFFFFFFFFF
 
@@ -34,18 +34,10 @@ class Parameters(NamedTuple):
     has_shape: bool  # in any row
 
     @classmethod
-    def of(cls, inputs: Sequence[SamplingInput], device: torch.device) -> "Parameters":
-        """Read them from the rows' inputs."""
-        params = [given.params for given in inputs]
-        columns = np.array([_COLUMNS(each) for each in params], dtype=np.float64).T
-        drawn = uniforms(
-            [each.seed for each in params],
-            [each.sample_index for each in params],
-            [given.position for given in inputs],
-        )
-        vectors = torch.from_numpy(np.vstack([columns, drawn])).to(device)[:, :, None]
+    def of(cls, params: Sequence[SamplingParams], vectors: Tensor) -> "Parameters":
+        """Name the rows of `vectors [9, n]`, a `table` on the device."""
         flags = any(each.top_h for each in params), any(each.has_shape for each in params)
-        return cls._make([*vectors.unbind(), *flags])
+        return cls._make([*vectors[:, :, None].unbind(), *flags])
 
     def take(self, rows: Tensor) -> "Parameters":
         """Return those of some rows."""
@@ -54,6 +46,18 @@ class Parameters(NamedTuple):
 
 
 _COLUMNS = attrgetter(*Parameters._fields[:8])
+
+
+def table(inputs: Sequence[SamplingInput]) -> NDArray[np.float64]:
+    """Return the parameters of the rows `[9, n]`, in the order of the vectors of `Parameters`."""
+    params = [given.params for given in inputs]
+    columns = np.array([_COLUMNS(each) for each in params], dtype=np.float64).T
+    drawn = uniforms(
+        [each.seed for each in params],
+        [each.sample_index for each in params],
+        [given.position for given in inputs],
+    )
+    return np.vstack([columns, drawn])
 
 
 def uniforms(

@@ -3,8 +3,9 @@
 Shapes: N rows, V vocabulary.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,6 +13,7 @@ from app.engine.sampling import torch_sampler
 from app.engine.sampling.inputs import Sampled, SampledToken, SamplingInput
 from app.engine.sampling.native_sampler import NativeSampler, native_sampler_for
 from app.engine.sampling.token_masks import PackedMask
+from app.models.transfer import from_device, to_device
 from app.request import TokenScore
 
 
@@ -23,11 +25,9 @@ def sample(logits: Tensor, inputs: Sequence[SamplingInput], masks: Mapping[int, 
     as not finite, and one in which no token may come has an error; others are unaffected.
     """
     native = native_sampler_for(logits)
-    tokens = (
-        torch_sampler.sample(logits.float(), inputs, masks)
-        if native is None
-        else _sample_natively(native, logits, inputs, masks)
-    )
+    if native is None:
+        return torch_sampler.launch(logits.float(), inputs, masks)
+    tokens = _sample_natively(native, logits, inputs, masks)
     ids = torch.tensor([token.token_id for token in tokens], device=logits.device)
     return Sampled(ids, lambda: tokens)
 
@@ -48,12 +48,20 @@ def _sample_natively(
     return tuple(token for token in tokens if token is not None)
 
 
-def score_tokens(logits: Tensor, token_ids: Sequence[int], num_top: int) -> tuple[TokenScore, ...]:
-    """Return how probable each of `token_ids` (N) is under its row of `logits [N, V]`.
+def score_tokens(
+    logits: Tensor, token_ids: Sequence[int], num_top: int
+) -> Callable[[], tuple[TokenScore, ...]]:
+    """Find how probable each of `token_ids` (N) is under its row of `logits [N, V]`.
 
-    NaN where the row has NaN.
+    The returned function waits for the device. NaN where the row has NaN.
     """
     logprobs = logits.float().log_softmax(dim=-1)
-    ids = torch.tensor(token_ids, device=logits.device)
-    own = logprobs.gather(1, ids[:, None]).squeeze(1).tolist()
-    return tuple(map(TokenScore, token_ids, own, torch_sampler.most_probable(logprobs, num_top)))
+    ids = to_device(np.array(token_ids), logits.device)
+    own = logprobs.gather(1, ids[:, None]).squeeze(1)
+    copied = from_device([own, torch_sampler.most_probable(logprobs, num_top)])
+
+    def scores() -> tuple[TokenScore, ...]:
+        own, top = copied()
+        return tuple(map(TokenScore, token_ids, own.tolist(), torch_sampler.top_of(top)))
+
+    return scores
