@@ -1,18 +1,28 @@
 """A step's attention as work items: which query tokens attend to which part of a list of slots.
 
 The kernels for GPUs (app/models/cuda/) run one program for each item and kv head. Decode rows with long
-contexts are split in several items; a chunk's queries are cut in tiles; rows that share a long prefix may be
-one item over it. Where a token has several items, their partial results are merged.
+contexts are split in several items; a chunk's queries are cut in tiles; rows that begin with the same long
+run of slots may be one item over it (cascade.py). Where a token has several items, their partial results are
+merged.
 
-Shapes: T tokens of the packed row, Q query tokens of all items, L slots of all contexts, W items.
+Shapes: T tokens of the packed row, Q query tokens of all items, L slots of all contexts, W items. A *range*
+is an item that is not split yet: it has the columns of one.
 """
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from app.models.attention.backend import Context
+from app.models.attention.cascade import MIN_KEYS, CascadeCosts, SharedHead, shared_heads
+from app.models.attention.kv_cache import PADDING_SLOT, Slots
+from app.prompt import LayerGeometry
+
 Int32 = NDArray[np.int32]
+Int64 = NDArray[np.int64]
 
 SEES_ALL = 1 << 30  # as an item's first query index: every query sees all of its keys
 
@@ -29,12 +39,230 @@ FIRST_QUERY = 5
 PARTIAL = 6  # which of its tokens' partial results it computes, from 0 on; the same for all of its tokens
 NUM_COLUMNS = 8
 
+_UNIT = 64  # ranges are split at multiples: whole blocks of keys of the kernels
+_PADDING = np.array([PADDING_SLOT])
+
 
 class WorkItems(NamedTuple):
     """All that the kernels need to know of a step in one KV group."""
 
     query_rows: Int32  # [Q], places in the packed row
-    slots: Int32  # [L], of the pools
-    items: Int32  # [W, NUM_COLUMNS]
+    slots: Sequence[Slots]  # in a row [L], of the pools
+    row_items: Int32  # [W, NUM_COLUMNS], of one query token each
+    tile_items: Int32  # [W, NUM_COLUMNS], of several
     # [T + 1]: which partial results are a token's, at least two; none: its only item gives the final result.
     partial_begin: Int32
+
+
+class Capacity(NamedTuple):
+    """What a layout of decoding rows needs at most, whatever their contexts are."""
+
+    query_rows: int
+    row_items: int
+    tile_items: int
+    partials: int
+
+
+class ItemPlanner:
+    """Plans items for layers of one geometry on one device."""
+
+    def __init__(
+        self,
+        geometry: LayerGeometry,
+        queries_per_tile: int,
+        *,
+        num_programs: int,
+        costs: CascadeCosts | None = None,
+    ) -> None:
+        """`num_programs`: as many fill the device a few times. Without `costs` no slots are shared."""
+        self._is_causal = geometry.is_causal
+        self._window = geometry.window if geometry.is_causal else None
+        self._tile = queries_per_tile
+        self._num_items = -(-num_programs // geometry.num_kv_heads)
+        is_relative = self._window is not None or geometry.has_position_bias  # to the query's own slot
+        self._costs = None if is_relative else costs
+
+    def capacity(self, num_rows: int, max_slots: int) -> Capacity:
+        """Return what `plan` makes at most of `num_rows` contexts of one token and `max_slots` in all."""
+        num_parts = min(self._num_items, max_slots // MIN_KEYS)  # beside one of each range
+        tile = min(self._tile, num_rows)
+        if tile == 1 or (self._is_causal and self._costs is None):
+            return Capacity(num_rows, num_rows + num_parts, 0, num_rows + num_parts)
+        partials = 2 * num_rows + (tile + 1) * num_parts
+        return Capacity(2 * num_rows, num_rows + num_parts, num_rows // 2 + num_parts, partials)
+
+    def plan(self, contexts: Sequence[Context], num_tokens: int = 0) -> WorkItems:
+        """Plan a step, in the order of the packed row.
+
+        Where the contexts have fewer tokens than `num_tokens`, more follow that attend to the padding slot.
+        """
+        step = _Contexts.of(contexts, num_tokens)
+        heads: list[SharedHead] = []
+        if self._costs is not None and step.has_own:
+            heads = shared_heads(contexts, self._tile, self._num_items, self._costs)
+        slots, begins, head_begins = _stored(step, heads)
+        own = self._own_ranges(step, begins, heads)
+        shared, members = _shared_ranges(step, heads, head_begins, self._tile)
+        is_chunk = (own[:, NUM_QUERIES] > 1) & step.has_own
+        own_parts = self._num_parts(own, is_chunk, shared)
+        shared_parts = own_parts[len(own) :]
+        own_parts = own_parts[: len(own)]
+        counts = np.zeros(step.num_tokens, np.int64)  # partial results of each token, over shared slots first
+        if heads:
+            counts[members] = np.repeat(shared_parts, shared[:, NUM_QUERIES])
+            own[:, PARTIAL] = counts[own[:, QUERY_BEGIN]]  # of tokens in order
+        counts[step.query_rows] += np.repeat(own_parts, own[:, NUM_QUERIES])
+        counts[counts == 1] = 0
+        items = _split(np.concatenate([own, shared]), np.concatenate([own_parts, shared_parts]))
+        is_row = items[:, NUM_QUERIES] == 1
+        query_rows = np.concatenate([step.query_rows, members]).astype(np.int32)
+        return WorkItems(query_rows, slots, items[is_row], items[~is_row], _ends(counts).astype(np.int32))
+
+    def _own_ranges(self, step: "_Contexts", begins: Int64, heads: Sequence[SharedHead]) -> Int64:
+        """Return what tiles of each context's tokens attend to, without the slots that rows share."""
+        counts, lengths, tile = step.counts, step.lengths, self._tile
+        tiles = -(-counts // tile)
+        context = np.repeat(np.arange(len(counts)), tiles)
+        before = (np.arange(len(context)) - (np.cumsum(tiles) - tiles)[context]) * tile
+        ranges = np.zeros((len(context), NUM_COLUMNS), np.int64)
+        ranges[:, QUERY_BEGIN] = (np.cumsum(counts) - counts)[context] + before
+        ranges[:, NUM_QUERIES] = num_queries = np.minimum(counts[context] - before, tile)
+        ranges[:, SLOTS_BEGIN] = begins[context]
+        ranges[:, KEY_END] = length = lengths[context]
+        if not step.has_own:
+            ranges[:, FIRST_QUERY] = SEES_ALL
+            return ranges
+        ranges[:, FIRST_QUERY] = first = length - counts[context] + before
+        if self._is_causal:
+            ranges[:, KEY_END] = first + num_queries
+        if self._window is not None:
+            ranges[:, KEY_BEGIN] = np.maximum(first - self._window + 1, 0)
+        for rows, num_slots in heads:
+            ranges[rows, KEY_BEGIN] = num_slots
+        return ranges
+
+    def _num_parts(self, own: Int64, is_chunk: NDArray[np.bool_], shared: Int64) -> Int64:
+        """Return in how many items each range is split: its own ones, then the shared ones.
+
+        Rows are bound by the memory that they read: about `num_items` equal ones fill the device. Tiles of
+        chunks compute, and leave many partial results: they are split only where they are few.
+        """
+        lengths = np.concatenate([own, shared])
+        lengths = lengths[:, KEY_END] - lengths[:, KEY_BEGIN]
+        parts = np.ones(len(lengths), np.int64)
+        is_chunk = np.concatenate([is_chunk, np.zeros(len(shared), bool)])
+        for chosen, num_items, min_keys in (
+            (~is_chunk, self._num_items, MIN_KEYS),
+            (is_chunk, self._num_items // 2, 2 * MIN_KEYS),
+        ):
+            keys = lengths[chosen]
+            if not len(keys) or (chosen is is_chunk and len(keys) >= num_items):
+                continue
+            size = max(min_keys, -(-int(keys.sum()) // num_items))
+            parts[chosen] = np.minimum(-(-keys // size), np.maximum(keys // min_keys, 1))
+        return parts
+
+
+class _Contexts(NamedTuple):
+    """Lists of slots, and which tokens attend to each: the padding comes last."""
+
+    slots: Sequence[Slots]  # without that of the padding
+    lengths: Int64  # [C], of the lists
+    counts: Int64  # [C], of tokens
+    query_rows: Int64  # [T], the tokens of the first list, then those of the next
+    num_padding: int  # lists of the one padding slot at the end
+    has_own: bool
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.query_rows)
+
+    @classmethod
+    def of(cls, contexts: Sequence[Context], num_tokens: int) -> "_Contexts":
+        has_own = not contexts or contexts[0].has_own
+        lists = [context.slots for context in contexts]
+        counts = np.array([context.num_tokens for context in contexts], np.int64)
+        total = int(counts.sum())
+        num_padding = max(num_tokens - total, 0)
+        query_rows = np.arange(total + num_padding)
+        if not has_own:
+            lists, counts, query_rows = _joined(lists, counts, query_rows)
+        lengths = np.array([*map(len, lists)], np.int64)
+        if num_padding:
+            lists_of_padding, each = (num_padding, 1) if has_own else (1, num_padding)
+            lengths = np.append(lengths, np.ones(lists_of_padding, np.int64))
+            counts = np.append(counts, np.full(lists_of_padding, each))
+            num_padding = lists_of_padding
+        return cls(lists, lengths, counts, query_rows, num_padding, has_own)
+
+
+def _joined(lists: Sequence[Slots], counts: Int64, query_rows: Int64) -> tuple[list[Slots], Int64, Int64]:
+    """Bring the tokens that see the same list together: beams, samples and labels of a request."""
+    numbers: dict[int, int] = {}
+    places = np.array([numbers.setdefault(id(each), len(numbers)) for each in lists], np.int64)
+    distinct = {id(each): each for each in lists}
+    tokens = np.repeat(places, counts)
+    order = np.argsort(tokens, kind="stable")
+    query_rows = np.concatenate([order, query_rows[len(order) :]])
+    return [*distinct.values()], np.bincount(tokens, minlength=len(distinct)), query_rows
+
+
+def _stored(step: _Contexts, heads: Sequence[SharedHead]) -> tuple[list[Slots], Int64, list[int]]:
+    """Return the lists as they stand in a row, where each context begins there, and where each head does.
+
+    Shared slots stand there once: the contexts begin before their first slot that does.
+    """
+    slots, lengths, hidden = [*step.slots], step.lengths.copy(), np.zeros(len(step.lengths), np.int64)
+    for rows, num_slots in heads:
+        slots.append(slots[rows[0]][:num_slots])
+        for row in rows:
+            slots[row] = slots[row][num_slots:]
+        hidden[rows] = num_slots
+    num_lists = len(lengths) - step.num_padding
+    ends = np.cumsum(lengths - hidden)
+    begins = ends - lengths
+    end = int(ends[num_lists - 1]) if num_lists else 0
+    head_begins = []
+    for _, num_slots in heads:
+        head_begins.append(end)
+        end += num_slots
+    if step.num_padding:
+        slots.append(_PADDING)
+        begins[num_lists:] = end
+    return slots, begins, head_begins
+
+
+def _shared_ranges(
+    step: _Contexts, heads: Sequence[SharedHead], begins: Sequence[int], tile: int
+) -> tuple[Int64, Int64]:
+    """Return the ranges of shared slots, and the tokens that attend to them, which follow all others."""
+    ranges: list[tuple[int, ...]] = []
+    members: list[int] = []
+    query = step.num_tokens
+    for (rows, num_slots), begin in zip(heads, begins, strict=True):
+        members += rows
+        num_tiles = -(-len(rows) // tile)
+        bounds = [len(rows) * number // num_tiles for number in range(num_tiles + 1)]
+        for first, last in pairwise(bounds):
+            ranges.append((query + first, last - first, begin, 0, num_slots, SEES_ALL, 0, 0))
+        query += len(rows)
+    return np.array(ranges, np.int64).reshape(-1, NUM_COLUMNS), np.array(members, np.int64)
+
+
+def _split(ranges: Int64, parts: Int64) -> Int32:
+    """Return the items of ranges, each cut in as many nearly equal parts."""
+    number = np.repeat(np.arange(len(ranges)), parts)
+    items = ranges[number]
+    if len(items) > len(ranges):
+        nth = np.arange(len(number)) - (np.cumsum(parts) - parts)[number]
+        begin, end, num_parts = items[:, KEY_BEGIN].copy(), items[:, KEY_END], parts[number]
+        units = -(-(end - begin) // _UNIT)
+        items[:, KEY_BEGIN] = begin + units * nth // num_parts * _UNIT
+        items[:, KEY_END] = np.minimum(begin + units * (nth + 1) // num_parts * _UNIT, end)
+        items[:, PARTIAL] += nth
+    return items.astype(np.int32)
+
+
+def _ends(counts: Int64) -> Int64:
+    """Return where each of consecutive parts begins, and where the last one ends."""
+    return np.concatenate([[0], np.cumsum(counts)])

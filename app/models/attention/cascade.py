@@ -1,0 +1,85 @@
+"""Which rows of a step read the slots that they begin with together, once for a tile of rows.
+
+A row then attends to the shared slots and to its own apart, and the two are merged: that costs partial
+results, so it is done only where it saves more (`CascadeCosts`).
+Source: cascade attention (Ye et al., FlashInfer 2024).
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from app.models.attention.backend import Context, Head
+
+MIN_KEYS = 128  # of an item that is a part of a longer range
+
+
+class CascadeCosts(NamedTuple):
+    """What sharing costs, in keys that one row reads (with their values, of all kv heads)."""
+
+    partial: float  # for each partial result of a token, of all heads: to write and to merge it
+    fixed: float  # for a step in which anything is shared
+
+
+class SharedHead(NamedTuple):
+    """Rows that attend to the same leading slots together."""
+
+    rows: Sequence[int]
+    num_slots: int
+
+
+def shared_heads(
+    contexts: Sequence[Context], queries_per_tile: int, num_items: int, costs: CascadeCosts
+) -> list[SharedHead]:
+    """Return what rows are to share, each row at most once. Contexts of one token come first.
+
+    `num_items`: into as many items, about, a step is split.
+    """
+    found = _candidates(contexts, queries_per_tile)
+    if not found:
+        return []
+    saved = [_num_saved(len(head.rows), queries_per_tile) * head.num_slots for head in found]
+    num_keys = sum(len(context.slots) for context in contexts if context.num_tokens == 1) - sum(saved)
+    keys_per_part = max(MIN_KEYS, num_keys / num_items)
+    gains = [
+        keys - costs.partial * len(head.rows) * (2 + head.num_slots // keys_per_part)
+        for keys, head in zip(saved, found, strict=True)
+    ]
+    if sum(gain for gain in gains if gain > 0) <= costs.fixed:
+        return []
+    return [head for head, gain in zip(found, gains, strict=True) if gain > 0]
+
+
+def _candidates(contexts: Sequence[Context], tile: int) -> list[SharedHead]:
+    """Return the heads that save most for the rows that have them: each row comes with one at most."""
+    by_last: dict[int, list[int]] = {}  # rows by the last of their heads
+    for row, (num_tokens, _, _, heads) in enumerate(contexts):
+        if num_tokens > 1:
+            break
+        if heads:
+            by_last.setdefault(heads[-1].id, []).append(row)
+    lines = [(rows, contexts[rows[0]].heads) for rows in by_last.values()]
+    counts: dict[int, int] = {}
+    for rows, heads in lines:
+        for head in heads:
+            counts[head.id] = counts.get(head.id, 0) + len(rows)
+
+    def saving(head: Head) -> int:
+        return _num_saved(counts[head.id], tile) * head.num_slots
+
+    chosen: dict[Head, list[int]] = {}
+    for rows, heads in lines:
+        best = max(heads, key=saving)
+        if saving(best):
+            chosen.setdefault(best, []).extend(rows)
+    shared = [SharedHead(_whole_tiles(rows, tile), head.num_slots) for head, rows in chosen.items()]
+    return [head for head in shared if _num_saved(len(head.rows), tile)]
+
+
+def _num_saved(num_rows: int, tile: int) -> int:
+    """Return how many times less the shared slots are read."""
+    return num_rows + -num_rows // tile
+
+
+def _whole_tiles(rows: list[int], tile: int) -> list[int]:
+    """Leave out a row that would be alone in a tile, where tiles of equal sizes have two rows or one."""
+    return rows[:-1] if tile == 2 and len(rows) % 2 else rows
