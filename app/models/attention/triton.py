@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from app.models.attention.backend import Context
-from app.models.cuda.blocks import Blocks, power_of_two, row_blocks, tile_blocks
+from app.models.cuda.blocks import Blocks, constants, merge_constants, row_blocks, tile_blocks
 from app.prompt import LayerGeometry
 
 
@@ -35,12 +35,14 @@ class TritonBackend:
     def __init__(self, geometry: LayerGeometry, dtype: torch.dtype, device: torch.device) -> None:
         from app.models.cuda import attention  # here: only a server with a GPU imports Triton
 
-        self._attend: Any = attention.attend
+        rows, tiles = row_blocks(geometry, dtype), tile_blocks(geometry, dtype)
+        self._attend_rows = _Attend(attention.attend, geometry, rows, is_row=True)
+        self._attend_tiles = _Attend(attention.attend, geometry, tiles, is_row=False)
         self._merge: Any = attention.merge
-        self._geometry = geometry
+        self._merge_constants = merge_constants(geometry)
+        self._value_dim = geometry.value_dim
+        self._window = geometry.window or 0
         self._device = device
-        self._row_blocks = row_blocks(geometry, dtype)
-        self._tile_blocks = tile_blocks(geometry, dtype)
 
     @staticmethod
     def supports(geometry: LayerGeometry, dtype: torch.dtype, device: torch.device) -> bool:
@@ -67,64 +69,43 @@ class TritonBackend:
         """Return attention `[T, H, Dv]`; the shapes are those of `AttentionBackend.forward`."""
         if query.stride(2) != 1:
             query = query.contiguous()
-        geometry = self._geometry
         heads, num_tokens = query.shape[:2]
-        output = query.new_empty(num_tokens, heads, geometry.value_dim)
+        output = query.new_empty(num_tokens, heads, self._value_dim)
         sums = query.new_empty(2, layout.num_partials, heads, dtype=torch.float32)
-        partials = query.new_empty(layout.num_partials, heads, geometry.value_dim, dtype=torch.float32)
-
-        def attend(items: Tensor, blocks: Blocks, *, is_masked: bool) -> None:
-            self._attend[(items.shape[0] * geometry.num_kv_heads,)](
-                query,
-                *pools,
-                output,
-                partials,
-                sums[0],
-                sums[1],
-                layout.query_rows,
-                layout.slots,
-                items,
-                layout.partial_begin,
-                sinks,
-                position_bias,
-                *query.stride()[:2],
-                position_bias.shape[1] // 2 if position_bias is not None else 0,
-                scaling,
-                softcap or 0.0,
-                geometry.window or 0,
-                NUM_KV_HEADS=geometry.num_kv_heads,
-                GROUP=geometry.queries_per_kv,
-                KEY_DIM=geometry.key_dim,
-                VALUE_DIM=geometry.value_dim,
-                IS_CAUSAL=is_masked and geometry.is_causal,
-                HAS_WINDOW=geometry.window is not None,
-                HAS_SOFTCAP=softcap is not None,
-                HAS_SINKS=sinks is not None,
-                HAS_BIAS=position_bias is not None,
-                BLOCK_M=blocks.rows,
-                BLOCK_N=blocks.keys,
-                BLOCK_D=max(16, power_of_two(geometry.key_dim)),
-                BLOCK_DV=max(16, power_of_two(geometry.value_dim)),
-                num_warps=blocks.num_warps,
-                num_stages=blocks.num_stages,
-            )
-
-        if layout.row_items.shape[0]:
-            attend(layout.row_items, self._row_blocks, is_masked=False)
-        if layout.tile_items.shape[0]:
-            attend(layout.tile_items, self._tile_blocks, is_masked=True)
+        partials = (
+            query.new_empty(layout.num_partials, heads, self._value_dim, dtype=torch.float32),
+            sums[0],
+            sums[1],
+        )
+        given = (
+            *(layout.query_rows, layout.slots, layout.partial_begin),
+            *(sinks, position_bias, *query.stride()[:2]),
+            0 if position_bias is None else position_bias.shape[1] // 2,
+            *(scaling, softcap or 0.0, self._window),
+        )
+        for attend, items in (
+            (self._attend_rows, layout.row_items),
+            (self._attend_tiles, layout.tile_items),
+        ):
+            if items.shape[0]:
+                attend(items, query, *pools, output, *partials, *given)
         if layout.num_partials:
             self._merge[(num_tokens * heads,)](
-                partials,
-                sums[0],
-                sums[1],
-                layout.partial_begin,
-                sinks,
-                output,
-                NUM_HEADS=heads,
-                VALUE_DIM=geometry.value_dim,
-                HAS_SINKS=sinks is not None,
-                BLOCK_P=16,
-                BLOCK_DV=power_of_two(geometry.value_dim),
+                *partials, layout.partial_begin, sinks, output, **self._merge_constants
             )
         return output
+
+
+class _Attend:
+    """The attention kernel, compiled for one layer's geometry and one kind of items."""
+
+    def __init__(self, kernel: Any, geometry: LayerGeometry, blocks: Blocks, *, is_row: bool) -> None:
+        self._kernel = kernel
+        self._num_kv_heads = geometry.num_kv_heads
+        self._constants = constants(geometry, blocks, is_row=is_row)
+        self._options = {"num_warps": blocks.num_warps, "num_stages": blocks.num_stages}
+
+    def __call__(self, items: Tensor, *given: Any) -> None:
+        """Compute `items [W, 8]`; all else goes to the kernel as it is."""
+        grid = (items.shape[0] * self._num_kv_heads,)
+        self._kernel[grid](items, *given, **self._constants, **self._options)
