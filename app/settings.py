@@ -158,7 +158,16 @@ class Settings(BaseSettings):
     )
     block_size: int = Field(16, ge=1, le=512, description="Tokens in a K/V block")
     kv_cache_bytes: ByteSize | None = Field(
-        None, description="Memory for the K/V cache, such as 2GiB; default: a share of the free memory"
+        None,
+        description="Memory for the K/V cache, such as 2GiB; default: on a GPU all that the model and the "
+        "largest step leave, on a CPU a quarter of the free memory",
+    )
+    gpu_memory_utilization: float = Field(
+        0.9,
+        gt=0,
+        le=1,
+        description="Share of a GPU's memory for the model, steps and the K/V cache; the rest is for other "
+        "programs, and for what the driver takes",
     )
     max_context: int | None = Field(
         None,
@@ -249,6 +258,7 @@ class Settings(BaseSettings):
             token_budget=self.token_budget,
             block_size=self.block_size,
             kv_cache_bytes=self.kv_cache_bytes,
+            gpu_memory_utilization=self.gpu_memory_utilization,
             max_queue=self.max_queue,
             speculate=self.speculate,
         )

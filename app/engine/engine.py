@@ -15,7 +15,7 @@ from app.engine.admissibility import check_beams, check_segments, check_source, 
 from app.engine.client import EngineStats, LiveRow
 from app.engine.executor import Executor
 from app.engine.loop import Cancel, EngineLoop, Message, Release, Stop, Submit
-from app.engine.memory import kv_blocks
+from app.engine.memory import kv_blocks, kv_cache_bytes
 from app.engine.router import OutputRouter, Port
 from app.engine.runner import Runner
 from app.engine.sampling.token_masks import NUM_WORKERS, GrammarSource
@@ -35,9 +35,17 @@ class EngineConfig:
     max_rows: int = 64  # sequences that run at once
     token_budget: int = 2048  # tokens of one forward pass
     block_size: int = 16  # K/V slots of one block
-    kv_cache_bytes: int | None = None  # None: a share of the free memory
+    kv_cache_bytes: int | None = None  # None: what a GPU's steps leave, a share of a CPU's free memory
+    gpu_memory_utilization: float = 0.9  # share of a GPU's memory that all of this may take
     max_queue: int = 1024  # accepted requests that wait beyond those that run
     speculate: int = 0  # tokens that are guessed at once for a row, at most; 0: none
+
+    @property
+    def bounds(self) -> SchedulerConfig:
+        """Those of a step. Raise ValueError where they contradict each other."""
+        return SchedulerConfig(
+            max_rows=self.max_rows, token_budget=self.token_budget, speculate=self.speculate
+        )
 
 
 class Engine:
@@ -55,13 +63,18 @@ class Engine:
     ) -> None:
         """Allocate the K/V memory and wire the parts; `start` starts the threads.
 
+        Raise ValueError where memory doesn't hold it (memory.kv_cache_bytes).
+
         `on_step` runs on the engine's thread and must be cheap; `on_failure` when it dies. Without
         `grammars`, constrained requests are refused.
         """
+        bounds = config.bounds
         blocks = kv_blocks(
             backbone,
             block_size=config.block_size,
-            kv_cache_bytes=config.kv_cache_bytes,
+            kv_cache_bytes=kv_cache_bytes(
+                backbone, bounds, utilization=config.gpu_memory_utilization, asked=config.kv_cache_bytes
+            ),
             max_rows=config.max_rows,
             token_budget=config.token_budget,
         )
@@ -78,12 +91,7 @@ class Engine:
         self.backbone = backbone
         self._router = OutputRouter()
         self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
-        self._scheduler = Scheduler(
-            blocks,
-            SchedulerConfig(
-                max_rows=config.max_rows, token_budget=config.token_budget, speculate=config.speculate
-            ),
-        )
+        self._scheduler = Scheduler(blocks, bounds)
         self._recorder = StepRecorder(self._scheduler, on_step)
         self._executor = Executor(Runner(backbone, cache))
         self._loop = EngineLoop(

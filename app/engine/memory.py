@@ -1,34 +1,97 @@
 """How many K/V blocks the engine gives itself."""
 
+import logging
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import torch
 
 from app.engine.blocks import Counts, KVBlocks, TableGroup, block_bytes, table_groups
+from app.engine.device_memory import CudaMeter, Meter
+from app.engine.memory_plan import MemoryPlan, gib, no_room_to_measure, plan_memory
+from app.engine.out_of_memory import forget_step, is_out_of_memory
+from app.engine.runner import Runner
+from app.engine.scheduler import SchedulerConfig
+from app.engine.trial_steps import StepPeaks, Trials, measure_steps, trial_cache
 from app.host_memory import host_memory
 from app.models.backbone import Backbone
 from app.sites import Site
 
-# Shares of what is free after the model is loaded. Other processes use a CPU's memory too.
+# Of a CPU's memory that is free after the model is loaded; other processes use it too.
 _CPU_SHARE = 0.25
-_CUDA_SHARE = 0.85
 _SITES = (Site.DECODER_SELF, Site.DECODER_CROSS, Site.ENCODER_SELF)
 _ENCODER_PREFIX_SLOTS = 256  # more than most prefixes have, of which as many as rows fit at a time
 
 
-def free_bytes(device: torch.device) -> int:
-    """Memory that the engine could have on the device now; a container's limit counts."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return host_memory()[1]
+_log = logging.getLogger("promptplex.engine")
+
+
+def kv_cache_bytes(
+    backbone: Backbone, bounds: SchedulerConfig, *, utilization: float, asked: int | None
+) -> int:
+    """Return the bytes for keys and values: those `asked` for, or on a GPU all that steps leave.
+
+    A GPU runs the largest steps of `bounds` for it. The server takes `utilization` of a GPU's memory.
+
+    Raises:
+        ValueError: There isn't as much memory; says what takes it, and what can be lowered.
+    """
+    if backbone.device.type == "cuda":
+        return planned(
+            backbone, bounds, CudaMeter(backbone.device), utilization=utilization, asked=asked
+        ).kv_cache
+    total, free = host_memory()
+    if asked is not None and asked > total:
+        raise ValueError(
+            f"--kv-cache-bytes {asked} ({gib(asked)} GiB) is more than the {gib(total)} GiB of memory that "
+            "this machine or container has; ask for less"
+        )
+    return int(free * _CPU_SHARE) if asked is None else asked
+
+
+def planned(
+    backbone: Backbone, bounds: SchedulerConfig, meter: Meter, *, utilization: float, asked: int | None
+) -> MemoryPlan:
+    """Divide the memory that `meter` measures, and log how. Raises as `kv_cache_bytes`."""
+    bytes_per_slot = sum(group.bytes_per_slot(backbone.dtype) for group in backbone.kv_groups)
+    memory = meter.memory()
+    trials = Trials(backbone.geometry, backbone.kv_groups, bounds, memory.free // bytes_per_slot)
+    try:
+        peaks = _measured(backbone, meter, trials)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        forget_step(error)
+        raise no_room_to_measure(
+            meter.memory(), max_rows=bounds.max_rows, token_budget=bounds.token_budget
+        ) from error
+    plan = plan_memory(
+        meter.memory(),
+        peaks,
+        utilization=utilization,
+        num_graphs=_num_graphs(bounds.max_rows),
+        bytes_per_slot=bytes_per_slot,
+        kv_cache_bytes=asked,
+    )
+    _log.info("memory of %s: %s", backbone.device, plan)
+    return plan
+
+
+def _measured(backbone: Backbone, meter: Meter, trials: Trials) -> StepPeaks:
+    """Run the largest steps over a small cache, of which nothing stays."""
+    runner = Runner(backbone, trial_cache(backbone))
+    return measure_steps(lambda plan: runner.run(plan, dict).result(), meter, trials)
+
+
+def _num_graphs(max_rows: int) -> int:
+    """Return how many numbers of rows have a graph of their own: 1, 2, 4, then each multiple of 8."""
+    return 3 + -(-max_rows // 8)
 
 
 def kv_blocks(
-    backbone: Backbone, *, block_size: int, kv_cache_bytes: int | None, max_rows: int, token_budget: int
+    backbone: Backbone, *, block_size: int, kv_cache_bytes: int, max_rows: int, token_budget: int
 ) -> KVBlocks:
-    """Return the blocks that `kv_cache_bytes` (None: a share of the free memory) hold, divided as rows need.
+    """Return the blocks that `kv_cache_bytes` hold, divided as rows need.
 
     They are divided for the longest rows, sources and prefixes of which `max_rows` each fit at a time, so
     full groups get more than window groups where rows are longer than windows.
@@ -37,10 +100,6 @@ def kv_blocks(
         ValueError: The memory doesn't hold one block of each group.
     """
     groups = table_groups(backbone.kv_groups, backbone.dtype, block_size=block_size, max_chunk=token_budget)
-    if kv_cache_bytes is None:
-        share = _CUDA_SHARE if backbone.device.type == "cuda" else _CPU_SHARE
-        kv_cache_bytes = int(free_bytes(backbone.device) * share)
-
     sizes = block_bytes(groups)
     geometry = backbone.geometry
     slots = (geometry.max_positions, geometry.max_source_positions, _ENCODER_PREFIX_SLOTS)
