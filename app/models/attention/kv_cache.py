@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from app.models.attention.row_writer import row_writer
 from app.prompt import LayerGeometry
 from app.sites import Site
 
@@ -59,6 +60,7 @@ class KVCache:
         """Groups of one pool have layers of the same shapes, as many each, and share slot numbers."""
         self.groups = tuple(groups)
         self.device = device
+        self._writers = [row_writer(group.geometry, dtype, device) for group in self.groups]
         self.group_of_layer: dict[Layer, int] = {}
         self._pools: dict[Layer, tuple[Tensor, Tensor]] = {}  # keys [S, Hk * Dk], values [S, Hk * Dv]
         pools = pools or range(len(self.groups))
@@ -76,8 +78,7 @@ class KVCache:
 
     def write(self, layer: Layer, slots: Tensor, keys: Tensor, values: Tensor) -> None:
         """Store `keys [n, Hk, Dk]` and `values [n, Hk, Dv]` at `slots [n]`."""
-        for pool, rows in zip(self._pools[layer], (keys, values), strict=True):
-            pool.index_copy_(0, slots, rows.reshape(slots.shape[0], -1))
+        self._writers[self.group_of_layer[layer]](self._pools[layer], slots, keys, values)
 
     def copy(self, pool: int, sources: Tensor, targets: Tensor) -> None:
         """Copy slots `sources [n]` of a pool to `targets [n]`, which are no sources, in all its layers."""

@@ -3,6 +3,7 @@
 Shapes: T tokens, Hk kv heads, D key width, Dv value width, S slots of the pools.
 """
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -50,17 +51,18 @@ def write_rows(pools: tuple[Tensor, Tensor], slots: Tensor, keys: Tensor, values
     """Store `keys [T, Hk, D]` and `values [T, Hk, Dv]` at `slots [T]` of a layer's pools."""
     keys, values = (rows if rows.stride(2) == 1 else rows.contiguous() for rows in (keys, values))
     num_tokens, num_kv_heads, key_dim = keys.shape
-    write[(num_tokens, 2)](
-        keys,
-        values,
-        *pools,
-        slots,
-        *keys.stride()[:2],
-        *values.stride()[:2],
-        NUM_KV_HEADS=num_kv_heads,
-        KEY_DIM=key_dim,
-        VALUE_DIM=values.shape[2],
-        BLOCK_HEADS=power_of_two(num_kv_heads),
-        BLOCK_D=power_of_two(key_dim),
-        BLOCK_DV=power_of_two(values.shape[2]),
-    )
+    with torch.cuda.device_of(keys):
+        write[(num_tokens, 2)](
+            keys,
+            values,
+            *pools,
+            slots,
+            *keys.stride()[:2],
+            *values.stride()[:2],
+            NUM_KV_HEADS=num_kv_heads,
+            KEY_DIM=key_dim,
+            VALUE_DIM=values.shape[2],
+            BLOCK_HEADS=power_of_two(num_kv_heads),
+            BLOCK_D=power_of_two(key_dim),
+            BLOCK_DV=power_of_two(values.shape[2]),
+        )
