@@ -104,8 +104,9 @@ class GraphBackend(AttentionBackend[Layout], Protocol[Layout]):
     """A backend with passes that a CUDA graph may record: no shape or address depends on the contexts."""
 
     def static_layouts(self, num_rows: Sequence[int], max_slots: int) -> list[StaticLayout[Layout]]:
-        """Return a layout for each of these numbers of rows, filled with padding. They share their memory.
+        """Return a layout for each of these numbers of rows, to be filled before it is recorded or runs.
 
-        `max_slots`: of all contexts of a step together.
+        They share their memory: what was filled in is of one layout only. `max_slots`: of all contexts of
+        a step together.
         """
         ...

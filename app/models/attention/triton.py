@@ -4,29 +4,25 @@ Shapes: T packed tokens, H query heads, Hk kv heads, D key width, Dv value width
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from app.models.attention.backend import Context
-from app.models.cuda.blocks import Blocks, constants, merge_constants, row_blocks, tile_blocks
+from app.models.attention.item_layouts import StaticItems, TritonLayout, layout_of, static_items
+from app.models.attention.work_items import ItemPlanner
+from app.models.cuda.blocks import (
+    Blocks,
+    constants,
+    merge_constants,
+    queries_per_tile,
+    row_blocks,
+    tile_blocks,
+)
 from app.prompt import LayerGeometry
 
-
-class TritonLayout(NamedTuple):
-    """A step's work items on the device (app/models/attention/work_items.py).
-
-    What is launched follows from the shapes: a layout of a graph has fixed ones, and empty items where a
-    step has fewer. Each tensor begins at a multiple of 16 bytes, or Triton compiles a second kernel.
-    """
-
-    query_rows: Tensor  # [Q] int32
-    slots: Tensor  # [L] int32
-    row_items: Tensor  # [W, 8] int32: of one query token each
-    tile_items: Tensor  # [W, 8] int32: of up to `queries_per_tile` query tokens
-    partial_begin: Tensor  # [T + 1] int32
-    num_partials: int  # partial results at most, which there is room for; 0: nothing is merged
+_PROGRAMS = 4  # for each multiprocessor: a step that has fewer is split further
 
 
 class TritonBackend:
@@ -43,6 +39,9 @@ class TritonBackend:
         self._value_dim = geometry.value_dim
         self._window = geometry.window or 0
         self._device = device
+        self._planner = ItemPlanner(
+            geometry, queries_per_tile(geometry, dtype), num_programs=_PROGRAMS * _num_processors(device)
+        )
 
     @staticmethod
     def supports(geometry: LayerGeometry, dtype: torch.dtype, device: torch.device) -> bool:
@@ -51,7 +50,11 @@ class TritonBackend:
 
     def plan(self, contexts: Sequence[Context]) -> TritonLayout:
         """Lay out a step as work items."""
-        raise NotImplementedError
+        return layout_of(self._planner.plan(contexts), self._device)
+
+    def static_layouts(self, num_rows: Sequence[int], max_slots: int) -> list[StaticItems]:
+        """Return a layout for each of these numbers of rows, in memory that stays where it is."""
+        return static_items(self._planner, num_rows, max_slots, self._device)
 
     def forward(
         self,
@@ -109,3 +112,10 @@ class _Attend:
         """Compute `items [W, 8]`; all else goes to the kernel as it is."""
         grid = (items.shape[0] * self._num_kv_heads,)
         self._kernel[grid](items, *given, **self._constants, **self._options)
+
+
+def _num_processors(device: torch.device) -> int:
+    """Return a GPU's multiprocessors; those of an H100 where there is none, for tests."""
+    if device.type != "cuda":
+        return 132
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)

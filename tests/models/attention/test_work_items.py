@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.models.attention.backend import Context, Head
+from app.models.attention.backend import Context
 from app.models.attention.cascade import CascadeCosts
 from app.models.attention.work_items import (
     FIRST_QUERY,
@@ -23,35 +23,9 @@ from app.models.attention.work_items import (
     WorkItems,
 )
 from app.prompt import LayerGeometry
+from tests.models.attention.contexts import ALWAYS, steps
 
 PLAIN = LayerGeometry(2, 16, 16, queries_per_kv=2)
-ALWAYS = CascadeCosts(0.0, 0.0)  # share whatever saves a key
-Seen = list[list[tuple[int, int]]]  # of each token: slots, and their distances where they matter
-
-
-class Tree:
-    """Heads that stand on one another, and contexts on them; every slot is another one."""
-
-    def __init__(self) -> None:
-        self._next = 1
-
-    def take(self, count: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-        self._next += count
-        return np.arange(self._next - count, self._next)[::-1].copy()
-
-    def context(self, num_tokens: int, num_before: int, head: "Node | None" = None) -> Context:
-        """Return a context of tokens after a head and `num_before` slots of its own."""
-        own = self.take(num_before + num_tokens)
-        if head is None:
-            return Context(num_tokens, own)
-        return Context(num_tokens, np.concatenate([head.slots, own]), heads=head.heads)
-
-
-class Node:
-    def __init__(self, tree: Tree, id_: int, num_slots: int, parent: "Node | None" = None) -> None:
-        own = tree.take(num_slots)
-        self.slots = own if parent is None else np.concatenate([parent.slots, own])
-        self.heads = (() if parent is None else parent.heads) + (Head(id_, len(self.slots)),)
 
 
 def visible(contexts: Sequence[Context], geometry: LayerGeometry) -> list[Counter[int]]:
@@ -97,25 +71,6 @@ def covered(planned: WorkItems, geometry: LayerGeometry, tile: int) -> list[Coun
         assert sorted(numbers) == list(range(len(numbers))), "each partial result comes from one item"
         assert end - begin == (len(numbers) if len(numbers) > 1 else 0)
     return seen
-
-
-@st.composite
-def steps(draw: st.DrawFn) -> list[Context]:
-    """Rows, some on heads that stand on heads, then chunks; the heads' ids are in no order."""
-    tree = Tree()
-    ids = draw(st.permutations(range(1, 6)))
-    sizes = st.one_of(st.integers(0, 40), st.integers(100, 900))
-    nodes: list[Node | None] = [None]
-    for id_ in ids[: draw(st.integers(0, 5))]:
-        nodes.append(Node(tree, id_, draw(sizes), draw(st.sampled_from(nodes))))
-    rows = [
-        tree.context(1, draw(sizes), draw(st.sampled_from(nodes))) for _ in range(draw(st.integers(0, 12)))
-    ]
-    chunks = [
-        tree.context(draw(st.integers(2, 70)), draw(sizes), draw(st.sampled_from(nodes)))
-        for _ in range(draw(st.integers(0 if rows else 1, 3)))
-    ]
-    return rows + chunks
 
 
 GEOMETRIES = st.sampled_from(
