@@ -51,7 +51,7 @@ def write_rows(pools: tuple[Tensor, Tensor], slots: Tensor, keys: Tensor, values
     """Store `keys [T, Hk, D]` and `values [T, Hk, Dv]` at `slots [T]` of a layer's pools."""
     keys, values = (rows if rows.stride(2) == 1 else rows.contiguous() for rows in (keys, values))
     num_tokens, num_kv_heads, key_dim = keys.shape
-    with torch.cuda.device_of(keys):
+    with torch.cuda.device_of(keys):  # type: ignore[no-untyped-call]
         write[(num_tokens, 2)](
             keys,
             values,
