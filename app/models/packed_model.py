@@ -12,6 +12,7 @@ from app.models.attention.kv_cache import KVCache, group_layers
 from app.models.attention.metadata import PackedItem, PackedSource, StepMetadata, plan_step
 from app.models.attention.registry import choose_backend
 from app.models.own_tensors import DTYPES, own_tensor
+from app.models.transfer import tensor_to_device
 from app.prompt import ModelGeometry, Prompt
 from app.sites import SIDES, Embedding
 
@@ -46,7 +47,7 @@ class PackedModel:
         return plan_step(cache, self.backends, items, logit_rows, sources)
 
     def prompt_embeddings(self, prompt: Prompt, place: Embedding = Embedding.DECODER) -> Tensor:
-        return tensor_of(prompt, place).to(self.device, self.dtype)
+        return self._on_device(prompt, place)
 
     def own_tensor(self, name: str) -> Tensor | None:
         return own_tensor(self.model, name)
@@ -56,8 +57,10 @@ class PackedModel:
             if not len(slots[group]):
                 continue
             keys, values = (
-                tensor_of(prompt, site.tensor(layer, side)).to(self.device, self.dtype).transpose(0, 1)
-                for side in SIDES
+                self._on_device(prompt, site.tensor(layer, side)).transpose(0, 1) for side in SIDES
             )
             last = slice(-len(slots[group]), None)
             cache.write((site, layer), slots[group], keys[last], values[last])
+
+    def _on_device(self, prompt: Prompt, name: str) -> Tensor:
+        return tensor_to_device(tensor_of(prompt, name), self.device).to(self.dtype)

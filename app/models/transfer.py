@@ -14,7 +14,11 @@ def to_device(values: NDArray[Any], device: torch.device) -> Tensor:
 
     A GPU copies from pinned memory, in the order of its stream, while the caller goes on.
     """
-    tensor = torch.from_numpy(values)
+    return tensor_to_device(torch.from_numpy(values), device)
+
+
+def tensor_to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor of the host as one on the device; a CPU's stays as it is."""
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 

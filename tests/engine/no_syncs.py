@@ -95,19 +95,28 @@ class _Operations(TorchDispatchMode):
         devices = {tensor.device.type for tensor in _tensors(args) if tensor.dim() or name == "copy_"}
         if len(devices) > 1:
             raise WouldSync(f"aten.{name} of tensors on several devices: {devices}")
-        if name == "_to_copy" and "device" in given and torch.device(given["device"]) != args[0].device:
-            return self._copy(func, args[0], given)
+        if name in ("to", "_to_copy"):
+            named = dict(zip((each.name for each in func._schema.arguments), args, strict=False)) | given
+            if (device := _target(named)) != args[0].device:
+                return self._copied(lambda: func(*args, **given), args[0], device, named)
         return func(*args, **given)
 
-    def _copy(self, func: Any, tensor: Tensor, given: dict[str, Any]) -> Any:
-        if not given.get("non_blocking"):
-            raise WouldSync(f"a copy from {tensor.device} to {given['device']} that blocks")
-        if tensor.device.type != "cpu":  # what comes back is memory without a meaning
-            dtype = given.get("dtype") or tensor.dtype
-            return torch.zeros(tensor.shape, dtype=dtype)
+    def _copied(
+        self, copy: Callable[[], Tensor], tensor: Tensor, device: torch.device, named: dict[str, Any]
+    ) -> Tensor:
+        if not named.get("non_blocking"):
+            raise WouldSync(f"a copy from {tensor.device} to {device} that blocks")
+        if device.type == "cpu":  # what comes back is memory without a meaning
+            return torch.zeros(tensor.shape, dtype=named.get("dtype") or tensor.dtype)
         if not any(tensor is each for each in self._pinned):
             raise WouldSync("a copy from memory that isn't pinned")
-        return func(tensor, **given)
+        return copy()
+
+
+def _target(named: Mapping[str, Any]) -> torch.device:
+    """The device of a copy."""
+    device = named["other"].device if "other" in named else named.get("device")
+    return named["self"].device if device is None else torch.device(device)
 
 
 def _parts(index: Any) -> Sequence[Any]:

@@ -133,7 +133,9 @@ def plan_step(
     step = _Step(items, sources, cache.groups, cache.device)
     positions = None
     if sources:
-        positions = torch.cat([torch.arange(source.num_tokens) for source in sources]).to(cache.device)
+        positions = to_device(
+            np.concatenate([np.arange(source.num_tokens) for source in sources]), cache.device
+        )
     return StepMetadata(
         cache,
         tuple([step.view(number, backend) for number, backend in enumerate(backends)]),

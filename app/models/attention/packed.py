@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface
 
 from app.models.attention.kv_cache import KVCache, Layer
 from app.models.attention.metadata import GroupMetadata, StepMetadata
@@ -19,9 +18,8 @@ IMPLEMENTATION = "promptplex"
 
 
 def register() -> None:
-    """Make the implementation known to transformers. Masks are ours, so its mask is none."""
+    """Make the implementation known to transformers, without a mask: for one it would look at positions."""
     AttentionInterface.register(IMPLEMENTATION, packed_attention)
-    AttentionMaskInterface.register(IMPLEMENTATION, lambda *_, **__: None)
 
 
 def place_layer(module: nn.Module, layer: Layer) -> None:
