@@ -111,8 +111,8 @@ def no_cross_prefix(patch: pytest.MonkeyPatch) -> None:
     """The prefix of the last sequence: 6 slots before a source of 17 rows."""
     own = metadata.Context
 
-    def cut(num_tokens: int, slots: Any, has_own: bool = True) -> Context:
-        return own(num_tokens, slots if has_own or len(slots) != 6 + 17 else slots[6:], has_own)
+    def cut(num_tokens: int, slots: Any, has_own: bool = True, heads: Any = ()) -> Context:
+        return own(num_tokens, slots if has_own or len(slots) != 6 + 17 else slots[6:], has_own, heads)
 
     patch.setattr(metadata, "Context", cut)
 
