@@ -217,7 +217,7 @@ def _assemble(
     config, on_step = settings.engine_config(), metrics.on_step
     engine = Engine(base.backbone, source, config, grammars=grammars, on_step=on_step, on_failure=on_failure)
     undo.callback(engine.stop)
-    metrics.watch(engine.stats, source.stats, redis)
+    metrics.watch(engine.stats, source.stats, redis, engine.device_memory)
     generation = GenerationService(
         engine,
         store,

@@ -19,6 +19,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from app.engine.client import EngineStats
+from app.engine.device_memory import DeviceMemory
 from app.engine.statistics import StepStats
 from app.request import FinishReason, Outcome, ProgramKind, ProgramOutcome
 from app.store.cache.prompt_cache import PromptCacheStats
@@ -56,7 +57,14 @@ class LiveCounts:
     first_token_p95: float | None
 
 
-_Watched = tuple[Callable[[], EngineStats], Callable[[], PromptCacheStats], RedisHealth | None]
+@dataclass(frozen=True, slots=True)
+class _Watched:
+    """What is read at each scrape."""
+
+    engine: Callable[[], EngineStats]
+    prompts: Callable[[], PromptCacheStats]
+    redis: RedisHealth | None
+    memory: Callable[[], DeviceMemory] | None
 
 
 class BulkHistogram(Collector):
@@ -161,9 +169,10 @@ class Metrics(Collector):
         engine: Callable[[], EngineStats],
         prompts: Callable[[], PromptCacheStats],
         redis: RedisHealth | None = None,
+        memory: Callable[[], DeviceMemory] | None = None,
     ) -> None:
-        """Read the engine's statistics, the prompt cache's and, if any, the Redis tier at every scrape."""
-        self._watched = engine, prompts, redis
+        """Read the engine and the prompt cache, and if given Redis and a device, at each scrape."""
+        self._watched = _Watched(engine, prompts, redis, memory)
 
     def on_step(self, step: StepStats) -> None:
         """Count what an engine's step did; called on the engine's thread."""
@@ -244,9 +253,11 @@ class Metrics(Collector):
         """Read the engine's gauges and the caches' counters; the registry calls it at a scrape."""
         if self._watched is None:
             return
-        engine, prompts, redis = self._watched
-        yield from _engine_gauges(engine())
-        stats = prompts()
+        redis, memory = self._watched.redis, self._watched.memory
+        yield from _engine_gauges(self._watched.engine())
+        if memory is not None:
+            yield from _memory_gauges(memory())
+        stats = self._watched.prompts()
         yield from self._caches(stats)
         yield from _loads(stats)
         if redis is not None:
@@ -294,10 +305,26 @@ def _engine_gauges(engine: EngineStats) -> Iterator[Metric]:
     yield _gauge("kv_cache_usage_ratio", "Share of K/V blocks in use", engine.kv_usage)
     yield _gauge("kv_cache_bytes", "Bytes of all K/V blocks", engine.kv_cache_bytes)
     yield _gauge("kv_bytes_per_token", "Bytes of K/V that a token takes", engine.kv_bytes_per_token)
+    yield _gauge("kv_blocks", "K/V blocks", engine.kv_blocks)
+    yield _gauge("kv_free_blocks", "Those that nothing holds", engine.kv_free_blocks)
+    yield _gauge("kv_evictable_blocks", "Those of prefixes that no request uses", engine.kv_evictable_blocks)
+    unfilled = GaugeMetricFamily(
+        "promptplex_kv_unfilled_slots", "Slots at the ends of holders' last blocks", labels=["holder"]
+    )
+    unfilled.add_metric(["prefix"], engine.unfilled_prefix_slots)
+    unfilled.add_metric(["request"], engine.unfilled_request_slots)
+    yield unfilled
     yield _gauge("resident_prefixes", "Prefixes on the device", engine.resident_prefixes)
     yield _gauge("resident_prefix_bytes", "Their bytes", engine.resident_prefix_bytes)
     yield _gauge("held_sequences", "Ended sequences that may be continued", engine.num_held)
     yield _gauge("resident_sources", "Encoded sources on the device", engine.num_sources)
+
+
+def _memory_gauges(memory: DeviceMemory) -> Iterator[Metric]:
+    yield _gauge("device_memory_bytes", "Memory of the engine's device", memory.total)
+    yield _gauge("device_memory_free_bytes", "What of it any process could have", memory.free)
+    yield _gauge("device_memory_allocated_bytes", "What this server uses", memory.allocated)
+    yield _gauge("device_memory_unused_bytes", "What its allocator keeps without use", memory.unused)
 
 
 def _counter(name: str, documentation: str, value: float) -> Metric:

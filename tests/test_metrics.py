@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from app.engine.client import EngineStats
+from app.engine.device_memory import DeviceMemory
 from app.engine.statistics import StepStats
 from app.metrics import FAILURES, MAX_TASK_LABELS, Metrics
 from app.request import FinishReason, Outcome, ProgramKind, ProgramOutcome, RequestTimings
@@ -191,3 +192,29 @@ def test_a_live_view_gets_totals_and_percentiles_of_recent_first_tokens() -> Non
     assert (live.generated_tokens, live.device_hits, live.device_misses) == (100, 4, 1)
     assert live.first_token_p50 == pytest.approx(0.5, abs=0.011)
     assert live.first_token_p95 == pytest.approx(0.95, abs=0.011)
+
+
+def test_memory_of_the_device_and_blocks_are_shown() -> None:
+    metrics = Metrics()
+    stats = EngineStats(
+        kv_blocks=100,
+        kv_free_blocks=40,
+        kv_evictable_blocks=25,
+        unfilled_prefix_slots=80,
+        unfilled_request_slots=9,
+    )
+    memory = DeviceMemory(total=1 << 36, free=1 << 32, allocated=3 << 30, reserved=5 << 30)
+    metrics.watch(lambda: stats, source_stats, memory=lambda: memory)
+    text = lines(metrics)
+    assert "promptplex_kv_blocks 100.0" in text
+    assert "promptplex_kv_free_blocks 40.0" in text
+    assert "promptplex_kv_evictable_blocks 25.0" in text
+    assert 'promptplex_kv_unfilled_slots{holder="prefix"} 80.0' in text
+    assert 'promptplex_kv_unfilled_slots{holder="request"} 9.0' in text
+    shown = dict(line.rsplit(" ", 1) for line in text if line.startswith("promptplex_device_memory"))
+    assert {name: float(value) for name, value in shown.items()} == {
+        "promptplex_device_memory_bytes": 1 << 36,
+        "promptplex_device_memory_free_bytes": 1 << 32,
+        "promptplex_device_memory_allocated_bytes": 3 << 30,
+        "promptplex_device_memory_unused_bytes": 2 << 30,
+    }

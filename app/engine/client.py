@@ -6,6 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from app.engine.device_memory import DeviceMemory
 from app.prompt import ModelGeometry
 from app.request import Request, TokenDelta
 
@@ -20,6 +21,11 @@ class EngineStats:
     resident_prefixes: int = 0
     resident_prefix_bytes: int = 0
     kv_cache_bytes: int = 0  # of all K/V blocks
+    kv_blocks: int = 0
+    kv_free_blocks: int = 0
+    kv_evictable_blocks: int = 0  # of prefixes that no running sequence stands on
+    unfilled_prefix_slots: int = 0  # at the ends of prefixes' last blocks: nothing else can take them
+    unfilled_request_slots: int = 0  # at the ends of running sequences' last blocks: for their next tokens
     kv_bytes_per_token: int = 0  # of the decoder's self-attention, in all layers
     resident_digests: frozenset[str] = frozenset()  # prompts that are ready on the device
     num_sources: int = 0  # whose keys and values for cross-attention are on the device
@@ -111,6 +117,10 @@ class EngineClient(Protocol):
 
     def stats(self) -> EngineStats:
         """Return a snapshot."""
+        ...
+
+    def device_memory(self) -> DeviceMemory:
+        """Return the memory of the engine's device; a call to its driver, not for every request."""
         ...
 
     def take_rows(self) -> tuple[LiveRow, ...] | None:

@@ -1,6 +1,7 @@
 """The engine in this process: an EngineClient over a loop, which runs on a thread of its own."""
 
 import asyncio
+import logging
 import math
 import queue
 import threading
@@ -13,9 +14,10 @@ from torch import Tensor
 from app.concurrency import Workers
 from app.engine.admissibility import check_beams, check_segments, check_source, check_tokens
 from app.engine.client import EngineStats, LiveRow
+from app.engine.device_memory import DeviceMemory, device_memory
 from app.engine.executor import Executor
 from app.engine.loop import Cancel, EngineLoop, Message, Release, Stop, Submit
-from app.engine.memory import kv_blocks, kv_cache_bytes
+from app.engine.memory import in_words, kv_blocks, kv_cache_bytes
 from app.engine.router import OutputRouter, Port
 from app.engine.runner import Runner
 from app.engine.sampling.token_masks import NUM_WORKERS, GrammarSource
@@ -26,6 +28,8 @@ from app.models.attention.kv_cache import KVCache
 from app.models.backbone import Backbone
 from app.prompt import ModelGeometry, PromptSource
 from app.request import Request, TokenDelta
+
+_log = logging.getLogger("promptplex.engine")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +119,7 @@ class Engine:
 
     def start(self) -> None:
         """Start the thread that owns all state, and the device's."""
+        _log.info("K/V cache: %s", in_words(self._scheduler.residency.blocks, self.device_memory()))
         self._executor.start()
         self._thread.start()
         self._accepting = True
@@ -170,6 +175,10 @@ class Engine:
     def stats(self) -> EngineStats:
         """Return a snapshot."""
         return self._recorder.snapshot
+
+    def device_memory(self) -> DeviceMemory:
+        """Read the memory of the device now."""
+        return device_memory(self.backbone.device)
 
     def take_rows(self) -> tuple[LiveRow, ...] | None:
         """Return the rows of one step since the last call, None where there was none; for one watcher."""

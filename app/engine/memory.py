@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from app.engine.blocks import Counts, KVBlocks, TableGroup, block_bytes, table_groups
-from app.engine.device_memory import CudaMeter, Meter
+from app.engine.device_memory import CudaMeter, DeviceMemory, Meter
 from app.engine.memory_plan import MemoryPlan, gib, no_room_to_measure, plan_memory
 from app.engine.out_of_memory import forget_step, is_out_of_memory
 from app.engine.runner import Runner
@@ -75,6 +75,16 @@ def planned(
     )
     _log.info("memory of %s: %s", backbone.device, plan)
     return plan
+
+
+def in_words(blocks: KVBlocks, memory: DeviceMemory) -> str:
+    """Return how large the K/V cache is, and what is left beside it."""
+    counts = ", ".join(map(str, blocks.capacity.tolist()))
+    return (
+        f"{gib(blocks.num_bytes)} GiB in {counts} blocks of {blocks.block_size} tokens; the device has "
+        f"{gib(memory.total)} GiB, of which {gib(memory.allocated)} are in use here, {gib(memory.unused)} "
+        f"kept for later steps, and {gib(memory.free)} free"
+    )
 
 
 def _measured(backbone: Backbone, meter: Meter, trials: Trials) -> StepPeaks:

@@ -139,7 +139,8 @@ class PrefixCache:
         self._expected: dict[Key, int] = {}  # of those that aren't kept: how many open requests need them
         self._resident_digests: frozenset[str] | None = frozenset()  # None: to be made again
         self.num_blocks: Counts = np.zeros(len(blocks.pools), np.int64)  # held by all prefixes
-        self._num_idle_blocks = self.num_blocks.copy()
+        self.num_idle_blocks = self.num_blocks.copy()  # of these, by those that may be evicted
+        self.num_unfilled_slots = 0  # at the ends of their last blocks
 
     def __len__(self) -> int:
         return len(self._prefixes)
@@ -169,6 +170,7 @@ class PrefixCache:
         tables = {site: self._table(site, parent) for site in self._blocks.sites}
         prefix = Prefix(key, segment, parent, tables, prompt, segment.is_kept, source, pins=1)
         self._prefixes[key] = prefix
+        self.num_unfilled_slots += self._unfilled_slots(prefix)
         self.grow(prefix)
         return prefix
 
@@ -208,7 +210,7 @@ class PrefixCache:
         for prefix in line:
             if not prefix.pins:
                 del self._idle[prefix.key]
-                self._num_idle_blocks -= prefix.num_blocks
+                self.num_idle_blocks -= prefix.num_blocks
             prefix.pins += 1
 
     def unpin(self, line: Sequence[Prefix]) -> None:
@@ -220,7 +222,7 @@ class PrefixCache:
                 continue
             if self._outlives_pins(prefix):
                 self._idle[prefix.key] = prefix
-                self._num_idle_blocks += prefix.num_blocks
+                self.num_idle_blocks += prefix.num_blocks
             else:
                 self._remove(prefix)
 
@@ -254,7 +256,7 @@ class PrefixCache:
 
         Return False, with nothing evicted, where that wouldn't be enough.
         """
-        if (self._blocks.num_free + self._num_idle_blocks < num_free).any():
+        if (self._blocks.num_free + self.num_idle_blocks < num_free).any():
             return False
         while (self._blocks.num_free < num_free).any():
             self._evict(next(iter(self._idle.values())))
@@ -262,7 +264,7 @@ class PrefixCache:
 
     def _evict(self, prefix: Prefix) -> None:
         del self._idle[prefix.key]
-        self._num_idle_blocks -= prefix.num_blocks
+        self.num_idle_blocks -= prefix.num_blocks
         self._remove(prefix)
 
     def resident_digests(self) -> frozenset[str]:
@@ -278,12 +280,16 @@ class PrefixCache:
         for table in prefix.tables.values():
             table.release()
         del self._prefixes[prefix.key]
+        self.num_unfilled_slots -= self._unfilled_slots(prefix)
         self._resident_digests = None
+
+    def _unfilled_slots(self, prefix: Prefix) -> int:
+        return sum(-count % self._blocks.block_size for count in segment_slots(prefix.segment).values())
 
     def _count(self, prefix: Prefix, added: Counts) -> None:
         self.num_blocks += added
         if prefix.key in self._idle:
-            self._num_idle_blocks += added
+            self.num_idle_blocks += added
 
     def check_integrity(self, lines: Sequence[Sequence[Prefix]]) -> None:
         """Assert that pins, blocks and the tree are conserved; `lines`: what each sequence stands on."""
@@ -311,4 +317,5 @@ class PrefixCache:
         assert not pins.keys() - self._prefixes.keys(), "a pinned prefix is gone"
         assert self._idle.keys() <= self._prefixes.keys()
         assert (self.num_blocks == all_blocks).all()
-        assert (self._num_idle_blocks == idle_blocks).all()
+        assert (self.num_idle_blocks == idle_blocks).all()
+        assert self.num_unfilled_slots == sum(map(self._unfilled_slots, self))

@@ -14,6 +14,9 @@ from app.models.attention.kv_cache import KVGroup, group_layers
 from app.prompt import LayerGeometry, ModelGeometry
 from app.request import Request
 from app.sites import Site
+from benchmarks.completions import submit, submit_all
+from tests.engine.conftest import Bench
+from tests.engine.test_engine import wait_until
 
 BLOCK_SIZE, MAX_ROWS, TOKEN_BUDGET = 16, 8, 64
 FULL, WINDOW = LayerGeometry(2, 8, 8), LayerGeometry(2, 8, 8, window=32)
@@ -102,6 +105,28 @@ def test_both_sites_of_a_decoder_draw_from_one_pool_and_an_encoder_needs_room_fo
 def test_memory_for_less_than_a_block_is_refused() -> None:
     with pytest.raises(ValueError, match="don't hold one block of 16 tokens"):
         blocks_of(FULL, WINDOW, WINDOW, kv_cache_bytes=3 * BLOCK_BYTES - 1)
+
+
+def test_statistics_tell_free_blocks_from_those_of_idle_prefixes_and_slots_that_are_lost(
+    bench: Bench,
+) -> None:
+    requests = [bench.request("a", text=(3,) * 21), bench.request("b", text=(4,) * 32)]
+    for future in submit_all(bench.engine, requests):
+        future.result(60)
+    wait_until(lambda: bench.engine.stats().num_running == 0)
+    stats = bench.engine.stats()
+    assert (stats.kv_free_blocks, stats.kv_evictable_blocks) == (stats.kv_blocks - 4, 4)
+    assert stats.unfilled_prefix_slots == 2 * 16 - 21
+    assert stats.unfilled_request_slots == 0
+    assert bench.engine.device_memory().total > 0
+
+
+def test_slots_at_the_ends_of_running_rows_are_counted(bench: Bench) -> None:
+    future = submit(bench.engine, bench.request("a", token_ids=(5,) * 20, max_new_tokens=200))
+    stats = wait_until(lambda: (now := bench.engine.stats()).num_running and now)
+    assert 0 <= stats.unfilled_request_slots < 16
+    assert stats.kv_free_blocks < stats.kv_blocks
+    future.result(60)
 
 
 def test_long_rows_hold_of_a_window_group_what_the_window_shows() -> None:
