@@ -3,8 +3,8 @@
 A block is `block_size` consecutive slots. A sequence or a resident prefix has a slot table, with a
 part in each KV group. Tables that are forked from one another hold their blocks together; one that is
 to write into a block that others hold gets a copy of it first. A group with a window gives blocks back
-as its table moves on, and draws its blocks a chunk ahead. Block 0 of a pool is reserved: its slots stay
-zero and padding reads them (attention/kv_cache.py).
+as its table moves on, and draws its blocks a chunk ahead. Block 0 of a pool is reserved for padding
+(attention/kv_cache.py).
 """
 
 import sys

@@ -12,7 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from app.engine.capture import Capture
+from app.engine.decode_inputs import Followed
+from app.engine.graphs import DecodeGraphs, Replayed, is_decode
 from app.engine.plan import Plan, PlanItem, SourceItem, StepResult
+from app.engine.recording import Progress, record_decode_steps
 from app.engine.sampling.inputs import Sampled, SampledToken
 from app.engine.sampling.native_sampler import native_sampler
 from app.engine.sampling.sampler import sample, score_tokens
@@ -60,6 +64,13 @@ class Runner:
         if backbone.device.type == "cpu":
             native_sampler()  # compiled and compared now, not in the first step
         self._last = Launched()
+        self._graphs: DecodeGraphs | None = None
+
+    def record_graphs(self, *, max_rows: int, capture: Capture, progress: Progress) -> None:
+        """Record decode steps of up to `max_rows` rows, where they can be; no plan has been run yet."""
+        self._graphs = record_decode_steps(
+            self._backbone, self._cache, max_rows=max_rows, capture=capture, progress=progress
+        )
 
     def run(self, plan: Plan, masks: Masks) -> Launched:
         """Copy slots, write given prefixes, run sources and items as packed rows, choose next tokens.
@@ -88,6 +99,13 @@ class Runner:
             self._backbone.write_prefix(write.prompt, self._cache, slots)
         if not plan.items:
             return Launched()
+        if self._graphs is not None and is_decode(plan):
+            replayed = self._graphs.replay(plan.items, self._followed(plan))
+            if replayed is not None:
+                return Launched(plan.items, _sample_replayed(replayed, plan.items, masks))
+        return self._run_eagerly(plan, masks)
+
+    def _run_eagerly(self, plan: Plan, masks: Masks) -> Launched:
         ends = [*accumulate(item.kv.num_tokens for item in plan.items)]
         sampled, scored = _sampled_rows(plan.items, ends), _scored_rows(plan.items, ends)
         # Some architectures take an empty selection for "all rows", so one row is always asked for.
@@ -97,8 +115,7 @@ class Runner:
         embeds, positions = self._embeds(plan.items, ends), self._positions(plan.items, ends)
         source_embeds = self._source_embeds(plan.sources) if sources else None
         logits = self._backbone.forward(embeds, positions, metadata, source_embeds)
-        given = masks() if any(item.is_constrained for item in plan.items) else {}
-        chosen = _sample(logits[: len(sampled)], plan.items, given) if sampled else None
+        chosen = _sample(logits[: len(sampled)], plan.items, masks) if sampled else None
         if not scored:
             return Launched(plan.items, chosen)
         return Launched(plan.items, chosen, _scores(logits[len(sampled) :], plan.items))
@@ -124,6 +141,12 @@ class Runner:
             targets, chosen = np.array([(place, row_of[id_]) for place, id_ in following]).T.copy()
             on_device[self._to_device(targets)] = self._last.sampled.ids[self._to_device(chosen)]
         return on_device
+
+    def _followed(self, plan: Plan) -> Followed | None:
+        if not any(item.follows for item in plan.items):
+            return None
+        assert self._last.sampled is not None, "an item follows one that chose a token"
+        return Followed(self._last.sampled.ids, self._last.rows())
 
     def _source_embeds(self, sources: Sequence[SourceItem]) -> Tensor:
         """Return the encoder's input embeddings `[S, d]`: of each source soft prompt rows, then ids."""
@@ -164,12 +187,19 @@ def _scored_rows(items: Sequence[PlanItem], ends: Sequence[int]) -> list[int]:
     ]
 
 
-def _sample(logits: Tensor, items: Sequence[PlanItem], masks: Mapping[int, PackedMask]) -> Sampled:
+def _sample_replayed(replayed: Replayed, items: Sequence[PlanItem], masks: Masks) -> Sampled:
+    if all(item.sampling[0].is_bare_greedy for item in items):
+        return replayed.choose()
+    return _sample(replayed.logits, items, masks)
+
+
+def _sample(logits: Tensor, items: Sequence[PlanItem], masks: Masks) -> Sampled:
     inputs = [row for item in items for row in item.sampling]
     by_row = {}
-    if masks:
+    if any(item.is_constrained for item in items):
+        given = masks()
         ids = [item.id for item in items for _ in item.sampling]
-        by_row = {row: masks[id_] for row, id_ in enumerate(ids) if id_ in masks}
+        by_row = {row: given[id_] for row, id_ in enumerate(ids) if id_ in given}
     return sample(logits, inputs, by_row)
 
 

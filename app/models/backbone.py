@@ -1,13 +1,14 @@
 """The protocol between the engine and a base model."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from app.models.attention.backend import AttentionBackend
 from app.models.attention.kv_cache import KVCache, KVGroup
 from app.models.attention.metadata import PackedItem, PackedSource, StepMetadata
 from app.prompt import ModelGeometry, Prompt
@@ -22,6 +23,7 @@ class Backbone(Protocol):
 
     geometry: ModelGeometry
     kv_groups: tuple[KVGroup, ...]  # by site: decoder self, then decoder cross, then encoder self
+    backends: Sequence[AttentionBackend[Any]]  # per KV group
     device: torch.device
     dtype: torch.dtype
     num_parameters: int

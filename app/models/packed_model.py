@@ -1,6 +1,7 @@
 """What every backbone over a transformers model has in common."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from app.models.attention.backend import AttentionBackend
 from app.models.attention.kv_cache import KVCache, group_layers
 from app.models.attention.metadata import PackedItem, PackedSource, StepMetadata, plan_step
 from app.models.attention.registry import choose_backend
@@ -35,7 +37,9 @@ class PackedModel:
         self.dtype = model.dtype
         self.num_parameters = model.num_parameters()
         self.model = model
-        self.backends = [choose_backend(group.geometry, self.dtype, self.device) for group in self.kv_groups]
+        self.backends: Sequence[AttentionBackend[Any]] = [
+            choose_backend(group.geometry, self.dtype, self.device) for group in self.kv_groups
+        ]
 
     def plan(
         self,

@@ -1,7 +1,8 @@
 """Where keys and values live on the device: fixed slots, one per token, per layer.
 
 Shapes: S slots, Hk kv heads, Dk key width, Dv value width. A slot's row holds all heads of one
-token contiguously. Slot 0 is never allocated: it stays zero and padding points to it.
+token contiguously. Slot 0 is never allocated: it stays zero and padding points to it. Nor is slot 1: rows
+that are there to fill up a step write to it, and nothing reads it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from app.models.attention.row_writer import row_writer
 from app.prompt import LayerGeometry
 from app.sites import Site
 
-PADDING_SLOT = 0
+PADDING_SLOT, TRASH_SLOT = 0, 1
 
 Slots = NDArray[np.int64]
 Layer = tuple[Site, int]  # a site and the number of a layer there

@@ -80,21 +80,21 @@ class _Step:
     def view(self, number: int, backend: AttentionBackend[Any]) -> GroupMetadata:
         group = self.groups[number]
         if group.site is Site.DECODER_SELF:
-            return self._of_tokens(number, group.geometry.window, backend)
+            return self._of_tokens(number, backend)
         numbers = [at for at, each in enumerate(self.groups) if each.site is group.site]
         if group.site is Site.DECODER_CROSS:
             return self._of_cross(number, numbers.index(number), backend)
         return self._of_encoder(numbers.index(number), backend)
 
-    def _of_tokens(self, number: int, window: int | None, backend: AttentionBackend[Any]) -> GroupMetadata:
+    def _of_tokens(self, number: int, backend: AttentionBackend[Any]) -> GroupMetadata:
         written = [item.slots[number][-item.num_tokens :] for item in self.items]
-        layout = backend.plan([_context(item, number, window) for item in self.items])
+        layout = backend.plan(contexts_of(self.items, number, self.groups[number]))
         return GroupMetadata(backend, layout, self._to_device(written))
 
     def _of_cross(self, number: int, place: int, backend: AttentionBackend[Any]) -> GroupMetadata:
         written = [source.cross_slots[place] for source in self.sources]
-        seen = [Context(item.num_tokens, item.slots[number], has_own=False) for item in self.items]
-        return GroupMetadata(backend, backend.plan(seen), self._to_device(written) if written else None)
+        layout = backend.plan(contexts_of(self.items, number, self.groups[number]))
+        return GroupMetadata(backend, layout, self._to_device(written) if written else None)
 
     def _of_encoder(self, place: int, backend: AttentionBackend[Any]) -> GroupMetadata:
         """Lay out sources over pools of the step: rows of prefixes, each once, then the step's own.
@@ -142,6 +142,13 @@ def plan_step(
         to_device(logit_rows, cache.device),
         positions,
     )
+
+
+def contexts_of(items: Sequence[PackedItem], number: int, group: KVGroup) -> list[Context]:
+    """Return what each item's tokens attend to in a group of the decoder; `number`: the group's own."""
+    if group.site is Site.DECODER_CROSS:
+        return [Context(item.num_tokens, item.slots[number], has_own=False) for item in items]
+    return [_context(item, number, group.geometry.window) for item in items]
 
 
 def _context(item: PackedItem, group: int, window: int | None) -> Context:
