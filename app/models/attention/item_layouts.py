@@ -27,7 +27,8 @@ class TritonLayout(NamedTuple):
     row_items: Tensor  # [W, 8] int32: of one query token each
     tile_items: Tensor  # [W, 8] int32: of up to `queries_per_tile` query tokens
     partial_begin: Tensor  # [T + 1] int32
-    num_partials: int  # partial results at most, which there is room for; 0: nothing is merged
+    num_partials: int  # partial results at most, which there is room for
+    num_merged: int  # leading tokens at most that have some; 0: nothing is merged
 
 
 def layout_of(planned: WorkItems, device: torch.device) -> TritonLayout:
@@ -47,7 +48,10 @@ def layout_of(planned: WorkItems, device: torch.device) -> TritonLayout:
         for begin, array in zip(begins, arrays, strict=True)
     )
     num_partials = int(planned.partial_begin[-1])
-    return TritonLayout(query_rows, sent[end:], row_items, tile_items, partial_begin, num_partials)
+    num_merged = int(np.searchsorted(planned.partial_begin, num_partials))
+    return TritonLayout(
+        query_rows, sent[end:], row_items, tile_items, partial_begin, num_partials, num_merged
+    )
 
 
 class StaticItems:
@@ -66,6 +70,7 @@ class StaticItems:
             tile_items[: capacity.tile_items],
             partial_begin[: num_rows + 1],
             capacity.partials,
+            num_rows,
         )
 
     def fits(self, contexts: Sequence[Context]) -> bool:

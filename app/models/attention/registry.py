@@ -7,10 +7,12 @@ import torch
 from app.models.attention.backend import AttentionBackend
 from app.models.attention.cpu import CPUBackend
 from app.models.attention.torch import TorchBackend
+from app.models.attention.triton import TritonBackend
 from app.prompt import LayerGeometry
 
 BACKENDS: tuple[type[AttentionBackend[Any]], ...] = (
     CPUBackend,
+    TritonBackend,
     TorchBackend,
 )
 

@@ -10,6 +10,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from app.models.weights import in_one_line
 from app.prompt import LayerGeometry
 
 _logger = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ def row_writer(geometry: LayerGeometry, dtype: torch.dtype, device: torch.device
             return write_rows
         reason = "the kernel differs from torch"
     except Exception as error:  # of a compiler or a driver: whatever it is, torch serves
-        reason = f"{type(error).__name__}: {error}"
+        reason = in_one_line(error)
     _logger.warning("keys and values are written by torch, which is slower: %s", reason)
     return copy_rows
 

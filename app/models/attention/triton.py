@@ -3,12 +3,15 @@
 Shapes: T packed tokens, H query heads, Hk kv heads, D key width, Dv value width, W items, P partial results.
 """
 
+import logging
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from app.models.attention.agreement import TOLERANCE, error_of
 from app.models.attention.backend import Context
 from app.models.attention.item_layouts import StaticItems, TritonLayout, layout_of, static_items
 from app.models.attention.work_items import ItemPlanner
@@ -20,9 +23,14 @@ from app.models.cuda.blocks import (
     row_blocks,
     tile_blocks,
 )
+from app.models.weights import in_one_line
 from app.prompt import LayerGeometry
 
-_PROGRAMS = 4  # for each multiprocessor: a step that has fewer is split further
+# For each multiprocessor: a step that has fewer is split further. Three at least run at once, and keep 48 KB
+# or more on their way (app/models/cuda/resources.py).
+_PROGRAMS = 3
+
+_logger = logging.getLogger(__name__)
 
 
 class TritonBackend:
@@ -46,7 +54,7 @@ class TritonBackend:
     @staticmethod
     def supports(geometry: LayerGeometry, dtype: torch.dtype, device: torch.device) -> bool:
         """Return whether the kernels agree with torch on this device for this geometry."""
-        return False
+        return device.type == "cuda" and _agrees(geometry, dtype, device)
 
     def plan(self, contexts: Sequence[Context]) -> TritonLayout:
         """Lay out a step as work items."""
@@ -86,16 +94,13 @@ class TritonBackend:
             0 if position_bias is None else position_bias.shape[1] // 2,
             *(scaling, softcap or 0.0, self._window),
         )
-        for attend, items in (
-            (self._attend_rows, layout.row_items),
-            (self._attend_tiles, layout.tile_items),
-        ):
-            if items.shape[0]:
-                attend(items, query, *pools, output, *partials, *given)
-        if layout.num_partials:
-            self._merge[(num_tokens * heads,)](
-                *partials, layout.partial_begin, sinks, output, **self._merge_constants
-            )
+        with torch.cuda.device_of(query):  # type: ignore[no-untyped-call]
+            self._attend_rows(layout.row_items, query, *pools, output, *partials, *given)
+            self._attend_tiles(layout.tile_items, query, *pools, output, *partials, *given)
+            if layout.num_merged:
+                self._merge[(layout.num_merged * heads,)](
+                    *partials, layout.partial_begin, sinks, output, **self._merge_constants
+                )
         return output
 
 
@@ -109,9 +114,24 @@ class _Attend:
         self._options = {"num_warps": blocks.num_warps, "num_stages": blocks.num_stages}
 
     def __call__(self, items: Tensor, *given: Any) -> None:
-        """Compute `items [W, 8]`; all else goes to the kernel as it is."""
-        grid = (items.shape[0] * self._num_kv_heads,)
-        self._kernel[grid](items, *given, **self._constants, **self._options)
+        """Compute `items [W, 8]`, if there are any; all else goes to the kernel as it is."""
+        if items.shape[0]:
+            grid = (items.shape[0] * self._num_kv_heads,)
+            self._kernel[grid](items, *given, **self._constants, **self._options)
+
+
+@cache
+def _agrees(geometry: LayerGeometry, dtype: torch.dtype, device: torch.device) -> bool:
+    """Compare the kernels with torch's attention, once for a geometry. Log why torch's serves instead."""
+    try:
+        error = error_of(TritonBackend, geometry, dtype, device)
+        if error <= TOLERANCE[dtype]:
+            return True
+        reason = f"the kernels differ from it by {error:.1e}; up to {TOLERANCE[dtype]:.0e} is rounding"
+    except Exception as failure:  # of a compiler or a driver: whatever it is, torch serves
+        reason = in_one_line(failure)
+    _logger.warning("attention over %s runs in torch, which is slower: %s", geometry, reason)
+    return False
 
 
 def _num_processors(device: torch.device) -> int:

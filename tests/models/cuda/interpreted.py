@@ -50,7 +50,7 @@ def hand_made_layout(
         int32(np.concatenate([context.slots for context in contexts]), device),
         *(int32(np.array(items + empty).reshape(-1, NUM_COLUMNS), device) for items in (rows, tiles)),
         int32(np.cumsum([0, *counts]), device),
-        sum(counts) if max(counts) > 1 else 0,
+        *((sum(counts), token) if max(counts) > 1 else (0, 0)),
     )
 
 
