@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from app.models.attention.cascade import CascadeCosts
 from app.models.attention.item_layouts import TritonLayout, layout_of, static_items
@@ -46,7 +47,7 @@ class Step:
 
 
 def addresses(layout: TritonLayout) -> list[int]:
-    return [each.data_ptr() for each in layout[:-1]]
+    return [each.data_ptr() for each in layout if isinstance(each, Tensor)]
 
 
 @given(st.data())
