@@ -26,20 +26,27 @@ class SharedHead(NamedTuple):
     rows: Sequence[int]
     num_slots: int
 
+    def num_tiles(self, tile: int) -> int:
+        """Return how often the slots are read, once for `tile` rows at most."""
+        return -(-len(self.rows) // tile)
+
+    def num_saved(self, tile: int) -> int:
+        """Return the keys that are read less than by each row alone."""
+        return (len(self.rows) - self.num_tiles(tile)) * self.num_slots
+
 
 def shared_heads(
-    contexts: Sequence[Context], queries_per_tile: int, num_items: int, costs: CascadeCosts
+    contexts: Sequence[Context], num_keys: int, queries_per_tile: int, num_items: int, costs: CascadeCosts
 ) -> list[SharedHead]:
     """Return what rows are to share, each row at most once. Contexts of one token come first.
 
-    `num_items`: into as many items, about, a step is split.
+    `num_keys` are all rows' together, to be split in about `num_items` items.
     """
     found = _candidates(contexts, queries_per_tile)
     if not found:
         return []
-    saved = [_num_saved(len(head.rows), queries_per_tile) * head.num_slots for head in found]
-    num_keys = sum(len(context.slots) for context in contexts if context.num_tokens == 1) - sum(saved)
-    keys_per_part = max(MIN_KEYS, num_keys / num_items)
+    saved = [head.num_saved(queries_per_tile) for head in found]
+    keys_per_part = max(MIN_KEYS, (num_keys - sum(saved)) / num_items)
     gains = [
         keys - costs.partial * len(head.rows) * (2 + head.num_slots // keys_per_part)
         for keys, head in zip(saved, found, strict=True)
@@ -51,33 +58,28 @@ def shared_heads(
 
 def _candidates(contexts: Sequence[Context], tile: int) -> list[SharedHead]:
     """Return the heads that save most for the rows that have them: each row comes with one at most."""
-    by_last: dict[int, list[int]] = {}  # rows by the last of their heads
+    lines: dict[int, list[int]] = {}  # rows by the last of their heads
     for row, (num_tokens, _, _, heads) in enumerate(contexts):
         if num_tokens > 1:
             break
         if heads:
-            by_last.setdefault(heads[-1].id, []).append(row)
-    lines = [(rows, contexts[rows[0]].heads) for rows in by_last.values()]
-    counts: dict[int, int] = {}
-    for rows, heads in lines:
-        for head in heads:
-            counts[head.id] = counts.get(head.id, 0) + len(rows)
+            lines.setdefault(heads[-1][0], []).append(row)
+    counts: dict[int, int] = {}  # rows that have a head, by its id
+    for rows in lines.values():
+        for id_, _ in contexts[rows[0]].heads:
+            counts[id_] = counts.get(id_, 0) + len(rows)
+    if max(counts.values(), default=1) == 1:
+        return []
 
     def saving(head: Head) -> int:
-        return _num_saved(counts[head.id], tile) * head.num_slots
+        return SharedHead(range(counts[head.id]), head.num_slots).num_saved(tile)
 
     chosen: dict[Head, list[int]] = {}
-    for rows, heads in lines:
-        best = max(heads, key=saving)
-        if saving(best):
-            chosen.setdefault(best, []).extend(rows)
+    for rows in lines.values():
+        best = max(contexts[rows[0]].heads, key=saving)
+        chosen.setdefault(best, []).extend(rows)
     shared = [SharedHead(_whole_tiles(rows, tile), head.num_slots) for head, rows in chosen.items()]
-    return [head for head in shared if _num_saved(len(head.rows), tile)]
-
-
-def _num_saved(num_rows: int, tile: int) -> int:
-    """Return how many times less the shared slots are read."""
-    return num_rows + -num_rows // tile
+    return [head for head in shared if head.num_saved(tile)]
 
 
 def _whole_tiles(rows: list[int], tile: int) -> list[int]:

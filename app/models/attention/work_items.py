@@ -10,7 +10,7 @@ is an item that is not split yet: it has the columns of one.
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -41,6 +41,7 @@ NUM_COLUMNS = 8
 
 _UNIT = 64  # ranges are split at multiples: whole blocks of keys of the kernels
 _PADDING = np.array([PADDING_SLOT])
+_NONE = np.empty(0, np.int64)
 
 
 class WorkItems(NamedTuple):
@@ -97,29 +98,41 @@ class ItemPlanner:
         Where the contexts have fewer tokens than `num_tokens`, more follow that attend to the padding slot.
         """
         step = _Contexts.of(contexts, num_tokens)
-        heads: list[SharedHead] = []
-        if self._costs is not None and step.has_own:
-            heads = shared_heads(contexts, self._tile, self._num_items, self._costs)
-        slots, begins, head_begins = _stored(step, heads)
-        own = self._own_ranges(step, begins, heads)
-        shared, members = _shared_ranges(step, heads, head_begins, self._tile)
-        is_chunk = (own[:, NUM_QUERIES] > 1) & step.has_own
-        own_parts = self._num_parts(own, is_chunk, shared)
-        shared_parts = own_parts[len(own) :]
-        own_parts = own_parts[: len(own)]
-        counts = np.zeros(step.num_tokens, np.int64)  # partial results of each token, over shared slots first
+        heads = self._heads(contexts, step)
+        members, hidden = _members(heads)
+        slots, begins = _stored(step, heads, members, hidden)
+        ranges, query_rows = self._own_ranges(step, begins), step.query_rows
         if heads:
-            counts[members] = np.repeat(shared_parts, shared[:, NUM_QUERIES])
-            own[:, PARTIAL] = counts[own[:, QUERY_BEGIN]]  # of tokens in order
-        counts[step.query_rows] += np.repeat(own_parts, own[:, NUM_QUERIES])
+            ranges[members, KEY_BEGIN] = hidden  # rows have one range each, and come first
+            ranges = np.concatenate([ranges, _shared_ranges(step, heads, begins, self._tile)])
+            query_rows = np.concatenate([query_rows, members])
+        parts = self._num_parts(ranges)
+        of_query = np.repeat(parts, ranges[:, NUM_QUERIES])
+        counts = np.empty(step.num_tokens, np.int64)  # of each token's partial results
+        counts[step.query_rows] = of_query[: step.num_tokens]
+        if heads:  # partial results over shared slots come first
+            ranges[members, PARTIAL] = of_query[step.num_tokens :]
+            counts[members] += of_query[step.num_tokens :]
         counts[counts == 1] = 0
-        items = _split(np.concatenate([own, shared]), np.concatenate([own_parts, shared_parts]))
+        items = _split(ranges, parts)
         is_row = items[:, NUM_QUERIES] == 1
-        query_rows = np.concatenate([step.query_rows, members]).astype(np.int32)
-        return WorkItems(query_rows, slots, items[is_row], items[~is_row], _ends(counts).astype(np.int32))
+        return WorkItems(
+            query_rows.astype(np.int32),
+            slots,
+            items[is_row],
+            items[~is_row],
+            _ends(counts).astype(np.int32),
+        )
 
-    def _own_ranges(self, step: "_Contexts", begins: Int64, heads: Sequence[SharedHead]) -> Int64:
-        """Return what tiles of each context's tokens attend to, without the slots that rows share."""
+    def _heads(self, contexts: Sequence[Context], step: "_Contexts") -> list[SharedHead]:
+        """Return the slots that rows are to share."""
+        if self._costs is None or not step.has_own:
+            return []
+        num_keys = int(step.lengths[step.counts == 1].sum())
+        return shared_heads(contexts, num_keys, self._tile, self._num_items, self._costs)
+
+    def _own_ranges(self, step: "_Contexts", begins: Int64) -> Int64:
+        """Return what tiles of each context's tokens attend to."""
         counts, lengths, tile = step.counts, step.lengths, self._tile
         tiles = -(-counts // tile)
         context = np.repeat(np.arange(len(counts)), tiles)
@@ -137,29 +150,22 @@ class ItemPlanner:
             ranges[:, KEY_END] = first + num_queries
         if self._window is not None:
             ranges[:, KEY_BEGIN] = np.maximum(first - self._window + 1, 0)
-        for rows, num_slots in heads:
-            ranges[rows, KEY_BEGIN] = num_slots
         return ranges
 
-    def _num_parts(self, own: Int64, is_chunk: NDArray[np.bool_], shared: Int64) -> Int64:
-        """Return in how many items each range is split: its own ones, then the shared ones.
+    def _num_parts(self, ranges: Int64) -> Int64:
+        """Return in how many items each range is split.
 
         Rows are bound by the memory that they read: about `num_items` equal ones fill the device. Tiles of
         chunks compute, and leave many partial results: they are split only where they are few.
         """
-        lengths = np.concatenate([own, shared])
-        lengths = lengths[:, KEY_END] - lengths[:, KEY_BEGIN]
+        lengths = ranges[:, KEY_END] - ranges[:, KEY_BEGIN]
+        is_chunk = (ranges[:, NUM_QUERIES] > 1) & (ranges[:, FIRST_QUERY] < SEES_ALL)
+        if not is_chunk.any():
+            return _parts(lengths, self._num_items, MIN_KEYS)
         parts = np.ones(len(lengths), np.int64)
-        is_chunk = np.concatenate([is_chunk, np.zeros(len(shared), bool)])
-        for chosen, num_items, min_keys in (
-            (~is_chunk, self._num_items, MIN_KEYS),
-            (is_chunk, self._num_items // 2, 2 * MIN_KEYS),
-        ):
-            keys = lengths[chosen]
-            if not len(keys) or (chosen is is_chunk and len(keys) >= num_items):
-                continue
-            size = max(min_keys, -(-int(keys.sum()) // num_items))
-            parts[chosen] = np.minimum(-(-keys // size), np.maximum(keys // min_keys, 1))
+        parts[~is_chunk] = _parts(lengths[~is_chunk], self._num_items, MIN_KEYS)
+        if np.count_nonzero(is_chunk) < self._num_items // 2:
+            parts[is_chunk] = _parts(lengths[is_chunk], self._num_items // 2, 2 * MIN_KEYS)
         return parts
 
 
@@ -207,46 +213,60 @@ def _joined(lists: Sequence[Slots], counts: Int64, query_rows: Int64) -> tuple[l
     return [*distinct.values()], np.bincount(tokens, minlength=len(distinct)), query_rows
 
 
-def _stored(step: _Contexts, heads: Sequence[SharedHead]) -> tuple[list[Slots], Int64, list[int]]:
-    """Return the lists as they stand in a row, where each context begins there, and where each head does.
+def _members(heads: Sequence[SharedHead]) -> tuple[Int64, Int64]:
+    """Return the rows of all heads, one head's after the other's, and how many slots each shares."""
+    if not heads:
+        return _NONE, _NONE
+    rows = [*chain.from_iterable(head.rows for head in heads)]
+    hidden = np.repeat([head.num_slots for head in heads], [len(head.rows) for head in heads])
+    return np.array(rows), hidden
+
+
+def _stored(
+    step: _Contexts, heads: Sequence[SharedHead], members: Int64, hidden: Int64
+) -> tuple[list[Slots], Int64]:
+    """Return the lists as they stand in a row, and where there each context begins, then each head.
 
     Shared slots stand there once: the contexts begin before their first slot that does.
     """
-    slots, lengths, hidden = [*step.slots], step.lengths.copy(), np.zeros(len(step.lengths), np.int64)
-    for rows, num_slots in heads:
-        slots.append(slots[rows[0]][:num_slots])
-        for row in rows:
-            slots[row] = slots[row][num_slots:]
-        hidden[rows] = num_slots
-    num_lists = len(lengths) - step.num_padding
-    ends = np.cumsum(lengths - hidden)
-    begins = ends - lengths
-    end = int(ends[num_lists - 1]) if num_lists else 0
-    head_begins = []
-    for _, num_slots in heads:
-        head_begins.append(end)
-        end += num_slots
+    slots, num_lists = [*step.slots], len(step.slots)
+    sizes = step.lengths[:num_lists]
+    if heads:
+        for rows, num_slots in heads:
+            slots.append(slots[rows[0]][:num_slots])
+            for row in rows:
+                slots[row] = slots[row][num_slots:]
+        sizes = np.concatenate([sizes, [head.num_slots for head in heads]])
+        sizes[members] -= hidden
+    begins = np.cumsum(sizes) - sizes
+    begins[members] -= hidden
     if step.num_padding:
         slots.append(_PADDING)
-        begins[num_lists:] = end
-    return slots, begins, head_begins
+        padding = np.full(step.num_padding, sizes.sum())
+        begins = np.concatenate([begins[:num_lists], padding, begins[num_lists:]])
+    return slots, begins
 
 
-def _shared_ranges(
-    step: _Contexts, heads: Sequence[SharedHead], begins: Sequence[int], tile: int
-) -> tuple[Int64, Int64]:
-    """Return the ranges of shared slots, and the tokens that attend to them, which follow all others."""
-    ranges: list[tuple[int, ...]] = []
-    members: list[int] = []
-    query = step.num_tokens
-    for (rows, num_slots), begin in zip(heads, begins, strict=True):
-        members += rows
-        num_tiles = -(-len(rows) // tile)
-        bounds = [len(rows) * number // num_tiles for number in range(num_tiles + 1)]
-        for first, last in pairwise(bounds):
-            ranges.append((query + first, last - first, begin, 0, num_slots, SEES_ALL, 0, 0))
-        query += len(rows)
-    return np.array(ranges, np.int64).reshape(-1, NUM_COLUMNS), np.array(members, np.int64)
+def _shared_ranges(step: _Contexts, heads: Sequence[SharedHead], begins: Int64, tile: int) -> Int64:
+    """Return the ranges of shared slots. The tokens that attend to them follow all others."""
+    counts, num_slots = np.array([(len(head.rows), head.num_slots) for head in heads]).T
+    tiles = -(-counts // tile)
+    head = np.repeat(np.arange(len(heads)), tiles)
+    nth = np.arange(len(head)) - (np.cumsum(tiles) - tiles)[head]
+    first, last = (counts[head] * each // tiles[head] for each in (nth, nth + 1))
+    ranges = np.zeros((len(head), NUM_COLUMNS), np.int64)
+    ranges[:, QUERY_BEGIN] = step.num_tokens + (np.cumsum(counts) - counts)[head] + first
+    ranges[:, NUM_QUERIES] = last - first
+    ranges[:, SLOTS_BEGIN] = begins[len(step.lengths) + head]
+    ranges[:, KEY_END] = num_slots[head]
+    ranges[:, FIRST_QUERY] = SEES_ALL
+    return ranges
+
+
+def _parts(lengths: Int64, num_items: int, min_keys: int) -> Int64:
+    """Return in how many parts of `min_keys` or more to split ranges, for about `num_items` of one length."""
+    size = max(min_keys, -(-int(lengths.sum()) // num_items))
+    return np.minimum(-(-lengths // size), np.maximum(lengths // min_keys, 1))
 
 
 def _split(ranges: Int64, parts: Int64) -> Int32:
