@@ -214,8 +214,15 @@ def _assemble(
     undo.callback(source.close)
     tokenizer = _fast(base.tokenizer)
     grammars = Grammars(tokenizer, eos_ids=base.eos_ids, vocab_size=base.backbone.geometry.vocab_size)
-    config, on_step = settings.engine_config(), metrics.on_step
-    engine = Engine(base.backbone, source, config, grammars=grammars, on_step=on_step, on_failure=on_failure)
+    engine = Engine(
+        base.backbone,
+        source,
+        settings.engine_config(),
+        grammars=grammars,
+        on_step=metrics.on_step,
+        on_failure=on_failure,
+        progress=progress,
+    )
     undo.callback(engine.stop)
     metrics.watch(engine.stats, source.stats, redis, engine.device_memory)
     generation = GenerationService(
@@ -224,7 +231,7 @@ def _assemble(
         tokenizer,
         eos_ids=base.eos_ids,
         grammars=grammars,
-        defaults=_defaults(settings, base, config.max_rows),
+        defaults=_defaults(settings, base, engine.max_rows),
         decoder_start_id=base.decoder_start_id,
         base_name=settings.base_name,
         timeout=settings.request_timeout,

@@ -169,6 +169,11 @@ class Settings(BaseSettings):
         description="Share of a GPU's memory for the model, steps and the K/V cache; the rest is for other "
         "programs, and for what the driver takes",
     )
+    cuda_graphs: bool = Field(
+        True,
+        description="On a GPU, record decode steps as CUDA graphs before the first request; false: launch "
+        "every kernel by itself, such as where a driver's graphs fail",
+    )
     max_context: int | None = Field(
         None,
         ge=2,
@@ -261,6 +266,7 @@ class Settings(BaseSettings):
             gpu_memory_utilization=self.gpu_memory_utilization,
             max_queue=self.max_queue,
             speculate=self.speculate,
+            cuda_graphs=self.cuda_graphs,
         )
 
 

@@ -13,9 +13,12 @@ from torch import Tensor
 
 from app.concurrency import Workers
 from app.engine.admissibility import check_beams, check_segments, check_source, check_tokens
+from app.engine.blocks import KVBlocks
+from app.engine.capture import CudaCapture
 from app.engine.client import EngineStats, LiveRow
 from app.engine.device_memory import DeviceMemory, device_memory
 from app.engine.executor import Executor
+from app.engine.graphs import bucket_sizes
 from app.engine.loop import Cancel, EngineLoop, Message, Release, Stop, Submit
 from app.engine.memory import in_words, kv_blocks, kv_cache_bytes
 from app.engine.router import OutputRouter, Port
@@ -24,7 +27,7 @@ from app.engine.sampling.token_masks import NUM_WORKERS, GrammarSource
 from app.engine.scheduler import Scheduler, SchedulerConfig
 from app.engine.statistics import StepRecorder, StepStats
 from app.errors import EngineStopped, InvalidRequest, Overloaded, PromptplexError
-from app.models.attention.kv_cache import KVCache
+from app.models.attention.kv_cache import TRASH_SLOT, KVCache
 from app.models.backbone import Backbone
 from app.prompt import ModelGeometry, PromptSource
 from app.request import Request, TokenDelta
@@ -43,6 +46,7 @@ class EngineConfig:
     gpu_memory_utilization: float = 0.9  # share of a GPU's memory that all of this may take
     max_queue: int = 1024  # accepted requests that wait beyond those that run
     speculate: int = 0  # tokens that are guessed at once for a row, at most; 0: none
+    cuda_graphs: bool = True  # decode steps of a GPU run by graphs
 
     @property
     def bounds(self) -> SchedulerConfig:
@@ -50,6 +54,11 @@ class EngineConfig:
         return SchedulerConfig(
             max_rows=self.max_rows, token_budget=self.token_budget, speculate=self.speculate
         )
+
+    @property
+    def num_graphs(self) -> int:
+        """Row counts to record on a GPU; none where block 0 has no slot for padding rows to write to."""
+        return len(bucket_sizes(self.max_rows)) if self.cuda_graphs and self.block_size > TRASH_SLOT else 0
 
 
 class Engine:
@@ -64,40 +73,25 @@ class Engine:
         grammars: GrammarSource | None = None,
         on_step: Callable[[StepStats], None] | None = None,
         on_failure: Callable[[BaseException], None] | None = None,
+        progress: Callable[[str], None] = _log.info,
     ) -> None:
         """Allocate the K/V memory and wire the parts; `start` starts the threads.
 
         Raise ValueError where memory doesn't hold it (memory.kv_cache_bytes).
 
         `on_step` runs on the engine's thread and must be cheap; `on_failure` when it dies. Without
-        `grammars`, constrained requests are refused.
+        `grammars`, constrained requests are refused. `progress` gets lines for the operator.
         """
-        bounds = config.bounds
-        blocks = kv_blocks(
-            backbone,
-            block_size=config.block_size,
-            kv_cache_bytes=kv_cache_bytes(
-                backbone, bounds, utilization=config.gpu_memory_utilization, asked=config.kv_cache_bytes
-            ),
-            max_rows=config.max_rows,
-            token_budget=config.token_budget,
-        )
-        cache = KVCache(
-            backbone.kv_groups,
-            [(1 + count) * config.block_size for count in blocks.capacity.tolist()],
-            dtype=backbone.dtype,
-            device=backbone.device,
-            pools=[group.pool for group in blocks.groups],
-        )
+        blocks, runner = _prepared(backbone, config, progress)
         self._config = config
         self._grammars = grammars
         self._workers = Workers(NUM_WORKERS, "grammar")
         self.backbone = backbone
         self._router = OutputRouter()
         self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
-        self._scheduler = Scheduler(blocks, bounds)
+        self._scheduler = Scheduler(blocks, config.bounds)
         self._recorder = StepRecorder(self._scheduler, on_step)
-        self._executor = Executor(Runner(backbone, cache))
+        self._executor = Executor(runner)
         self._loop = EngineLoop(
             geometry=backbone.geometry,
             source=source,
@@ -274,3 +268,34 @@ class Engine:
         error: PromptplexError = EngineStopped(message)
         self._accepting = False
         self._router.deliver((request_id, error) for request_id in self._router.open_requests())
+
+
+def _prepared(
+    backbone: Backbone, config: EngineConfig, progress: Callable[[str], None]
+) -> tuple[KVBlocks, Runner]:
+    """Allocate the K/V memory, and record decode steps where there are graphs."""
+    blocks = kv_blocks(
+        backbone,
+        block_size=config.block_size,
+        kv_cache_bytes=kv_cache_bytes(
+            backbone,
+            config.bounds,
+            utilization=config.gpu_memory_utilization,
+            num_graphs=config.num_graphs,
+            asked=config.kv_cache_bytes,
+        ),
+        max_rows=config.max_rows,
+        token_budget=config.token_budget,
+    )
+    cache = KVCache(
+        backbone.kv_groups,
+        [(1 + count) * config.block_size for count in blocks.capacity.tolist()],
+        dtype=backbone.dtype,
+        device=backbone.device,
+        pools=[group.pool for group in blocks.groups],
+    )
+    runner = Runner(backbone, cache)
+    if backbone.device.type == "cuda" and config.num_graphs:
+        capture = CudaCapture(backbone.device)
+        runner.record_graphs(max_rows=config.max_rows, capture=capture, progress=progress)
+    return blocks, runner

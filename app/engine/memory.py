@@ -27,18 +27,24 @@ _log = logging.getLogger("promptplex.engine")
 
 
 def kv_cache_bytes(
-    backbone: Backbone, bounds: SchedulerConfig, *, utilization: float, asked: int | None
+    backbone: Backbone, bounds: SchedulerConfig, *, utilization: float, num_graphs: int, asked: int | None
 ) -> int:
     """Return the bytes for keys and values: those `asked` for, or on a GPU all that steps leave.
 
-    A GPU runs the largest steps of `bounds` for it. The server takes `utilization` of a GPU's memory.
+    A GPU runs the largest steps of `bounds` for it, and `num_graphs` of decode steps are recorded there. The
+    server takes `utilization` of a GPU's memory.
 
     Raises:
         ValueError: There isn't as much memory; says what takes it, and what can be lowered.
     """
     if backbone.device.type == "cuda":
         return planned(
-            backbone, bounds, CudaMeter(backbone.device), utilization=utilization, asked=asked
+            backbone,
+            bounds,
+            CudaMeter(backbone.device),
+            utilization=utilization,
+            num_graphs=num_graphs,
+            asked=asked,
         ).kv_cache
     total, free = host_memory()
     if asked is not None and asked > total:
@@ -50,7 +56,13 @@ def kv_cache_bytes(
 
 
 def planned(
-    backbone: Backbone, bounds: SchedulerConfig, meter: Meter, *, utilization: float, asked: int | None
+    backbone: Backbone,
+    bounds: SchedulerConfig,
+    meter: Meter,
+    *,
+    utilization: float,
+    num_graphs: int,
+    asked: int | None,
 ) -> MemoryPlan:
     """Divide the memory that `meter` measures, and log how. Raises as `kv_cache_bytes`."""
     bytes_per_slot = sum(group.bytes_per_slot(backbone.dtype) for group in backbone.kv_groups)
@@ -69,7 +81,7 @@ def planned(
         meter.memory(),
         peaks,
         utilization=utilization,
-        num_graphs=_num_graphs(bounds.max_rows),
+        num_graphs=num_graphs,
         bytes_per_slot=bytes_per_slot,
         kv_cache_bytes=asked,
     )
@@ -91,11 +103,6 @@ def _measured(backbone: Backbone, meter: Meter, trials: Trials) -> StepPeaks:
     """Run the largest steps over a small cache, of which nothing stays."""
     runner = Runner(backbone, trial_cache(backbone))
     return measure_steps(lambda plan: runner.run(plan, dict).result(), meter, trials)
-
-
-def _num_graphs(max_rows: int) -> int:
-    """Return how many numbers of rows have a graph of their own: 1, 2, 4, then each multiple of 8."""
-    return 3 + -(-max_rows // 8)
 
 
 def kv_blocks(

@@ -4,7 +4,7 @@ T tokens of a step, d embedding width.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import accumulate, islice
 
@@ -68,9 +68,10 @@ class Runner:
 
     def record_graphs(self, *, max_rows: int, capture: Capture, progress: Progress) -> None:
         """Record decode steps of up to `max_rows` rows, where they can be; no plan has been run yet."""
-        self._graphs = record_decode_steps(
-            self._backbone, self._cache, max_rows=max_rows, capture=capture, progress=progress
-        )
+        with self._on_device():
+            self._graphs = record_decode_steps(
+                self._backbone, self._cache, max_rows=max_rows, capture=capture, progress=progress
+            )
 
     def run(self, plan: Plan, masks: Masks) -> Launched:
         """Copy slots, write given prefixes, run sources and items as packed rows, choose next tokens.
@@ -79,9 +80,14 @@ class Runner:
 
         `masks` is called after the forward pass, where rows are constrained; a row without one is late.
         """
-        with without_workers() if self._is_small(plan) else nullcontext():
+        with without_workers() if self._is_small(plan) else self._on_device():
             self._last = self._run(plan, masks)
         return self._last
+
+    def _on_device(self) -> AbstractContextManager[object]:
+        """Make a GPU current in this thread: events, streams and kernels without tensors go there."""
+        device = self._backbone.device
+        return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
     def _is_small(self, plan: Plan) -> bool:
         """Return whether one thread of a CPU runs a step as fast as several, or nearly so."""

@@ -159,7 +159,7 @@ def test_memory_is_planned_by_what_steps_took(
     seen = BOUNDS.max_rows * (min(4096, llama_backbone.geometry.max_positions - 1) - 16)
     meter = CannedMeter([GIB, GIB + seen * bytes_per_slot, 2 * GIB, 3 * GIB])
     with caplog.at_level("INFO", "promptplex.engine"):
-        plan = planned(llama_backbone, BOUNDS, meter, utilization=0.9, asked=None)
+        plan = planned(llama_backbone, BOUNDS, meter, utilization=0.9, num_graphs=11, asked=None)
     assert plan.graphs > GIB
     assert plan.kv_cache == pytest.approx((72 * GIB - 16 * GIB - 3 * GIB - plan.graphs) / 2, rel=1e-6)
     assert "keys and values" in caplog.text
@@ -173,7 +173,7 @@ def test_a_largest_step_without_room_is_refused_with_what_to_lower(llama_backbon
             raise AssertionError("no machine has so much")
 
     with pytest.raises(ValueError, match=r"600 tokens and 4 rows: of 80.00 GiB the model takes 16.00"):
-        planned(llama_backbone, BOUNDS, FullMeter([]), utilization=0.9, asked=None)
+        planned(llama_backbone, BOUNDS, FullMeter([]), utilization=0.9, num_graphs=11, asked=None)
 
 
 def test_a_fault_in_a_trial_is_raised_as_it_is(llama_backbone: DecoderOnly) -> None:
@@ -182,14 +182,14 @@ def test_a_fault_in_a_trial_is_raised_as_it_is(llama_backbone: DecoderOnly) -> N
             raise RuntimeError("an illegal memory access was encountered")
 
     with pytest.raises(RuntimeError, match="illegal"):
-        planned(llama_backbone, BOUNDS, FaultyMeter([]), utilization=0.9, asked=None)
+        planned(llama_backbone, BOUNDS, FaultyMeter([]), utilization=0.9, num_graphs=11, asked=None)
 
 
 def test_a_cpu_gets_a_share_of_what_is_free_and_no_more_than_it_has(bench: Bench) -> None:
     total, _ = host_memory()
-    free = kv_cache_bytes(bench.backbone, BOUNDS, utilization=0.9, asked=None)
+    free = kv_cache_bytes(bench.backbone, BOUNDS, utilization=0.9, num_graphs=11, asked=None)
     assert 0 < free < total // 4
-    assert kv_cache_bytes(bench.backbone, BOUNDS, utilization=0.9, asked=GIB) == GIB
+    assert kv_cache_bytes(bench.backbone, BOUNDS, utilization=0.9, num_graphs=11, asked=GIB) == GIB
     with pytest.raises(ValueError, match=r"--kv-cache-bytes .* is more than the .* GiB of memory"):
         Engine(bench.backbone, bench.source, EngineConfig(kv_cache_bytes=total + 1))
 
