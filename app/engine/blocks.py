@@ -271,13 +271,17 @@ class SlotTable:
 
     def fork_before(self, end: int) -> Self | None:
         """Return a fork for tokens from slot index `end` on; None: a window gave back what they see."""
-        if not all(part.covers(end) for part in self.parts):
+        if not self.covers(end):
             return None
         twin = self.fork()
         for part in twin.parts:
             part.cut(end, self._pool(part))
         twin.end = min(part.end for part in twin.parts)
         return twin
+
+    def covers(self, start: int) -> bool:
+        """Return whether no window gave back what tokens from slot index `start` on may see."""
+        return all(part.covers(start) for part in self.parts)
 
     @property
     def num_blocks(self) -> Counts:

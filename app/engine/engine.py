@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from app.concurrency import Workers
@@ -35,6 +36,11 @@ from app.request import Request, TokenDelta
 _log = logging.getLogger("promptplex.engine")
 
 
+def steps_in_flight_on(device: torch.device) -> int:
+    """Return how many steps a device has at once, at most, unless the configuration says it."""
+    return 2 if device.type == "cuda" else 1
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
     """Bounds of the engine."""
@@ -47,12 +53,17 @@ class EngineConfig:
     max_queue: int = 1024  # accepted requests that wait beyond those that run
     speculate: int = 0  # tokens that are guessed at once for a row, at most; 0: none
     cuda_graphs: bool = True  # decode steps of a GPU run by graphs
+    # Steps that are launched before the first of them has ended, at most. None: 2 on a GPU, 1 on a CPU, where
+    # the next step is no work for the device but for the cores that the one before needs.
+    steps_in_flight: int | None = None
 
-    @property
-    def bounds(self) -> SchedulerConfig:
-        """Those of a step. Raise ValueError where they contradict each other."""
+    def bounds(self, device: torch.device) -> SchedulerConfig:
+        """Return those of a step. Raise ValueError where they contradict each other."""
         return SchedulerConfig(
-            max_rows=self.max_rows, token_budget=self.token_budget, speculate=self.speculate
+            max_rows=self.max_rows,
+            token_budget=self.token_budget,
+            speculate=self.speculate,
+            steps_in_flight=self.steps_in_flight or steps_in_flight_on(device),
         )
 
     @property
@@ -89,7 +100,7 @@ class Engine:
         self.backbone = backbone
         self._router = OutputRouter()
         self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
-        self._scheduler = Scheduler(blocks, config.bounds)
+        self._scheduler = Scheduler(blocks, config.bounds(backbone.device))
         self._recorder = StepRecorder(self._scheduler, on_step)
         self._executor = Executor(runner)
         self._loop = EngineLoop(
@@ -279,7 +290,7 @@ def _prepared(
         block_size=config.block_size,
         kv_cache_bytes=kv_cache_bytes(
             backbone,
-            config.bounds,
+            config.bounds(backbone.device),
             utilization=config.gpu_memory_utilization,
             num_graphs=config.num_graphs,
             asked=config.kv_cache_bytes,

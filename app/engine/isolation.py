@@ -37,7 +37,7 @@ def run_apart(run: Run, plan: Plan, error: Exception) -> tuple[StepResult, dict[
     parts = _Parts(run, plan)
     _log.error("a step failed; its parts are run one by one to find out why", exc_info=error)
     parts.blame(parts.ids(), error)
-    if parts.failures and not _works(run, plan, parts.failures.keys()):
+    if parts.failures and not works(run, plan, parts.failures.keys()):
         raise error
     return parts.result, parts.failures
 
@@ -95,12 +95,15 @@ class Refusals:
         return next((error for until, error in found if now < until), None)
 
 
-def _works(run: Run, plan: Plan, failed: Collection[int]) -> bool:
+def works(run: Run, plan: Plan, failed: Collection[int] | None = None) -> bool:
     """Return whether the model still takes a token, in the place of one that failed or could not be tried.
 
-    Where only prefixes failed that no token of the plan needs, the next step shows it.
+    `failed` are ids of the plan; None: all. Where only prefixes failed that no token of the plan needs, the
+    next step shows it.
     """
-    tried = (item for item in plan.items if not {item.id, *item.stands_on}.isdisjoint(failed))
+    tried = (
+        item for item in plan.items if failed is None or not {item.id, *item.stands_on}.isdisjoint(failed)
+    )
     item = next(tried, None)
     if item is None:
         return True

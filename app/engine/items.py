@@ -11,13 +11,15 @@ MAX_SCORED_ROWS = 256  # logits over the whole vocabulary are large: so many at 
 
 
 def decode_item(sequence: Sequence, kv: PackedItem) -> PlanItem:
-    """Return the one pending token, which samples."""
+    """Return the one pending token, or the one under way, which samples."""
+    follows = sequence.num_computed == len(sequence.tokens)
     return PlanItem(
         id=sequence.id,
         kv=kv,
         position=sequence.first_position + sequence.num_computed,
-        token_ids=(sequence.tokens[-1],),
-        sampling=(_sampling_input(sequence),),
+        token_ids=() if follows else (sequence.tokens[-1],),
+        follows=follows,
+        sampling=(_sampling_ahead(sequence) if follows else _sampling_input(sequence),),
         stands_on=sequence.stands_on,
         reads=sequence.reads,
     )
@@ -101,3 +103,8 @@ def _scoring(sequence: Sequence, start: int) -> tuple[int, tuple[int, ...]]:
 def _sampling_input(sequence: Sequence) -> SamplingInput:
     is_constrained = sequence.constraint is not None
     return sequence.sampling.input(sequence.num_generated, is_constrained=is_constrained)
+
+
+def _sampling_ahead(sequence: Sequence) -> SamplingInput:
+    is_constrained = sequence.constraint is not None
+    return sequence.sampling.input_ahead(sequence.num_generated + 1, is_constrained=is_constrained)

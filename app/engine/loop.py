@@ -1,26 +1,29 @@
 """The one thread that owns all engine state: inbox in, steps to the executor, outputs to the router.
 
-While a step runs on the device, the loop takes messages, delivers the last step's outputs and plans ahead.
-Then it waits for the step, applies its result, schedules and launches the next one. It blocks on its
-inbox when there is nothing to do and never polls. No lock is held while the device works.
+While a step runs on the device, the loop takes messages, delivers the last step's outputs and plans ahead, or
+launches the next one. Then it waits for the step and applies its result. It blocks on its inbox when there is
+nothing to do and never polls. No lock is held while the device works.
 """
 
 import logging
 import queue
 import time
-from collections.abc import Iterable, Mapping
+from collections import deque
+from collections.abc import Iterable
 from concurrent.futures import Executor as Workers
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
 from app.engine.deadlines import Deadlines
 from app.engine.executor import Executor
-from app.engine.isolation import Refusals, request_error, run_apart
+from app.engine.isolation import Refusals, request_error, run_apart, works
+from app.engine.out_of_memory import forget_step
 from app.engine.plan import Plan, StepResult
 from app.engine.prefixes import Prefix, prefix_keys, segment_slots
 from app.engine.router import OutputRouter, is_last
-from app.engine.sampling.token_masks import AsyncTokenMask, GrammarSource, PackedMask, collect_masks
+from app.engine.sampling.token_masks import AsyncTokenMask, GrammarSource
 from app.engine.scheduler import Scheduler
 from app.engine.sequence import Phase, Sequence
 from app.engine.statistics import Finished, StepRecorder
@@ -80,12 +83,12 @@ Message = Submit | Cancel | Release | Loaded | Stop
 
 @dataclass(frozen=True, slots=True)
 class UnderWay:
-    """The step that the executor has."""
+    """A step that the executor has."""
 
     step: Step
     plan: Plan
     began: float  # time.monotonic()
-    follows: bool  # it was begun as soon as the one before had ended
+    follows: bool  # it was begun as soon as the one before had ended, or earlier
 
 
 class EngineLoop:
@@ -119,7 +122,8 @@ class EngineLoop:
         self._refusals = Refusals()
         self._stopping = False
         self._idle = False  # no step is possible until a message or a deadline comes
-        self._under_way: UnderWay | None = None
+        self._under_way: deque[UnderWay] = deque()
+        self._applied = 0.0  # when the last step was: time.monotonic()
 
     def run(self) -> None:
         """Run until Stop. An exception means that the engine is dead; the caller ends all open requests."""
@@ -129,7 +133,7 @@ class EngineLoop:
                 break
             self._expire()
             self._advance()
-            if self._under_way is None:
+            if not self._under_way:
                 self._rest()
         for sequence in list(self._open.values()):
             self._end(
@@ -234,29 +238,31 @@ class EngineLoop:
     # -- steps ------------------------------------------------------------------------------
 
     def _advance(self) -> None:
-        """Wait for the step under way, launch the next one, and deliver while it runs."""
-        finished = self._settle()
-        self._launch(follows=finished is not None)
+        """Launch the next step: at once, or when the oldest under way has ended; deliver while it runs."""
+        finished = None
+        if not (self._scheduler.may_go_ahead and self._launch()) and self._under_way:
+            finished = self._settle()
+            self._launch(follows=True)
         if finished is not None:
             self._report(finished)
 
-    def _launch(self, *, follows: bool) -> None:
-        """Begin the next step, if there is one."""
+    def _launch(self, *, follows: bool = False) -> bool:
+        """Begin the next step; return whether there is one."""
         began = time.monotonic()
         step = self._scheduler.schedule()
         plan = step.plan()
         if not plan.is_empty:
             self._executor.launch(plan)
-            self._under_way = UnderWay(step, plan, began, follows)
+            self._under_way.append(UnderWay(step, plan, began, follows or bool(self._under_way)))
         self._load_prompts()
+        return not plan.is_empty
 
-    def _settle(self) -> Finished | None:
-        """Wait for the step under way and apply what came of it."""
-        under_way, self._under_way = self._under_way, None
-        if under_way is None:
-            return None
+    def _settle(self) -> Finished:
+        """Wait for the oldest step under way and apply what came of it."""
+        under_way = self._under_way.popleft()
         step = under_way.step
-        self._scheduler.plan_ahead(step)
+        if not self._under_way:
+            self._scheduler.plan_ahead(step)
         result = self._collect(step, under_way.plan)
         now = time.monotonic()
         outputs = self._scheduler.update(step, result, now)
@@ -264,7 +270,8 @@ class EngineLoop:
             if is_last(output):
                 del self._open[sequence.request.id]
         waited = self._executor.waited if under_way.follows else 0.0
-        return Finished(step, outputs, now - under_way.began, waited)
+        began, self._applied = max(under_way.began, self._applied), now
+        return Finished(step, outputs, now - began, waited)
 
     def _report(self, finished: Finished) -> None:
         """Deliver a step's outputs and count it."""
@@ -274,23 +281,31 @@ class EngineLoop:
     def _collect(self, step: Step, plan: Plan) -> StepResult:
         """Return a step's result. Where it fails, those at fault end with an error, and the others run."""
         try:
-            return self._executor.collect(partial(self._masks, step, plan))
+            return self._executor.collect(partial(step.late_inputs, plan))
         except Exception as error:
+            if self._under_way or plan.follows:
+                self._start_over(step, plan, error)
+                return StepResult()
             result, failures = run_apart(partial(self._run_part, step), plan, error)
         step.note_failures(plan, failures)
         for id_, cause in failures.items():
             self._end_at_fault(step.owners[id_], cause)
         return result
 
-    def _run_part(self, step: Step, part: Plan) -> StepResult:
-        return self._executor.run(part, partial(self._masks, step, part))
+    def _start_over(self, step: Step, plan: Plan, error: Exception) -> None:
+        """Undo a step that failed and the one behind it. What they held runs again, in steps of its own."""
+        while self._under_way:
+            self._under_way.popleft()
+            with suppress(Exception):  # the first failure tells more
+                self._executor.collect(dict)
+        _log.error("a step failed beside another one; both are run again", exc_info=error)
+        forget_step(error)
+        if not works(partial(self._run_part, step), plan):
+            raise error
+        self._scheduler.start_over(step)
 
-    @staticmethod
-    def _masks(step: Step, plan: Plan) -> Mapping[int, PackedMask]:
-        """Wait for masks of constrained rows, not for long; those that can't go on are noted."""
-        masks, errors = collect_masks(step.constraints(plan))
-        step.errors.update(errors)
-        return masks
+    def _run_part(self, step: Step, part: Plan) -> StepResult:
+        return self._executor.run(part, partial(step.late_inputs, part))
 
     def _end_at_fault(self, owner: Sequence | Prefix, cause: Exception) -> None:
         error = request_error(owner, cause)

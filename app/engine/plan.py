@@ -9,7 +9,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from app.engine.sampling.inputs import SampledToken, SamplingInput
+from app.engine.sampling.inputs import LogitsEdits, SampledToken, SamplingInput
+from app.engine.sampling.token_masks import PackedMask
 from app.models.attention.kv_cache import Slots
 from app.models.attention.metadata import PackedItem, PackedSource
 from app.prompt import Prompt
@@ -56,7 +57,7 @@ class PlanItem(NamedTuple):
     kv: PackedItem  # where its keys and values go and what exists already
     position: int  # of the first token, as the model sees it
     token_ids: tuple[int, ...] = ()
-    follows: bool = False  # its one token is what the step before chooses for this id
+    follows: bool = False  # its one token is what the step before chooses for this id; there are no token_ids
     soft_prompt: Prompt | None = None
     soft_from: int = 0
     sampling: tuple[
@@ -69,9 +70,16 @@ class PlanItem(NamedTuple):
     reads: int | None = None  # the id of its source, which is encoded in this step or was before
 
     @property
-    def is_constrained(self) -> bool:
-        """Whether a grammar's mask is needed to choose its token."""
-        return bool(self.sampling) and self.sampling[0].is_constrained
+    def has_late_input(self) -> bool:
+        """Whether more is needed to choose its token: a grammar's mask, or edits after a token under way."""
+        return bool(self.sampling) and (self.sampling[0].is_constrained or self.sampling[0].has_late_edits)
+
+
+class LateInput(NamedTuple):
+    """What choosing an item's token needs beside its SamplingInput, given after its forward pass."""
+
+    mask: PackedMask | None = None  # of a constrained one; without it, the token is late
+    edits: LogitsEdits | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +95,11 @@ class Plan:
     def is_empty(self) -> bool:
         """Whether there is nothing to do."""
         return not self.writes and not self.items
+
+    @property
+    def follows(self) -> bool:
+        """Whether an item follows the step before."""
+        return any(item.follows for item in self.items)
 
     def part(self, ids: Collection[int]) -> "Plan":
         """Return the writes and items of some ids, in this order, with the sources that they read.

@@ -232,6 +232,11 @@ class PrefixCache:
         for each in [each for each in self._idle.values() if not self._outlives_pins(each)]:
             self._evict(each)
 
+    def drop(self, prefix: Prefix) -> None:
+        """Drop a prefix without pins, if it is still there: its keys and values may be wrong."""
+        if self._idle.get(prefix.key) is prefix:
+            self._evict(prefix)
+
     def expect(self, keys: Sequence[Key]) -> None:
         """Keep what comes under these keys, from a transient one on, for a request that isn't done."""
         for key in keys:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import accumulate, islice
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,12 +16,11 @@ from torch import Tensor
 from app.engine.capture import Capture
 from app.engine.decode_inputs import Followed
 from app.engine.graphs import DecodeGraphs, Replayed, is_decode
-from app.engine.plan import Plan, PlanItem, SourceItem, StepResult
+from app.engine.plan import LateInput, Plan, PlanItem, SourceItem, StepResult
 from app.engine.recording import Progress, record_decode_steps
-from app.engine.sampling.inputs import Sampled, SampledToken
+from app.engine.sampling.inputs import Sampled, SampledToken, SamplingInput
 from app.engine.sampling.native_sampler import native_sampler
 from app.engine.sampling.sampler import sample, score_tokens
-from app.engine.sampling.token_masks import PackedMask
 from app.models.attention.kv_cache import KVCache
 from app.models.backbone import Backbone
 from app.models.cpu.openmp import without_workers
@@ -33,7 +33,7 @@ from app.sites import Embedding
 # the prompt as well: workers that were woken for it would spin through the answer.
 _SHARED_PRODUCTS, _LONE_PRODUCTS = 1 << 26, 1 << 28
 
-Masks = Callable[[], Mapping[int, PackedMask]]  # of constrained rows, by id
+LateInputs = Callable[[], Mapping[int, LateInput]]  # by id
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +43,22 @@ class Launched:
     items: Sequence[PlanItem] = ()
     sampled: Sampled | None = None
     scores: Callable[[], dict[int, tuple[TokenScore, ...]]] = dict  # by id; waits for the device
+    is_done: bool = True  # the device has nothing of it left to do; a GPU may
 
     def result(self) -> StepResult:
         """Wait for the device, and return what came of the plan. Raise what failed there."""
         tokens = {} if self.sampled is None else _by_item(self.items, self.sampled.tokens())
         return StepResult(tokens, self.scores())
 
+
+class _Chosen(NamedTuple):
+    """What a plan's items chose, of which nothing else stays for the next plan."""
+
+    items: Sequence[PlanItem]
+    ids: Tensor  # [N], on the device
+
     def rows(self) -> dict[int, int]:
-        """Return where the next token of each item is among those that were chosen, by its id."""
+        """Return where the next token of each item is among `ids`, by its id."""
         ends = accumulate(len(item.sampling) for item in self.items)
         return {item.id: end - 1 for item, end in zip(self.items, ends, strict=True) if item.sampling}
 
@@ -63,7 +71,7 @@ class Runner:
         self._cache = cache
         if backbone.device.type == "cpu":
             native_sampler()  # compiled and compared now, not in the first step
-        self._last = Launched()
+        self._chosen: _Chosen | None = None  # by the last plan; None: nothing, or it failed
         self._graphs: DecodeGraphs | None = None
 
     def record_graphs(self, *, max_rows: int, capture: Capture, progress: Progress) -> None:
@@ -73,16 +81,19 @@ class Runner:
                 self._backbone, self._cache, max_rows=max_rows, capture=capture, progress=progress
             )
 
-    def run(self, plan: Plan, masks: Masks) -> Launched:
+    def run(self, plan: Plan, late: LateInputs) -> Launched:
         """Copy slots, write given prefixes, run sources and items as packed rows, choose next tokens.
 
         A CPU has done it all at the return; a GPU works on.
 
-        `masks` is called after the forward pass, where rows are constrained; a row without one is late.
+        `late` is called after the forward pass, where items have late inputs; without a mask, a row is late.
         """
+        followed, self._chosen = self._followed(plan), None
         with without_workers() if self._is_small(plan) else self._on_device():
-            self._last = self._run(plan, masks)
-        return self._last
+            launched = self._run(plan, late, followed)
+        if launched.sampled is not None:
+            self._chosen = _Chosen(launched.items, launched.sampled.ids)
+        return launched
 
     def _on_device(self) -> AbstractContextManager[object]:
         """Make a GPU current in this thread: events, streams and kernels without tensors go there."""
@@ -97,7 +108,7 @@ class Runner:
         return self._backbone.num_parameters * sum(item.kv.num_tokens for item in plan.items) <= limit
 
     @torch.inference_mode()
-    def _run(self, plan: Plan, masks: Masks) -> Launched:
+    def _run(self, plan: Plan, late: LateInputs, followed: Followed | None) -> Launched:
         for copies in plan.copies:
             self._cache.copy(copies.pool, self._to_device(copies.sources), self._to_device(copies.targets))
         for write in plan.writes:
@@ -106,29 +117,34 @@ class Runner:
         if not plan.items:
             return Launched()
         if self._graphs is not None and is_decode(plan):
-            replayed = self._graphs.replay(plan.items, self._followed(plan))
+            replayed = self._graphs.replay(plan.items, followed)
             if replayed is not None:
-                return Launched(plan.items, _sample_replayed(replayed, plan.items, masks))
-        return self._run_eagerly(plan, masks)
+                chosen = _sample_replayed(replayed, plan.items, late)
+                return Launched(plan.items, chosen, is_done=self._is_done)
+        return self._run_eagerly(plan, late, followed)
 
-    def _run_eagerly(self, plan: Plan, masks: Masks) -> Launched:
+    @property
+    def _is_done(self) -> bool:
+        """Whether the device has done what was launched."""
+        return self._backbone.device.type == "cpu"
+
+    def _run_eagerly(self, plan: Plan, late: LateInputs, followed: Followed | None) -> Launched:
         ends = [*accumulate(item.kv.num_tokens for item in plan.items)]
         sampled, scored = _sampled_rows(plan.items, ends), _scored_rows(plan.items, ends)
         # Some architectures take an empty selection for "all rows", so one row is always asked for.
         rows = np.array([*sampled, *scored] or [0], dtype=np.int64)
         sources = [source.kv for source in plan.sources]
         metadata = self._backbone.plan(self._cache, [item.kv for item in plan.items], rows, sources)
-        embeds, positions = self._embeds(plan.items, ends), self._positions(plan.items, ends)
+        embeds, positions = self._embeds(plan.items, ends, followed), self._positions(plan.items, ends)
         source_embeds = self._source_embeds(plan.sources) if sources else None
         logits = self._backbone.forward(embeds, positions, metadata, source_embeds)
-        chosen = _sample(logits[: len(sampled)], plan.items, masks) if sampled else None
-        if not scored:
-            return Launched(plan.items, chosen)
-        return Launched(plan.items, chosen, _scores(logits[len(sampled) :], plan.items))
+        chosen = _sample(logits[: len(sampled)], plan.items, late) if sampled else None
+        scores = _scores(logits[len(sampled) :], plan.items) if scored else dict
+        return Launched(plan.items, chosen, scores, self._is_done)
 
-    def _embeds(self, items: Sequence[PlanItem], ends: Sequence[int]) -> Tensor:
+    def _embeds(self, items: Sequence[PlanItem], ends: Sequence[int], followed: Followed | None) -> Tensor:
         """Return input embeddings `[T, d]`: of token ids, or a soft prompt's own rows."""
-        embeds = self._backbone.embed(self._token_ids(items, ends))
+        embeds = self._backbone.embed(self._token_ids(items, ends, followed))
         for item, end in zip(items, ends, strict=True):
             if item.soft_prompt is not None:
                 rows = self._backbone.prompt_embeddings(item.soft_prompt)
@@ -136,23 +152,25 @@ class Runner:
                 embeds[end - item.kv.num_tokens : end] = rows[first : first + item.kv.num_tokens]
         return embeds
 
-    def _token_ids(self, items: Sequence[PlanItem], ends: Sequence[int]) -> Tensor:
+    def _token_ids(self, items: Sequence[PlanItem], ends: Sequence[int], followed: Followed | None) -> Tensor:
         """Return the ids `[T]`; where there are none, 0, or what the step before chose."""
         ids = [token for item in items for token in item.token_ids or (0,) * item.kv.num_tokens]
         on_device = self._to_device(np.array(ids))
-        following = [(end - 1, item.id) for item, end in zip(items, ends, strict=True) if item.follows]
-        if following:
-            assert self._last.sampled is not None, "an item follows one that chose a token"
-            row_of = self._last.rows()
-            targets, chosen = np.array([(place, row_of[id_]) for place, id_ in following]).T.copy()
-            on_device[self._to_device(targets)] = self._last.sampled.ids[self._to_device(chosen)]
+        if followed is not None:
+            places = [
+                (end - 1, followed.rows[item.id])
+                for item, end in zip(items, ends, strict=True)
+                if item.follows
+            ]
+            targets, chosen = np.array(places).T.copy()
+            on_device[self._to_device(targets)] = followed.ids[self._to_device(chosen)]
         return on_device
 
     def _followed(self, plan: Plan) -> Followed | None:
-        if not any(item.follows for item in plan.items):
+        if not plan.follows:
             return None
-        assert self._last.sampled is not None, "an item follows one that chose a token"
-        return Followed(self._last.sampled.ids, self._last.rows())
+        assert self._chosen is not None, "an item follows one that chose a token"
+        return Followed(self._chosen.ids, self._chosen.rows())
 
     def _source_embeds(self, sources: Sequence[SourceItem]) -> Tensor:
         """Return the encoder's input embeddings `[S, d]`: of each source soft prompt rows, then ids."""
@@ -193,20 +211,24 @@ def _scored_rows(items: Sequence[PlanItem], ends: Sequence[int]) -> list[int]:
     ]
 
 
-def _sample_replayed(replayed: Replayed, items: Sequence[PlanItem], masks: Masks) -> Sampled:
+def _sample_replayed(replayed: Replayed, items: Sequence[PlanItem], late: LateInputs) -> Sampled:
     if all(item.sampling[0].is_bare_greedy for item in items):
         return replayed.choose()
-    return _sample(replayed.logits, items, masks)
+    return _sample(replayed.logits, items, late)
 
 
-def _sample(logits: Tensor, items: Sequence[PlanItem], masks: Masks) -> Sampled:
+def _sample(logits: Tensor, items: Sequence[PlanItem], late: LateInputs) -> Sampled:
     inputs = [row for item in items for row in item.sampling]
-    by_row = {}
-    if any(item.is_constrained for item in items):
-        given = masks()
-        ids = [item.id for item in items for _ in item.sampling]
-        by_row = {row: given[id_] for row, id_ in enumerate(ids) if id_ in given}
-    return sample(logits, inputs, by_row)
+    if not any(item.has_late_input for item in items):
+        return sample(logits, inputs, {})
+    given, nothing = late(), LateInput()
+    by_row = [given.get(item.id, nothing) for item in items for _ in item.sampling]
+    masks = {row: each.mask for row, each in enumerate(by_row) if each.mask is not None}
+    return sample(logits, [*map(_complete, inputs, by_row)], masks)
+
+
+def _complete(row: SamplingInput, late: LateInput) -> SamplingInput:
+    return row._replace(edits=late.edits) if row.has_late_edits else row
 
 
 def _by_item(

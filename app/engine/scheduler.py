@@ -1,9 +1,12 @@
-"""What runs next. `schedule()` decides a step, `plan_ahead(step)` works while it runs, `update` applies it.
+"""What runs next. `schedule` decides a step, `plan_ahead` works while it runs, `update` applies it.
 
 The order of a step: decoding rows first (they were promised), then prefill of what was admitted,
 then admission by fair share, all under one token budget. A prefix that is missing is built in
 the same step as the prefill that needs it, where the budget allows. A source is encoded in the step that
 takes the first tokens that read it.
+
+Where more than one step may be under way, the next one is scheduled before the tokens of the last are known:
+a row whose token is under way goes on after it, to be dropped if that token ends the answer.
 
 `schedule` counts a step's tokens as computed at once, since a Plan always runs (what can't run ends,
 engine/isolation.py). `update` takes one back where nothing could be chosen after it yet. Sequences may end
@@ -13,28 +16,28 @@ Nothing can deadlock: a sequence that waits holds no pin and no block, so the ol
 can always have everything else's (docs/architecture.md, "Preempted rows hold nothing").
 """
 
-import math
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import zip_longest
 
+from app.engine.acceptance import accept, end_scored, has_nan, not_finite
 from app.engine.beam_rows import advance
 from app.engine.blocks import KVBlocks
 from app.engine.fair_queue import FairQueue, Party
 from app.engine.items import decode_item
 from app.engine.plan import StepResult
 from app.engine.prefill import prefill
+from app.engine.recovery import drop_prefixes, go_back
 from app.engine.residency import Residency
 from app.engine.router import Output
 from app.engine.sampling.inputs import SampledToken
 from app.engine.sequence import BeamGroup, Phase, Sequence
 from app.engine.speculation import Speculation
 from app.engine.step import Step, StepCounts
-from app.errors import NonFiniteLogits, PromptplexError
+from app.errors import PromptplexError
 from app.models.attention.metadata import PackedItem
 from app.prompt import Prompt
-from app.request import FinishReason, TokenDelta, TokenScore
+from app.request import TokenDelta
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +47,7 @@ class SchedulerConfig:
     max_rows: int  # sequences that run at once
     token_budget: int  # tokens of one forward pass
     speculate: int = 0  # tokens that are guessed at once for a row, at most
+    steps_in_flight: int = 1  # steps that are scheduled before the first of them is applied, at most
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_rows <= self.token_budget:
@@ -64,6 +68,10 @@ class Scheduler:
         self._searches: set[BeamGroup] = set()  # that run
         self._ahead: dict[int, PackedItem] = {}  # of rows that decode in the next step, by id
         self._served: dict[Party, int] = {}  # tokens of the step whose result is being applied
+        self._under_way: list[Step] = []  # scheduled and not applied yet
+        self._suspects: set[Sequence] = (
+            set()
+        )  # open requests that were in a step that failed ahead of another
         self._to_load: list[Sequence] = []  # parked since `take_loads` was asked last
         self._speculation = Speculation(blocks, config.speculate)
         self._config = config
@@ -105,6 +113,7 @@ class Scheduler:
         elif sequence.phase is Phase.WAITING:
             self.waiting.remove(sequence.leader)
         self.loading.discard(sequence)
+        self._suspects.discard(sequence.leader)
         if sequence.constraint is not None:
             sequence.constraint.drop()
             sequence.constraint = None
@@ -118,23 +127,41 @@ class Scheduler:
             self.running.remove(row)
             self.residency.vacate(row, is_done=is_done)
             row.phase = phase
+        self._disown(sequence)
         if sequence.beams is not None:
             self._searches.remove(sequence.beams)
 
+    def _disown(self, sequence: Sequence) -> None:
+        """Let nobody wait for what steps under way choose for a sequence and all rows beside it."""
+        for step in self._under_way:
+            step.left.update(row.id for row in sequence.rows)
+
     # -- schedule ---------------------------------------------------------------------------
+
+    @property
+    def may_go_ahead(self) -> bool:
+        """Whether a step can be scheduled now, before those under way are applied.
+
+        Not beside beams, since it isn't known which go on, nor where rows take guesses along, which need the
+        token before; nor beside what was in a step that failed, which is looked for among single steps.
+        """
+        if not self._under_way:
+            return True
+        must_wait = self._searches or self._suspects or self._config.speculate
+        return len(self._under_way) < self._config.steps_in_flight and not must_wait
 
     def schedule(self) -> Step:
         """Decide one step."""
         if self.residency.prefixes.built:
             self.residency.prefixes.trim()
         step = Step(self._config.token_budget)
-        for sequence in [sequence for sequence in self.running if sequence.is_decoding]:
+        for sequence in [row for row in self.running if row.is_decoding or row.goes_on]:
             if sequence.phase is Phase.RUNNING and self._decode(sequence, step):
                 step.counts.decode_rows += 1
         self._ahead.clear()
         if self._searches:
             step.counts.beam_rows = sum(row.beams is not None for row in step.sequences.values())
-        for sequence in [sequence for sequence in self.running if sequence.num_pending]:
+        for sequence in [row for row in self.running if row.num_pending > 0]:
             prefill(sequence, step, self.residency.prefixes)
         if not step.counts.preempted:
             self._admit(step)
@@ -143,6 +170,8 @@ class Scheduler:
             step.counts.copied_blocks = self.residency.blocks.num_copies
             step.copies = self.residency.blocks.take_copies()
             self.residency.held.lenders.clear()
+        if step.items or step.writes:
+            self._under_way.append(step)
         return step
 
     def plan_ahead(self, step: Step) -> None:
@@ -161,7 +190,7 @@ class Scheduler:
             self._ahead[id_] = sequence.kv(slot, 1)
 
     def _decode(self, sequence: Sequence, step: Step) -> bool:
-        """Plan the one pending token of a row; False where the row itself had to be preempted."""
+        """Plan the one token that a row takes next; False where the row itself had to be preempted."""
         slot = sequence.next_slot
         kv = self._ahead.get(sequence.id)
         if kv is None or kv.num_computed != slot:  # a late row takes its last token again
@@ -243,84 +272,90 @@ class Scheduler:
 
     # -- update -----------------------------------------------------------------------------
 
+    def start_over(self, step: Step) -> None:
+        """Undo all steps under way, the first of which failed, and go on with one at a time.
+
+        So it is found out which of its rows is at fault, if any, before others go ahead.
+        """
+        steps, self._under_way = self._under_way, []
+        for row in reversed(go_back(steps, self.running, self.residency)):
+            if row.phase is Phase.RUNNING:  # not preempted with a row beside it
+                self._preempt(row, step)
+        drop_prefixes(steps, self.residency)
+        rows = (row.leader for each in steps for row in each.sequences.values())
+        self._suspects.update(row for row in rows if row.phase is not Phase.FINISHED)
+
     def update(self, step: Step, result: StepResult, now: float) -> list[tuple[Sequence, Output]]:
         """Apply a step's result; sequences that end free what they hold. A late row has no output."""
-        outputs: list[tuple[Sequence, Output]] = []
+        if step in self._under_way:
+            self._under_way.remove(step)
         for source in step.sources.values():
             source.prompt = None if source.is_encoded else source.prompt
+        outputs: list[tuple[Sequence, Output]] = []
         for id_, sequence in step.sequences.items():
-            if sequence.phase is not Phase.RUNNING:
-                continue
-            if id_ in result.scores:
-                sequence.scores += result.scores[id_]
-            tokens = result.tokens.get(id_)
-            if tokens is None:
-                if sequence.is_all_scored:
-                    outputs.append((sequence, self._end_scored(sequence, (), now)))
-                continue
-            if sequence.beams is not None:
-                outputs += self._take_beam(sequence, tokens[0], step.counts, now)
-            elif tokens[0].is_late and id_ not in step.errors:
-                sequence.num_computed -= 1  # taken again with the next step, to the same slot
-            else:
-                outputs += self._take(sequence, tokens, step, now)
+            if sequence.phase is Phase.RUNNING and id_ not in step.left:
+                outputs += self._outputs(sequence, step, result, now)
         for party, num_tokens in self._served.items():
             self.waiting.charge(party, num_tokens)
         self._served.clear()
         return outputs
 
+    def _outputs(
+        self, sequence: Sequence, step: Step, result: StepResult, now: float
+    ) -> list[tuple[Sequence, Output]]:
+        """Take what a step found for a row, if anything."""
+        id_ = sequence.id
+        if id_ in result.scores:
+            sequence.scores += result.scores[id_]
+        tokens = result.tokens.get(id_)
+        if tokens is None:
+            return [self._hand_out(sequence, end_scored(sequence, (), now))] if sequence.is_all_scored else []
+        if sequence.beams is not None:
+            return self._take_beam(sequence, tokens[0], step.counts, now)
+        if tokens[0].is_late and id_ not in step.errors:
+            self._take_again(sequence)
+            return []
+        if id_ in step.guesses:
+            return self._take_guessed(sequence, tokens, step, now)
+        return [self._take(sequence, tokens[0], step, now)]
+
+    def _take_again(self, sequence: Sequence) -> None:
+        """Let a late row take its last token again, to the same slot; it may have gone ahead of it."""
+        sequence.num_computed = len(sequence.tokens) - 1
+        self._disown(sequence)
+
     def _take(
+        self, sequence: Sequence, token: SampledToken, step: Step, now: float
+    ) -> tuple[Sequence, Output]:
+        """Take a row's next token."""
+        error = step.errors.get(sequence.id, token.error)
+        return self._hand_out(sequence, accept(sequence, token, error, step.counts, now))
+
+    def _take_guessed(
         self, sequence: Sequence, tokens: tuple[SampledToken, ...], step: Step, now: float
     ) -> list[tuple[Sequence, Output]]:
         """Take a row's next token, and each further one whose guess was the token before it."""
         outputs: list[tuple[Sequence, Output]] = []
-        guesses = step.guesses.get(sequence.id, ())
+        guesses = step.guesses[sequence.id]
         for token, guess in zip_longest(tokens, guesses):
-            error = step.errors.get(sequence.id, token.error)
-            outputs.append((sequence, self._accept(sequence, token, error, step.counts, now)))
+            outputs.append(self._take(sequence, token, step, now))
             if sequence.phase is not Phase.RUNNING or token.token_id != guess:
                 break
             sequence.num_computed += 1
-        if guesses:
-            step.counts.accepted += len(outputs) - 1
-            sequence.lookup.learn(len(outputs) - 1, len(guesses))
+        step.counts.accepted += len(outputs) - 1
+        sequence.lookup.learn(len(outputs) - 1, len(guesses))
         return outputs
 
-    def _accept(
-        self,
-        sequence: Sequence,
-        token: SampledToken,
-        error: PromptplexError | None,
-        counts: StepCounts,
-        now: float,
-    ) -> Output:
-        scores = () if sequence.num_generated else tuple(sequence.scores)
-        if not token.is_finite or (scores and _has_nan(scores)):
-            error = _not_finite()
-        if error is not None:
+    def _hand_out(self, sequence: Sequence, output: Output) -> tuple[Sequence, Output]:
+        """Charge a row's token, if that is its output, and end the row where there are no more."""
+        if isinstance(output, PromptplexError):
             self.finish(sequence)
-            return error
-        if sequence.request.max_new_tokens == 0:
-            return self._end_scored(sequence, token.top, now)
-        reason = sequence.accept(token.token_id, now)
-        self._served[sequence.party] = self._served.get(sequence.party, 0) + 1
-        is_first = sequence.num_generated == 1
-        (counts.first_token_latencies if is_first else counts.inter_token_latencies).append(sequence.latency)
-        if reason is None:
-            return TokenDelta(token.token_id, token.logprob, token.top, scores)
-        self.finish(sequence, is_done=True)
-        return TokenDelta(
-            token.token_id, token.logprob, token.top, scores, finish=reason, timings=sequence.timings(now)
-        )
-
-    def _end_scored(self, sequence: Sequence, top: tuple[tuple[int, float], ...], now: float) -> Output:
-        """End what generates nothing; `top` are the most probable tokens after its prompt, if wanted."""
-        is_finite = not _has_nan(sequence.scores)
-        self.finish(sequence, is_done=is_finite)
-        if not is_finite:
-            return _not_finite()
-        scores, timings = tuple(sequence.scores), sequence.timings(now)
-        return TokenDelta(top=top, scores=scores, finish=FinishReason.LENGTH, timings=timings)
+            return sequence, output
+        if output.token_id is not None:
+            self._served[sequence.party] = self._served.get(sequence.party, 0) + 1
+        if output.finish is not None:
+            self.finish(sequence, is_done=True)
+        return sequence, output
 
     def _take_beam(
         self, row: Sequence, token: SampledToken, counts: StepCounts, now: float
@@ -328,9 +363,9 @@ class Scheduler:
         """Take a row's candidates; with those of the last row, its group goes on or ends."""
         leader, group = row.leader, row.beams
         assert group is not None
-        if not token.is_finite or _has_nan(row.scores):
+        if not token.is_finite or has_nan(row.scores):
             self.finish(row)
-            return [(leader, _not_finite())]
+            return [(leader, not_finite())]
         group.results[row.id] = token
         if len(group.results) < len(group.rows):
             return []
@@ -359,14 +394,3 @@ def _new_shared_tokens(sequence: Sequence) -> int:
     begun = (each for each in sequence.prefixes if not (each.is_kept or each.num_computed))
     num_begun, source = sum(each.segment.num_slots for each in begun), sequence.source
     return num_begun + (source.input.num_slots if source is not None and source.users == 1 else 0)
-
-
-def _has_nan(scores: Iterable[TokenScore]) -> bool:
-    return any(math.isnan(score.logprob) for score in scores)
-
-
-def _not_finite() -> NonFiniteLogits:
-    return NonFiniteLogits(
-        "the model produced NaN or infinite logits for this request; if it names a task, the task's "
-        "prompt is the likely cause: check its values, or roll the task back"
-    )

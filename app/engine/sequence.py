@@ -65,7 +65,7 @@ class Sequence:
     table: SlotTable | None = None
     cross_slots: tuple[Slots, ...] = ()  # of the source and the prefixes before it, per group
     num_generated: int = 0
-    num_computed: int = 0  # own tokens whose keys and values exist
+    num_computed: int = 0  # own tokens whose keys and values exist, or will with the steps under way
     arrived: float = field(default_factory=time.monotonic)  # all times: time.monotonic() seconds
     admitted: float | None = None
     first_token: float | None = None
@@ -146,7 +146,10 @@ class Sequence:
 
     @property
     def num_pending(self) -> int:
-        """Own tokens that the next forward passes have to take; 1 for a decoding sequence."""
+        """Own tokens that the next forward passes have to take; 1 for a decoding sequence.
+
+        0 where the next one is under way; -1 where it is also taken through the model already.
+        """
         return len(self.tokens) - self.num_computed
 
     @property
@@ -156,8 +159,12 @@ class Sequence:
 
     @property
     def pending_slots(self) -> tuple[int, int]:
-        """Slot indices that the pending tokens take: the first, and the one after the last."""
-        return self._first_slot + self.num_computed, self._first_slot + len(self.tokens)
+        """Slot indices that the pending tokens, or the one under way, take: the first, and after the last."""
+        return self.next_slot, self._first_slot + max(len(self.tokens), self.num_computed + 1)
+
+    def go_back(self, slot: int) -> None:
+        """Take its tokens from slot index `slot` on through the model again."""
+        self.num_computed = slot - self._first_slot
 
     @property
     def is_decoding(self) -> bool:

@@ -3,9 +3,9 @@
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from app.engine.plan import Plan, PlanItem, PrefixWrite, SlotCopies, SourceItem
+from app.engine.plan import LateInput, Plan, PlanItem, PrefixWrite, SlotCopies, SourceItem
 from app.engine.prefixes import Prefix
-from app.engine.sampling.token_masks import AsyncTokenMask
+from app.engine.sampling.token_masks import collect_masks
 from app.engine.sequence import Sequence
 from app.engine.sources import Source
 from app.errors import PromptplexError
@@ -34,7 +34,7 @@ class StepCounts:
     searched_tokens: int = 0  # of the best answers that beam searches ended with
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Step:
     """Filled by the scheduler; its Plan goes to the executor."""
 
@@ -50,6 +50,7 @@ class Step:
     guesses: dict[int, tuple[int, ...]] = field(default_factory=dict)  # after a row's token, by its id
     counts: StepCounts = field(default_factory=StepCounts)
     errors: dict[int, PromptplexError] = field(default_factory=dict)  # of rows that can't go on
+    left: set[int] = field(default_factory=set)  # ids whose tokens nobody waits for any more
 
     def add(self, sequence: Sequence, item: PlanItem) -> None:
         """Add a sequence's tokens, which the budget loses."""
@@ -106,7 +107,18 @@ class Step:
         for source in self.sources.values():
             source.is_encoded = source.id in read
 
-    def constraints(self, plan: Plan) -> dict[int, AsyncTokenMask]:
-        """Return the constraints of rows of (a part of) its Plan that choose a token."""
-        rows = [self.sequences[item.id] for item in plan.items if item.is_constrained]
-        return {row.id: row.constraint for row in rows if row.constraint is not None}
+    def late_inputs(self, plan: Plan) -> dict[int, LateInput]:
+        """Return what (a part of) its Plan needs beside what it says, when all steps before are applied.
+
+        Wait for masks of constrained rows, not for long; the errors of those that can't go on are noted.
+        """
+        items = [item for item in plan.items if item.has_late_input and item.id not in self.left]
+        rows = [(self.sequences[item.id], item.sampling[0].has_late_edits) for item in items]
+        masks, errors = collect_masks(
+            {row.id: row.constraint for row, _ in rows if row.constraint is not None}
+        )
+        self.errors.update(errors)
+        return {
+            row.id: LateInput(masks.get(row.id), row.sampling.edits() if has_late_edits else None)
+            for row, has_late_edits in rows
+        }

@@ -8,7 +8,7 @@ import torch
 
 from app.engine.executor import Executor
 from app.engine.plan import Plan, StepResult
-from app.engine.runner import Launched, Masks, Runner
+from app.engine.runner import LateInputs, Launched, Runner
 from app.models.cpu.openmp import loaded_runtime
 from tests.waiting import wait_until
 
@@ -16,13 +16,13 @@ PLAN = Plan(writes=(), items=())
 
 
 class MaskedRunner(Runner):
-    """A step that only asks for masks."""
+    """A step that only asks for late inputs."""
 
     def __init__(self) -> None:
         pass
 
-    def run(self, plan: Plan, masks: Masks) -> Launched:
-        masks()
+    def run(self, plan: Plan, late: LateInputs) -> Launched:
+        late()
         return Launched()
 
 
@@ -44,7 +44,7 @@ class MultiplyingRunner(Runner):
     def __init__(self) -> None:
         pass
 
-    def run(self, plan: Plan, masks: Masks) -> Launched:
+    def run(self, plan: Plan, late: LateInputs) -> Launched:
         assert (torch.ones(512, 512) @ torch.ones(512, 512))[0, 0] == 512
         return Launched()
 

@@ -18,7 +18,7 @@ from app.engine.capture import Repetition
 from app.engine.engine import Engine
 from app.engine.graphs import Bucket, bucket_sizes
 from app.engine.plan import Plan, PlanItem
-from app.engine.runner import Launched, Masks
+from app.engine.runner import LateInputs, Launched
 from app.models.attention import kv_cache
 from app.request import SamplingParams
 from benchmarks.completions import submit, submit_all
@@ -70,11 +70,11 @@ def graphs_of(engine: Engine) -> Iterator[Counts]:
     graphs._buckets[:] = map(counted, graphs._buckets)
     run = runner.run
 
-    def run_following(plan: Plan, masks: Masks) -> Launched:
-        before = runner._last.rows() if runner._last.sampled is not None else {}
+    def run_following(plan: Plan, late: LateInputs) -> Launched:
+        before = {} if runner._chosen is None else runner._chosen.rows()
         items = [following(item) if item.id in before else item for item in plan.items]
         counts.followed += sum(item.follows for item in items)
-        return run(replace(plan, items=tuple(items)), masks)
+        return run(replace(plan, items=tuple(items)), late)
 
     runner.run = run_following  # type: ignore[method-assign]
     yield counts

@@ -13,7 +13,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from app.engine.device_memory import DeviceMemory, device_memory
 from app.engine.engine import Engine, EngineConfig
 from app.engine.plan import Plan
-from app.engine.runner import Launched, Masks, Runner
+from app.engine.runner import LateInputs, Launched, Runner
 from app.engine.trial_steps import Trials, measure_steps, trial_cache
 from app.models.decoder_only import DecoderOnly
 from app.request import SamplingParams
@@ -60,7 +60,12 @@ def test_no_step_takes_more_than_the_largest_trial(
     bench: Bench, llama_backbone: DecoderOnly, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = EngineConfig(max_rows=6, token_budget=300, kv_cache_bytes=4 << 20)
-    trials = Trials(llama_backbone.geometry, llama_backbone.kv_groups, config.bounds, max_slots=10_000)
+    trials = Trials(
+        llama_backbone.geometry,
+        llama_backbone.kv_groups,
+        config.bounds(llama_backbone.device),
+        max_slots=10_000,
+    )
     runner = Runner(llama_backbone, trial_cache(llama_backbone))
     trial_meter, step_meter = LiveBytes(), LiveBytes()
     with trial_meter:  # what views show of weights is no step's
@@ -69,9 +74,9 @@ def test_no_step_takes_more_than_the_largest_trial(
     step_peaks: list[int] = []
     run = Runner.run
 
-    def measured(self: Runner, plan: Plan, masks: Masks) -> Launched:
+    def measured(self: Runner, plan: Plan, late: LateInputs) -> Launched:
         launched: list[Launched] = []
-        step_peaks.append(step_meter.peak(lambda: launched.append(run(self, plan, masks))))
+        step_peaks.append(step_meter.peak(lambda: launched.append(run(self, plan, late))))
         return launched[0]
 
     monkeypatch.setattr(Runner, "run", measured)

@@ -47,6 +47,7 @@ class SamplingInput(NamedTuple):
     num_top: int = 0  # most probable tokens to report
     num_candidates: int = 0  # best next tokens to return, instead of choosing one: a beam's row
     is_constrained: bool = False  # a grammar's mask comes beside the batch
+    has_late_edits: bool = False  # they depend on a token that isn't known yet, and come in their place
 
     @property
     def is_bare_greedy(self) -> bool:

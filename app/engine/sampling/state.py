@@ -47,15 +47,28 @@ class SamplingState:
 
     def input(self, position: int, *, is_constrained: bool = False) -> SamplingInput:
         """Return what choosing token number `position` needs; a grammar's mask comes beside it."""
+        edits = self._edits if self._history is None else self.edits()
+        return SamplingInput(
+            self._params, position, edits, self._num_top, self._num_candidates, is_constrained
+        )
+
+    def input_ahead(self, position: int, *, is_constrained: bool = False) -> SamplingInput:
+        """Return the same before the token in front of it is known: `edits` are taken when it is."""
+        looks_back = self._history is not None
+        edits = LogitsEdits() if looks_back else self._edits
+        return SamplingInput(
+            self._params, position, edits, self._num_top, self._num_candidates, is_constrained, looks_back
+        )
+
+    def edits(self) -> LogitsEdits | None:
+        """Return the changes to the logits of the token after all that were accepted."""
         edits, history = self._edits, self._history
         if edits is not None and history is not None:
             if self._params.has_penalty:
                 edits = edits._replace(seen_ids=history.seen_ids, counts=history.counts)
             if self._rules is not None:
                 edits = self._rules.add_to(edits, history)
-        return SamplingInput(
-            self._params, position, edits, self._num_top, self._num_candidates, is_constrained
-        )
+        return edits
 
 
 def _bias(params: SamplingParams) -> LogitsEdits:
