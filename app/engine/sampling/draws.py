@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from app.engine.sampling.filters import filtered, shaped, suffices
+from app.engine.sampling.filters import filtered, log_sum_exp, shaped, suffices
 from app.engine.sampling.parameters import Parameters
 
 # Candidates that a partial selection looks at; where they don't suffice, the row is sorted whole.
@@ -30,7 +30,7 @@ def draw_plain(logits: Tensor, parameters: Parameters) -> Tensor:
 def draw_filtered(logits: Tensor, parameters: Parameters) -> Tensor:
     """Draw from what top-h, top-k, top-p and min-p leave, and of that, what the other filters leave."""
     scores = _scores(logits, parameters)
-    total = scores.logsumexp(dim=-1, keepdim=True)
+    total = log_sum_exp(scores)
     draw = draw_from_candidates if scores.device.type == "cpu" else draw_from_whole_rows
     return draw(scores, total, parameters)
 

@@ -14,6 +14,15 @@ _NEAREST = 1024
 _NEVER = float("-inf")
 
 
+def log_sum_exp(values: Tensor) -> Tensor:
+    """Return the logarithm of each row's summed exponentials, `[n, 1]`, the same alone and in any company.
+
+    A CPU's threads would share a lone row, and round its halves apart.
+    """
+    rows = values.expand(2, -1) if len(values) == 1 and values.device.type == "cpu" else values
+    return rows.logsumexp(dim=-1, keepdim=True)[: len(values)]
+
+
 def filtered(values: Tensor, total: Tensor, parameters: Parameters) -> Tensor:
     """Return weights `[n, C]` of sorted scores after top-h, then top-k, then top-p, then min-p.
 
@@ -25,7 +34,7 @@ def filtered(values: Tensor, total: Tensor, parameters: Parameters) -> Tensor:
     top_k = parameters.top_k
     kept = values.masked_fill(rank >= torch.where(top_k > 0, top_k, count), _NEVER)
     is_cut = top_k + parameters.top_h > 0
-    normaliser = torch.where(is_cut, kept.logsumexp(dim=-1, keepdim=True), total)
+    normaliser = torch.where(is_cut, log_sum_exp(kept), total)
     weights = (kept - normaliser).exp().double()
     before = weights.cumsum(dim=-1) - weights
     keep = (before < parameters.top_p) & (weights >= parameters.min_p * weights[:, :1])

@@ -7,6 +7,7 @@ would decide, are left to the reference. Shapes: N rows, V vocabulary, k most pr
 
 import ctypes
 from collections.abc import Mapping, Sequence
+from enum import IntEnum
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,31 +29,48 @@ from app.request import SamplingParams
 _POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 _ARGUMENTS: list[Any] = [
     *(_POINTER, _INT, _LONG, _LONG, _POINTER, _POINTER, _LONG),
-    *(_POINTER, _POINTER, _LONG, _POINTER, _POINTER, _INT),
+    *(_POINTER, _POINTER, _LONG, _POINTER, _POINTER, _POINTER, _INT),
 ]
 _DTYPES = (torch.float32, torch.bfloat16)
+_FEWEST_TOKENS = 8  # torch adds up shorter rows in another order
 _MOST_CANDIDATES = 1024  # as many as the reference looks at before it sorts a row
 
 # The structs of native/sampling.h.
 _ROW = np.dtype(
     [
         *((name, np.float64) for name in ("uniform", "temperature", "top_p", "min_p")),
-        *((name, np.int64) for name in ("top_k", "num_top", "is_drawn", "mask", "mask_words", "token")),
+        *((name, np.int64) for name in ("top_k", "num_top", "draw", "mask", "mask_words", "token")),
         ("logprob", np.float64),
     ]
 )
 _EDIT = np.dtype([(name, np.int64) for name in ("operation", "begin", "ids", "values")])
 
 
+class _Draw(IntEnum):
+    """How a row's token is chosen; as in native/sampling.h."""
+
+    GREEDY = 0
+    FILTERED = 1
+    PLAIN = 2
+
+    @classmethod
+    def of(cls, params: SamplingParams) -> "_Draw":
+        if not params.do_sample:
+            return cls.GREEDY
+        return cls.FILTERED if params.has_filter else cls.PLAIN
+
+
 class NativeSampler:
     """The native function, and what it takes and gives as records."""
 
-    def __init__(self, library: ctypes.CDLL, exponentials: int, logarithms: int) -> None:
-        """The last two are addresses of vector functions of MKL."""
+    def __init__(
+        self, library: ctypes.CDLL, exponentials: int, logarithms: int, softmax_exp: int | None
+    ) -> None:
+        """The addresses of vector functions of MKL and of Sleef; without the latter, no plain draws."""
         choose = library.promptplex_sample
         choose.argtypes, choose.restype = _ARGUMENTS, None
         self._choose = choose
-        self._functions = exponentials, logarithms
+        self._functions = exponentials, logarithms, softmax_exp
 
     def sample(
         self, logits: Tensor, inputs: Sequence[SamplingInput], masks: Mapping[int, PackedMask]
@@ -93,9 +111,7 @@ class NativeSampler:
 def _is_for_us(params: SamplingParams, num_candidates: int) -> bool:
     if num_candidates or not params.do_sample:
         return not num_candidates
-    return (
-        params.has_filter and not params.has_shape and not params.top_h and params.top_k <= _MOST_CANDIDATES
-    )
+    return not params.has_shape and not params.top_h and params.top_k <= _MOST_CANDIDATES
 
 
 def _rows(inputs: Sequence[SamplingInput], masks: Mapping[int, PackedMask]) -> NDArray[np.void]:
@@ -106,7 +122,7 @@ def _rows(inputs: Sequence[SamplingInput], masks: Mapping[int, PackedMask]) -> N
     if any(each.do_sample for each in params):
         for name in ("temperature", "top_p", "min_p", "top_k"):
             rows[name] = [getattr(each, name) for each in params]
-        rows["is_drawn"] = [each.do_sample for each in params]
+        rows["draw"] = [_Draw.of(each) for each in params]
         rows["uniform"] = uniforms(
             [each.seed for each in params],
             [each.sample_index for each in params],
@@ -156,6 +172,8 @@ def native_sampler_for(logits: Tensor) -> NativeSampler | None:
     """Return the native sampler where it applies and exists, else None."""
     if logits.device.type != "cpu" or logits.dtype not in _DTYPES or not logits.is_contiguous():
         return None
+    if logits.shape[1] < _FEWEST_TOKENS:
+        return None
     return native_sampler()
 
 
@@ -171,31 +189,45 @@ def native_sampler() -> NativeSampler | None:
 def load_native_sampler() -> NativeSampler:
     """Return the sampler, after a comparison with the reference. Raise NotBuilt: there is none here."""
     try:
-        mkl = ctypes.CDLL(str(Path(torch.__file__).with_name("lib") / "libtorch_cpu.so"))
-        functions = [ctypes.cast(getattr(mkl, name), _POINTER).value for name in ("vmsExp", "vmsLn")]
+        torch_library = ctypes.CDLL(str(Path(torch.__file__).with_name("lib") / "libtorch_cpu.so"))
+        exponentials, logarithms = (_address(torch_library, name) for name in ("vmsExp", "vmsLn"))
     except (OSError, AttributeError) as error:
         raise NotBuilt(f"this torch doesn't have MKL's vector functions ({error})") from error
-    sampler = NativeSampler(load_library(), *(address or 0 for address in functions))
-    _check(sampler)
+    library = load_library()
+    if hasattr(torch_library, _SOFTMAX_EXP):
+        softmax_exp = _address(torch_library, _SOFTMAX_EXP)
+        sampler = NativeSampler(library, exponentials, logarithms, softmax_exp)
+        if _agrees(sampler, [SamplingParams(do_sample=True), *_CHECKED]):
+            return sampler
+    sampler = NativeSampler(library, exponentials, logarithms, None)
+    if not _agrees(sampler, _CHECKED):
+        raise NotBuilt("the compiled sampler differs from torch's operations")
     return sampler
 
 
-def _check(sampler: NativeSampler) -> None:
+def _address(library: ctypes.CDLL, name: str) -> int:
+    return ctypes.cast(getattr(library, name), _POINTER).value or 0
+
+
+# On processors without AVX-512 torch's softmax has another one, which we don't call.
+_SOFTMAX_EXP = "Sleef_expf16_u10"
+_CHECKED = (
+    SamplingParams(),
+    SamplingParams(do_sample=True, top_k=20),
+    SamplingParams(do_sample=True, top_p=0.8, temperature=0.7),
+    SamplingParams(do_sample=True, min_p=0.1),
+)
+
+
+def _agrees(sampler: NativeSampler, checked: Sequence[SamplingParams]) -> bool:
     """Compare with the reference, to the last bit: another torch may add up in another order."""
     generator = torch.Generator().manual_seed(0)
-    inputs = [
-        SamplingInput(params, position, num_top=3)
-        for position in range(4)
-        for params in (
-            SamplingParams(),
-            SamplingParams(do_sample=True, top_k=20),
-            SamplingParams(do_sample=True, top_p=0.8, temperature=0.7),
-            SamplingParams(do_sample=True, min_p=0.1),
-        )
-    ]
+    inputs = [SamplingInput(params, position, num_top=3) for position in range(4) for params in checked]
     for vocabulary, spread in ((300, 2.0), (5003, 0.5), (70001, 3.0)):
         logits = torch.randn(len(inputs), vocabulary, generator=generator).mul(spread * 16).round() / 16
-        theirs = torch_sampler.sample(logits, inputs, {})
-        ours = sampler.sample(logits, inputs, {})
-        if any(mine not in (None, other) for mine, other in zip(ours, theirs, strict=True)):
-            raise NotBuilt("the compiled sampler differs from torch's operations")
+        for count in (len(inputs), 1):
+            theirs = torch_sampler.sample(logits[:count], inputs[:count], {})
+            ours = sampler.sample(logits[:count], inputs[:count], {})
+            if any(mine not in (None, other) for mine, other in zip(ours, theirs, strict=True)):
+                return False
+    return True

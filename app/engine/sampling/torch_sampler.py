@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from app.engine.sampling.batch import SamplingBatch
+from app.engine.sampling.filters import log_sum_exp
 from app.engine.sampling.inputs import Candidate, Sampled, SampledToken, SamplingInput
 from app.engine.sampling.logits_processors import processed
 from app.engine.sampling.token_masks import PackedMask
@@ -32,7 +33,7 @@ def sample(
 def launch(logits: Tensor, inputs: Sequence[SamplingInput], masks: Mapping[int, PackedMask]) -> Sampled:
     """Do what `sampler.sample` describes with `logits [N, V]` (float32)."""
     batch = SamplingBatch.of(inputs, logits.device)
-    normaliser = logits.logsumexp(dim=-1)  # [N]
+    normaliser = log_sum_exp(logits).squeeze(1)  # [N]
     wanted = _by_count([given.num_top for given in inputs])
     top = [_most_probable(logits, normaliser, rows, count) for rows, count in wanted]
     with processed(logits, normaliser, inputs, masks):
@@ -66,7 +67,7 @@ class Choice(NamedTuple):
 def greedy(logits: Tensor) -> Choice:
     """Choose for `logits [N, V]` (floating point), by operations of fixed shapes alone: a graph."""
     logits = logits.float()
-    normaliser = logits.logsumexp(dim=-1)
+    normaliser = log_sum_exp(logits).squeeze(1)
     ids, is_stuck = _most_likely(logits)
     return Choice(ids, _numbers(logits, normaliser, ids, is_stuck))
 

@@ -57,7 +57,7 @@ def sampling_params(draw: st.DrawFn) -> SamplingParams:
 def rows(draw: st.DrawFn) -> tuple[list[SamplingInput], list[int]]:
     """Rows' inputs, and which of them have a mask."""
     inputs = []
-    for _ in range(draw(st.integers(2, 5))):
+    for _ in range(draw(st.integers(1, 5))):
         state = SamplingState(draw(sampling_params()), [1, 2, 9], draw(st.sampled_from([0, 0, 1, 20])))
         state.accept(draw(st.integers(0, 12)))
         inputs.append(state.input(draw(st.integers(0, 999))))
@@ -67,7 +67,7 @@ def rows(draw: st.DrawFn) -> tuple[list[SamplingInput], list[int]]:
 @settings(max_examples=150, deadline=None)
 @given(
     rows(),
-    st.sampled_from([17, 64, 1000, 1024, 1025, 5003, 33000, 70001]),
+    st.sampled_from([5, 8, 17, 64, 512, 1000, 1024, 1025, 5003, 33000, 70001]),
     st.sampled_from([0.3, 1.0, 4.0]),
     st.sampled_from([2.0, 16.0, 2.0**20]),
     st.sampled_from([None, None, "nan", "inf", "never", "few"]),
@@ -114,6 +114,7 @@ def test_common_rows_are_decided_in_native_code(native: NativeSampler) -> None:
         for params in (
             SamplingParams(repetition_penalty=1.2),
             SamplingParams(do_sample=True, top_k=50, temperature=0.7),
+            SamplingParams(do_sample=True, temperature=1.3),
             SamplingParams(do_sample=True, top_p=0.9),
             SamplingParams(do_sample=True, min_p=0.05),
         )
@@ -121,6 +122,19 @@ def test_common_rows_are_decided_in_native_code(native: NativeSampler) -> None:
     logits = torch.randn(len(inputs), 32000, generator=generator).mul(3).to(torch.bfloat16)
     tokens = native.sample(logits, inputs, {})
     assert sum(token is None for token in tokens) <= 1
+
+
+def test_plain_draws_need_the_exponentials_of_torchs_softmax(
+    native: NativeSampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without them, as with another torch, torch draws; all else stays native."""
+    monkeypatch.setattr(native_sampler, "_SOFTMAX_EXP", "no_such_function")
+    without = load_native_sampler()
+    plain, filtered = SamplingParams(do_sample=True), SamplingParams(do_sample=True, top_p=0.9)
+    logits = torch.randn(2, 300, generator=torch.Generator().manual_seed(0))
+    inputs = [SamplingInput(plain, 0), SamplingInput(filtered, 0)]
+    left, token = without.sample(logits, inputs, {})
+    assert (left, token) == (None, torch_sampler.sample(logits, inputs, {})[1])
 
 
 def test_more_banned_ids_than_there_are_logits(native: NativeSampler) -> None:

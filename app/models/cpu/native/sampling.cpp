@@ -10,14 +10,16 @@ extern "C" {
 // Choose the next token of N rows of n logits, in float32 or bf16. `top_ids` and `top_values` are [N, most].
 void promptplex_sample(
     const void* logits, int is_bf16, int64_t num_rows, int64_t n, Row* rows, const Edit* edits, int64_t num_edits,
-    int64_t* top_ids, float* top_values, int64_t most, void* exponentials, void* logarithms, int threads) {
+    int64_t* top_ids, float* top_values, int64_t most, void* exponentials, void* logarithms, void* softmax_exp,
+    int threads) {
     static thread_local std::unique_ptr<Chooser> kept;
     static thread_local int64_t size = 0;
 #pragma omp parallel num_threads(threads)
     {
         if (size != n) {
             kept = std::make_unique<Chooser>(
-                reinterpret_cast<VectorMath>(exponentials), reinterpret_cast<VectorMath>(logarithms), n);
+                reinterpret_cast<VectorMath>(exponentials), reinterpret_cast<VectorMath>(logarithms),
+                reinterpret_cast<SoftmaxExp>(softmax_exp), n);
             size = n;
         }
         Chooser& chooser = *kept;

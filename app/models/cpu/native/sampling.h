@@ -21,9 +21,11 @@
 namespace {
 
 using VectorMath = void (*)(int, const float*, float*, int64_t);  // MKL's vmsExp and vmsLn
+using SoftmaxExp = Vector (*)(Vector);  // the e^x of torch's softmax, from Sleef
 constexpr int64_t kAccurate = 0x2 | 0x100 | 0x140000;  // VML_HA | VML_ERRMODE_IGNORE | VML_FTZDAZ_OFF
 constexpr int64_t kCandidates = 1024;                   // that a partial selection looks at, as in draws.py
 constexpr double kMargin = 1e-10;  // sums of float64 in different orders agree better than this
+constexpr int64_t kBlock = 512;    // tokens of the two-level search of a plain draw, as in draws.py
 constexpr int64_t kLeaf = 64;      // tokens that are sorted rather than narrowed down
 
 struct Edit {
@@ -34,9 +36,11 @@ struct Edit {
 };
 enum Operation { kAdd, kScale, kSet, kForce, kGain };
 
+enum Draw { kGreedy, kFiltered, kPlain };
+
 struct Row {
     double uniform, temperature, top_p, min_p;
-    int64_t top_k, num_top, is_drawn;
+    int64_t top_k, num_top, draw;
     const uint32_t* mask;  // null: every token may come
     int64_t mask_words;
     int64_t token;  // chosen; below 0: none, torch has to choose
@@ -109,6 +113,20 @@ inline float sum_as_torch(const float* x, int64_t n) {
     return sum;
 }
 
+// The sum of x[0 .. n) in the order of torch's softmax: a vector of 16 sums, halved. Zeros follow x.
+inline float sum_of_softmax(const float* x, int64_t n) {
+    Vector sums = load(x);
+    if (n < kLanes) {
+        for (int64_t i = 1; i < n; ++i) sums[0] += sums[i];
+        return sums[0];
+    }
+    for (int64_t i = kLanes; i < n; i += kLanes) sums += load(x + i);
+    for (int width = kLanes / 2; width > 0; width /= 2) {
+        for (int lane = 0; lane < width; ++lane) sums[lane] += sums[lane + width];
+    }
+    return sums[0];
+}
+
 // Tokens of equal logits that share a place in a row's order.
 struct Group {
     float value;
@@ -121,8 +139,9 @@ struct Group {
 // One thread's memory and what it does with a row.
 class Chooser {
   public:
-    Chooser(VectorMath exponentials, VectorMath logarithms, int64_t n)
-        : exp_(exponentials), log_(logarithms), n_(n) {
+    // Without `softmax_exp` (null) plain draws are left to torch.
+    Chooser(VectorMath exponentials, VectorMath logarithms, SoftmaxExp softmax_exp, int64_t n)
+        : exp_(exponentials), log_(logarithms), softmax_exp_(softmax_exp), n_(n) {
         for (auto* each : {&logits_, &buffer_, &values_, &weights_, &near_values_[0], &near_values_[1],
                            &near_weights_[0], &near_weights_[1]}) {
             each->resize(n + 2 * kLanes);
@@ -145,7 +164,7 @@ class Chooser {
         if (row.mask != nullptr) ban_unmasked(row.mask, row.mask_words);
         const float highest = is_changed ? maximum() : most;
         if (!std::isfinite(highest)) return;
-        row.token = row.is_drawn ? draw(row, highest, log_sum, is_changed) : first_of(highest, 0);
+        row.token = row.draw != kGreedy ? draw(row, highest, log_sum, is_changed) : first_of(highest, 0);
         if (row.token >= 0) row.logprob = to_float_(given[row.token]) - normaliser;
     }
 
@@ -284,6 +303,8 @@ class Chooser {
         for (int64_t i = 0; i < k; ++i) ids[i] = best_[i].id, values[i] = best_[i].value;
     }
 
+    typedef double Doubles __attribute__((vector_size(kLanes / 2 * sizeof(double))));
+
     // -- draws ---------------------------------------------------------------------------------------
 
     int64_t draw(const Row& row, float highest, float log_sum, bool is_changed) {
@@ -294,10 +315,52 @@ class Chooser {
             for (int64_t i = 0; i < n_; ++i) logits_[i] /= temperature;
         }
         pad(logits_.data(), n_);
+        if (row.draw == kPlain) return draw_plain(row.uniform);
         if (row.top_k > 0) return draw_from_best(row);
         const float total =
             is_changed || temperature != 1.0f ? log_sum_exp(logits_.data(), n_, 0.0f) : log_sum;
         return draw_narrowed(row, total);
+    }
+
+    // From the whole vocabulary, in its order, with the probabilities of torch's softmax.
+    int64_t draw_plain(double uniform) {
+#if defined(__AVX512F__)
+        if (softmax_exp_ == nullptr) return -1;
+        float* weights = weights_.data();
+        for (int64_t i = 0; i < n_; i += kLanes) store(weights + i, softmax_exp_(load(&logits_[i])));
+        const float scale = 1.0f / sum_of_softmax(weights, n_);
+        masses_.clear();
+        double total = 0;
+        for (int64_t begin = 0; begin < n_; begin += kBlock) {
+            masses_.push_back(scaled_mass(weights + begin, std::min(kBlock, n_ - begin), scale));
+            total += masses_.back();
+        }
+        const double sought = uniform * total, margin = kMargin * total;
+        double before = 0;
+        size_t block = 0;
+        for (; block < masses_.size() && before + masses_[block] <= sought; ++block) before += masses_[block];
+        const int64_t begin = static_cast<int64_t>(block) * kBlock;
+        for (int64_t id = begin; id < std::min(begin + kBlock, n_); before += weights[id++]) {
+            if (before + weights[id] <= sought) continue;
+            // Near a border the order of torch's sums decides.
+            const bool is_clear = sought - before > margin && before + weights[id] - sought > margin;
+            return is_clear ? id : -1;
+        }
+#endif
+        return -1;
+    }
+
+    // Scale n weights and add them up; zeros follow the row's last ones.
+    static double scaled_mass(float* weights, int64_t n, float scale) {
+        Doubles low{}, high{};
+        for (int64_t i = 0; i < n; i += kLanes) {
+            store(weights + i, load(weights + i) * scale);
+            low += widened(weights + i), high += widened(weights + i + kLanes / 2);
+        }
+        const Doubles sums = low + high;
+        double mass = 0;
+        for (int lane = 0; lane < kLanes / 2; ++lane) mass += sums[lane];
+        return mass;
     }
 
     // From at most `kCandidates` tokens, sorted: step by step what draws.py does.
@@ -399,8 +462,6 @@ class Chooser {
         std::fill(&weights_[count], &weights_[count] + kLanes, 0.0f);
         return count;
     }
-
-    typedef double Doubles __attribute__((vector_size(kLanes / 2 * sizeof(double))));
 
     // The tokens at which the weights, added up from the largest value on, exceed `sought`.
     Group find(int64_t count, double sought) {
@@ -529,12 +590,14 @@ class Chooser {
     }
 
     VectorMath exp_, log_;
+    SoftmaxExp softmax_exp_;
     int64_t n_;
     std::vector<float> logits_;  // as they are changed, then scores: logits less the highest, over temperature
     std::vector<float> buffer_, values_, weights_, near_values_[2], near_weights_[2];
     Split all_;  // of all candidates
     std::vector<Scored> best_;
     std::vector<int32_t> order_;
+    std::vector<double> masses_;  // of the blocks of a plain draw
 };
 
 }  // namespace
