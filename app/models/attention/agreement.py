@@ -3,7 +3,7 @@
 A step of all kinds of contexts over permuted slots, in which all slots that nothing may read are NaN.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +23,9 @@ _CROSS = [(1, 1), (1, 300), (9, 3), (70, 40), (1, 1100)]
 _HEAD_SLOTS, _HEAD_ROWS = 512, 6
 _UNUSED = 100  # slots that no context has
 _MAX_DISTANCE = 20  # of position biases
+
+
+MakeBackend = Callable[[LayerGeometry, torch.dtype, torch.device], AttentionBackend[Any]]
 
 
 class Inputs(NamedTuple):
@@ -46,11 +49,12 @@ class Inputs(NamedTuple):
 
 
 def error_of(
-    backend: type[AttentionBackend[Any]], geometry: LayerGeometry, dtype: torch.dtype, device: torch.device
+    backend: MakeBackend, geometry: LayerGeometry, dtype: torch.dtype, device: torch.device
 ) -> float:
     """Return the backend's largest relative error against torch's in float32; NaN counts as infinite."""
     errors = [0.0]
-    for has_own in (True, False) if not geometry.is_causal else (True,):
+    # Cross-attention has no distances.
+    for has_own in (True,) if geometry.is_causal or geometry.has_position_bias else (True, False):
         contexts, inputs = checked_step(geometry, has_own=has_own)
         inputs = inputs.to(device, dtype)
         expected = _run(TorchBackend, geometry, torch.float32, contexts, inputs.to(device, torch.float32))
@@ -115,7 +119,7 @@ def _inputs(
 
 
 def _run(
-    backend: type[AttentionBackend[Any]],
+    backend: MakeBackend,
     geometry: LayerGeometry,
     dtype: torch.dtype,
     contexts: Sequence[Context],

@@ -17,7 +17,11 @@ class CascadeCosts(NamedTuple):
     """What sharing costs, in keys that one row reads (with their values, of all kv heads)."""
 
     partial: float  # for each partial result of a token, of all heads: to write and to merge it
-    fixed: float  # for a step in which anything is shared
+    fixed: float  # for a step in which anything is shared; infinite: nothing ever is
+
+
+ALWAYS = CascadeCosts(0.0, 0.0)
+NEVER = CascadeCosts(0.0, float("inf"))
 
 
 class SharedHead(NamedTuple):
@@ -37,23 +41,23 @@ class SharedHead(NamedTuple):
 
 def shared_heads(
     contexts: Sequence[Context], num_keys: int, queries_per_tile: int, num_items: int, costs: CascadeCosts
-) -> list[SharedHead]:
-    """Return what rows are to share, each row at most once. Contexts of one token come first.
+) -> tuple[list[SharedHead], float]:
+    """Return what rows may share, each row at most once, and the keys that it saves, less partial results.
 
-    `num_keys` are all rows' together, to be split in about `num_items` items.
+    Contexts of one token come first. `num_keys` are all rows' together, to be split in about `num_items`
+    items.
     """
     found = _candidates(contexts, queries_per_tile)
     if not found:
-        return []
+        return [], 0.0
     saved = [head.num_saved(queries_per_tile) for head in found]
     keys_per_part = max(MIN_KEYS, (num_keys - sum(saved)) / num_items)
     gains = [
         keys - costs.partial * len(head.rows) * (2 + head.num_slots // keys_per_part)
         for keys, head in zip(saved, found, strict=True)
     ]
-    if sum(gain for gain in gains if gain > 0) <= costs.fixed:
-        return []
-    return [head for head, gain in zip(found, gains, strict=True) if gain > 0]
+    shared = [head for head, gain in zip(found, gains, strict=True) if gain > 0]
+    return shared, sum(gain for gain in gains if gain > 0)
 
 
 def _candidates(contexts: Sequence[Context], tile: int) -> list[SharedHead]:

@@ -5,7 +5,7 @@ Shapes: T packed tokens, H query heads, Hk kv heads, D key width, Dv value width
 
 import logging
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -13,6 +13,8 @@ from torch import Tensor
 
 from app.models.attention.agreement import TOLERANCE, error_of
 from app.models.attention.backend import Context
+from app.models.attention.cascade import ALWAYS, NEVER, CascadeCosts
+from app.models.attention.cascade_timing import default_costs, device_seconds, measured_fixed
 from app.models.attention.item_layouts import StaticItems, TritonLayout, layout_of, static_items
 from app.models.attention.work_items import ItemPlanner
 from app.models.cuda.blocks import (
@@ -36,7 +38,13 @@ _logger = logging.getLogger(__name__)
 class TritonBackend:
     """One kernel for rows, chunks, encoders and cross-attention, and one that merges partial results."""
 
-    def __init__(self, geometry: LayerGeometry, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        geometry: LayerGeometry,
+        dtype: torch.dtype,
+        device: torch.device,
+        costs: CascadeCosts | None = None,  # None: those of this device
+    ) -> None:
         from app.models.cuda import attention  # here: only a server with a GPU imports Triton
 
         rows, tiles = row_blocks(geometry, dtype), tile_blocks(geometry, dtype)
@@ -47,8 +55,11 @@ class TritonBackend:
         self._value_dim = geometry.value_dim
         self._window = geometry.window or 0
         self._device = device
-        self._planner = ItemPlanner(
-            geometry, queries_per_tile(geometry, dtype), num_programs=_PROGRAMS * _num_processors(device)
+        self.planner = ItemPlanner(
+            geometry,
+            queries_per_tile(geometry, dtype),
+            num_programs=_PROGRAMS * _num_processors(device),
+            costs=costs or _costs(geometry, dtype, device),
         )
 
     @staticmethod
@@ -58,11 +69,11 @@ class TritonBackend:
 
     def plan(self, contexts: Sequence[Context]) -> TritonLayout:
         """Lay out a step as work items."""
-        return layout_of(self._planner.plan(contexts), self._device)
+        return layout_of(self.planner.plan(contexts), self._device)
 
     def static_layouts(self, num_rows: Sequence[int], max_slots: int) -> list[StaticItems]:
         """Return a layout for each of these numbers of rows, in memory that stays where it is."""
-        return static_items(self._planner, num_rows, max_slots, self._device)
+        return static_items(self.planner, num_rows, max_slots, self._device)
 
     def forward(
         self,
@@ -124,7 +135,7 @@ class _Attend:
 def _agrees(geometry: LayerGeometry, dtype: torch.dtype, device: torch.device) -> bool:
     """Compare the kernels with torch's attention, once for a geometry. Log why torch's serves instead."""
     try:
-        error = error_of(TritonBackend, geometry, dtype, device)
+        error = error_of(partial(TritonBackend, costs=ALWAYS), geometry, dtype, device)
         if error <= TOLERANCE[dtype]:
             return True
         reason = f"the kernels differ from it by {error:.1e}; up to {TOLERANCE[dtype]:.0e} is rounding"
@@ -132,6 +143,25 @@ def _agrees(geometry: LayerGeometry, dtype: torch.dtype, device: torch.device) -
         reason = in_one_line(failure)
     _logger.warning("attention over %s runs in torch, which is slower: %s", geometry, reason)
     return False
+
+
+@cache
+def _costs(geometry: LayerGeometry, dtype: torch.dtype, device: torch.device) -> CascadeCosts:
+    """Return what sharing slots costs, measured on a GPU once for a geometry."""
+    costs = default_costs(geometry, dtype)
+    if device.type != "cuda":
+        return costs
+    make = partial(TritonBackend, geometry, dtype, device)
+    alone, sharing = make(NEVER), make(costs._replace(fixed=0.0))
+    if not sharing.planner.may_share:
+        return NEVER
+    try:
+        fixed = measured_fixed(geometry, dtype, device, alone, sharing, sharing.planner.gain, device_seconds)
+    except Exception as failure:  # the costs are a choice of speed only
+        _logger.warning("what shared prefixes cost was not measured: %s", in_one_line(failure))
+        return costs
+    _logger.info("rows share prefixes where that saves more than %.0f keys", fixed)
+    return costs._replace(fixed=fixed)
 
 
 def _num_processors(device: torch.device) -> int:

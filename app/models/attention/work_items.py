@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.models.attention.backend import Context
-from app.models.attention.cascade import MIN_KEYS, CascadeCosts, SharedHead, shared_heads
+from app.models.attention.cascade import MIN_KEYS, NEVER, CascadeCosts, SharedHead, shared_heads
 from app.models.attention.kv_cache import PADDING_SLOT, Slots
 from app.prompt import LayerGeometry
 
@@ -73,21 +73,22 @@ class ItemPlanner:
         queries_per_tile: int,
         *,
         num_programs: int,
-        costs: CascadeCosts | None = None,
+        costs: CascadeCosts,
     ) -> None:
-        """`num_programs`: as many fill the device a few times. Without `costs` no slots are shared."""
+        """`num_programs`: as many fill the device a few times."""
         self._is_causal = geometry.is_causal
         self._window = geometry.window if geometry.is_causal else None
         self._tile = queries_per_tile
         self._num_items = -(-num_programs // geometry.num_kv_heads)
         is_relative = self._window is not None or geometry.has_position_bias  # to the query's own slot
-        self._costs = None if is_relative else costs
+        self.may_share = self._is_causal and not is_relative and costs != NEVER
+        self._costs = costs
 
     def capacity(self, num_rows: int, max_slots: int) -> Capacity:
         """Return what `plan` makes at most of `num_rows` contexts of one token and `max_slots` in all."""
         num_parts = min(self._num_items, max_slots // MIN_KEYS)  # beside one of each range
         tile = min(self._tile, num_rows)
-        if tile == 1 or (self._is_causal and self._costs is None):
+        if tile == 1 or (self._is_causal and not self.may_share):
             return Capacity(num_rows, num_rows + num_parts, 0, num_rows + num_parts)
         partials = 2 * num_rows + (tile + 1) * num_parts
         return Capacity(2 * num_rows, num_rows + num_parts, num_rows // 2 + num_parts, partials)
@@ -124,10 +125,19 @@ class ItemPlanner:
             _ends(counts).astype(np.int32),
         )
 
+    def gain(self, contexts: Sequence[Context]) -> float:
+        """Return the keys that shared slots save a step, less what partial results cost."""
+        step = _Contexts.of(contexts, 0)
+        return self._shared(contexts, step)[1]
+
     def _heads(self, contexts: Sequence[Context], step: "_Contexts") -> list[SharedHead]:
         """Return the slots that rows are to share."""
-        if self._costs is None or not step.has_own:
+        if not self.may_share or not step.has_own:
             return []
+        heads, gain = self._shared(contexts, step)
+        return heads if gain > self._costs.fixed else []
+
+    def _shared(self, contexts: Sequence[Context], step: "_Contexts") -> tuple[list[SharedHead], float]:
         num_keys = int(step.lengths[step.counts == 1].sum())
         return shared_heads(contexts, num_keys, self._tile, self._num_items, self._costs)
 

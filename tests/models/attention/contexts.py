@@ -4,11 +4,9 @@ import numpy as np
 from hypothesis import strategies as st
 
 from app.models.attention.backend import Context, Head
-from app.models.attention.cascade import CascadeCosts
 from app.models.attention.kv_cache import Slots
 from app.prompt import LayerGeometry
 
-ALWAYS = CascadeCosts(0.0, 0.0)  # share whatever saves a key
 SIZES = st.one_of(st.integers(0, 40), st.integers(100, 900))
 
 

@@ -1,6 +1,7 @@
 """A backend serves where it computes what torch computes, and torch's serves in its place otherwise."""
 
 import ast
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 import app
 from app.models.attention import agreement
 from app.models.attention.agreement import TOLERANCE, error_of
+from app.models.attention.cascade import ALWAYS
 from app.models.attention.registry import choose_backend
 from app.models.attention.torch import TorchBackend
 from app.models.attention.triton import TritonBackend
@@ -74,7 +76,8 @@ def test_the_kernels_agree(geometry: LayerGeometry, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(agreement, "_OWN", [(1, 1), (1, 140), (70, 70), (5, 40)])
     monkeypatch.setattr(agreement, "_HEAD_SLOTS", 32)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    assert error_of(TritonBackend, geometry, torch.float32, device) < TOLERANCE[torch.float32]
+    sharing = partial(TritonBackend, costs=ALWAYS)
+    assert error_of(sharing, geometry, torch.float32, device) < TOLERANCE[torch.float32]
 
 
 def test_torch_serves_where_kernels_fail(caplog: pytest.LogCaptureFixture) -> None:

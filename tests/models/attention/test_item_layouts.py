@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from app.models.attention.cascade import CascadeCosts
+from app.models.attention.cascade import ALWAYS, NEVER, CascadeCosts
 from app.models.attention.item_layouts import TritonLayout, layout_of, static_items
 from app.models.attention.work_items import ItemPlanner
 from app.prompt import LayerGeometry
-from tests.models.attention.contexts import ALWAYS, decode_rows
+from tests.models.attention.contexts import decode_rows
 from tests.models.attention.evaluated import evaluated
 
 CPU = torch.device("cpu")
@@ -21,9 +21,7 @@ ROW_COUNTS = (1, 2, 4, 8, 16)
 MAX_SLOTS = 4000
 
 
-def planner_for(
-    geometry: LayerGeometry, tile: int, num_programs: int, costs: CascadeCosts | None
-) -> ItemPlanner:
+def planner_for(geometry: LayerGeometry, tile: int, num_programs: int, costs: CascadeCosts) -> ItemPlanner:
     return ItemPlanner(geometry, tile, num_programs=num_programs, costs=costs)
 
 
@@ -55,7 +53,7 @@ def addresses(layout: TritonLayout) -> list[int]:
 def test_a_filled_layout_gives_what_a_fresh_one_gives(data: st.DataObject) -> None:
     geometry = data.draw(st.sampled_from([SELF, WINDOWED, CROSS]))
     tile, num_programs = data.draw(st.integers(1, 6)), data.draw(st.sampled_from([1, 16, 200]))
-    planner = planner_for(geometry, tile, num_programs, data.draw(st.sampled_from([None, ALWAYS])))
+    planner = planner_for(geometry, tile, num_programs, data.draw(st.sampled_from([NEVER, ALWAYS])))
     layouts = static_items(planner, ROW_COUNTS, MAX_SLOTS, CPU)
     before = [addresses(each.layout) for each in layouts]
     for _ in range(data.draw(st.integers(1, 4))):
@@ -74,4 +72,4 @@ def test_a_filled_layout_gives_what_a_fresh_one_gives(data: st.DataObject) -> No
 
 def plain(geometry: LayerGeometry) -> ItemPlanner:
     """Return a planner that neither splits nor shares."""
-    return planner_for(geometry, 1, 1, None)
+    return planner_for(geometry, 1, 1, NEVER)
