@@ -48,7 +48,7 @@ class StepPeaks:
     """Bytes that steps take beside the model and the K/V cache."""
 
     largest: int  # any step with short rows
-    decode: int  # a step of as many rows of one token as run at once
+    decode: int  # a step of as many rows of one token as run at once, which see `_DEEP` slots each
     per_slot: float  # more, for each slot that such rows see
 
 
@@ -71,7 +71,7 @@ def measure_steps(run: Callable[[Plan], object], meter: Meter, trials: "Trials")
     num_slots = trials.num_seen(deep) - trials.num_seen(decode)
     return StepPeaks(
         max(meter.peak(partial(run, plan)) for plan in largest),
-        shallow_bytes,
+        max(shallow_bytes, deep_bytes),
         max(0, deep_bytes - shallow_bytes) / max(1, num_slots),
     )
 

@@ -48,7 +48,7 @@ def test_keys_and_values_get_what_the_model_and_the_largest_step_leave_of_the_se
     assert plan_of().kv_cache == (72 - 16 - 3) * GIB
     assert plan_of(utilization=0.5).kv_cache == (40 - 16 - 3) * GIB
     with_graphs = plan_of(num_graphs=8)
-    assert with_graphs.graphs == GIB // 4 + (8 * 8 + 32 << 20)
+    assert with_graphs.graphs == GIB // 4 + (8 * 12 + 64 << 20)
     assert with_graphs.kv_cache == plan_of().kv_cache - with_graphs.graphs
 
 
