@@ -18,6 +18,7 @@ from app.prompt import ModelGeometry
 from app.sites import Site
 
 if TYPE_CHECKING:
+    from app.models.cpu.packed_linear import Weights
     from app.models.loading import LoadedBase
 
 _LIBRARIES = ("torch", "transformers", "fastapi", "pydantic", "safetensors")
@@ -28,6 +29,7 @@ def doctor(
         None, help="Base to load and probe: a directory or hub id; default: none"
     ),
     dtype: str = typer.Option("auto", help="Dtype to load it in: auto, float32, bfloat16 or float16"),
+    weights: str = typer.Option("auto", help="Weights of its linear layers: auto, or int8 on CPUs"),
     device: str = typer.Option("auto", help="Device: auto, cpu, cuda or cuda:N"),
     speed: bool = typer.Option(
         False, help="With --model: let the engine run decode steps, and compare them with what is possible"
@@ -35,11 +37,14 @@ def doctor(
     as_json: bool = typer.Option(False, "--json", help="Print JSON"),
 ) -> None:
     """Show this machine's software, hardware and measured speed, and with --model the probe of a base."""
+    if weights not in ("auto", "int8"):
+        raise ValueError(f"unknown weights {weights!r}; choose auto or int8")
     report: dict[str, Any] = {"software": _software(), "machine": _machine(), "choices": _choices(device)}
+    report["gpu"] = _gpu(report["choices"]["device"])
     typer.echo("measuring (a few seconds)", err=True)
     report["measured"] = _measure(report["choices"]["device"])
     if model is not None:
-        report |= _model(model, dtype, device, speed=speed)
+        report |= _model(model, dtype, "int8" if weights == "int8" else "auto", device, speed=speed)
     if as_json:
         typer.echo(json.dumps(report, indent=2))
     else:
@@ -68,10 +73,7 @@ def _machine() -> dict[str, Any]:
         "memory_gib": _gib(total),
         "memory_free_gib": _gib(free),
         "torch_cpu_kernels": torch.backends.cpu.get_cpu_capability(),
-        "cuda": [
-            f"{torch.cuda.get_device_name(i)}, {_gib(torch.cuda.get_device_properties(i).total_memory)} GiB"
-            for i in range(torch.cuda.device_count())
-        ],
+        "gpus": torch.cuda.device_count(),
     }
 
 
@@ -95,6 +97,15 @@ def _choices(device: str) -> dict[str, Any]:
     }
 
 
+def _gpu(device: str) -> dict[str, str]:
+    """Return what there is of a GPU, what is used of it, and what is missing."""
+    import torch
+
+    from app.models.cuda.summary import gpu_in_words, read_facts
+
+    return gpu_in_words(read_facts(torch.device(device)))
+
+
 def _measure(device: str) -> dict[str, float]:
     """Read bandwidth, and matrix products in both dtypes: the two limits of every decode step."""
     import torch
@@ -108,23 +119,29 @@ def _measure(device: str) -> dict[str, float]:
     return figures
 
 
-def _model(reference: str, dtype: str, device: str, *, speed: bool) -> dict[str, Any]:
+def _model(reference: str, dtype: str, weights: "Weights", device: str, *, speed: bool) -> dict[str, Any]:
     with large_imports():
         from app.models.loading import load_base
 
-    base = load_base(reference, dtype=dtype, device=device, progress=lambda line: typer.echo(line, err=True))
-    report, limits = {"model": _shapes(base)}, _limits(reference, base, speed=speed)
+    base = load_base(
+        reference,
+        dtype=dtype,
+        weights=weights,
+        device=device,
+        progress=lambda line: typer.echo(line, err=True),
+    )
+    report, limits = {"model": _shapes(base)}, _limits(reference, base, weights, speed=speed)
     return report | {"limits": limits} if limits else report
 
 
-def _limits(reference: str, base: "LoadedBase", *, speed: bool) -> dict[str, Any]:
+def _limits(reference: str, base: "LoadedBase", weights: "Weights", *, speed: bool) -> dict[str, Any]:
     """Return what the hardware allows the base's decode steps; empty where that can't be said."""
     from app.cli.speed import decode_limits, measure_steps
     from app.models.limits import cost_of, measure_hardware
     from app.models.pretrained import read_config
 
     backbone = base.backbone
-    cost = cost_of(read_config(reference), backbone.dtype)
+    cost = cost_of(read_config(reference), backbone.dtype, weights)
     if cost is None:
         return {}
     typer.echo("measuring what is possible (seconds)", err=True)

@@ -29,6 +29,14 @@ def test_the_report_in_words(promptplex: Run) -> None:
     assert status == 0
     assert "matmul bfloat16 gflop per s" in out
     assert "model:" not in out
+    assert "gpu:" in out
+    assert "cuda of torch" in out
+
+
+def test_weights_that_there_are_none_of(promptplex: Run) -> None:
+    status, _, err = promptplex("doctor", "--weights", "int4")
+    assert status != 0
+    assert "choose auto or int8" in err
 
 
 def test_version(promptplex: Run) -> None:
