@@ -37,11 +37,10 @@ class Staging:
         """Allocate the memory, all zero; `parts` by their place in it, those of varying use last."""
         sizes = [-(-part.num_bytes // _ALIGNMENT) * _ALIGNMENT for part in parts]
         self._begins = [*accumulate(sizes, initial=0)]
-        is_gpu = device.type == "cuda"
+        is_gpu = device.type != "cpu"
         self._memory = torch.zeros(self._begins[-1], dtype=torch.uint8, device=device)
-        self._buffers = [
-            torch.zeros(self._begins[-1], dtype=torch.uint8, pin_memory=is_gpu) for _ in range(_NUM_BUFFERS)
-        ]
+        host = [torch.zeros(self._begins[-1], dtype=torch.uint8) for _ in range(_NUM_BUFFERS)]
+        self._buffers = [each.pin_memory() for each in host] if is_gpu else host
         self._copied = [_event() if is_gpu else None for _ in range(_NUM_BUFFERS)]
         self.parts = tuple(self._views(self._memory, parts))
         self._host = [tuple(view.numpy() for view in self._views(each, parts)) for each in self._buffers]
@@ -74,7 +73,7 @@ class Staging:
         self._memory[:end].copy_(self._buffers[self._turn][:end], non_blocking=True)
         copied = self._copied[self._turn]
         if copied is not None:
-            copied.record(torch.cuda.current_stream(self._memory.device))
+            copied.record()
 
 
 def _event() -> torch.cuda.Event:

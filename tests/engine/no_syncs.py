@@ -36,8 +36,8 @@ class WouldSync(AssertionError):
 
 
 @contextmanager
-def no_syncs() -> Iterator[None]:
-    """Raise WouldSync where the body would wait for the device."""
+def pinning() -> Iterator[list[Tensor]]:
+    """Let the body pin memory and make events, as where there is a GPU; yield what it pins."""
     pinned: list[Tensor] = []
 
     def pin_memory(tensor: Tensor, *_: object) -> Tensor:
@@ -47,10 +47,17 @@ def no_syncs() -> Iterator[None]:
     with (
         mock.patch.object(Tensor, "pin_memory", pin_memory),
         mock.patch.object(torch.cuda, "Event", mock.Mock),
-        _Calls(),
-        _Operations(pinned),
     ):
-        yield
+        yield pinned
+
+
+@contextmanager
+def no_syncs(pinned_before: Sequence[Tensor] = ()) -> Iterator[None]:
+    """Raise WouldSync where the body would wait for the device."""
+    with pinning() as pinned:
+        pinned += pinned_before
+        with _Calls(), _Operations(pinned):
+            yield
 
 
 class _Calls(TorchFunctionMode):
@@ -92,7 +99,10 @@ class _Operations(TorchDispatchMode):
             raise WouldSync(f"aten.{name}")
         if name in _BY_INDICES and any(map(_is_mask, _tensors(args[1]))):
             raise WouldSync(f"aten.{name} by a mask: how many it chooses has to be known")
-        devices = {tensor.device.type for tensor in _tensors(args) if tensor.dim() or name == "copy_"}
+        if name == "copy_" and args[0].device != args[1].device:
+            named = {"non_blocking": args[2] if len(args) > 2 else given.get("non_blocking")}
+            return self._copied(lambda: func(*args, **given), args[1], args[0].device, named)
+        devices = {tensor.device.type for tensor in _tensors(args) if tensor.dim()}
         if len(devices) > 1:
             raise WouldSync(f"aten.{name} of tensors on several devices: {devices}")
         if name in ("to", "_to_copy"):
@@ -108,7 +118,7 @@ class _Operations(TorchDispatchMode):
             raise WouldSync(f"a copy from {tensor.device} to {device} that blocks")
         if device.type == "cpu":  # what comes back is memory without a meaning
             return torch.zeros(tensor.shape, dtype=named.get("dtype") or tensor.dtype)
-        if not any(tensor is each for each in self._pinned):
+        if not any(_memory(tensor) == _memory(each) for each in self._pinned):
             raise WouldSync("a copy from memory that isn't pinned")
         return copy()
 
@@ -117,6 +127,10 @@ def _target(named: Mapping[str, Any]) -> torch.device:
     """The device of a copy."""
     device = named["other"].device if "other" in named else named.get("device")
     return named["self"].device if device is None else torch.device(device)
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def _parts(index: Any) -> Sequence[Any]:

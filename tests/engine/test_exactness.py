@@ -77,7 +77,12 @@ def is_windowed(world: World) -> bool:
 
 @contextmanager
 def crowded_engine(
-    world: World, steps: list[StepStats], num_blocks: int = 62, max_rows: int = 12, speculate: int = 0
+    world: World,
+    steps: list[StepStats],
+    num_blocks: int = 62,
+    max_rows: int = 12,
+    speculate: int = 0,
+    steps_in_flight: int | None = None,
 ) -> Iterator[Engine]:
     """Few rows, a small budget, and blocks for hardly three requests."""
     block_size = 4
@@ -90,6 +95,7 @@ def crowded_engine(
         block_size=block_size,
         kv_cache_bytes=slot_bytes * block_size * num_blocks,
         speculate=speculate,
+        steps_in_flight=steps_in_flight,
     )
     engine = Engine(world.backbone, world.source, config, on_step=steps.append)
     engine.start()

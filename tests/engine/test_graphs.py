@@ -19,8 +19,8 @@ from app.engine.engine import Engine
 from app.engine.graphs import Bucket, bucket_sizes
 from app.engine.plan import Plan, PlanItem
 from app.engine.runner import LateInputs, Launched
-from app.models.attention import kv_cache
-from app.request import SamplingParams
+from app.models.attention import kv_cache, triton
+from app.request import Request, SamplingParams
 from benchmarks.completions import submit, submit_all
 from tests.engine import seq2seq
 from tests.engine.padded_backend import use_padded_backends
@@ -127,14 +127,15 @@ def tokens(answers: Any) -> list[tuple[int, ...]]:
 
 
 def test_rows_of_all_kinds_get_what_they_get_without_graphs(tmp_path: Path) -> None:
-    """Greedy, drawn, penalised and reporting rows, with graphs and without."""
+    """Greedy, drawn, penalised and reporting rows; with graphs, two steps are in flight."""
     rng = random.Random(4)
     world = build_world("llama", tmp_path)
     drawn = SamplingParams(do_sample=True, temperature=1.3, top_k=30)
-    kinds = [
+    kinds: list[dict[str, Any]] = [
         {},
         {"sampling": replace(drawn, seed=1)},
         {"sampling": replace(drawn, seed=2, repetition_penalty=1.4)},
+        {"sampling": SamplingParams(repetition_penalty=3.0)},
         {"num_top": 3},
         {"sampling": SamplingParams(logit_bias=((5, 3.0), (6, -100.0)))},
     ]
@@ -142,18 +143,22 @@ def test_rows_of_all_kinds_get_what_they_get_without_graphs(tmp_path: Path) -> N
         replace(random_request(number, task, rng, (1, 5, 17)), **kinds[number % len(kinds)])
         for number, task in enumerate(world.tasks)
     ]
-    answers = []
-    for use_graphs in (False, True):
-        with crowded_engine(world, [], num_blocks=120, max_rows=5) as engine:
-            if use_graphs:
-                use_padded_backends(world.backbone)
-                with graphs_of(engine) as counts:
-                    answers.append([each.result(120) for each in submit_all(engine, requests)])
-                    submit(engine, replace(requests[0], id="alone")).result(120)
-            else:
-                answers.append([each.result(120) for each in submit_all(engine, requests)])
-    assert tokens(answers[0]) == tokens(answers[1])
+    lone = [replace(requests[number], id=f"{number}") for number in (0, 3)]
+    with crowded_engine(world, [], num_blocks=120, max_rows=5) as engine:
+        expected = answers(engine, requests, lone)
+    use_padded_backends(world.backbone)
+    with (
+        crowded_engine(world, [], num_blocks=120, max_rows=5, steps_in_flight=2) as engine,
+        graphs_of(engine) as counts,
+    ):
+        assert answers(engine, requests, lone) == expected
     assert 0 < counts.choices < sum(counts.replays.values())
+    assert counts.followed > 50
+
+
+def answers(engine: Engine, together: list[Request], lone: list[Request]) -> list[tuple[int, ...]]:
+    found = [each.result(120) for each in submit_all(engine, together)]
+    return tokens([*found, *(submit(engine, request).result(120) for request in lone)])
 
 
 @pytest.mark.parametrize("architecture", ["t5-gated", "bart"])
@@ -175,3 +180,29 @@ def test_rows_of_encoder_decoders_equal_each_request_alone(architecture: str, tm
             assert not wrong([each.result(120) for each in submit_all(engine, again)], asked[:count])
     world.source.close()
     assert min(counts.replays.values()) > 2
+
+
+def test_graphs_over_tritons_kernels_equal_each_request_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Contexts are split, prefixes shared, windows passed, and larger steps leave items behind."""
+    monkeypatch.setattr(kv_cache, "_pool", nan_pool)
+    monkeypatch.setattr(triton, "_num_processors", lambda device: 1)  # a graph has fewer items then
+    world = build_world("gemma2", tmp_path, num_hidden_layers=2)
+    backbone = world.backbone
+    backbone.backends = [
+        triton.TritonBackend(group.geometry, backbone.dtype, backbone.device) for group in backbone.kv_groups
+    ]
+    rng = random.Random(2)
+    named = {task.name: task for task in world.tasks}
+    tasks = [named[name] for name in ("prefix-30", "prefix-30", "text", "soft-7", "none")]
+    requests = [
+        replace(random_request(number, task, rng, (2, 5)), max_new_tokens=3 + number)
+        for number, task in enumerate(tasks)
+    ]
+    with crowded_engine(world, [], num_blocks=120) as engine, graphs_of(engine) as counts:
+        found = [future.result(120) for future in submit_all(engine, requests)]
+    expected = [expected_of(task, request) for task, request in zip(tasks, requests, strict=True)]
+    assert [difference(*each) for each in zip(found, expected, strict=True)] == [None] * len(found)
+    assert min(counts.replays.values()) > 0
+    assert counts.followed > 8

@@ -1,11 +1,17 @@
 """Nothing between a plan's launch and its result waits for a GPU."""
 
+from collections.abc import Sequence as Many
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
+from app.engine.capture import Repetition
+from app.engine.decode_inputs import DecodeInputs
+from app.engine.graphs import DecodeGraphs, bucket_sizes, is_decode
 from app.engine.plan import Plan
 from app.engine.prefixes import prefix_keys
 from app.engine.runner import Runner
@@ -18,7 +24,7 @@ from app.prompt import Prompt
 from app.request import Request
 from app.sites import Site
 from tests import oracle
-from tests.engine.no_syncs import DEVICE, no_syncs
+from tests.engine.no_syncs import DEVICE, no_syncs, pinning
 from tests.engine.seq2seq import Task, prefix_task
 from tests.engine.test_plan import MAX_ROWS, TOKEN_BUDGET, causal_requests, runner
 from tests.tiny_models import packed_backbone, packed_seq2seq, tiny_model, tiny_seq2seq
@@ -29,13 +35,32 @@ Requests = list[tuple[Request, Prompt | None]]
 class AnyAttention:
     """Stands for a GPU's backend, with its shapes alone."""
 
+    @staticmethod
+    def supports(*_: object) -> bool:
+        return True
+
     def plan(self, contexts: object) -> None:
         """Lay out nothing."""
+
+    def static_layouts(self, num_rows: list[int], max_slots: int) -> list["NoLayout"]:
+        return [NoLayout() for _ in num_rows]
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, pools: object, layout: None, **_: Any
     ) -> Tensor:
         return value.new_empty(query.shape[1], query.shape[0], value.shape[2])
+
+
+class NoLayout:
+    """Stands for a layout at fixed addresses."""
+
+    layout = None
+
+    def fits(self, contexts: object) -> bool:
+        return True
+
+    def fill(self, contexts: object) -> None:
+        """Fill in nothing."""
 
 
 def plans_of(architecture: str, requests: Requests) -> list[Plan]:
@@ -69,19 +94,44 @@ def on_device(backbone: DecoderOnly | EncoderDecoder) -> Runner:
     return Runner(backbone, KVCache(groups, [64] * len(groups), dtype=backbone.dtype, device=DEVICE))
 
 
-def run(there: Runner, plans: list[Plan]) -> None:
-    for plan in plans:
-        with no_syncs():
-            launched = there.run(plan, dict)
+def record(there: Runner) -> list[Tensor]:
+    """Give a runner graphs, which here can't be compared with eager steps; return what is pinned."""
+    sizes = bucket_sizes(MAX_ROWS)
+    with pinning() as pinned:
+        graphs = DecodeGraphs(there._backbone, DecodeInputs(there._backbone, there._cache, sizes))
+        example = torch.empty(1, there._backbone.geometry.vocab_size, device=DEVICE)
+        for size in reversed(sizes):
+            graphs.record(size, Repetition(), example)
+    there._graphs = graphs
+    return pinned
+
+
+def following(plan: Plan, before: Plan | None) -> Plan:
+    """Return a plan of which tokens that the one before chose are on the device alone."""
+    chosen = {item.id for item in before.items if item.sampling} if before else set()
+    items = (
+        item._replace(token_ids=(), follows=True) if item.id in chosen and item.kv.num_tokens == 1 else item
+        for item in plan.items
+    )
+    return replace(plan, items=tuple(items))
+
+
+def run(there: Runner, plans: list[Plan], pinned: Many[Tensor] = ()) -> None:
+    for before, plan in zip([None, *plans], plans, strict=False):
+        with no_syncs(pinned):
+            launched = there.run(following(plan, before), dict)
         assert launched.result().tokens.keys() == {item.id for item in plan.items if item.sampling}
 
 
-def test_a_decoders_steps_are_launched_without_waiting(tmp_path: Path) -> None:
+@pytest.mark.parametrize("has_graphs", [False, True])
+def test_a_decoders_steps_are_launched_without_waiting(has_graphs: bool, tmp_path: Path) -> None:
     base = tiny_model("gemma2")
     soft = oracle.as_prompt(oracle.tuned(base, oracle.soft_config(6), seed=1), tmp_path / "soft")
     prefix = oracle.as_prompt(oracle.tuned(base, oracle.prefix_config(9), seed=2), tmp_path / "prefix")
     plans = plans_of("gemma2", causal_requests(soft, prefix))
-    run(on_device(packed_backbone(base)), plans)
+    there = on_device(packed_backbone(base))
+    run(there, plans, record(there) if has_graphs else ())
+    assert not has_graphs or sum(map(is_decode, plans)) > 4
     items = [item for plan in plans for item in plan.items]
     assert any(plan.writes for plan in plans)
     assert any(item.soft_prompt is not None for item in items)
