@@ -15,8 +15,7 @@ from tests.tiny_models import VOCABULARY, tiny_seq2seq
 
 
 @pytest.fixture
-def saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def saved(tmp_path: Path, own_cache: None) -> Callable[..., Path]:
     return lambda name: save(tiny_seq2seq(name), tmp_path / name)
 
 

@@ -1,5 +1,7 @@
 """From native/*.cpp to a shared library: compiled once for this processor, kept in the user's cache."""
 
+import contextlib
+import fcntl
 import hashlib
 import logging
 import os
@@ -7,6 +9,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -40,8 +43,22 @@ def build() -> Path:
         raise NotBuilt("this torch doesn't use GNU OpenMP")
     target = _cache() / f"kernels-{_key(compiler, openmp)}.so"
     if not target.is_file():
-        _compile(compiler, openmp, target)
+        with _alone_in(target.parent):
+            if not target.is_file():  # another process may have compiled it meanwhile
+                _compile(compiler, openmp, target)
     return target
+
+
+@contextlib.contextmanager
+def _alone_in(directory: Path) -> Iterator[None]:
+    """Wait for other processes that compile into a directory, where its file system has locks."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _cache() -> Path:
@@ -78,7 +95,7 @@ def _processor() -> bytes:
 
 
 def _compile(compiler: str, openmp: str, target: Path) -> None:
-    """Compile under a temporary name first: another process may be doing the same."""
+    """Compile under a temporary name first: a process may be killed, or there are no locks."""
     with tempfile.TemporaryDirectory(dir=target.parent, prefix="building-") as folder:
         objects = {source: str(Path(folder) / f"{source.stem}.o") for source in SOURCES}
         with ThreadPoolExecutor() as pool:

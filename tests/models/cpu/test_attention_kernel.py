@@ -1,8 +1,5 @@
 """Our attention against torch in float32, on shapes and layouts of all kinds, by every kind of product."""
 
-import ctypes
-from pathlib import Path
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,30 +7,22 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from app.models.cpu import attention_kernel, building
+from app.models.cpu import attention_kernel
 from app.models.cpu.attention_kernel import AttentionKernel, PackedContexts, load_attention
 from app.models.cpu.building import NotBuilt
+from tests.models.cpu.conftest import Compiled
+from tests.models.cpu.test_products import OLDER, TILES
 
 BF16 = torch.bfloat16
 
 
 # What the compiler makes for this processor; AMX's tiles, emulated by loops; float vectors.
-@pytest.fixture(scope="module", params=[(), ("-DPROMPTPLEX_EMULATE_TILES",), ("-U__AVX512BF16__",)], ids=str)
-def attend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AttentionKernel:
+@pytest.fixture(scope="module", params=[(), TILES, OLDER], ids=["this processor", "tiles", "vectors"])
+def attend(request: pytest.FixtureRequest, compiled: Compiled) -> AttentionKernel:
     try:
-        return (
-            _compiled(request.param, tmp_path_factory.mktemp("cache")) if request.param else load_attention()
-        )
+        return AttentionKernel(compiled(*request.param)) if request.param else load_attention()
     except NotBuilt as reason:
         pytest.skip(f"no kernels here: {reason}")  # torch's are used then, as the other tests show
-
-
-def _compiled(flags: tuple[str, ...], cache: Path) -> AttentionKernel:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(building, "_FLAGS", (*building._FLAGS, *flags))
-        patch.setattr(building, "SOURCES", [each for each in building.SOURCES if each.stem == "attention"])
-        patch.setenv("XDG_CACHE_HOME", str(cache))
-        return AttentionKernel(ctypes.CDLL(str(building.build())))
 
 
 class Layout:

@@ -1,6 +1,5 @@
 """A decoder whose layers run in one call says what transformers' own layers say."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,7 +31,8 @@ from app.models.cpu.packed_linear import PackedLinear, Weights
 from app.models.cpu.products import product_kind, why_no_int8
 from app.models.decoder_only import DecoderOnly
 from app.models.geometry import model_geometry
-from tests.models.cpu.test_products import TILES, compiled
+from tests.models.cpu.conftest import Compiled
+from tests.models.cpu.test_products import TILES
 
 SIZES: dict[str, Any] = {
     "hidden_size": 96,
@@ -197,10 +197,10 @@ def test_float32_stays() -> None:
 
 @pytest.mark.parametrize(("weights", "tolerance"), [("auto", 3e-2), ("int8", 0.1)])
 def test_tiles_say_the_same(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, weights: Weights, tolerance: float
+    monkeypatch: pytest.MonkeyPatch, compiled: Compiled, weights: Weights, tolerance: float
 ) -> None:
     """AMX's tiles, emulated: products and attention of one step run on them."""
-    library = compiled(TILES, tmp_path)
+    library = compiled(*TILES)
     packed = backbone(FUSED["qwen3"])
     expected = logits(packed)
     monkeypatch.setattr(products, "_products", lambda: products.bound(library))

@@ -1,6 +1,8 @@
 """The library of our kernels, and norms against torch in float32."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -39,7 +41,13 @@ def test_only_bf16_on_a_cpu_has_kernels(kernels: Kernels) -> None:
     assert kernels_for(BF16, torch.device("cuda")) is None
 
 
-def test_a_library_is_built_once(kernels: Kernels, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def small_library(kernels: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a library comes to lie doesn't depend on what is in it; all of it takes 10 s to compile."""
+    monkeypatch.setattr(building, "SOURCES", [each for each in building.SOURCES if each.stem == "norms"])
+
+
+def test_a_library_is_built_once(small_library: None, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     first = building.build()
     assert first.parent == tmp_path / "promptplex"
@@ -49,8 +57,24 @@ def test_a_library_is_built_once(kernels: Kernels, tmp_path, monkeypatch: pytest
     assert [path.name for path in first.parent.iterdir()] == [first.name]
 
 
+def test_those_who_build_at_once_compile_once(
+    small_library: None, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    compile_, compiled = building._compile, list[Path]()
+
+    def counted(compiler: str, openmp: str, target: Path) -> None:
+        compiled.append(target)
+        compile_(compiler, openmp, target)
+
+    monkeypatch.setattr(building, "_compile", counted)
+    with ThreadPoolExecutor(4) as pool:
+        libraries = list(pool.map(lambda _: building.build(), range(4)))
+    assert libraries == compiled * 4
+
+
 def test_a_directory_that_others_can_write_to_is_not_trusted(
-    kernels: Kernels, tmp_path, monkeypatch: pytest.MonkeyPatch
+    small_library: None, tmp_path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     (tmp_path / "promptplex").mkdir(mode=0o777)
@@ -59,7 +83,7 @@ def test_a_directory_that_others_can_write_to_is_not_trusted(
 
 
 def test_the_first_start_makes_the_cache_its_owners_alone(
-    kernels: Kernels, tmp_path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    small_library: None, tmp_path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Whatever the umask is, and whichever part of the load comes first."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -77,7 +101,7 @@ def test_the_first_start_makes_the_cache_its_owners_alone(
 
 
 def test_a_cache_that_cannot_be_used_is_told(
-    kernels: Kernels, tmp_path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    small_library: None, tmp_path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "promptplex").mkdir()

@@ -1,8 +1,6 @@
 """Our products against torch in float32, on shapes of all kinds, by every kind of instructions."""
 
-import ctypes
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,32 +9,24 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from app.models.cpu import building, products
+from app.models.cpu import products
 from app.models.cpu.building import NotBuilt
 from app.models.cpu.products import Activation, Panels, product_kind
+from tests.models.cpu.conftest import Compiled
 from tests.models.cpu.test_packed_linear import FUNCTIONS
 
 BF16 = torch.bfloat16
-TILES = "-DPROMPTPLEX_EMULATE_TILES"
-
-
-def compiled(flag: str, cache: Path) -> ctypes.CDLL:
-    """The library as the compiler makes it with a flag."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(building, "_FLAGS", (*building._FLAGS, flag))
-        needed = [each for each in building.SOURCES if each.stem in ("products", "decoder")]
-        patch.setattr(building, "SOURCES", needed)
-        patch.setenv("XDG_CACHE_HOME", str(cache))
-        return ctypes.CDLL(str(building.build()))
+OLDER = ("-U__AVX512BF16__", "products", "attention")
+TILES = ("-DPROMPTPLEX_EMULATE_TILES", "products", "decoder", "attention")
 
 
 # What the compiler makes for this processor; AMX's tiles, emulated by loops.
-@pytest.fixture(scope="module", params=["", TILES], ids=["this processor", "tiles"])
-def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> None:
+@pytest.fixture(scope="module", params=[(), TILES], ids=["this processor", "tiles"])
+def library(request: pytest.FixtureRequest, compiled: Compiled) -> None:
     with pytest.MonkeyPatch.context() as patch:
         try:
             if request.param:
-                made = products.bound(compiled(request.param, tmp_path_factory.mktemp("cache")))
+                made = products.bound(compiled(*request.param))
                 patch.setattr(products, "_products", lambda: made)
             elif product_kind() is None:
                 pytest.skip("this processor has no instructions for products")
@@ -170,9 +160,9 @@ def test_no_rows_are_no_product(library: None) -> None:
     assert Panels.pack(randoms(16, 32)).multiply(randoms(0, 32)).shape == (0, 16)
 
 
-def test_an_older_processor_has_none(tmp_path: Path) -> None:
+def test_an_older_processor_has_none(compiled: Compiled) -> None:
     try:
-        old = compiled("-U__AVX512BF16__", tmp_path)
+        old = compiled(*OLDER)
     except NotBuilt as reason:
         pytest.skip(f"no kernels here: {reason}")
     with pytest.raises(NotBuilt, match="neither AVX-512 bf16 nor AMX"):
@@ -180,10 +170,10 @@ def test_an_older_processor_has_none(tmp_path: Path) -> None:
 
 
 def test_a_processor_without_products_of_integers_says_so(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, compiled: Compiled
 ) -> None:
     try:
-        old = products.bound(compiled("-U__AVX512VNNI__", tmp_path))
+        old = products.bound(compiled("-U__AVX512VNNI__", "products"))
     except NotBuilt as reason:
         pytest.skip(f"no kernels here: {reason}")
     monkeypatch.setattr(products, "product_kind", lambda: "AVX-512 bf16")
