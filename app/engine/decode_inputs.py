@@ -22,6 +22,7 @@ from app.sites import Site
 # Slots that the rows of a step may see together in a group: 256 rows of 8,000. Beyond that they run eagerly.
 _MOST_SLOTS = 1 << 21
 _FOLLOWS = -1  # as a token id: the row's token is the one that the last step chose
+_WIDTH = 16  # every row of numbers begins where kernels load it fast
 _IDS, _POSITIONS, _FOLLOWED, _SLOTS = range(4)  # rows of the numbers; slots of each group from there on
 
 
@@ -48,8 +49,9 @@ class DecodeInputs:
             if group.site is not Site.ENCODER_SELF
         ]
         self._written = [number for number, group in self._groups if group.site is Site.DECODER_SELF]
-        self._staging = Staging([Part((_SLOTS + len(self._written), most))], device)
-        self._numbers: Tensor = self._staging.parts[0]  # [3 + G, M]
+        width = -(-most // _WIDTH) * _WIDTH
+        self._staging = Staging([Part((_SLOTS + len(self._written), width))], device)
+        self._numbers: Tensor = self._staging.parts[0]  # [3 + G, M or more]
         self._padding = np.array([[0], [0], [0], *([TRASH_SLOT] for _ in self._written)])
         self._followed = torch.zeros(most, dtype=torch.int64, device=device)
         self._logit_rows = torch.arange(most, device=device)

@@ -42,6 +42,7 @@ class Rows:
 
     count: int
     params: SamplingParams = field(default_factory=SamplingParams)
+    num_groups: int = 1
     done: int = 0
 
     def prompts(self, length: int) -> Plan:
@@ -59,8 +60,8 @@ class Rows:
         slots = np.arange(start + length) + 16 + row * ROW_SLOTS
         sampling = SamplingState(self.params, ids).input(start)
         return PlanItem(
-            id=row, kv=PackedItem(start, length, (slots,)), position=start, token_ids=ids,
-            follows=not ids, sampling=(sampling,),
+            id=row, kv=PackedItem(start, length, (slots,) * self.num_groups), position=start,
+            token_ids=ids, follows=not ids, sampling=(sampling,),
         )  # fmt: skip
 
 
