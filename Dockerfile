@@ -2,11 +2,14 @@
 #
 #   docker build --tag promptplex .                                     torch from pip's own index: with CUDA
 #   docker build --tag promptplex --build-arg TORCH_INDEX_URL=... .     torch from the index for CPUs
+#   docker build --tag promptplex --build-arg SERVE_ON=compiler .       for a GPU: Triton calls a C compiler there
 #   docker run --publish 127.0.0.1:8000:8000 promptplex      serves the demo; the log names the file with the key
 #
 # docs/deployment.md is the guide. tests/docker/clean_root.py runs these instructions without a container engine.
 
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
+# What the final stage stands on: python, or compiler.
+ARG SERVE_ON=python
 
 # The installation: a virtual environment at its final path.
 FROM ${PYTHON_IMAGE} AS build
@@ -34,7 +37,18 @@ RUN pip wheel --no-deps --wheel-dir dist . \
     && pip check \
     && pip uninstall --yes pip
 
-FROM ${PYTHON_IMAGE} AS serve
+FROM ${PYTHON_IMAGE} AS python
+
+# With what Triton compiles the launcher of its kernels with, at the first start: a C compiler and the C library's
+# headers. Python's headers are in the base image, CUDA's in Triton's package.
+FROM python AS compiler
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/*
+
+# Docker builds only those stages that this one needs.
+FROM ${SERVE_ON} AS serve
 LABEL org.opencontainers.image.title="Promptplex" \
       org.opencontainers.image.description="One frozen language model, thousands of tasks, each a small trained prompt" \
       org.opencontainers.image.licenses="Apache-2.0"
@@ -54,6 +68,7 @@ ENV PATH=/srv/promptplex/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     HF_HOME=/cache/huggingface \
     XDG_CACHE_HOME=/cache \
+    TRITON_CACHE_DIR=/cache/triton \
     PROMPTPLEX_HOST=0.0.0.0 \
     PROMPTPLEX_PORT=8000 \
     PROMPTPLEX_STORE=/store \

@@ -117,9 +117,10 @@ def make_base(directory: Path) -> None:
 
 
 def build(directory: Path, arguments: dict[str, str]) -> None:
-    """Each stage in a root of its own, from the base."""
-    for name, stage in parse((REPOSITORY / "Dockerfile").read_text()).items():
-        root = directory / name
+    """Each stage that the image is made of, in a root of its own, from the base."""
+    stages = parse((REPOSITORY / "Dockerfile").read_text())
+    for name in ("build", "serve"):
+        stage, root = stages[name], directory / name
         subprocess.run(["cp", "--archive", str(directory / "base"), str(root)], check=True)
         for instruction in stage.instructions:
             _carry_out(instruction, stage, directory, arguments)

@@ -162,7 +162,7 @@ def test_the_gpu_file_asks_for_one_and_for_a_build_that_uses_it() -> None:
         (device,) = service["deploy"]["resources"]["reservations"]["devices"]
         assert (device["driver"], device["capabilities"]) == ("nvidia", ["gpu"])
         assert service["environment"] == {"PROMPTPLEX_DEVICE": "cuda"}
-        assert service["build"]["args"] == {"TORCH_INDEX_URL": "${TORCH_INDEX_URL-}"}
+        assert service["build"]["args"] == {"TORCH_INDEX_URL": "${TORCH_INDEX_URL-}", "SERVE_ON": "compiler"}
     servers = set(read("docker-compose.gpu.yml")["services"])
     assert servers == {"promptplex", "promptplex-2"}
 

@@ -1,9 +1,11 @@
 """The Dockerfile: what a linter says of it, and what its comments and documents promise."""
 
+import importlib.util
 import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -31,10 +33,36 @@ def test_hadolint_finds_nothing() -> None:
 
 
 def test_nothing_is_built_in_the_final_stage() -> None:
-    assert list(STAGES) == ["build", "serve"]
+    assert list(STAGES) == ["build", "python", "compiler", "serve"]
+    assert not STAGES["python"].instructions
     final = " ".join(run.text for run in STAGES["serve"].all("RUN"))
     assert not re.search(r"\b(pip|apt-get|gcc|make|curl)\b", final)
     assert any("--from=build" in copy.text for copy in STAGES["serve"].all("COPY"))
+
+
+def test_the_stage_for_gpus_has_what_triton_compiles_with_and_the_default_has_not() -> None:
+    text = DOCKERFILE.read_text()
+    assert "\nARG SERVE_ON=python\n" in text
+    assert "\nFROM ${SERVE_ON} AS serve\n" in text
+    (run,) = STAGES["compiler"].instructions
+    assert "--no-install-recommends gcc libc6-dev" in run.text
+    assert "rm -rf /var/lib/apt/lists/*" in run.text
+
+
+def test_tritons_launcher_needs_no_more_than_c_pythons_headers_and_its_own(tmp_path: Path) -> None:
+    compiler = shutil.which("gcc")
+    package = importlib.util.find_spec("triton")
+    if compiler is None or package is None or package.origin is None:
+        pytest.skip("needs gcc and Triton")
+    source = Path(package.origin).parent / "backends" / "nvidia"
+    includes = [f"-I{source / 'include'}", f"-I{sysconfig.get_paths()['include']}"]
+    command = [compiler, "-M", *includes, str(source / "driver.c")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    headers = [Path(word) for word in done.stdout.split() if word.endswith(".h")]
+    assert headers
+    foreign = [header for header in headers if header.is_relative_to("/usr/include")]
+    owners = {header.relative_to("/usr/include").parts[0] for header in foreign}
+    assert not owners & {"cuda", "nvidia"}, "the CUDA toolkit isn't in the image"
 
 
 def test_every_installed_package_is_pinned() -> None:
@@ -56,7 +84,7 @@ def test_the_server_is_nobody_and_the_first_process() -> None:
 
 def test_what_is_written_lies_on_volumes() -> None:
     stage = settled("serve")
-    written = ("HF_HOME", "XDG_CACHE_HOME", "PROMPTPLEX_STORE", "PROMPTPLEX_KEYS_FILE")
+    written = ("HF_HOME", "XDG_CACHE_HOME", "TRITON_CACHE_DIR", "PROMPTPLEX_STORE", "PROMPTPLEX_KEYS_FILE")
     for name in written:
         assert any(Path(stage.environment[name]).is_relative_to(volume) for volume in stage.volumes), name
     assert stage.environment["PYTHONDONTWRITEBYTECODE"] == "1"
