@@ -115,7 +115,7 @@ class ItemPlanner:
             ranges[members, PARTIAL] = of_query[step.num_tokens :]
             counts[members] += of_query[step.num_tokens :]
         counts[counts == 1] = 0
-        items = _split(ranges, parts)
+        items = _longest_first(_split(ranges, parts))
         is_row = items[:, NUM_QUERIES] == 1
         return WorkItems(
             query_rows.astype(np.int32),
@@ -291,6 +291,11 @@ def _split(ranges: Int64, parts: Int64) -> Int32:
         items[:, KEY_END] = np.minimum(begin + units * (nth + 1) // num_parts * _UNIT, end)
         items[:, PARTIAL] += nth
     return items.astype(np.int32)
+
+
+def _longest_first(items: Int32) -> Int32:
+    """Return the items in the order in which they begin: the last ones to end are short."""
+    return items[np.argsort(items[:, KEY_BEGIN] - items[:, KEY_END], kind="stable")]
 
 
 def _ends(counts: Int64) -> Int64:
