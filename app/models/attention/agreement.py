@@ -57,11 +57,17 @@ def error_of(
     for has_own in (True,) if geometry.is_causal or geometry.has_position_bias else (True, False):
         contexts, inputs = checked_step(geometry, has_own=has_own)
         inputs = inputs.to(device, dtype)
-        expected = _run(TorchBackend, geometry, torch.float32, contexts, inputs.to(device, torch.float32))
-        found = _run(backend, geometry, dtype, contexts, inputs)
-        error = (found.float() - expected).norm(dim=-1) / expected.norm(dim=-1)
-        errors.append(error.nan_to_num(float("inf")).max().item())
+        reference = TorchBackend(geometry, torch.float32, device)
+        expected = attention_of(reference, geometry, contexts, inputs.to(device, torch.float32))
+        found = attention_of(backend(geometry, dtype, device), geometry, contexts, inputs)
+        errors.append(relative_error(found, expected))
     return max(errors)
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    """Return the largest relative error of one head's output for one token; NaN counts as infinite."""
+    error = (found.float() - expected).norm(dim=-1) / expected.norm(dim=-1)
+    return float(error.nan_to_num(float("inf")).max())
 
 
 def checked_step(geometry: LayerGeometry, *, has_own: bool) -> tuple[list[Context], Inputs]:
@@ -82,19 +88,20 @@ def checked_step(geometry: LayerGeometry, *, has_own: bool) -> tuple[list[Contex
             Context(1, np.concatenate([head, take(number)]), heads=heads) for number in range(1, _HEAD_ROWS)
         ]
         contexts = [*contexts[:4], *sharing, *contexts[4:]]
-        contexts = [_seen(context, geometry.window) for context in contexts]
-    return contexts, _inputs(geometry, contexts, num_slots, generator)
+        contexts = [seen(context, geometry.window) for context in contexts]
+    return contexts, inputs_of(geometry, contexts, num_slots, generator)
 
 
-def _seen(context: Context, window: int | None) -> Context:
+def seen(context: Context, window: int | None) -> Context:
     """Return the context without the slots that left the window of all of its tokens."""
     hidden = 0 if window is None else max(len(context.slots) - (context.num_tokens - 1 + window), 0)
     return context if not hidden else Context(context.num_tokens, context.slots[hidden:])
 
 
-def _inputs(
+def inputs_of(
     geometry: LayerGeometry, contexts: Sequence[Context], num_slots: int, generator: torch.Generator
 ) -> Inputs:
+    """Return random numbers for contexts; slots that none of them has are NaN."""
     num_tokens = sum(context.num_tokens for context in contexts)
     kv_heads, heads = geometry.num_kv_heads, geometry.num_kv_heads * geometry.queries_per_kv
     named = torch.from_numpy(np.unique(np.concatenate([context.slots for context in contexts])))
@@ -118,20 +125,20 @@ def _inputs(
     return Inputs(query, key, value, pools, sinks, table if geometry.has_position_bias else None)
 
 
-def _run(
-    backend: MakeBackend,
+def attention_of(
+    backend: AttentionBackend[Any],
     geometry: LayerGeometry,
-    dtype: torch.dtype,
     contexts: Sequence[Context],
     inputs: Inputs,
+    layout: Any = None,  # None: the backend's own plan of the contexts
 ) -> Tensor:
-    attention = backend(geometry, dtype, inputs.query.device)
-    return attention.forward(
+    """Return what the backend computes, `[T, H, Dv]`."""
+    return backend.forward(
         inputs.query,
         inputs.key,
         inputs.value,
         inputs.pools,
-        attention.plan(contexts),
+        backend.plan(contexts) if layout is None else layout,
         scaling=geometry.key_dim**-0.5,
         softcap=geometry.softcap,
         sinks=inputs.sinks,

@@ -58,25 +58,31 @@ def attend(
     """Compute one item for one kv head: program `item * Hk + kv head`, so that neighbours share slots."""
     kv_head = tl.program_id(0) % NUM_KV_HEADS
     item = items + (tl.program_id(0) // NUM_KV_HEADS) * COLUMNS
+    # Latencies overlap: of all columns first, then of the first slots and the tokens, then of what they name.
+    query_begin = tl.load(item)
     num_queries = tl.load(item + 1)
+    listed = slots + tl.load(item + 2)
+    key_begin = tl.load(item + 3)
+    key_end = tl.load(item + 4)
+    first_query = tl.load(item + 5)
+    nth_partial = tl.load(item + 6)
     if num_queries == 0:
         return
+    places = key_begin + tl.arange(0, BLOCK_N)
+    next_slot = tl.load(listed + places, mask=places < key_end, other=0)
     number = tl.arange(0, BLOCK_M) // GROUP  # of a row's query token in the item
     is_row = number < num_queries
-    token = tl.load(query_rows + tl.load(item) + number, mask=is_row, other=0)
+    token = tl.load(query_rows + query_begin + number, mask=is_row, other=0)
+    num_heads = NUM_KV_HEADS * GROUP
     head = kv_head * GROUP + tl.arange(0, BLOCK_M) % GROUP
     at = head.to(tl.int64) * query_head_stride + token.to(tl.int64) * query_token_stride
     q = _load_tile(query, at, 0, is_row, KEY_DIM, BLOCK_D)
-    first_query = tl.load(item + 5)
-    listed = slots + tl.load(item + 2)
-    key_end = tl.load(item + 4)
+    first_partial = tl.load(partial_begin + token, mask=is_row, other=0)
+    is_alone = tl.load(partial_begin + token + 1, mask=is_row, other=0) - first_partial <= 1
     maximum = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     accumulated = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
 
-    key_begin = tl.load(item + 3)
-    places = key_begin + tl.arange(0, BLOCK_N)
-    next_slot = tl.load(listed + places, mask=places < key_end, other=0)
     for begin in range(key_begin, key_end, BLOCK_N):
         places = begin + tl.arange(0, BLOCK_N)
         is_key = places < key_end
@@ -109,11 +115,8 @@ def attend(
         accumulated = tl.dot(weights.to(v.dtype), v, accumulated, input_precision="ieee")
         maximum = highest
 
-    num_heads = NUM_KV_HEADS * GROUP
-    first_partial = tl.load(partial_begin + token, mask=is_row, other=0)
-    is_alone = tl.load(partial_begin + token + 1, mask=is_row, other=0) - first_partial <= 1
     is_partial = is_row & (is_alone == 0)
-    at_partial = (first_partial + tl.load(item + 6)).to(tl.int64) * num_heads + head
+    at_partial = (first_partial + nth_partial).to(tl.int64) * num_heads + head
     tl.store(partial_maximum + at_partial, maximum, mask=is_partial)
     tl.store(partial_sum + at_partial, total, mask=is_partial)
     _store_tile(partial_output, at_partial, accumulated, is_partial, VALUE_DIM, BLOCK_DV)

@@ -32,19 +32,31 @@ def write(
     """Copy one token's keys or, in the second row of the grid, its values."""
     token = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots + token).to(tl.int64)
-    heads = tl.arange(0, BLOCK_HEADS)[:, None]
     if tl.program_id(1) == 0:
-        columns = tl.arange(0, BLOCK_D)[None, :]
-        is_number = (heads < NUM_KV_HEADS) & (columns < KEY_DIM)
-        source = keys + token * key_token_stride + heads * key_head_stride + columns
-        target = key_pool + slot * (NUM_KV_HEADS * KEY_DIM) + heads * KEY_DIM + columns
-        tl.store(target, tl.load(source, mask=is_number), mask=is_number)
+        source = keys + token * key_token_stride
+        target = key_pool + slot * (NUM_KV_HEADS * KEY_DIM)
+        _copy(source, key_head_stride, target, NUM_KV_HEADS, KEY_DIM, BLOCK_HEADS, BLOCK_D)
     else:
-        columns = tl.arange(0, BLOCK_DV)[None, :]
-        is_number = (heads < NUM_KV_HEADS) & (columns < VALUE_DIM)
-        source = values + token * value_token_stride + heads * value_head_stride + columns
-        target = value_pool + slot * (NUM_KV_HEADS * VALUE_DIM) + heads * VALUE_DIM + columns
-        tl.store(target, tl.load(source, mask=is_number), mask=is_number)
+        source = values + token * value_token_stride
+        target = value_pool + slot * (NUM_KV_HEADS * VALUE_DIM)
+        _copy(source, value_head_stride, target, NUM_KV_HEADS, VALUE_DIM, BLOCK_HEADS, BLOCK_DV)
+
+
+@triton.jit
+def _copy(
+    source,
+    head_stride,
+    target,
+    NUM_HEADS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK_HEADS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    heads = tl.arange(0, BLOCK_HEADS)[:, None]
+    columns = tl.arange(0, BLOCK)[None, :]
+    is_number = (heads < NUM_HEADS) & (columns < WIDTH)
+    numbers = tl.load(source + heads * head_stride + columns, mask=is_number)
+    tl.store(target + heads * WIDTH + columns, numbers, mask=is_number)
 
 
 def write_rows(pools: tuple[Tensor, Tensor], slots: Tensor, keys: Tensor, values: Tensor) -> None:
@@ -59,10 +71,24 @@ def write_rows(pools: tuple[Tensor, Tensor], slots: Tensor, keys: Tensor, values
             slots,
             *keys.stride()[:2],
             *values.stride()[:2],
-            NUM_KV_HEADS=num_kv_heads,
-            KEY_DIM=key_dim,
-            VALUE_DIM=values.shape[2],
-            BLOCK_HEADS=power_of_two(num_kv_heads),
-            BLOCK_D=power_of_two(key_dim),
-            BLOCK_DV=power_of_two(values.shape[2]),
+            **write_constants(num_kv_heads, key_dim, values.shape[2]),
+            num_warps=write_warps(num_kv_heads, key_dim, values.shape[2]),
         )
+
+
+def write_constants(num_kv_heads: int, key_dim: int, value_dim: int) -> dict[str, int]:
+    """Return what `write` is compiled for."""
+    return {
+        "NUM_KV_HEADS": num_kv_heads,
+        "KEY_DIM": key_dim,
+        "VALUE_DIM": value_dim,
+        "BLOCK_HEADS": power_of_two(num_kv_heads),
+        "BLOCK_D": power_of_two(key_dim),
+        "BLOCK_DV": power_of_two(value_dim),
+    }
+
+
+def write_warps(num_kv_heads: int, key_dim: int, value_dim: int) -> int:
+    """Return how many warps copy a row: 8 numbers for each thread, which are 16 bytes in half precision."""
+    numbers = power_of_two(num_kv_heads) * power_of_two(max(key_dim, value_dim))
+    return min(max(numbers // 256, 1), 16)

@@ -1,90 +1,151 @@
 """The kernels give what torch gives, for all shapes and flags; without a GPU in the interpreter."""
 
-from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from app.models.attention.agreement import TOLERANCE, attention_of, inputs_of, relative_error, seen
 from app.models.attention.backend import Context
 from app.models.attention.torch import TorchBackend
-from app.models.attention.triton import TritonBackend, TritonLayout
+from app.models.attention.triton import TritonBackend
+from app.models.cuda.blocks import queries_per_tile
 from app.prompt import LayerGeometry
 from tests.models.cuda.interpreted import hand_made_layout
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-class Case:
-    """Contexts over permuted slots, and the numbers that a layer gets."""
-
-    def __init__(self, geometry: LayerGeometry, lengths: Sequence[tuple[int, int]], seed: int = 0) -> None:
-        torch.manual_seed(seed)
-        rng = np.random.default_rng(seed)
-        self.geometry = geometry
-        num_slots = 1 + sum(slots for _, slots in lengths)
-        order = 1 + rng.permutation(num_slots - 1)
-        ends = np.cumsum([slots for _, slots in lengths])
-        self.contexts = [
-            Context(tokens, order[end - slots : end])
-            for (tokens, slots), end in zip(lengths, ends, strict=True)
-        ]
-        num_tokens = sum(tokens for tokens, _ in lengths)
-        heads = geometry.num_kv_heads * geometry.queries_per_kv
-        self.query = torch.randn(num_tokens, heads, geometry.key_dim).transpose(0, 1)
-        widths = (geometry.key_dim, geometry.value_dim)
-        self.pools = [torch.randn(num_slots, geometry.num_kv_heads * width) for width in widths]
-        self.pools[0][0], self.pools[1][0] = 0, 0
-        self.sinks = torch.randn(heads) if geometry.has_sinks else None
-        self.bias = torch.randn(heads, 2 * 9 + 1) if geometry.has_position_bias else None
-
-    def run(self, backend: Any, layout: Any, dtype: torch.dtype) -> Tensor:
-        own = [context.slots[-context.num_tokens :] for context in self.contexts]
-        written = torch.from_numpy(np.concatenate(own))
-        keys, values = (
-            pool[written].view(len(written), self.geometry.num_kv_heads, -1).transpose(0, 1).to(DEVICE, dtype)
-            for pool in self.pools
-        )
-        return backend.forward(
-            self.query.to(DEVICE, dtype),
-            keys,
-            values,
-            tuple(pool.to(DEVICE, dtype) for pool in self.pools),
-            layout,
-            scaling=0.3,
-            softcap=self.geometry.softcap,
-            sinks=self.sinks,
-            position_bias=self.bias,
-        )
-
-    def expected(self) -> Tensor:
-        backend = TorchBackend(self.geometry, torch.float32, DEVICE)
-        return self.run(backend, backend.plan(self.contexts), torch.float32)
-
-    def found(self, layout: TritonLayout, dtype: torch.dtype) -> Tensor:
-        return self.run(TritonBackend(self.geometry, dtype, DEVICE), layout, dtype)
-
-
-STEP = [(1, 1), (1, 130), (1, 64), (5, 5), (40, 70), (3, 100)]
-
-
-@pytest.mark.parametrize(
-    "geometry",
-    [
-        LayerGeometry(2, 16, 16),
-        LayerGeometry(1, 80, 80, queries_per_kv=3),
-        LayerGeometry(2, 24, 16, queries_per_kv=7),
-        LayerGeometry(1, 16, 112, queries_per_kv=12, softcap=20.0),
-        LayerGeometry(2, 16, 16, queries_per_kv=2, has_sinks=True),
-        LayerGeometry(2, 16, 16, has_position_bias=True),
-        LayerGeometry(2, 16, 16, is_causal=False, has_position_bias=True),
-    ],
+WIDTHS = [(16, 16), (12, 12), (24, 16), (80, 80), (96, 96), (112, 112), (192, 128), (16, 40)]
+SHORT = st.one_of(st.integers(0, 20), st.integers(60, 70))
+LONG = st.one_of(SHORT, st.integers(100, 600))
+CHEAP = settings(
+    max_examples=16,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
-def test_kernels_agree_with_torch(geometry: LayerGeometry) -> None:
-    case = Case(geometry, STEP)
-    layout = hand_made_layout(
-        case.contexts, geometry, torch.float32, splits=[1, 3], num_empty=2, device=DEVICE
+
+
+class Step(NamedTuple):
+    """What hypothesis draws."""
+
+    geometry: LayerGeometry
+    dtype: torch.dtype
+    contexts: list[Context]
+    num_slots: int
+    splits: list[int]
+    num_empty: int
+
+
+@st.composite
+def geometries(draw: st.DrawFn) -> LayerGeometry:
+    key_dim, value_dim = draw(st.sampled_from(WIDTHS))
+    kind = draw(st.sampled_from(["plain", "softcap", "sinks", "both", "bias"]))
+    is_causal = draw(st.sampled_from([True, True, False]))
+    return LayerGeometry(
+        draw(st.integers(1, 2)),
+        key_dim,
+        value_dim,
+        window=draw(st.sampled_from([None, 1, 7, 100])) if is_causal else None,
+        queries_per_kv=draw(st.sampled_from([1, 2, 3, 7, 12, 20])),
+        softcap=draw(st.sampled_from([1.0, 30.0])) if kind in {"softcap", "both"} else None,
+        has_sinks=kind in {"sinks", "both"},
+        is_causal=is_causal,
+        has_position_bias=kind == "bias",
     )
-    torch.testing.assert_close(case.found(layout, torch.float32), case.expected(), rtol=1e-4, atol=1e-5)
+
+
+@st.composite
+def drawn_steps(draw: st.DrawFn, sizes: st.SearchStrategy[int], max_tiles: int) -> Step:
+    """Rows, then chunks, some on one of two prefixes, over permuted slots; or tokens that read sources."""
+    geometry, dtype = draw(geometries()), draw(st.sampled_from(list(TOLERANCE)))
+    is_cross = not geometry.is_causal and draw(st.booleans())
+    tile = queries_per_tile(geometry, dtype)
+    lengths = [(1, draw(sizes)) for _ in range(draw(st.integers(0, 3)))]
+    num_chunks = draw(st.integers(0 if lengths else 1, 2))
+    lengths += [(draw(st.integers(2, max(max_tiles * tile, 2))), draw(sizes)) for _ in range(num_chunks)]
+    order = np.random.default_rng(draw(st.integers(0, 9))).permutation(np.arange(1, 9000))
+    free = iter(order)
+    prefixes = [np.fromiter(free, np.int64, draw(sizes)) for _ in range(2)]
+    contexts = []
+    for tokens, length in lengths:
+        prefix = draw(st.sampled_from([*prefixes, prefixes[0][:0]]))
+        own = max(length, 1) if is_cross else tokens + length
+        slots = np.concatenate([prefix, np.fromiter(free, np.int64, own)])
+        contexts.append(seen(Context(tokens, slots, not is_cross), geometry.window))
+    return Step(
+        geometry,
+        dtype,
+        contexts,
+        len(order) + 1,
+        draw(st.lists(st.integers(1, 5), min_size=1, max_size=3)),
+        draw(st.integers(0, 3)),
+    )
+
+
+def check(step: Step) -> None:
+    """Compare with torch, over pools in which every slot that no context has is NaN."""
+    geometry, dtype = step.geometry, step.dtype
+    inputs = inputs_of(geometry, step.contexts, step.num_slots, torch.Generator().manual_seed(0))
+    inputs = inputs.to(DEVICE, dtype)
+    expected = attention_of(
+        TorchBackend(geometry, torch.float32, DEVICE),
+        geometry,
+        step.contexts,
+        inputs.to(DEVICE, torch.float32),
+    )
+    layout = hand_made_layout(
+        step.contexts, geometry, dtype, splits=step.splits, num_empty=step.num_empty, device=DEVICE
+    )
+    backend = TritonBackend(geometry, dtype, DEVICE)
+    found = attention_of(backend, geometry, step.contexts, inputs, layout)
+    assert found.dtype == dtype
+    assert relative_error(found, expected) < TOLERANCE[dtype]
+
+
+@CHEAP
+@given(step=drawn_steps(SHORT, 2))
+def test_kernels_agree_with_torch(step: Step) -> None:
+    check(step)
+
+
+@pytest.mark.soak
+@settings(CHEAP, max_examples=400)
+@given(step=drawn_steps(LONG, 5))
+def test_kernels_agree_with_torch_on_larger_steps(step: Step) -> None:
+    check(step)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("splits", [1, 7])
+def test_a_row_reads_thousands_of_keys(dtype: torch.dtype, splits: int) -> None:
+    geometry = LayerGeometry(1, 16, 16, queries_per_kv=7)
+    contexts = [Context(1, np.random.default_rng(0).permutation(np.arange(1, 5001)))]
+    check(Step(geometry, dtype, contexts, 5100, [splits], 0))
+
+
+def test_far_slots_are_found() -> None:
+    """Numbers of a pool are counted in 64 bits: this one has more than 2**31 of them."""
+    geometry = LayerGeometry(1, 16, 16)
+    kernel = TritonBackend(geometry, torch.float16, DEVICE)
+    far = (1 << 31) // 16 + 5
+    # Memory that is never touched isn't taken.
+    pool = torch.empty(far + 1, 16, dtype=torch.float16, device=DEVICE)
+    query = torch.randn(1, 1, 16, device=DEVICE).half()
+    context = Context(1, np.array([far]))
+    pool[far] = torch.arange(16)
+    layout = hand_made_layout([context], geometry, torch.float16, device=DEVICE)
+    found = kernel.forward(
+        query,
+        query,
+        query,
+        (pool, pool),
+        layout,
+        scaling=1.0,
+        softcap=None,
+        sinks=None,
+        position_bias=None,
+    )
+    assert torch.equal(found[0, 0].cpu(), torch.arange(16).half())
