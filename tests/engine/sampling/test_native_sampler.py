@@ -72,6 +72,7 @@ def rows(draw: st.DrawFn) -> tuple[list[SamplingInput], list[int]]:
     st.sampled_from([2.0, 16.0, 2.0**20]),
     st.sampled_from([None, None, "nan", "inf", "never", "few"]),
     st.sampled_from([torch.float32, torch.bfloat16]),
+    st.sampled_from([None, None, "rising", "falling"]),
     st.integers(0, 2**32),
 )
 def test_any_row_gets_the_token_and_the_numbers_of_the_reference(
@@ -82,11 +83,14 @@ def test_any_row_gets_the_token_and_the_numbers_of_the_reference(
     steps: float,
     broken: str | None,
     dtype: torch.dtype,
+    order: str | None,
     seed: int,
 ) -> None:
     inputs, masked = given_rows
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(len(inputs), vocabulary, generator=generator).mul(spread * steps).round() / steps
+    if order is not None:
+        logits = logits.sort(dim=-1, descending=order == "falling").values
     if broken in ("nan", "inf"):
         logits[0, -1] = float(broken)
     if broken in ("never", "few"):

@@ -16,6 +16,7 @@
 #include <immintrin.h>
 #endif
 
+#include "selection.h"
 #include "vectors.h"
 
 namespace {
@@ -52,17 +53,6 @@ struct Scored {
     int32_t id;
 };
 constexpr auto comes_first = [](const Scored& a, const Scored& b) { return a.value > b.value; };
-
-// Bit i: whether a[i] > b[i].
-inline uint32_t greater(Vector a, Vector b) {
-#if defined(__AVX512F__)
-    return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GT_OQ);
-#else
-    uint32_t bits = 0;
-    for (int lane = 0; lane < kLanes; ++lane) bits |= static_cast<uint32_t>(a[lane] > b[lane]) << lane;
-    return bits;
-#endif
-}
 
 // Write the chosen lanes side by side; up to 16 numbers behind them are overwritten.
 inline void compress(float* to, Vector value, uint32_t bits) {
@@ -275,6 +265,12 @@ class Chooser {
 
     // The k best of x - shift, as torch's topk orders them.
     void select(const float* x, float shift, int64_t k) {
+        if (k * 64 > n_ && selection_.take(x, shift, n_, k)) {
+            best_.resize(k);
+            for (int64_t i = 0; i < k; ++i) best_[i] = {selection_.value(i), selection_.id(i)};
+            std::sort(best_.begin(), best_.begin() + (k - 1), comes_first);
+            return;
+        }
         if (k * 64 > n_) {
             best_.resize(n_);
             for (int64_t i = 0; i < n_; ++i) best_[i] = {x[i] - shift, static_cast<int32_t>(i)};
@@ -390,7 +386,16 @@ class Chooser {
         place = std::min(place, last);
         const float value = values[place];
         if (first_of(value, 1) < 0) return first_of(value, 0);
-        select(logits_.data(), 0.0f, count);
+        return selected(count, place);
+    }
+
+    // The id at a place of the k best scores, in the order of torch's topk.
+    int64_t selected(int64_t k, int64_t place) {
+        if (k * 64 > n_ && selection_.take(logits_.data(), 0.0f, n_, k)) {
+            const int64_t id = place < k - 1 ? selection_.sorted(k - 1, place) : selection_.id(place);
+            if (id >= 0) return id;
+        }
+        select(logits_.data(), 0.0f, k);
         return best_[place].id;
     }
 
@@ -596,6 +601,7 @@ class Chooser {
     std::vector<float> buffer_, values_, weights_, near_values_[2], near_weights_[2];
     Split all_;  // of all candidates
     std::vector<Scored> best_;
+    Selection selection_;
     std::vector<int32_t> order_;
     std::vector<double> masses_;  // of the blocks of a plain draw
 };
