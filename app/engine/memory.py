@@ -10,6 +10,7 @@ from app.engine.blocks import Counts, KVBlocks, TableGroup, block_bytes, table_g
 from app.engine.device_memory import CudaMeter, DeviceMemory, Meter
 from app.engine.memory_plan import MemoryPlan, gib, no_room_to_measure, plan_memory
 from app.engine.out_of_memory import forget_step, is_out_of_memory
+from app.engine.recording import why_unrecordable
 from app.engine.runner import Runner
 from app.engine.scheduler import SchedulerConfig
 from app.engine.trial_steps import StepPeaks, Trials, measure_steps, trial_cache
@@ -81,7 +82,7 @@ def planned(
         meter.memory(),
         peaks,
         utilization=utilization,
-        num_graphs=num_graphs,
+        num_graphs=num_graphs if why_unrecordable(backbone) is None else 0,
         bytes_per_slot=bytes_per_slot,
         kv_cache_bytes=asked,
     )

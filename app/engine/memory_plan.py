@@ -30,12 +30,7 @@ class MemoryPlan:
     @property
     def is_enough(self) -> bool:
         """Whether all of it fits, and anything is left for keys and values."""
-        return self.kv_cache > 0 and self.num_missing <= 0
-
-    @property
-    def num_missing(self) -> int:
-        """Bytes that all of it takes beyond what there is."""
-        return self.activations + self.graphs + self.kv_cache - self.room
+        return 0 < self.kv_cache <= self.room - self.activations - self.graphs
 
     def __str__(self) -> str:
         left = self.total - self.model - self.activations - self.graphs - self.kv_cache
@@ -93,8 +88,8 @@ def gib(num_bytes: float) -> str:
 
 
 _REMEDIES = (
-    "lower --token-budget, --max-rows or --max-context, end other programs on this GPU, or take a smaller "
-    "base or dtype"
+    "lower --token-budget, --max-rows or --max-context, set --cuda-graphs false, end other programs on this "
+    "GPU, or take a smaller base or dtype"
 )
 
 

@@ -58,13 +58,21 @@ def record_decode_steps(
     return graphs
 
 
+def why_unrecordable(backbone: Backbone) -> str | None:
+    """Return why a base's decode steps can't be recorded, if that is known before it is tried."""
+    for group, backend in zip(backbone.kv_groups, backbone.backends, strict=True):
+        if group.site is not Site.ENCODER_SELF and not isinstance(backend, GraphBackend):
+            return f"the shapes of {type(backend).__name__} change with every step"
+    return None
+
+
 def _recorded(
     backbone: Backbone, cache: KVCache, sizes: Sequence[int], capture: Capture, progress: Progress
 ) -> DecodeGraphs:
     """Record the largest first. Those that memory doesn't hold are left out."""
-    for group, backend in zip(cache.groups, backbone.backends, strict=True):
-        if group.site is not Site.ENCODER_SELF and not isinstance(backend, GraphBackend):
-            raise NotRecorded(f"the shapes of {type(backend).__name__} change with every step")
+    reason = why_unrecordable(backbone)
+    if reason is not None:
+        raise NotRecorded(reason)
     graphs = DecodeGraphs(backbone, DecodeInputs(backbone, cache, sizes))
     for size in reversed(sizes):
         try:

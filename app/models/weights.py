@@ -87,10 +87,22 @@ def load_weights(
     model: PreTrainedModel = loaded[0]
     _check_complete(reference, loaded[1], progress)
     if not placement:
-        model.to(device)  # type: ignore[arg-type]  # transformers wraps torch's signature away
+        _move(model, device, reference)
     model.eval()
     model.requires_grad_(False)
     return model
+
+
+def _move(model: PreTrainedModel, device: torch.device, reference: str) -> None:
+    try:
+        model.to(device)  # type: ignore[arg-type]  # transformers wraps torch's signature away
+    except torch.OutOfMemoryError as error:
+        num_bytes = sum(each.nbytes for each in model.state_dict().values())
+        raise UnsupportedModel(
+            f"the weights of '{reference}', {num_bytes / (1 << 30):.1f} GiB in {model.dtype}, don't fit on "
+            f"{device}: end other programs on it, take a smaller dtype or base, or a larger GPU "
+            f"({in_one_line(error)})"
+        ) from error
 
 
 class _Table(logging.Filter):

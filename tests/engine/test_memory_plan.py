@@ -18,6 +18,7 @@ from app.host_memory import host_memory
 from app.models.backbone import Backbone
 from app.models.decoder_only import DecoderOnly
 from tests.engine.conftest import Bench
+from tests.engine.padded_backend import use_padded_backends
 from tests.tiny_models import packed_backbone, packed_seq2seq, tiny_model, tiny_seq2seq
 
 GIB = 1 << 30
@@ -151,19 +152,28 @@ def num_tokens(plan: Plan) -> int:
     return sum(item.kv.num_tokens for item in plan.items)
 
 
-def test_memory_is_planned_by_what_steps_took(
-    llama_backbone: DecoderOnly, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_memory_is_planned_by_what_steps_took(caplog: pytest.LogCaptureFixture) -> None:
     """Two figures for rows that see few slots and many, then one for each candidate of the largest step."""
-    bytes_per_slot = sum(group.bytes_per_slot(llama_backbone.dtype) for group in llama_backbone.kv_groups)
-    seen = BOUNDS.max_rows * (min(4096, llama_backbone.geometry.max_positions - 1) - 16)
+    backbone = packed_backbone(tiny_model("llama"))
+    bytes_per_slot = sum(group.bytes_per_slot(backbone.dtype) for group in backbone.kv_groups)
+    seen = BOUNDS.max_rows * (min(4096, backbone.geometry.max_positions - 1) - 16)
     meter = CannedMeter([GIB, GIB + seen * bytes_per_slot, 2 * GIB, 3 * GIB])
     with caplog.at_level("INFO", "promptplex.engine"):
-        plan = planned(llama_backbone, BOUNDS, meter, utilization=0.9, num_graphs=11, asked=None)
-    assert plan.graphs > GIB
-    assert plan.kv_cache == pytest.approx((72 * GIB - 16 * GIB - 3 * GIB - plan.graphs) / 2, rel=1e-6)
+        plan = planned(backbone, BOUNDS, meter, utilization=0.9, num_graphs=11, asked=None)
+    assert plan.graphs == 0, "steps of torch's attention can't be recorded"
+    assert plan.kv_cache == pytest.approx((72 - 16 - 3) * GIB / 2, rel=1e-6)
     assert "keys and values" in caplog.text
     assert not meter.peaks
+    use_padded_backends(backbone)
+    with_graphs = planned(
+        backbone,
+        BOUNDS,
+        CannedMeter([GIB, GIB, 2 * GIB, 3 * GIB]),
+        utilization=0.9,
+        num_graphs=11,
+        asked=None,
+    )
+    assert with_graphs.kv_cache == (72 - 16 - 3 - 1) * GIB - (11 * 12 + 64 << 20)
 
 
 def test_a_largest_step_without_room_is_refused_with_what_to_lower(llama_backbone: DecoderOnly) -> None:

@@ -11,10 +11,11 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from app.errors import UnsupportedModel
 from app.models.loading import LoadedBase, load_base
+from app.models.pretrained import load_pretrained, read_config
 from tests import oracle
 from tests.models.conftest import save
 from tests.tiny_models import tiny_model
@@ -45,6 +46,23 @@ def test_names_with_a_wrapper_in_front_are_refused_with_the_reason(saved_llama: 
         load(saved_llama)
     assert "without its wrapper" in e.value.message
     assert "\n" not in e.value.message
+
+
+def test_weights_that_a_gpu_does_not_hold_are_refused_with_their_size(
+    saved_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(model: PreTrainedModel, device: torch.device) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(PreTrainedModel, "to", full)
+    with pytest.raises(UnsupportedModel, match=r"GiB in torch.float32, don't fit on cpu: .* smaller dtype"):
+        load_pretrained(
+            str(saved_llama),
+            read_config(str(saved_llama)),
+            dtype=torch.float32,
+            device=torch.device("cpu"),
+            progress=lambda _: None,
+        )
 
 
 MISSING = {
