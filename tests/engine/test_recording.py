@@ -71,10 +71,12 @@ def answers(runner: Runner, rows: Rows, num_steps: int, num_under_way: int) -> l
     read = []
     for _ in range(num_steps):
         launched.append(runner.run(rows.follow(), dict))
-        if len(launched) > num_under_way:
-            read.append(launched.pop(0).result())
-    read += [each.result() for each in launched]
-    return [[result.tokens[row][0].token_id for row in range(rows.count)] for result in read]
+        if len(read) + num_under_way < len(launched):
+            read.append(launched[len(read)].result())
+    read += [each.result() for each in launched[len(read) :]]
+    said = [[result.tokens[row][0].token_id for row in range(rows.count)] for result in read]
+    assert said == [each.sampled.ids.tolist() for each in launched if each.sampled]
+    return said
 
 
 @pytest.mark.parametrize("params", [SamplingParams(), SamplingParams(do_sample=True, seed=3)])
