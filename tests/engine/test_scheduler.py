@@ -26,7 +26,9 @@ from app.engine.sequence import Phase, Sequence
 from app.engine.sources import Source
 from app.engine.step import Step
 from app.errors import PromptplexError, RequestTooLong
+from app.models.attention.backend import Context
 from app.models.attention.kv_cache import Slots, group_layers
+from app.models.attention.metadata import contexts_of
 from app.prompt import LayerGeometry, ModelGeometry, Prompt, PromptKind
 from app.request import Request, Segment, TokenDelta, TokenScore, segments_of
 from app.request import Source as Input
@@ -238,6 +240,19 @@ class Device:
             assert self.found(group, slots.tolist()) == [(group.number, each) for each in content]
 
 
+def check_heads(owners: Iterable[Sequence | Prefix], contexts: Iterable[Context]) -> None:
+    """Contexts with a head of the same id begin with the same slots: the prefix's of this id."""
+    slots_of: dict[int, Ids] = {}
+    for owner, context in zip(owners, contexts, strict=True):
+        if context.heads:
+            assert isinstance(owner, Sequence)
+            assert [*context.heads] == [(prefix.id, prefix.end_slot) for prefix in owner.prefixes]
+        for id_, num_slots in context.heads:
+            assert num_slots < len(context.slots)
+            shared = tuple(context.slots[:num_slots].tolist())
+            assert slots_of.setdefault(id_, shared) == shared
+
+
 class Machine(RuleBasedStateMachine):
     """Everything but the requests."""
 
@@ -375,6 +390,10 @@ class Machine(RuleBasedStateMachine):
                 first, begin = sequence.first_slot, num_positions(above)
                 assert item.soft_from == item.kv.num_computed - first
             assert item.position == begin + item.kv.num_computed - first
+        for number, group in enumerate(group_layers(self.shape.layers)):
+            if group.site is Site.DECODER_SELF:
+                contexts = contexts_of([item.kv for item in plan.items], number, group)
+                check_heads([step.owners[item.id] for item in plan.items], contexts)
 
     def end(self, request_id: str, *, by_caller: bool) -> None:
         sequence = self.sequences.pop(request_id)
