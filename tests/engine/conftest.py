@@ -56,6 +56,14 @@ def often_preempted(engine: Engine) -> list[Sequence]:
     return preempted
 
 
+@pytest.fixture(params=[1, 2], ids=["one in flight", "two in flight"])
+def steps_in_flight(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many steps the test's engines have at once: as on a CPU, and as on a GPU."""
+    count: int = request.param
+    monkeypatch.setattr("app.engine.engine.steps_in_flight_on", lambda device: count)
+    return count
+
+
 @pytest.fixture(scope="session")
 def tiny_llama() -> PreTrainedModel:
     return tiny_model("llama")

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from app.engine.engine import Engine, EngineConfig
+from app.engine.sampling.token_masks import GrammarSource
 from app.engine.statistics import StepStats
 from app.errors import Cancelled
 from app.models.decoder_only import DecoderOnly
@@ -83,6 +84,7 @@ def crowded_engine(
     max_rows: int = 12,
     speculate: int = 0,
     steps_in_flight: int | None = None,
+    grammars: GrammarSource | None = None,
 ) -> Iterator[Engine]:
     """Few rows, a small budget, and blocks for hardly three requests."""
     block_size = 4
@@ -97,7 +99,7 @@ def crowded_engine(
         speculate=speculate,
         steps_in_flight=steps_in_flight,
     )
-    engine = Engine(world.backbone, world.source, config, on_step=steps.append)
+    engine = Engine(world.backbone, world.source, config, grammars=grammars, on_step=steps.append)
     engine.start()
     try:
         yield engine
@@ -150,8 +152,13 @@ def submit_at_random_times(
     return submitted
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_crowded_mixed_batch_equals_each_request_alone(architecture: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("architecture", "in_flight"),
+    [*((each, 1) for each in ARCHITECTURES), ("llama", 2), ("gemma2", 2), ("mistral", 2)],
+)
+def test_a_crowded_mixed_batch_equals_each_request_alone(
+    architecture: str, in_flight: int, tmp_path: Path
+) -> None:
     rng = random.Random(architecture)
     world = build_world(architecture, tmp_path)
     tasks = [world.tasks[i % len(world.tasks)] for i in range(NUM_REQUESTS)]
@@ -160,7 +167,7 @@ def test_a_crowded_mixed_batch_equals_each_request_alone(architecture: str, tmp_
     if is_windowed(world):  # only short rows grow, so they have to grow more
         requests = [replace(request, max_new_tokens=3 * NEW_TOKENS) for request in requests]
     steps: list[StepStats] = []
-    with crowded_engine(world, steps) as engine:
+    with crowded_engine(world, steps, steps_in_flight=in_flight) as engine:
         submitted = submit_at_random_times(engine, requests, rng)
         futures = {request.id: future for request, future in submitted}
         found = [futures[request.id].result(timeout=120) for request in requests]

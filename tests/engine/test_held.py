@@ -116,14 +116,16 @@ def chain(
         request = replace(request, token_ids=(*request.token_ids, *kept, *ids(rng, rng.choice((0, 1, 9)))))
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt2"])
-def test_steps_that_continue_others_say_the_same(architecture: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("architecture", "in_flight"), [("llama", 1), ("gemma2", 1), ("gpt2", 1), ("gemma2", 2)]
+)
+def test_steps_that_continue_others_say_the_same(architecture: str, in_flight: int, tmp_path: Path) -> None:
     """With a learned soft prompt and a prefix, leading text, partly filled blocks and preemption."""
     rng = random.Random(architecture)
     base = tiny_model(architecture)
     models = [oracle.tuned(base, config(7), seed=1) for config in (oracle.soft_config, oracle.prefix_config)]
     prompts = [oracle.as_prompt(model, tmp_path / str(number)) for number, model in enumerate(models)]
-    with running(packed_backbone(base), tmp_path, *prompts) as run:
+    with running(packed_backbone(base), tmp_path, *prompts, steps_in_flight=in_flight) as run:
         often_preempted(run.engine)
         for prompt, model in zip((None, *prompts), (base, *models), strict=True):
             for text in ((), (11, 12, 13)):

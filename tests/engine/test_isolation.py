@@ -27,6 +27,8 @@ from tests.engine.conftest import Bench
 from tests.engine.test_engine import FailingBackbone, SlowSource, wait_until
 from tests.tiny_models import tiny_model
 
+pytestmark = pytest.mark.usefixtures("steps_in_flight")
+
 POISON = 140  # none of the answers below says it
 NEIGHBOURS = [(i + 20, i + 60, 7) for i in range(15)]
 

@@ -8,7 +8,7 @@ In an encoder-decoder it must find its whole source too, with the prefix before 
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import hypothesis.strategies as st
@@ -116,14 +116,14 @@ def num_positions(prefixes: Iterable[Prefix]) -> int:
     return sum(offsets.get(segment.prompt_digest or "", len(segment.token_ids)) for segment in segments)
 
 
-def new_scheduler(shape: ModelGeometry = GEOMETRY) -> Scheduler:
+def new_scheduler(shape: ModelGeometry = GEOMETRY, **config: int) -> Scheduler:
     groups = table_groups(
         group_layers(shape.layers), torch.float32, block_size=BLOCK_SIZE, max_chunk=TOKEN_BUDGET
     )
     num_blocks = (NUM_BLOCKS + NUM_WINDOW_BLOCKS + 1, 16 + 1)
     blocks = KVBlocks(groups, num_blocks[: len({group.pool for group in groups})])
-    config = SchedulerConfig(max_rows=MAX_ROWS, token_budget=TOKEN_BUDGET, speculate=4)
-    return Scheduler(blocks, config)
+    bounds = {"max_rows": MAX_ROWS, "token_budget": TOKEN_BUDGET, "speculate": 4} | config
+    return Scheduler(blocks, SchedulerConfig(**bounds))
 
 
 def result_of(step: Step, tokens: list[SampledToken]) -> StepResult:
@@ -170,8 +170,9 @@ class Device:
         self.memory: dict[tuple[int, int], object] = {}  # (pool, slot) -> (group, content)
         self.num_encoded: Counter[int] = Counter()  # passes through the encoder, by source
 
-    def run(self, step: Step, plan: Plan) -> None:
-        owners = step.owners
+    def run(self, step: Step, plan: Plan, under_way: Mapping[int, Ids] | None = None) -> None:
+        """Run a plan of a step; `under_way` are tokens, by id, that the scheduler doesn't know yet."""
+        owners, ahead = step.owners, {**step.guesses, **(under_way or {})}
         for copies in plan.copies:
             pairs = zip(copies.sources.tolist(), copies.targets.tolist(), strict=True)
             found = {target: self.memory.get((copies.pool, source)) for source, target in pairs}
@@ -190,11 +191,11 @@ class Device:
             )
         num_self = len(self.at[Site.DECODER_SELF])
         for item in plan.items:  # all writes of a step come before all reads
-            guesses = step.guesses.get(item.id, ())
+            guesses = ahead.get(item.id, ())
             content = expected_content(owners[item.id], item.kv.num_computed + item.kv.num_tokens, guesses)
             self.write(Site.DECODER_SELF, item.kv.slots[:num_self], content, item.kv.num_tokens)
         for item in plan.items:
-            self.check(item, owners[item.id], step.guesses.get(item.id, ()))
+            self.check(item, owners[item.id], ahead.get(item.id, ()))
 
     def encode(self, item: SourceItem, source: Source, reader: Sequence | Prefix) -> None:
         """The encoder's rows see the resident prefix; what comes of them goes to cross-attention."""
@@ -261,13 +262,16 @@ class Machine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.parked: list[Sequence] = []
-        self.scheduler = new_scheduler(self.shape)
+        self.scheduler = self.new_scheduler()
         self.device = Device(self.scheduler.residency.blocks.groups)
         self.sequences: dict[str, Sequence] = {}
         self.scheduler.residency.held.max_held = 4
         self.ended: set[str] = set()
         self.to_continue: list[Sequence] = []  # those to be held, ended or not
         self.number = 0
+
+    def new_scheduler(self) -> Scheduler:
+        return new_scheduler(self.shape)
 
     def submit_request(self, request: Request) -> None:
         try:
@@ -382,7 +386,7 @@ class Machine(RuleBasedStateMachine):
                 assert all(prefix.is_ready for prefix in sequence.prefixes), "a row runs on what isn't there"
                 assert item.stands_on == tuple(prefix.id for prefix in sequence.prefixes)
                 first, begin = sequence.request.num_prefix_slots, num_positions(sequence.prefixes)
-                assert len(item.token_ids) == item.kv.num_tokens
+                assert len(item.token_ids) + item.follows == item.kv.num_tokens
             else:
                 above = []
                 while (parent := (above[-1] if above else sequence).parent) is not None:
@@ -415,6 +419,10 @@ class Machine(RuleBasedStateMachine):
             "bytes are let go at admission"
         )
 
+    def go_on(self) -> None:
+        """One step in which nothing special happens."""
+        self.step("go on", 0, set(), set(), set(), plans_ahead=True)
+
     def teardown(self) -> None:
         """Whatever the state, everything ends when prompts arrive and steps go on."""
         for _ in range(5000):
@@ -424,7 +432,7 @@ class Machine(RuleBasedStateMachine):
                 sequence = self.parked.pop()
                 for digest in sorted(sequence.awaited) if sequence.phase is Phase.LOADING else ():
                     self.scheduler.loaded(sequence, next(each for each in PROMPTS if each.digest == digest))
-            self.step("go on", 0, set(), set(), set(), plans_ahead=True)
+            self.go_on()
             self.scheduler.check_integrity()
         assert not self.sequences, "every accepted request ends"
         residency = self.scheduler.residency

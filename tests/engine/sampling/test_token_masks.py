@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 
+from app.engine import engine as engines
 from app.engine.engine import Engine, EngineConfig
 from app.engine.sampling import token_masks
 from app.engine.sampling.token_masks import NUM_WORKERS, PackedMask
@@ -99,7 +100,8 @@ def grammars() -> StepGrammars:
 
 @pytest.fixture
 def engine(bench: Bench, grammars: StepGrammars) -> Iterator[Engine]:
-    config = EngineConfig(max_rows=48, token_budget=256, kv_cache_bytes=8 << 20, speculate=4)
+    speculate = 4 if engines.steps_in_flight_on(bench.backbone.device) == 1 else 0  # rows go ahead, or guess
+    config = EngineConfig(max_rows=48, token_budget=256, kv_cache_bytes=8 << 20, speculate=speculate)
     engine = Engine(bench.backbone, bench.source, config, grammars=grammars, on_step=bench.steps.append)
     engine.start()
     yield engine
@@ -120,6 +122,7 @@ def written(steps: list[set[int]]) -> str:
     return ";".join(" ".join(map(str, sorted(step))) for step in steps)
 
 
+@pytest.mark.usefixtures("steps_in_flight")
 def test_rows_stay_within_their_grammars_and_neighbours_dont_notice(
     bench: Bench, engine: Engine, soft_prompt: Prompt
 ) -> None:
@@ -201,6 +204,7 @@ def test_the_work_is_done_on_workers(bench: Bench, engine: Engine, grammars: Ste
     assert {name.split("_")[0] for name in grammars.threads} == {"grammar"}
 
 
+@pytest.mark.usefixtures("steps_in_flight")
 def test_preempted_rows_go_on_where_they_were(
     bench: Bench, llama_backbone: DecoderOnly, grammars: StepGrammars, tmp_path: Path
 ) -> None:
@@ -228,6 +232,7 @@ def test_preempted_rows_go_on_where_they_were(
         assert all(token in step for token, step in zip(tokens, each, strict=False))
 
 
+@pytest.mark.usefixtures("steps_in_flight")
 @pytest.mark.parametrize("grammar", ["never starts", "!", "!!", "!!!", "3;4;!", "3;4;!!", "", "3 4;;5"])
 def test_a_grammar_that_errs_fails_its_own_row_alone(bench: Bench, engine: Engine, grammar: str) -> None:
     good = [constrained(bench, f"g{i}", "1 2;3 4;5 6;7 8", max_new_tokens=9) for i in range(6)]
@@ -257,6 +262,7 @@ SLOW = ["?1 2 3;4 5 6;7 8 9", "1 2 3;?4 5 6;?7 8 9;1 2", f"1 2 3;4 5 6;7 8 9;?{E
 SAMPLED = SamplingParams(do_sample=True, seed=8, repetition_penalty=1.3, frequency_penalty=0.4)
 
 
+@pytest.mark.usefixtures("steps_in_flight")
 @pytest.mark.parametrize("sampling", [SamplingParams(), SAMPLED], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("grammar", SLOW, ids=["first", "middle", "last"])
 def test_a_late_mask_holds_up_its_own_row_alone(
@@ -311,6 +317,7 @@ def test_a_row_whose_mask_never_comes_still_hears_of_its_end(
     assert not grammars.gate.is_set()
 
 
+@pytest.mark.usefixtures("steps_in_flight")
 def test_late_rows_are_preempted_like_others(
     bench: Bench, llama_backbone: DecoderOnly, grammars: StepGrammars, monkeypatch: pytest.MonkeyPatch
 ) -> None:
