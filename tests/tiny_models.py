@@ -42,6 +42,16 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 ARCHITECTURES = tuple(SHAPES)
 _MORE_SHAPES: dict[str, dict[str, Any]] = {  # which not every test of all architectures needs
+    "deepseek_v3": {  # keys are wider than values
+        "intermediate_size": 64,
+        "num_key_value_heads": 4,
+        "q_lora_rank": 24,
+        "kv_lora_rank": 16,
+        "qk_nope_head_dim": 16,
+        "qk_rope_head_dim": 8,
+        "v_head_dim": 16,
+        "first_k_dense_replace": 9,
+    },
     "gemma3_text": _GQA | {"sliding_window": WINDOW, "head_dim": 16, "query_pre_attn_scalar": 16},
 }
 
