@@ -53,10 +53,14 @@ class StepPeaks:
 
 
 def trial_cache(backbone: Backbone) -> KVCache:
-    """Return a small cache, in which trial steps run."""
+    """Return a small cache, in which trial steps run; zeros, since they read what nothing wrote."""
     groups = backbone.kv_groups
-    num_slots = [_NUM_SLOTS] * len(groups)
-    return KVCache(groups, num_slots, dtype=backbone.dtype, device=backbone.device)
+    cache = KVCache(groups, [_NUM_SLOTS] * len(groups), dtype=backbone.dtype, device=backbone.device)
+    for group in groups:
+        for layer in group.layers:
+            for pool in cache.pools((group.site, layer)):
+                pool.zero_()
+    return cache
 
 
 def measure_steps(run: Callable[[Plan], object], meter: Meter, trials: "Trials") -> StepPeaks:
