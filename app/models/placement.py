@@ -20,7 +20,7 @@ def choose_device(device: str) -> torch.device:
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(
             f"device {device!r} was asked for, but this torch finds no CUDA GPU; take --device cpu, or "
-            "install a CUDA build of torch"
+            "install what is missing (`promptplex doctor` says it)"
         )
     return torch.device(device)
 
