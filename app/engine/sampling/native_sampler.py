@@ -194,7 +194,7 @@ def load_native_sampler() -> NativeSampler:
     except (OSError, AttributeError) as error:
         raise NotBuilt(f"this torch doesn't have MKL's vector functions ({error})") from error
     library = load_library()
-    if hasattr(torch_library, _SOFTMAX_EXP):
+    if torch.backends.cpu.get_cpu_capability() == "AVX512" and hasattr(torch_library, _SOFTMAX_EXP):
         softmax_exp = _address(torch_library, _SOFTMAX_EXP)
         sampler = NativeSampler(library, exponentials, logarithms, softmax_exp)
         if _agrees(sampler, [SamplingParams(do_sample=True), *_CHECKED]):
@@ -209,7 +209,7 @@ def _address(library: ctypes.CDLL, name: str) -> int:
     return ctypes.cast(getattr(library, name), _POINTER).value or 0
 
 
-# On processors without AVX-512 torch's softmax has another one, which we don't call.
+# Without AVX-512 torch's softmax has another one, and adds up in another order.
 _SOFTMAX_EXP = "Sleef_expf16_u10"
 _CHECKED = (
     SamplingParams(),
