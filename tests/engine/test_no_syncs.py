@@ -17,7 +17,9 @@ from app.engine.prefixes import prefix_keys
 from app.engine.runner import Runner
 from app.engine.scheduler import Scheduler, SchedulerConfig
 from app.engine.sequence import Phase, Sequence
+from app.models.attention.backend import AttentionBackend
 from app.models.attention.kv_cache import KVCache
+from app.models.attention.torch import TorchBackend
 from app.models.decoder_only import DecoderOnly
 from app.models.encoder_decoder import EncoderDecoder
 from app.prompt import Prompt
@@ -33,7 +35,10 @@ Requests = list[tuple[Request, Prompt | None]]
 
 
 class AnyAttention:
-    """Stands for a GPU's backend, with its shapes alone."""
+    """Stands for a backend with graphs, with its shapes alone."""
+
+    def __init__(self, *_: object) -> None:
+        """Keep nothing."""
 
     @staticmethod
     def supports(*_: object) -> bool:
@@ -81,7 +86,9 @@ def plans_of(architecture: str, requests: Requests) -> list[Plan]:
     return plans
 
 
-def on_device(backbone: DecoderOnly | EncoderDecoder) -> Runner:
+def on_device(
+    backbone: DecoderOnly | EncoderDecoder, attention: type[AttentionBackend[Any]] = TorchBackend
+) -> Runner:
     """A runner of the base's shapes."""
     backbone.model.to(DEVICE)
     if isinstance(backbone, EncoderDecoder):
@@ -89,8 +96,8 @@ def on_device(backbone: DecoderOnly | EncoderDecoder) -> Runner:
         for layer in backbone._encoded_before.cross_attention_cache.layers:
             layer.keys, layer.values = layer.keys.to(DEVICE), layer.values.to(DEVICE)
     backbone.device = DEVICE
-    backbone.backends = [AnyAttention() for _ in backbone.backends]
     groups = backbone.kv_groups
+    backbone.backends = [attention(group.geometry, backbone.dtype, DEVICE) for group in groups]
     return Runner(backbone, KVCache(groups, [64] * len(groups), dtype=backbone.dtype, device=DEVICE))
 
 
@@ -129,7 +136,7 @@ def test_a_decoders_steps_are_launched_without_waiting(has_graphs: bool, tmp_pat
     soft = oracle.as_prompt(oracle.tuned(base, oracle.soft_config(6), seed=1), tmp_path / "soft")
     prefix = oracle.as_prompt(oracle.tuned(base, oracle.prefix_config(9), seed=2), tmp_path / "prefix")
     plans = plans_of("gemma2", causal_requests(soft, prefix))
-    there = on_device(packed_backbone(base))
+    there = on_device(packed_backbone(base), AnyAttention if has_graphs else TorchBackend)
     run(there, plans, record(there) if has_graphs else ())
     assert not has_graphs or sum(map(is_decode, plans)) > 4
     items = [item for plan in plans for item in plan.items]

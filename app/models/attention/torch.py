@@ -16,6 +16,7 @@ from torch.nn import functional
 from app.models.attention.backend import Context
 from app.models.attention.kv_cache import PADDING_SLOT, Slots
 from app.models.attention.position_bias import ChunkDistances, RowDistances
+from app.models.transfer import tensor_to_device, to_device
 from app.prompt import LayerGeometry
 
 # Contexts up to 2 * _SHORT slots share a bucket; beyond that a bucket spans a factor of two.
@@ -96,17 +97,17 @@ class TorchBackend:
         if hidden.any():
             mask = torch.zeros(padded.shape, dtype=self._dtype)
             mask.masked_fill_(torch.from_numpy(hidden), float("-inf"))
-            mask = mask[:, None, None, :].to(self._device)
+            mask = tensor_to_device(mask[:, None, None, :], self._device)
         distances = None
         if self._has_position_bias:
-            distances = RowDistances.of(torch.from_numpy(lengths).to(self._device), padded.shape[1])
-        return torch.from_numpy(padded).to(self._device), mask, distances
+            distances = RowDistances.of(to_device(lengths, self._device), padded.shape[1])
+        return to_device(padded, self._device), mask, distances
 
     def _chunks(self, contexts: Sequence[Context], begin: int) -> Iterator[Chunk]:
         for num_tokens, slots, has_own, _ in contexts:
             tokens = slice(begin, begin + num_tokens)
             sees_itself = has_own and num_tokens == len(slots)
-            gathered = None if sees_itself else torch.from_numpy(slots).to(self._device).unsqueeze(0)
+            gathered = None if sees_itself else to_device(slots, self._device).unsqueeze(0)
             if self._has_position_bias:
                 yield Chunk(tokens, gathered, None, self._distances(num_tokens, len(slots)))
             else:
