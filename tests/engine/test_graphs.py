@@ -33,7 +33,11 @@ from tests.engine.test_exactness import (
     random_request,
     submit_at_random_times,
 )
+from tests.tiny_models import ARCHITECTURES
 
+OTHERS = [
+    pytest.param(name, marks=pytest.mark.soak) for name in ARCHITECTURES if name not in {"llama", "gemma2"}
+]
 MOST = 6  # rows of the largest graph; engines have more
 
 
@@ -98,7 +102,7 @@ def test_row_counts_are_few_and_near() -> None:
         assert all(b - a <= max(8, a / 4) for a, b in pairwise(sizes))
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma2"])
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", *OTHERS])
 def test_a_mixed_batch_equals_each_request_alone(
     architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
