@@ -19,7 +19,7 @@ from app.api.state import ServerState
 from tests.api.server import client_of, services_of, serving
 from tests.api.test_generate import publish_text
 from tests.bases import save_tiny_llama
-from tests.cli.conftest import Server
+from tests.cli.conftest import INTERPRETER, Server
 from tests.serving.stack import BASE_NAME, Stack
 from tests.waiting import wait_until
 
@@ -167,9 +167,8 @@ def test_the_standard_variable_turns_them_on(
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", address)
     monkeypatch.setenv("OTEL_SERVICE_NAME", "prompts")
     base = save_tiny_llama(tmp_path / "tiny")
-    with Server.running(
-        "--model", str(base), "--store", str(tmp_path / "store"), "--dtype", "float32"
-    ) as server:
+    flags = ("--model", str(base), "--store", str(tmp_path / "store"), "--dtype", "float32")
+    with Server.running(*flags, through=INTERPRETER) as server:
         url = server.wait_until_ready()
         body = {"inputs": "private words", "parameters": {"max_new_tokens": 2}}
         assert httpx2.post(f"{url}/generate", json=body, trust_env=False, timeout=60).status_code == 200

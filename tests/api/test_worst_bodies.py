@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from typing import Any
 
 import httpx
@@ -17,6 +16,7 @@ import pytest
 from tests.api.server import client_of
 from tests.bases import save_tiny_llama
 from tests.cli.conftest import Server
+from tests.processes import FORKS
 
 log = logging.getLogger("promptplex.tests")
 
@@ -149,7 +149,7 @@ def send_all(url: str, path: str, body: bytes) -> set[int]:
 @pytest.fixture(scope="module")
 def elsewhere() -> Iterator[ProcessPoolExecutor]:
     """A process of its own sends, so that it doesn't hold up the one that measures."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, FORKS) as pool:
         yield pool
 
 

@@ -20,18 +20,29 @@ from transformers import AutoModelForCausalLM
 from app.cli import main
 from tests.api.server import hosted
 from tests.bases import save_tiny_llama
+from tests.processes import Forked
 from tests.waiting import PATIENCE, wait_until
+
+INTERPRETER: Sequence[str] = ()  # starts a server through nothing but Python itself
 
 
 class Server:
     """`promptplex serve` on a free port; its log lines can be waited for."""
 
-    def __init__(self, *flags: str, fault: str = "", through: Sequence[str] = ()) -> None:
-        """`fault` is Python that runs first, to break something; `through` is a command to run it with."""
-        code = f"{fault}\nfrom app.cli import main\nmain()"
-        command = [*through, sys.executable, "-c", code, "serve", "--port", "0", *flags]
+    def __init__(self, *flags: str, fault: str = "", through: Sequence[str] | None = None) -> None:
+        """Start one. `fault` is Python that runs first, to break something.
+
+        `through` is a command to start an interpreter with, instead of a fork.
+        """
         environment = {name: value for name, value in os.environ.items() if "PROMPTPLEX" not in name}
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+        arguments = ["serve", "--port", "0", *flags]
+        self.process: Forked | subprocess.Popen[str]
+        if through is None:
+            self.process = Forked(arguments, environment, fault)
+        else:
+            code = f"{fault}\nfrom app.cli import main\nmain()"
+            command = [*through, sys.executable, "-c", code, *arguments]
+            self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
         self._lines: list[str] = []
         self._news = threading.Condition()
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -39,7 +50,9 @@ class Server:
 
     @classmethod
     @contextlib.contextmanager
-    def running(cls, *flags: str, fault: str = "", through: Sequence[str] = ()) -> "Iterator[Server]":
+    def running(
+        cls, *flags: str, fault: str = "", through: Sequence[str] | None = None
+    ) -> "Iterator[Server]":
         """A server that ends with the block."""
         server = cls(*flags, fault=fault, through=through)
         try:

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.cli.conftest import Server, wait_for_status
+from tests.cli.conftest import INTERPRETER, Server, wait_for_status
 from tests.waiting import PATIENCE, wait_until
 
 Serve = Callable[..., Server]
@@ -36,7 +36,7 @@ def _post(url: str, body: dict[str, object]) -> httpx2.Response:
 def test_the_port_answers_from_the_start_of_loading_to_the_end_of_a_drain(
     serve: Serve, base: Path, tmp_path: Path
 ) -> None:
-    server = serve(*_flags(base, tmp_path))
+    server = serve(*_flags(base, tmp_path), through=INTERPRETER)
     url = server.wait_for_port()
     assert _get(f"{url}/health/live").status_code == 200
     assert _get(f"{url}/health/ready").status_code == 503
@@ -77,7 +77,7 @@ def _wait_until_running(url: str, at_least: int = 1) -> None:
 
 
 def test_a_signal_while_loading_ends_at_once(serve: Serve, base: Path, tmp_path: Path) -> None:
-    server = serve(*_flags(base, tmp_path))
+    server = serve(*_flags(base, tmp_path), through=INTERPRETER)  # whose end must not abort
     server.wait_for_port()
     assert server.end(signal.SIGTERM) == 0
 

@@ -1,7 +1,6 @@
 """A Plan is plain data: it runs in another process, on the same weights, with equal tokens."""
 
 import io
-import multiprocessing
 import pickle
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
@@ -26,6 +25,7 @@ from app.sites import Embedding, Site
 from app.store.prompt_file import make_prompt
 from tests import oracle
 from tests.engine.seq2seq import Task, prefix_task
+from tests.processes import FORKS
 from tests.store.builders import raw
 from tests.tiny_models import packed_backbone, packed_seq2seq, tiny_model, tiny_seq2seq
 
@@ -66,9 +66,8 @@ def serve(pipe: Connection) -> None:
 
 @pytest.fixture(scope="module")
 def other_process() -> Iterator[Connection]:
-    context = multiprocessing.get_context("spawn")
-    pipe, theirs = context.Pipe()
-    process = context.Process(target=serve, args=(theirs,), daemon=True)
+    pipe, theirs = FORKS.Pipe()
+    process = FORKS.Process(target=serve, args=(theirs,), daemon=True)
     process.start()
     yield pipe
     pipe.send_bytes(b"")
