@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import machine, processor_kind
+from benchmarks.options import names
 from benchmarks.peers import PEERS, Field, Pythons
 from benchmarks.plots import plot_report
 from benchmarks.report import work_json
@@ -79,18 +80,6 @@ def _write(out: Path, more: dict[str, Any]) -> None:
     report = {"kind": processor_kind(), "machine": machine()} | _read(out) | more
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(report, indent=2) + "\n")
-
-
-def names(known: Sequence[str]) -> Any:
-    """A parser of names with commas between; argparse shows the message where one is unknown."""
-
-    def parse(text: str) -> list[str]:
-        given = [name for name in text.split(",") if name]
-        if unknown := sorted(set(given) - set(known)):
-            raise argparse.ArgumentTypeError(f"unknown: {', '.join(unknown)}; choose from {', '.join(known)}")
-        return given
-
-    return parse
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -20,6 +20,7 @@ class PeftPrompts:
     def __init__(self, model: PreTrainedModel) -> None:
         self._base = model
         self._model: PeftModel | None = None
+        self.device = model.device
 
     def add(self, work: Work, prompts: Sequence[Tensor]) -> None:
         """Take in the prompts `[p, d]` of a work, unless they are there."""
@@ -65,7 +66,7 @@ class PeftGrouped:
         for task in sorted({ask.task for ask in asks})[: self._SAMPLE]:
             generate = self._peft.activate(self.work, task)
             group = [ask for ask in asks if ask.task == task]
-            answers += generate_batch_of(generate, group, self.work, time.perf_counter())
+            answers += generate_batch_of(generate, group, self.work, time.perf_counter(), self._peft.device)
         return [Answer(token_ids=answer.token_ids) for answer in answers]
 
     def close(self) -> None:
@@ -97,8 +98,8 @@ class PeftOneAtATime:
         answers = []
         for ask in self.sample(asks):
             generate = self._peft.activate(self.work, ask.task)
-            alone = generate_batch_of(generate, [ask], self.work, time.perf_counter())[0]
-            answers.append(Answer(token_ids=alone.token_ids))
+            alone = generate_batch_of(generate, [ask], self.work, time.perf_counter(), self._peft.device)
+            answers.append(Answer(token_ids=alone[0].token_ids))
         return answers
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from concurrent.futures import Future
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from transformers import PreTrainedModel
 from app.engine.engine import Engine, EngineConfig
 from app.engine.statistics import StepStats
 from app.models.attention.packed import IMPLEMENTATION, register
-from app.models.backbones import backbone_of
+from app.models.backbones import AnyBackbone, backbone_of
 from app.models.cpu.acceleration import accelerate
 from app.models.geometry import model_geometry
 from app.prompt import Prompt, PromptKind, TaskType
@@ -35,8 +36,12 @@ class MemorySource:
         raw = RawTensor("BF16", tuple(rows.shape), data)
         place = Embedding.DECODER if task_type is TaskType.CAUSAL_LM else Embedding.ENCODER
         prompt = make_prompt(PromptKind.SOFT, {place: raw}, task_type=task_type)
-        self._prompts[prompt.digest] = prompt
+        self.keep(prompt)
         return prompt.digest
+
+    def keep(self, prompt: Prompt) -> None:
+        """Take in a prompt as it is."""
+        self._prompts[prompt.digest] = prompt
 
     def load(self, digest: str) -> "Future[Prompt]":
         """At once: nothing is read from anywhere."""
@@ -45,22 +50,35 @@ class MemorySource:
         return future
 
 
+def accelerated(model: PreTrainedModel) -> AnyBackbone:
+    """Put a model behind our attention, and make it fast, as load_base does."""
+    register()
+    model.set_attn_implementation(IMPLEMENTATION)
+    backbone = backbone_of(model, model_geometry(model, "benchmark"))
+    accelerate(backbone)
+    return backbone
+
+
 class SharedEngine:
     """One engine for all works of a run, as a server has; it times its own steps."""
 
-    def __init__(self, model: PreTrainedModel, works: Sequence[Work], *, speculate: int = 0) -> None:
-        register()
-        model.set_attn_implementation(IMPLEMENTATION)
-        self.source = MemorySource()
-        self.steps: list[StepStats] = []
-        backbone = backbone_of(model, model_geometry(model, "benchmark"))
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        works: Sequence[Work],
+        *,
+        backbone: AnyBackbone | None = None,
+        source: MemorySource | None = None,
+        **settings: Any,
+    ) -> None:
+        """`backbone` is the model's, where it has one already; `settings` are fields of EngineConfig."""
         self.embedding_width = embedding_width(model)
-        accelerate(backbone)  # as load_base does
+        self.source = source or MemorySource()
+        self.steps: list[StepStats] = []
         config = EngineConfig(
-            max_rows=max(work.rows for work in works),
-            kv_cache_bytes=_kv_bytes(works),
-            speculate=speculate,
+            **{"max_rows": max(work.rows for work in works), "kv_cache_bytes": _kv_bytes(works)} | settings
         )
+        backbone = backbone or accelerated(model)
         self.engine = Engine(backbone, self.source, config, on_step=self.steps.append)
         self.engine.start()
 

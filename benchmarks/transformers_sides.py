@@ -34,11 +34,15 @@ class StepClock(StoppingCriteria):
 
 
 def generate_batch_of(
-    generate: Callable[..., Tensor], asks: Sequence[Ask], work: Work, began: float
+    generate: Callable[..., Tensor],
+    asks: Sequence[Ask],
+    work: Work,
+    began: float,
+    device: torch.device | None = None,
 ) -> list[Answer]:
     """`generate` for requests of equal length: no padding, its best case."""
     clock = StepClock()
-    ids = torch.tensor([ask.token_ids for ask in asks])
+    ids = torch.tensor([ask.token_ids for ask in asks], device=device)
     output = generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
@@ -63,11 +67,12 @@ class StaticBatch:
     def __init__(self, model: PreTrainedModel, work: Work) -> None:
         self.work = work
         self._generate = cast(Callable[..., Tensor], model.generate)
+        self._device = model.device
 
     @torch.inference_mode()
     def run(self, asks: Sequence[Ask]) -> list[Answer]:
         """One call."""
-        return generate_batch_of(self._generate, asks, self.work, time.perf_counter())
+        return generate_batch_of(self._generate, asks, self.work, time.perf_counter(), self._device)
 
     def close(self) -> None:
         """Nothing to free."""

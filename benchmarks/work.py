@@ -5,15 +5,19 @@ Shapes of tensors: p virtual tokens, d hidden size.
 
 import random
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+from transformers import PreTrainedModel
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """A Qwen2 decoder. Head width is `hidden / heads`; embeddings are tied."""
+    """A decoder of the Llama kind. Head width is `hidden / heads`."""
 
     layers: int
     hidden: int
@@ -21,6 +25,8 @@ class Shape:
     kv_heads: int
     intermediate: int
     vocabulary: int
+    architecture: str = "qwen2"
+    has_tied_embeddings: bool = True
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -116,24 +122,25 @@ def make_asks(work: Work) -> list[Ask]:
 def random_model(shape: Shape, seed: int = 0) -> PreTrainedModel:
     """Random bf16 weights, frozen. Nothing is downloaded."""
     torch.manual_seed(seed)
-    model: PreTrainedModel = Qwen2ForCausalLM(config_of(shape))
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config_of(shape), dtype=torch.float32)
     nn.Module.to(model, torch.bfloat16)  # not the model's own `to`, whose annotations mislead mypy
     model.train(False).requires_grad_(False)
     return model
 
 
-def config_of(shape: Shape) -> Qwen2Config:
+def config_of(shape: Shape) -> PreTrainedConfig:
     """What transformers builds the model from."""
-    return Qwen2Config(
-        num_hidden_layers=shape.layers,
-        hidden_size=shape.hidden,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        intermediate_size=shape.intermediate,
-        vocab_size=shape.vocabulary,
-        max_position_embeddings=4096,
-        tie_word_embeddings=True,
-    )
+    sizes: dict[str, Any] = {
+        "num_hidden_layers": shape.layers,
+        "hidden_size": shape.hidden,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "intermediate_size": shape.intermediate,
+        "vocab_size": shape.vocabulary,
+        "max_position_embeddings": 4096,
+        "tie_word_embeddings": shape.has_tied_embeddings,
+    }
+    return CONFIG_MAPPING[shape.architecture](**sizes)
 
 
 def random_prompts(model: PreTrainedModel, work: Work) -> list[Tensor]:
