@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import Executor as Workers
 from concurrent.futures import Future
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -296,8 +295,10 @@ class EngineLoop:
         """Undo a step that failed and the one behind it. What they held runs again, in steps of its own."""
         while self._under_way:
             self._under_way.popleft()
-            with suppress(Exception):  # the first failure tells more
+            try:
                 self._executor.collect(dict)
+            except Exception as other:  # the first one tells more
+                forget_step(other)
         _log.error("a step failed beside another one; both are run again", exc_info=error)
         forget_step(error)
         if not works(partial(self._run_part, step), plan):

@@ -103,7 +103,7 @@ class Prefix:
 
     @property
     def is_ready(self) -> bool:
-        """Whether all its keys and values exist, or will with the step that was planned last."""
+        """Whether all its keys and values exist, or will with the steps that are under way."""
         return self.num_computed == self.segment.num_slots and not self.needs_write
 
     @property

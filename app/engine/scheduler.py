@@ -132,7 +132,7 @@ class Scheduler:
             self._searches.remove(sequence.beams)
 
     def _disown(self, sequence: Sequence) -> None:
-        """Let nobody wait for what steps under way choose for a sequence and all rows beside it."""
+        """Drop what steps under way choose for a sequence and all rows beside it."""
         for step in self._under_way:
             step.left.update(row.id for row in sequence.rows)
 

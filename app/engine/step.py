@@ -50,7 +50,7 @@ class Step:
     guesses: dict[int, tuple[int, ...]] = field(default_factory=dict)  # after a row's token, by its id
     counts: StepCounts = field(default_factory=StepCounts)
     errors: dict[int, PromptplexError] = field(default_factory=dict)  # of rows that can't go on
-    left: set[int] = field(default_factory=set)  # ids whose tokens nobody waits for any more
+    left: set[int] = field(default_factory=set)  # ids for which what it chooses is dropped
 
     def add(self, sequence: Sequence, item: PlanItem) -> None:
         """Add a sequence's tokens, which the budget loses."""

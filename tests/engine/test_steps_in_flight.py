@@ -6,8 +6,9 @@ token must find its own past, whatever ends, is late, or fails meanwhile.
 
 import itertools
 import random
+import threading
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import hypothesis.strategies as st
 import pytest
@@ -15,14 +16,19 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import rule
 
 from app.engine.blocks import SlotTable
+from app.engine.engine import Engine, EngineConfig
 from app.engine.plan import Plan, StepResult
+from app.engine.runner import LateInputs, Launched
 from app.engine.sampling.inputs import SampledToken
 from app.engine.scheduler import Scheduler
 from app.engine.sequence import Phase, Sequence
 from app.engine.step import Step
 from app.errors import PromptplexError
-from app.request import Request
+from app.models.decoder_only import DecoderOnly
+from app.request import Request, SamplingParams, TokenScore
 from app.sites import Site
+from benchmarks.completions import submit
+from tests.engine.conftest import Bench
 from tests.engine.test_scheduler import (
     FULL,
     SITES,
@@ -55,7 +61,7 @@ class AheadMachine(Machine):
         super().__init__()
         self.under_way: deque[UnderWay] = deque()
         self.num_ahead = 0  # tokens that were taken through the model before the scheduler knew them
-        self.num_dropped = 0  # that were chosen for nobody
+        self.num_dropped = 0  # that were chosen and not wanted any more
         self.num_undone = 0  # steps
 
     def new_scheduler(self) -> Scheduler:
@@ -217,3 +223,34 @@ def test_what_is_not_undone_is_noticed(mistake: str, monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(SlotTable, "covers", lambda self, start: True)
     with pytest.raises(AssertionError):
         all(crowd(CausalAhead(), seed) for seed in range(20))
+
+
+@pytest.mark.parametrize(
+    "sampling", [SamplingParams(), SamplingParams(repetition_penalty=1.3)], ids=["greedy", "penalised"]
+)
+def test_a_step_is_launched_while_the_one_before_runs(
+    bench: Bench, llama_backbone: DecoderOnly, sampling: SamplingParams
+) -> None:
+    """No result is there before the next step is launched, as on a slow device; the tokens are the same."""
+    config = EngineConfig(kv_cache_bytes=1 << 20, steps_in_flight=2)
+    engine = Engine(llama_backbone, bench.source, config)
+    launched = [threading.Event() for _ in range(8)]
+    runner, places = engine._executor._runner, iter(range(8))
+    run = runner.run
+
+    def run_slowly(plan: Plan, late: LateInputs) -> Launched:
+        place = next(places)
+        launched[place].set()
+        done = run(plan, late)
+
+        def scores() -> dict[int, tuple[TokenScore, ...]]:
+            assert launched[min(place + 1, 7)].wait(60)
+            return done.scores()
+
+        return replace(done, scores=scores)
+
+    runner.run = run_slowly  # type: ignore[method-assign]
+    engine.start()
+    request = bench.request("ahead", sampling=sampling)
+    assert submit(engine, request).result(60).token_ids == submit(bench.engine, request).result(60).token_ids
+    engine.stop()
