@@ -21,6 +21,7 @@ DEVICE = torch.device("meta")
 _LOOKS = {
     "_local_scalar_dense", "item", "is_nonzero", "equal", "allclose", "nonzero", "nonzero_numpy", "argwhere",
     "masked_select", "_unique", "_unique2", "unique_dim", "unique_consecutive", "bincount",
+    "one_hot", "multinomial",
 }  # fmt: skip
 _READS = {
     "tolist", "item", "numpy", "cpu", "__array__", "__bool__", "__int__", "__float__", "__index__",
@@ -99,6 +100,8 @@ class _Operations(TorchDispatchMode):
             raise WouldSync(f"aten.{name}")
         if name in _BY_INDICES and any(map(_is_mask, _tensors(args[1]))):
             raise WouldSync(f"aten.{name} by a mask: how many it chooses has to be known")
+        if name in _BY_INDICES and _is_checked_sum(func, args, given):
+            raise WouldSync(f"aten.{name} that accumulates and checks the range of its indices")
         if name == "copy_" and args[0].device != args[1].device:
             named = {"non_blocking": args[2] if len(args) > 2 else given.get("non_blocking")}
             return self._copied(lambda: func(*args, **given), args[1], args[0].device, named)
@@ -106,7 +109,7 @@ class _Operations(TorchDispatchMode):
         if len(devices) > 1:
             raise WouldSync(f"aten.{name} of tensors on several devices: {devices}")
         if name in ("to", "_to_copy"):
-            named = dict(zip((each.name for each in func._schema.arguments), args, strict=False)) | given
+            named = _named(func, args, given)
             if (device := _target(named)) != args[0].device:
                 return self._copied(lambda: func(*args, **given), args[0], device, named)
         return func(*args, **given)
@@ -121,6 +124,15 @@ class _Operations(TorchDispatchMode):
         if not any(_memory(tensor) == _memory(each) for each in self._pinned):
             raise WouldSync("a copy from memory that isn't pinned")
         return copy()
+
+
+def _named(func: Any, args: Sequence[Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(zip((each.name for each in func._schema.arguments), args, strict=False)) | dict(given)
+
+
+def _is_checked_sum(func: Any, args: Sequence[Any], given: Mapping[str, Any]) -> bool:
+    named = _named(func, args, given)
+    return bool(named.get("accumulate")) and not named.get("unsafe")
 
 
 def _target(named: Mapping[str, Any]) -> torch.device:

@@ -103,7 +103,8 @@ def _apply(operation: Operation, logits: Tensor, places: Tensor, values: Tensor)
     """Change `logits [N, V]` in place, at `places [E]` of all their numbers."""
     flat = logits.view(-1)
     if operation is Operation.ADD:
-        flat.index_put_((places,), values, accumulate=True)
+        # Ids were checked on the host: `index_put_` would wait for the device to check them again.
+        torch._index_put_impl_(flat, (places,), values, accumulate=True, unsafe=True)
         return
     if operation is Operation.FORCE:
         logits.index_fill_(0, places // logits.shape[1], _NEVER)

@@ -117,6 +117,7 @@ def test_a_graphs_choice_is_the_samplers() -> None:
         lambda x: x[torch.from_numpy(np.array([1, 2]))],
         lambda x: x.__setitem__([1, 2], 0.0),
         lambda x: (x > 0).nonzero(),
+        lambda x: x.view(-1).index_put_((x.new_empty(3, dtype=torch.int64),), x[:, 0], accumulate=True),
         lambda x: x.cpu(),
         lambda x: x.to("cpu"),
         lambda x: torch.tensor([1, 2], device=x.device),
