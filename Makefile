@@ -21,8 +21,8 @@ DEMO =
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-# Two files at a time; `make soak` and measurements go one by one.
-TESTS := $(BIN)/python -m pytest -n 2 --dist loadfile
+# Two files at a time, in the order of tests/conftest.py; `make soak` and measurements go one by one.
+TESTS := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 INSTALL := $(PIP) install --quiet --constraint constraints.txt
 OTHER_DEMO = --model demo/$(DEMO) --store build/demo/$(DEMO)/store --import-dir demo/$(DEMO)-prompts
 

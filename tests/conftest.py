@@ -32,13 +32,48 @@ SLOW_FILES = {
     "test_hosting.py",
     "store/cache/test_redis_tier.py",
 }
+# They take five seconds or more: begun last, one would keep a worker busy while the other has nothing to do.
+LONG_FILES = {
+    "docs/test_guides.py",
+    "engine/sampling/test_native_sampler.py",  # compiles the kernels, where they aren't yet
+    "models/cpu/test_fusing.py",
+    "engine/test_exactness.py",
+    "console/test_console.py",
+    "console/test_programs.py",
+    "console/test_training.py",
+    "cli/test_serve.py",
+    "api/test_schemathesis.py",
+    "benchmarks/test_bench.py",
+    "cli/test_train.py",
+    "cli/test_compare.py",
+    "cli/test_doctor.py",
+    "store/test_crashes.py",
+    "engine/test_held_memory.py",
+    "training/test_kills.py",
+    "training/test_prompted_model.py",
+    "training/test_loop.py",
+    "docker/test_entrypoint.py",
+    "server/test_slow_clients.py",
+    "server/test_connections.py",
+    "api/test_request_guard.py",
+    "api/test_overload.py",
+    "models/test_probe.py",
+    "models/test_probe_sources.py",
+    "benchmarks/test_http_throughput.py",
+    "store/cache/test_redis_tier.py",
+}
+
+
+def _path(item: pytest.Item) -> Path:
+    return item.path.relative_to(Path(__file__).parent)
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` looks at marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what `make test-fast` leaves out."""
+    """Begin with what takes long, and mark what `make test-fast` leaves out."""
+    items.sort(key=lambda item: _path(item).as_posix() not in LONG_FILES)
     for item in items:
-        path = item.path.relative_to(Path(__file__).parent)
+        path = _path(item)
         if path.parts[0] in SLOW_ROOMS or path.as_posix() in SLOW_FILES:
             item.add_marker("slow")
 
