@@ -91,14 +91,14 @@ class TritonBackend:
         """Return attention `[T, H, Dv]`; the shapes are those of `AttentionBackend.forward`."""
         if query.stride(2) != 1:
             query = query.contiguous()
+        keys, values = (pool.contiguous() for pool in pools)  # an encoder's may be parts of one projection
         heads, num_tokens = query.shape[:2]
         output = query.new_empty(num_tokens, heads, self._value_dim)
-        sums = query.new_empty(2, layout.num_partials, heads, dtype=torch.float32)
-        partials = (
-            query.new_empty(layout.num_partials, heads, self._value_dim, dtype=torch.float32),
-            sums[0],
-            sums[1],
-        )
+        # Each in memory of its own: at an address that isn't a multiple of 16 Triton compiles another kernel.
+        partials = [
+            query.new_empty(layout.num_partials, heads, width, dtype=torch.float32)
+            for width in (self._value_dim, 1, 1)
+        ]
         given = (
             *(layout.query_rows, layout.slots, layout.partial_begin),
             *(sinks, position_bias, *query.stride()[:2]),
@@ -106,8 +106,8 @@ class TritonBackend:
             *(scaling, softcap or 0.0, self._window),
         )
         with torch.cuda.device_of(query):  # type: ignore[no-untyped-call]
-            self._attend_rows(layout.row_items, query, *pools, output, *partials, *given)
-            self._attend_tiles(layout.tile_items, query, *pools, output, *partials, *given)
+            self._attend_rows(layout.row_items, query, keys, values, output, *partials, *given)
+            self._attend_tiles(layout.tile_items, query, keys, values, output, *partials, *given)
             if layout.num_merged:
                 self._merge[(layout.num_merged * heads,)](
                     *partials, layout.partial_begin, sinks, output, **self._merge_constants

@@ -1,6 +1,6 @@
 """The kernels give what torch gives, for all shapes and flags; without a GPU in the interpreter."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -8,7 +8,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.models.attention.agreement import TOLERANCE, attention_of, inputs_of, relative_error, seen
+from app.models.attention.agreement import (
+    TOLERANCE,
+    attention_of,
+    checked_step,
+    inputs_of,
+    relative_error,
+    seen,
+)
 from app.models.attention.backend import Context
 from app.models.attention.torch import TorchBackend
 from app.models.attention.triton import TritonBackend
@@ -124,6 +131,53 @@ def test_a_row_reads_thousands_of_keys(dtype: torch.dtype, splits: int) -> None:
     geometry = LayerGeometry(1, 16, 16, queries_per_kv=7)
     contexts = [Context(1, np.random.default_rng(0).permutation(np.arange(1, 5001)))]
     check(Step(geometry, dtype, contexts, 5100, [splits], 0))
+
+
+def test_keys_and_values_of_a_step_may_be_parts_of_one_projection() -> None:
+    """An encoder's rows are read where its layers left them."""
+    geometry = LayerGeometry(2, 16, 16, is_causal=False)
+    contexts = [Context(9, np.arange(9))]
+    inputs = inputs_of(geometry, contexts, 9, torch.Generator().manual_seed(0)).to(DEVICE, torch.float32)
+    keys, values = torch.randn(9, 3 * 32, device=DEVICE)[:, 32:].split(32, dim=1)
+    backend = TritonBackend(geometry, torch.float32, DEVICE)
+    layout = hand_made_layout(contexts, geometry, torch.float32, device=DEVICE)
+    found, expected = (
+        attention_of(backend, geometry, contexts, inputs._replace(pools=pools), layout)
+        for pools in ((keys, values), (keys.contiguous(), values.contiguous()))
+    )
+    assert torch.equal(found, expected)
+
+
+class Recorder:
+    """Stands in for a kernel, and keeps what it is launched with."""
+
+    def __init__(self) -> None:
+        self.given: list[Any] = []
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        return lambda *given, **constants: self.given.extend(given)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 7])
+def test_a_geometry_is_compiled_once(kv_heads: int) -> None:
+    """Triton compiles another kernel for addresses and strides that aren't multiples of 16, amid serving."""
+    geometry = LayerGeometry(kv_heads, 16, 16)
+    contexts, inputs = checked_step(geometry, has_own=True)
+    backend = TritonBackend(geometry, torch.bfloat16, torch.device("cpu"))
+    kernel = Recorder()
+    backend._attend_rows._kernel = backend._attend_tiles._kernel = backend._merge = kernel
+    for count in (1, 5, len(contexts)):
+        attention_of(
+            backend,
+            geometry,
+            contexts[:count],
+            inputs.to(torch.device("cpu"), torch.bfloat16),
+        )
+    tensors = [each for each in kernel.given if isinstance(each, torch.Tensor)]
+    numbers = [each for each in kernel.given if isinstance(each, int)]
+    assert len(tensors) > 30
+    assert not [each.shape for each in tensors if each.data_ptr() % 16]
+    assert not [each for each in numbers if each % 16]
 
 
 def test_far_slots_are_found() -> None:
