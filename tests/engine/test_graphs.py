@@ -20,6 +20,7 @@ from app.engine.graphs import Bucket, bucket_sizes
 from app.engine.plan import Plan, PlanItem
 from app.engine.runner import LateInputs, Launched
 from app.models.attention import kv_cache, triton
+from app.models.attention.cascade import ALWAYS
 from app.request import Request, SamplingParams
 from benchmarks.completions import submit, submit_all
 from tests.engine import seq2seq
@@ -195,7 +196,8 @@ def test_graphs_over_tritons_kernels_equal_each_request_alone(
     world = build_world("gemma2", tmp_path, num_hidden_layers=2)
     backbone = world.backbone
     backbone.backends = [
-        triton.TritonBackend(group.geometry, backbone.dtype, backbone.device) for group in backbone.kv_groups
+        triton.TritonBackend(group.geometry, backbone.dtype, backbone.device, ALWAYS)
+        for group in backbone.kv_groups
     ]
     rng = random.Random(2)
     named = {task.name: task for task in world.tasks}
@@ -204,9 +206,12 @@ def test_graphs_over_tritons_kernels_equal_each_request_alone(
         replace(random_request(number, task, rng, (2, 5)), max_new_tokens=3 + number)
         for number, task in enumerate(tasks)
     ]
+    lone = replace(requests[-1], id="lone")
     with crowded_engine(world, [], num_blocks=120) as engine, graphs_of(engine) as counts:
         found = [future.result(120) for future in submit_all(engine, requests)]
-    expected = [expected_of(task, request) for task, request in zip(tasks, requests, strict=True)]
+        found.append(submit(engine, lone).result(120))
+    asked = zip([*tasks, tasks[-1]], [*requests, lone], strict=True)
+    expected = [expected_of(task, request) for task, request in asked]
     assert [difference(*each) for each in zip(found, expected, strict=True)] == [None] * len(found)
     assert min(counts.replays.values()) > 0
     assert counts.followed > 8
