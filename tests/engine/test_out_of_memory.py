@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from app.engine.engine import Engine, EngineConfig
 from app.engine.out_of_memory import forget_step, is_out_of_memory
 from app.errors import RequestFailed
 from app.models.decoder_only import DecoderOnly
@@ -50,6 +51,25 @@ def small_memory(backbone: DecoderOnly) -> Iterator[SmallMemory]:
     finally:
         gc.enable()
         handle.remove()
+
+
+def test_with_two_steps_in_flight_nothing_of_the_failed_ones_stays(
+    bench: Bench, llama_backbone: DecoderOnly
+) -> None:
+    config = EngineConfig(max_rows=16, token_budget=64, kv_cache_bytes=1 << 20, steps_in_flight=2)
+    engine = Engine(llama_backbone, bench.source, config)
+    engine.start()
+    long = [(number + 20,) * (HOLDS - 5) for number in range(8)]
+    with small_memory(llama_backbone) as memory:
+        futures = submit_all(engine, [bench.request(str(ids), token_ids=ids) for ids in long])
+        assert [tokens_of(future) for future in futures] == [alone(bench, ids) for ids in long]
+        large = submit(engine, bench.request("large", token_ids=(5,) * 100))  # both of its chunks fail
+        with pytest.raises(RequestFailed, match="even alone"):
+            large.result(60)
+        check_conserved(bench, engine)
+        assert memory.failures
+        assert not any(tensor() is not None for tensor in memory.failures)
+    engine.stop()
 
 
 def test_a_request_that_memory_does_not_hold_ends_alone_and_neighbours_go_on(bench: Bench) -> None:
