@@ -5,7 +5,7 @@ results, so it is done only where it saves more (`CascadeCosts`).
 Source: cascade attention (Ye et al., FlashInfer 2024).
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from app.models.attention.backend import Context, Head
@@ -30,14 +30,6 @@ class SharedHead(NamedTuple):
     rows: Sequence[int]
     num_slots: int
 
-    def num_tiles(self, tile: int) -> int:
-        """Return how often the slots are read, once for `tile` rows at most."""
-        return -(-len(self.rows) // tile)
-
-    def num_saved(self, tile: int) -> int:
-        """Return the keys that are read less than by each row alone."""
-        return (len(self.rows) - self.num_tiles(tile)) * self.num_slots
-
 
 def shared_heads(
     contexts: Sequence[Context], num_keys: int, queries_per_tile: int, num_items: int, costs: CascadeCosts
@@ -50,7 +42,7 @@ def shared_heads(
     found = _candidates(contexts, queries_per_tile)
     if not found:
         return [], 0.0
-    saved = [head.num_saved(queries_per_tile) for head in found]
+    saved = [_num_saved(len(rows), num_slots, queries_per_tile) for rows, num_slots in found]
     keys_per_part = max(MIN_KEYS, (num_keys - sum(saved)) / num_items)
     gains = [
         keys - costs.partial * len(head.rows) * (2 + head.num_slots // keys_per_part)
@@ -62,28 +54,42 @@ def shared_heads(
 
 def _candidates(contexts: Sequence[Context], tile: int) -> list[SharedHead]:
     """Return the heads that save most for the rows that have them: each row comes with one at most."""
-    lines: dict[int, list[int]] = {}  # rows by the last of their heads
-    for row, (num_tokens, _, _, heads) in enumerate(contexts):
-        if num_tokens > 1:
-            break
-        if heads:
-            lines.setdefault(heads[-1][0], []).append(row)
+    lines = _lines(contexts)
     counts: dict[int, int] = {}  # rows that have a head, by its id
-    for rows in lines.values():
+    for rows in lines:
         for id_, _ in contexts[rows[0]].heads:
             counts[id_] = counts.get(id_, 0) + len(rows)
     if max(counts.values(), default=1) == 1:
         return []
 
     def saving(head: Head) -> int:
-        return SharedHead(range(counts[head.id]), head.num_slots).num_saved(tile)
+        return _num_saved(counts[head.id], head.num_slots, tile)
 
     chosen: dict[Head, list[int]] = {}
-    for rows in lines.values():
-        best = max(contexts[rows[0]].heads, key=saving)
-        chosen.setdefault(best, []).extend(rows)
-    shared = [SharedHead(_whole_tiles(rows, tile), head.num_slots) for head, rows in chosen.items()]
-    return [head for head in shared if head.num_saved(tile)]
+    for rows in lines:
+        heads = contexts[rows[0]].heads
+        best = heads[0] if len(heads) == 1 else max(heads, key=saving)
+        if best in chosen:
+            chosen[best] += rows
+        elif saving(best):
+            chosen[best] = rows
+    return [SharedHead(_whole_tiles(rows, tile), head.num_slots) for head, rows in chosen.items()]
+
+
+def _lines(contexts: Sequence[Context]) -> Collection[list[int]]:
+    """Return the rows that have heads, by the last of them: those of a list have the same."""
+    lines: dict[int, list[int]] = {}
+    for row, (num_tokens, _, _, heads) in enumerate(contexts):
+        if num_tokens > 1:
+            break
+        if heads:
+            lines.setdefault(heads[-1][0], []).append(row)
+    return lines.values()
+
+
+def _num_saved(num_rows: int, num_slots: int, tile: int) -> int:
+    """Return the keys that are read less when a tile of rows reads them at once than when each row does."""
+    return (num_rows + -num_rows // tile) * num_slots
 
 
 def _whole_tiles(rows: list[int], tile: int) -> list[int]:
