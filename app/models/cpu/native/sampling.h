@@ -278,20 +278,9 @@ class Chooser {
             std::sort(best_.begin(), best_.begin() + (k - 1), comes_first);
             return;
         }
-        best_.resize(k + 1);  // what std::partial_sort does, passing over all that it would pass over
-        for (int64_t i = 0; i < k; ++i) best_[i] = {x[i] - shift, static_cast<int32_t>(i)};
-        std::make_heap(best_.begin(), best_.begin() + k, comes_first);
-        for (int64_t i = k; i < n_; ++i) {
-            if (i % kLanes == 0) {
-                while (i + kLanes <= n_ && !greater(load(x + i) - shift, splat(best_[0].value))) i += kLanes;
-                if (i >= n_) break;
-            }
-            const float value = x[i] - shift;
-            if (!(value > best_[0].value)) continue;
-            best_[k] = {value, static_cast<int32_t>(i)};
-            std::pop_heap(best_.begin(), best_.begin() + (k + 1), comes_first);
-        }
-        std::sort_heap(best_.begin(), best_.begin() + k, comes_first);
+        heap_.take(x, shift, n_, k);
+        best_.resize(k);
+        for (int64_t i = 0; i < k; ++i) best_[i] = {x[heap_.id(i)] - shift, heap_.id(i)};
     }
 
     void report_top(float normaliser, int64_t k, int64_t* ids, float* values) {
@@ -602,6 +591,7 @@ class Chooser {
     Split all_;  // of all candidates
     std::vector<Scored> best_;
     Selection selection_;
+    Heap heap_;
     std::vector<int32_t> order_;
     std::vector<double> masses_;  // of the blocks of a plain draw
 };

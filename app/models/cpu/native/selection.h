@@ -1,12 +1,13 @@
 // The k best of many scores, and tokens of equal scores in the order in which torch's topk leaves them.
 //
-// That order is an accident of libstdc++'s std::nth_element and std::sort, so their steps are followed one by one,
-// without branches on scores: 16 of them are compared at once.
+// That order is an accident of libstdc++'s std::nth_element and std::sort, or std::partial_sort where k is small. So
+// their steps are followed one by one, but with fewer branches on scores.
 
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
 #if defined(__AVX512F__)
@@ -28,6 +29,7 @@ inline uint32_t greater(Vector a, Vector b) {
 #endif
 }
 
+// Where k is large: 16 scores are compared at once.
 class Selection {
   public:
     // Take x - shift, n of them, and move the k best to the front as std::nth_element does. False: its steps would
@@ -94,6 +96,66 @@ class Selection {
     std::vector<float> room_;
     float* values_ = nullptr;  // between a vector of infinities and one of their opposites
     std::vector<int32_t> ids_;
+};
+
+// Where k is small: std::partial_sort's heap, the least score on top.
+class Heap {
+  public:
+    // Sort the k best of x - shift, n of them.
+    void take(const float* x, float shift, int64_t n, int64_t k) {
+        heap_.resize(k);
+        for (int64_t i = 0; i < k; ++i) heap_[i] = keyed(x[i] - shift, i);
+        for (int64_t i = (k - 2) / 2; i >= 0; --i) sift(i, k, heap_[i]);
+        for (int64_t i = k; i < n; ++i) {
+            if (i % kLanes == 0) {
+                while (i + kLanes <= n && !greater(load(x + i) - shift, splat(score(heap_[0])))) i += kLanes;
+                if (i >= n) break;
+            }
+            const Keyed next = keyed(x[i] - shift, i);
+            if (next.key > heap_[0].key) sift(0, k, next);
+        }
+        for (int64_t last = k - 1; last > 0; --last) {
+            const Keyed worst = heap_[last];
+            heap_[last] = heap_[0];
+            sift(0, last, worst);
+        }
+    }
+
+    int32_t id(int64_t place) const { return heap_[place].id; }
+
+  private:
+    struct Keyed {
+        int32_t key, id;  // keys are whole numbers in the order of the scores
+    };
+
+    static Keyed keyed(float score, int64_t id) {
+        score += 0.0f;  // -0 becomes 0
+        int32_t bits;
+        std::memcpy(&bits, &score, sizeof bits);
+        return {bits ^ (bits >> 31 & 0x7fffffff), static_cast<int32_t>(id)};
+    }
+
+    static float score(Keyed from) {
+        const int32_t bits = from.key ^ (from.key >> 31 & 0x7fffffff);
+        float score;
+        std::memcpy(&score, &bits, sizeof score);
+        return score;
+    }
+
+    // Put `moved` at `hole` or below, where no child is less, in a heap of n; of equal children the second moves up.
+    void sift(int64_t hole, int64_t n, Keyed moved) {
+        Keyed* heap = heap_.data();
+        int64_t child = 2 * hole + 2;
+        for (; child < n; child = 2 * hole + 2) {
+            child -= heap[child].key > heap[child - 1].key;
+            if (heap[child].key > moved.key) break;
+            heap[hole] = heap[child], hole = child;
+        }
+        if (child == n && heap[child - 1].key <= moved.key) heap[hole] = heap[child - 1], hole = child - 1;
+        heap[hole] = moved;
+    }
+
+    std::vector<Keyed> heap_;
 };
 
 }  // namespace
