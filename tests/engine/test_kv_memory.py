@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from app.engine.blocks import KVBlocks
+from app.engine.client import EngineStats
+from app.engine.engine import Engine, EngineConfig
 from app.engine.memory import kv_blocks
 from app.engine.plan import SampledToken, StepResult
 from app.engine.scheduler import Scheduler, SchedulerConfig
@@ -122,11 +124,15 @@ def test_statistics_tell_free_blocks_from_those_of_idle_prefixes_and_slots_that_
 
 
 def test_slots_at_the_ends_of_running_rows_are_counted(bench: Bench) -> None:
-    future = submit(bench.engine, bench.request("a", token_ids=(5,) * 20, max_new_tokens=200))
-    stats = wait_until(lambda: (now := bench.engine.stats()).num_running and now)
-    assert 0 <= stats.unfilled_request_slots < 16
-    assert stats.kv_free_blocks < stats.kv_blocks
-    future.result(60)
+    seen: list[EngineStats] = []
+    config = EngineConfig(kv_cache_bytes=1 << 20)
+    engine = Engine(bench.backbone, bench.source, config, on_step=lambda _: seen.append(engine.stats()))
+    engine.start()
+    submit(engine, bench.request("a", token_ids=(5,) * 20, max_new_tokens=40)).result(60)
+    engine.stop()
+    running = [stats for stats in seen if stats.num_running]
+    assert {stats.unfilled_request_slots for stats in running} == set(range(16))
+    assert all(stats.kv_free_blocks < stats.kv_blocks for stats in running)
 
 
 def test_long_rows_hold_of_a_window_group_what_the_window_shows() -> None:
