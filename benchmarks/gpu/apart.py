@@ -34,8 +34,9 @@ def run_apart(run: Run, setup: Setup, seconds: float, log: Path, *, grace: float
         process.join(seconds + grace)
         is_late = process.is_alive()
         if is_late:
-            with suppress(ProcessLookupError):
+            with suppress(ProcessLookupError):  # it may hang before it has a group
                 os.killpg(process.pid or 0, signal.SIGKILL)  # with what it has started itself
+            process.kill()
             process.join()
         found = read_findings(path)
         error = found.pop("error", None)

@@ -74,13 +74,14 @@ KINDS = {
     "sinks": replace(_SMALL, has_sinks=True),
     "not causal": replace(_SMALL, is_causal=False),
     "T5": replace(_SMALL, queries_per_kv=1, has_position_bias=True),
+    "T5's encoder": replace(_SMALL, queries_per_kv=1, has_position_bias=True, is_causal=False),
     "GQA 4 x 128": LayerGeometry(num_kv_heads=8, key_dim=128, value_dim=128, queries_per_kv=4),
     "GQA 2 x 256": LayerGeometry(num_kv_heads=4, key_dim=256, value_dim=256, queries_per_kv=2),
     "heads of 80": LayerGeometry(num_kv_heads=4, key_dim=80, value_dim=80),
     "keys 192, values 128": LayerGeometry(num_kv_heads=4, key_dim=192, value_dim=128),
     "one kv head": LayerGeometry(num_kv_heads=1, key_dim=128, value_dim=128, queries_per_kv=32),
 }
-TINY_KINDS = tuple(KINDS)[:5]
+TINY_KINDS = tuple(KINDS)[:6]
 
 
 def cases(kinds: Collection[str], *, is_tiny: bool = False) -> Iterator[Case]:
@@ -90,7 +91,7 @@ def cases(kinds: Collection[str], *, is_tiny: bool = False) -> Iterator[Case]:
         if is_tiny:
             queries = min(2, geometry.queries_per_kv)
             geometry = replace(geometry, key_dim=16, value_dim=16, queries_per_kv=queries)
-        if geometry.is_causal == step.has_own:
+        if step.has_own or not (geometry.is_causal or geometry.has_position_bias):
             yield replace(step, name=f"{kind}, {step.name}", geometry=geometry)
 
 

@@ -65,6 +65,7 @@ def _draw(axes: Axes, figures: Mapping[int, Mapping[str, Any]], what: str) -> No
         if share is not None:
             axes.annotate(f" {share:.2f} t*", (place, rate), va="bottom")
     axes.set_xticks(list(places), [str(each) for each in at])
+    axes.margins(x=0.2, y=0.1)
     axes.set_ylim(bottom=0)
     axes.set_xlabel(what)
     axes.set_ylabel("new tokens per second (median)")
