@@ -55,10 +55,17 @@ def _begins(steps: Sequence[Step]) -> dict[Row, int]:
 
 
 def _is_spoilt(row: Row, steps: Sequence[Step]) -> bool:
-    """Return whether a row needs what the steps made beside its own tokens. Copies may be any row's."""
-    return row.beams is not None or any(
-        step.copies or row.reads in step.sources or not step.prefixes.keys().isdisjoint(row.stands_on)
-        for step in steps
+    """Return whether a row needs what the steps made beside its own tokens.
+
+    Copies may be any row's, and what a row continues may have got its last tokens in one of the steps.
+    """
+    return (
+        row.beams is not None
+        or row.request.continues is not None
+        or any(
+            step.copies or row.reads in step.sources or not step.prefixes.keys().isdisjoint(row.stands_on)
+            for step in steps
+        )
     )
 
 

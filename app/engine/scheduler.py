@@ -69,9 +69,8 @@ class Scheduler:
         self._ahead: dict[int, PackedItem] = {}  # of rows that decode in the next step, by id
         self._served: dict[Party, int] = {}  # tokens of the step whose result is being applied
         self._under_way: list[Step] = []  # scheduled and not applied yet
-        self._suspects: set[Sequence] = (
-            set()
-        )  # open requests that were in a step that failed ahead of another
+        # Open requests that were in a step which failed ahead of another one, until they get a token again.
+        self._suspects: set[Sequence] = set()
         self._to_load: list[Sequence] = []  # parked since `take_loads` was asked last
         self._speculation = Speculation(blocks, config.speculate)
         self._config = config
@@ -166,10 +165,10 @@ class Scheduler:
         if not step.counts.preempted:
             self._admit(step)
             self._speculation.extend(step, len(self.running))
-        if self._searches or self.residency.held.lenders:  # nothing else forks tables
-            step.counts.copied_blocks = self.residency.blocks.num_copies
+        step.counts.copied_blocks = self.residency.blocks.num_copies
+        if step.counts.copied_blocks:  # for forks: of a beam, or of what is held or was until this step
             step.copies = self.residency.blocks.take_copies()
-            self.residency.held.lenders.clear()
+        self.residency.held.lenders.clear()
         if step.items or step.writes:
             self._under_way.append(step)
         return step
@@ -275,7 +274,8 @@ class Scheduler:
     def start_over(self, step: Step) -> None:
         """Undo all steps under way, the first of which failed, and go on with one at a time.
 
-        So it is found out which of its rows is at fault, if any, before others go ahead.
+        So it is found out which of their rows is at fault, if any, before others go ahead. Each time takes a
+        step that counts: whatever goes on failing, the others get their tokens.
         """
         steps, self._under_way = self._under_way, []
         for row in reversed(go_back(steps, self.running, self.residency)):
@@ -295,6 +295,8 @@ class Scheduler:
         for id_, sequence in step.sequences.items():
             if sequence.phase is Phase.RUNNING and id_ not in step.left:
                 outputs += self._outputs(sequence, step, result, now)
+        if self._suspects:
+            self._suspects.difference_update(sequence for sequence, _ in outputs)
         for party, num_tokens in self._served.items():
             self.waiting.charge(party, num_tokens)
         self._served.clear()

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,12 +16,14 @@ from torch import Tensor
 
 from app.engine import isolation
 from app.engine.engine import Engine, EngineConfig
+from app.engine.plan import Plan
+from app.engine.runner import LateInputs, Launched
 from app.engine.statistics import StepStats
 from app.errors import Cancelled, EngineStopped, PromptplexError, RequestFailed
 from app.models.attention.metadata import StepMetadata
 from app.models.decoder_only import DecoderOnly
 from app.prompt import Prompt, VersionDraft
-from app.request import Request, SamplingParams
+from app.request import Request, SamplingParams, TokenScore
 from benchmarks.completions import submit, submit_all
 from tests import oracle
 from tests.engine.conftest import Bench
@@ -275,6 +278,29 @@ def test_a_step_whose_parts_all_run_costs_nobody_anything(bench: Bench, llama_ba
     assert [tokens_of(future) for future in futures] == [alone(bench, ids, 20) for ids in NEIGHBOURS]
     assert backbone.has_failed
     check_conserved(bench, engine)
+    engine.stop()
+
+
+def test_an_error_that_comes_with_a_result_costs_nobody_anything(
+    bench: Bench, llama_backbone: DecoderOnly
+) -> None:
+    """As on a GPU, where a launch is no more than that: every seventh result is an error."""
+    engine = Engine(llama_backbone, bench.source, EngineConfig(kv_cache_bytes=1 << 20))
+    runner, numbers = engine._executor._runner, itertools.count(1)
+    run = runner.run
+
+    def failing() -> dict[int, tuple[TokenScore, ...]]:
+        raise RuntimeError("an illegal memory access")
+
+    def run_and_fail_later(plan: Plan, late: LateInputs) -> Launched:
+        launched = run(plan, late)
+        return launched if next(numbers) % 7 else replace(launched, scores=failing)
+
+    runner.run = run_and_fail_later  # type: ignore[method-assign]
+    engine.start()
+    requests = [bench.request(str(ids), token_ids=ids, max_new_tokens=20) for ids in NEIGHBOURS]
+    answers = [tokens_of(future) for future in submit_all(engine, requests)]
+    assert answers == [alone(bench, ids, 20) for ids in NEIGHBOURS]
     engine.stop()
 
 
