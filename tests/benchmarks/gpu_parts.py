@@ -1,5 +1,7 @@
-"""Parts of benchmarks.gpu for tests: one fails, one is spoilt by a hang."""
+"""Parts of benchmarks.gpu that end badly, for tests: they run in processes of their own."""
 
+import os
+import signal
 import time
 
 from benchmarks.gpu.findings import Findings
@@ -11,6 +13,10 @@ def fails(setup: Setup, findings: Findings, clock: Clock) -> None:
     raise ValueError("no such kernel\nmore")
 
 
-def hangs(setup: Setup, findings: Findings, clock: Clock) -> None:
+def dies(setup: Setup, findings: Findings, clock: Clock) -> None:
     findings.note("begun", True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hangs(setup: Setup, findings: Findings, clock: Clock) -> None:
     time.sleep(600)

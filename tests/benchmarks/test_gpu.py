@@ -70,15 +70,20 @@ def test_throughput_has_all_its_measurements(bare: dict[str, Any], tmp_path: Pat
     assert f"{THROUGHPUT}:" in bare["table"]
 
 
-def test_a_part_that_fails_or_hangs_leaves_what_it_found(tmp_path: Path) -> None:
+def test_a_part_that_fails_or_dies_leaves_what_it_found(tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
-    failed = run_apart(gpu_parts.fails, Setup(device="cpu"), 60, log)
+    failed = run_apart(gpu_parts.fails, Setup(device="cpu"), 600, log)
     assert failed["error"] == "ValueError: no such kernel"
     assert failed["found"] == {"device": "cpu"}
-    hung = run_apart(gpu_parts.hangs, Setup(device="cpu"), 5, log, grace=0)
-    assert hung["error"] == "stopped after 5 s"
-    assert hung["found"] == {"begun": True}
     assert "Traceback" in log.read_text()
+    dead = run_apart(gpu_parts.dies, Setup(device="cpu"), 600, log)
+    assert dead["error"] == "ended with status -9"
+    assert dead["found"] == {"begun": True}
+
+
+def test_a_part_beyond_its_limit_is_stopped(tmp_path: Path) -> None:
+    hung = run_apart(gpu_parts.hangs, Setup(device="cpu"), 0.1, tmp_path / "log.txt", grace=0)
+    assert hung["error"] == "stopped after 0 s"
 
 
 def test_without_a_gpu_it_says_what_can_be_done(capsys: pytest.CaptureFixture[str]) -> None:
