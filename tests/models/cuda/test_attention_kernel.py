@@ -119,7 +119,7 @@ def test_kernels_agree_with_torch(step: Step) -> None:
 
 
 @pytest.mark.soak
-@settings(CHEAP, max_examples=200)
+@settings(CHEAP, max_examples=60)
 @given(step=drawn_steps(LONG, 5))
 def test_kernels_agree_with_torch_on_larger_steps(step: Step) -> None:
     check(step)
