@@ -4,7 +4,7 @@ B rows, T tasks, p virtual tokens each. Not the full product: each is varied aro
 """
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from statistics import median
@@ -35,7 +35,7 @@ from benchmarks.transformers_sides import StaticBatch
 from benchmarks.work import Shape, Work, embedding_width, prompts_of_width
 
 CARTRIDGE = 2000  # virtual tokens
-_PEERS_ROUNDS = 3
+_FEW_ROUNDS = 3
 _OURS = "Promptplex"
 
 
@@ -111,9 +111,14 @@ class Bench:
     def measurements(self) -> list[tuple[str, Callable[[], dict[str, Any]]]]:
         """Return what there is to measure, the most important first."""
         first, *others = self._cells
-        comparisons = [("switches", lambda: self._switched(first)), ("peers", lambda: self._peers(first))]
+        names = Switches._fields[:1] if self._is_tiny else Switches._fields
+        comparisons = [
+            ("peers", lambda: self._peers(first)),
+            ("switches", lambda: self._switched(first, names)),
+        ]
         if LONG in self._cells:
-            comparisons.append(("switches at p 2000", lambda: self._switched(LONG)))
+            about_prefixes = ("kernels", "cascade")
+            comparisons.append(("switches at p 2000", lambda: self._switched(LONG, about_prefixes)))
         return [
             (first.name, lambda: self._cell(first)),
             ("first token", self._first_token),
@@ -146,10 +151,10 @@ class Bench:
         of_one, of_many = turns["1"], turns[str(many.tasks)]
         return {"tasks": many.tasks, "ratio": ratio(of_many, of_one).as_json(4)}
 
-    def _switched(self, cell: Cell) -> dict[str, Any]:
+    def _switched(self, cell: Cell, names: Sequence[str]) -> dict[str, Any]:
         """Each part off, one after the other, beside the engine with all parts on."""
         found: dict[str, Any] = {}
-        for name in Switches._fields[:1] if self._is_tiny else Switches._fields:
+        for name in names:
             off = ALL._replace(**{name: False})
             engine = self._engine(off, (cell,))
             try:
@@ -157,7 +162,7 @@ class Bench:
                     "on": self._sides[cell],
                     "off": self._side(engine, self._works[cell]),
                 }
-                turns = take_turns(sides, self._rounds, self._clock)
+                turns = take_turns(sides, min(_FEW_ROUNDS, self._rounds), self._clock)
             finally:
                 engine.close()
                 del engine
@@ -178,7 +183,7 @@ class Bench:
             PeftGrouped.name: PeftGrouped(peft, work),
             StaticBatch.name: StaticBatch(self._plain, work),
         }
-        turns = take_turns(sides, min(_PEERS_ROUNDS, self._rounds), self._clock)
+        turns = take_turns(sides, min(_FEW_ROUNDS, self._rounds), self._clock)
         others = {name: each for name, each in turns.items() if name != _OURS}
         return {
             name: each.as_json() | {"ratio": ratio(turns[_OURS], each).as_json(2)}
