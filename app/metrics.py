@@ -19,7 +19,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from app.engine.client import EngineStats
-from app.engine.device_memory import DeviceMemory
+from app.engine.memory.device import DeviceMemory
 from app.engine.statistics import StepStats
 from app.request import FinishReason, Outcome, ProgramKind, ProgramOutcome
 from app.store.cache.prompt_cache import PromptCacheStats

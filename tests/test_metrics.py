@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from app.engine.client import EngineStats
-from app.engine.device_memory import DeviceMemory
+from app.engine.memory.device import DeviceMemory
 from app.engine.statistics import StepStats
 from app.metrics import FAILURES, MAX_TASK_LABELS, Metrics
 from app.request import FinishReason, Outcome, ProgramKind, ProgramOutcome, RequestTimings

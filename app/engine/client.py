@@ -6,7 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from app.engine.device_memory import DeviceMemory
+from app.engine.memory.device import DeviceMemory
 from app.prompt import ModelGeometry
 from app.request import Request, TokenDelta
 

@@ -15,13 +15,13 @@ from torch import Tensor
 from app.concurrency import Workers
 from app.engine.admissibility import check_beams, check_segments, check_source, check_tokens
 from app.engine.blocks import KVBlocks
-from app.engine.capture import CudaCapture
 from app.engine.client import EngineStats, LiveRow
-from app.engine.device_memory import DeviceMemory, device_memory
 from app.engine.executor import Executor
-from app.engine.graphs import bucket_sizes
+from app.engine.graphs.capture import CudaCapture
+from app.engine.graphs.decode_graphs import bucket_sizes
 from app.engine.loop import Cancel, EngineLoop, Message, Release, Stop, Submit
-from app.engine.memory import in_words, kv_blocks, kv_cache_bytes
+from app.engine.memory.device import DeviceMemory, device_memory
+from app.engine.memory.kv_memory import in_words, kv_blocks, kv_cache_bytes
 from app.engine.router import OutputRouter, Port
 from app.engine.runner import Runner
 from app.engine.sampling.token_masks import NUM_WORKERS, GrammarSource

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from app.engine.out_of_memory import forget_step, is_out_of_memory
+from app.engine.memory.exhaustion import forget_step, is_out_of_memory
 from app.engine.plan import Plan, PlanItem, StepResult
 from app.engine.prefixes import Key, Prefix
 from app.engine.sampling.inputs import SamplingInput

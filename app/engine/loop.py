@@ -18,7 +18,7 @@ from functools import partial
 from app.engine.deadlines import Deadlines
 from app.engine.executor import Executor
 from app.engine.isolation import Refusals, request_error, run_apart, works
-from app.engine.out_of_memory import forget_step
+from app.engine.memory.exhaustion import forget_step
 from app.engine.plan import Plan, StepResult
 from app.engine.prefixes import Prefix, prefix_keys, segment_slots
 from app.engine.router import OutputRouter, is_last

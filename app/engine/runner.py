@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from app.engine.capture import Capture
-from app.engine.decode_inputs import Followed
-from app.engine.graphs import DecodeGraphs, Replayed, is_decode
+from app.engine.graphs.capture import Capture
+from app.engine.graphs.decode_graphs import DecodeGraphs, Replayed, is_decode
+from app.engine.graphs.decode_inputs import Followed
+from app.engine.graphs.recording import Progress, record_decode_steps
 from app.engine.plan import LateInput, Plan, PlanItem, SourceItem, StepResult
-from app.engine.recording import Progress, record_decode_steps
 from app.engine.sampling.inputs import Sampled, SampledToken, SamplingInput
 from app.engine.sampling.native_sampler import native_sampler
 from app.engine.sampling.sampler import sample, score_tokens

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from app.engine.capture import CudaCapture
+from app.engine.graphs.capture import CudaCapture
 from app.engine.plan import Plan
 from app.engine.runner import Launched, Runner
 from app.models.attention.kv_cache import KVCache

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from app.engine.device_memory import CudaMeter, device_memory
 from app.engine.engine import Engine, EngineConfig
+from app.engine.memory.device import CudaMeter, device_memory
 from app.errors import RequestFailed
 from app.models.cuda.summary import missing, read_facts
 from app.models.decoder_only import DecoderOnly

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from app.engine.capture import Repetition
 from app.engine.engine import Engine
-from app.engine.graphs import Bucket, bucket_sizes
+from app.engine.graphs.capture import Repetition
+from app.engine.graphs.decode_graphs import Bucket, bucket_sizes
 from app.engine.plan import Plan, PlanItem
 from app.engine.runner import LateInputs, Launched
 from app.models.attention import kv_cache, triton

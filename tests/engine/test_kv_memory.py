@@ -8,7 +8,7 @@ import torch
 from app.engine.blocks import KVBlocks
 from app.engine.client import EngineStats
 from app.engine.engine import Engine, EngineConfig
-from app.engine.memory import kv_blocks
+from app.engine.memory.kv_memory import kv_blocks
 from app.engine.plan import SampledToken, StepResult
 from app.engine.scheduler import Scheduler, SchedulerConfig
 from app.engine.sequence import Sequence

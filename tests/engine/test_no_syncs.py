@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from app.engine.capture import Repetition
-from app.engine.decode_inputs import DecodeInputs
-from app.engine.graphs import DecodeGraphs, bucket_sizes, is_decode
+from app.engine.graphs.capture import Repetition
+from app.engine.graphs.decode_graphs import DecodeGraphs, bucket_sizes, is_decode
+from app.engine.graphs.decode_inputs import DecodeInputs
 from app.engine.plan import Plan
 from app.engine.prefixes import prefix_keys
 from app.engine.runner import Runner

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from app.engine.blocks import KVBlocks
-from app.engine.memory import kv_blocks
+from app.engine.memory.kv_memory import kv_blocks
 from app.engine.plan import Plan, StepResult
 from app.engine.prefixes import prefix_keys
 from app.engine.runner import Runner

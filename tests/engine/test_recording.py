@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from app.engine.capture import Repetition, Work
+from app.engine.graphs.capture import Repetition, Work
 from app.engine.plan import Plan, PlanItem
 from app.engine.runner import Runner
 from app.engine.sampling.state import SamplingState

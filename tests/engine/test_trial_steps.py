@@ -10,11 +10,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from app.engine.device_memory import DeviceMemory, device_memory
 from app.engine.engine import Engine, EngineConfig
+from app.engine.memory.device import DeviceMemory, device_memory
+from app.engine.memory.trial_steps import Trials, measure_steps, trial_cache
 from app.engine.plan import Plan
 from app.engine.runner import LateInputs, Launched, Runner
-from app.engine.trial_steps import Trials, measure_steps, trial_cache
 from app.models.decoder_only import DecoderOnly
 from app.request import SamplingParams
 from benchmarks.completions import submit_all

@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from app.engine.device_memory import DeviceMemory, device_memory
 from app.engine.engine import Engine, EngineConfig
-from app.engine.memory import kv_cache_bytes, planned
-from app.engine.memory_plan import MemoryPlan, plan_memory
+from app.engine.memory.device import DeviceMemory, device_memory
+from app.engine.memory.division import MemoryPlan, plan_memory
+from app.engine.memory.kv_memory import kv_cache_bytes, planned
+from app.engine.memory.trial_steps import StepPeaks, Trials, trial_cache
 from app.engine.plan import Plan
 from app.engine.runner import Runner
 from app.engine.scheduler import SchedulerConfig
-from app.engine.trial_steps import StepPeaks, Trials, trial_cache
 from app.host_memory import host_memory
 from app.models.backbone import Backbone
 from app.models.decoder_only import DecoderOnly

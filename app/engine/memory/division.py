@@ -5,8 +5,8 @@ Pure arithmetic over measured bytes.
 
 from dataclasses import dataclass
 
-from app.engine.device_memory import DeviceMemory
-from app.engine.trial_steps import StepPeaks
+from app.engine.memory.device import DeviceMemory
+from app.engine.memory.trial_steps import StepPeaks
 
 # What the driver may still take beside tensors: modules of kernels, libraries on another thread, steps of
 # other shapes that leave other holes.

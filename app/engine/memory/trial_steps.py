@@ -10,8 +10,8 @@ from functools import partial
 
 import numpy as np
 
-from app.engine.device_memory import Meter
 from app.engine.items import MAX_SCORED_ROWS
+from app.engine.memory.device import Meter
 from app.engine.plan import Plan, PlanItem, SourceItem
 from app.engine.sampling.inputs import SamplingInput
 from app.engine.sampling.state import SamplingState

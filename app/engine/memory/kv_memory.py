@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from app.engine.blocks import Counts, KVBlocks, TableGroup, block_bytes, table_groups
-from app.engine.device_memory import CudaMeter, DeviceMemory, Meter
-from app.engine.memory_plan import MemoryPlan, gib, no_room_to_measure, plan_memory
-from app.engine.out_of_memory import forget_step, is_out_of_memory
-from app.engine.recording import why_unrecordable
+from app.engine.graphs.recording import why_unrecordable
+from app.engine.memory.device import CudaMeter, DeviceMemory, Meter
+from app.engine.memory.division import MemoryPlan, gib, no_room_to_measure, plan_memory
+from app.engine.memory.exhaustion import forget_step, is_out_of_memory
+from app.engine.memory.trial_steps import StepPeaks, Trials, measure_steps, trial_cache
 from app.engine.runner import Runner
 from app.engine.scheduler import SchedulerConfig
-from app.engine.trial_steps import StepPeaks, Trials, measure_steps, trial_cache
 from app.host_memory import host_memory
 from app.models.backbone import Backbone
 from app.sites import Site

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from app.engine.engine import Engine, EngineConfig
-from app.engine.out_of_memory import forget_step, is_out_of_memory
+from app.engine.memory.exhaustion import forget_step, is_out_of_memory
 from app.errors import RequestFailed
 from app.models.decoder_only import DecoderOnly
 from benchmarks.completions import submit, submit_all

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from app.engine.capture import Capture, Work
-from app.engine.decode_inputs import DecodeInputs, Followed
+from app.engine.graphs.capture import Capture, Work
+from app.engine.graphs.decode_inputs import DecodeInputs, Followed
 from app.engine.plan import Plan, PlanItem
 from app.engine.sampling.inputs import Sampled
 from app.engine.sampling.torch_sampler import Choice, greedy, sampled

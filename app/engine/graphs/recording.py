@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from app.engine.capture import Capture
-from app.engine.decode_inputs import DecodeInputs
-from app.engine.device_memory import device_memory
-from app.engine.graphs import DecodeGraphs, bucket_sizes
-from app.engine.out_of_memory import forget_step, is_out_of_memory
+from app.engine.graphs.capture import Capture
+from app.engine.graphs.decode_graphs import DecodeGraphs, bucket_sizes
+from app.engine.graphs.decode_inputs import DecodeInputs
+from app.engine.memory.device import device_memory
+from app.engine.memory.exhaustion import forget_step, is_out_of_memory
 from app.engine.plan import PlanItem
 from app.engine.sampling.torch_sampler import greedy
 from app.models.attention.backend import GraphBackend

@@ -1,0 +1,1 @@
+"""Decode steps that a GPU is given by one call: recorded before the first request, over memory that stays."""
