@@ -1,5 +1,7 @@
 """Where a base model runs and in which dtype."""
 
+import re
+
 import torch
 from transformers.configuration_utils import PreTrainedConfig
 
@@ -7,22 +9,33 @@ from app.errors import UnsupportedModel
 from app.models.cpu.products import why_no_int8
 from app.models.weights import is_quantized
 
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?", re.ASCII)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def choose_device(device: str) -> torch.device:
     """Return the device for `--device`; `auto` takes CUDA where there is one.
 
-    Raise ValueError: CUDA without a GPU that torch finds.
+    Raise ValueError: no device of this name, or CUDA without this GPU.
     """
+    if not _DEVICE.fullmatch(device):
+        raise ValueError(f"unknown device {device!r}; choose auto, cpu, cuda or cuda:N, such as cuda:0")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
+    if device.startswith("cuda"):
+        _check_gpu(device)
+    return torch.device(device)
+
+
+def _check_gpu(device: str) -> None:
+    if not torch.cuda.is_available():
         raise ValueError(
             f"device {device!r} was asked for, but this torch finds no CUDA GPU; take --device cpu, or "
             "install what is missing (`promptplex doctor` says it)"
         )
-    return torch.device(device)
+    number, count = int(device.partition(":")[2] or 0), torch.cuda.device_count()
+    if number >= count:
+        raise ValueError(f"device {device!r} was asked for, but torch finds cuda:0 to cuda:{count - 1}")
 
 
 def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:

@@ -154,14 +154,15 @@ class PromptplexServer(QuietServer):
             app_state=self.lifespan.state,
         )
         for server in self.servers:
-            ports = [each.dup() for each in server.sockets]
+            # Without descriptors of their own: there may be none left.
+            ports = [socket.socket(fileno=each.fileno()) for each in server.sockets]
             for each in server.sockets:
                 loop.remove_reader(each.fileno())
             await asyncio.sleep(0)  # what asyncio has accepted joins the server while that is open
             late = [client for port in ports for client in _accepted(port)]
-            server.close()
             for port in ports:
-                port.close()
+                port.detach()
+            server.close()
             for client in late:
                 await loop.connect_accepted_socket(connection, client)
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -97,6 +98,13 @@ def _why_no_gpu() -> str | None:
     )
 
 
+def _minutes(text: str) -> float:
+    minutes = float(text)
+    if not 0 < minutes < math.inf:
+        raise argparse.ArgumentTypeError(f"a finite number above 0, not {text}")
+    return minutes
+
+
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse and check the options."""
     from benchmarks.gpu.parts import PARTS, QUICK_PARTS
@@ -116,7 +124,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--device", choices=("cuda", "cpu"), default="cuda", help="cpu: all parts at tiny size, interpreted"
     )
-    parser.add_argument("--minutes", type=float, help="for all parts together; default 8, or 2 with --quick")
+    parser.add_argument(
+        "--minutes", type=_minutes, help="for all parts together; default 8, or 2 with --quick"
+    )
     parser.add_argument(
         "--compile-only", action="store_true", help="compile the kernels for sm_90; needs no GPU"
     )

@@ -93,6 +93,13 @@ def test_without_a_gpu_it_says_what_can_be_done(capsys: pytest.CaptureFixture[st
     assert "--compile-only" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("minutes", ["nan", "0", "-1", "inf", "two"])
+def test_a_time_that_is_none_is_refused(minutes: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--minutes", minutes])
+    assert "argument --minutes: " in capsys.readouterr().err
+
+
 def _reported(value: float) -> dict[str, Any]:
     """A report in which every goal's figure is `value`."""
     spread = {"median": value, "quartiles": [value, value]}

@@ -1,6 +1,7 @@
 """An engine that dies under load: everybody is told, and the process ends with status 1."""
 
 import asyncio
+import contextlib
 import http.client
 import signal
 from collections.abc import Callable
@@ -78,3 +79,31 @@ def test_requests_that_come_as_the_server_closes_are_answered(
         assert answer.status == 503
         assert "shutting down" in answer.read().decode()
     assert server.wait() == 0
+
+
+NO_FILES = """
+import resource
+from app.server.process import PromptplexServer
+
+shutdown = PromptplexServer.shutdown
+
+async def without_files(self, sockets=None):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    await shutdown(self, sockets)
+
+PromptplexServer.shutdown = without_files
+"""
+
+
+def test_a_server_without_a_file_to_open_closes_in_order(
+    serve: Callable[..., Server], base: Path, tmp_path: Path
+) -> None:
+    server = serve("--model", str(base), "--store", str(tmp_path), fault=NO_FILES)
+    where = urlsplit(server.wait_until_ready())
+    with contextlib.closing(http.client.HTTPConnection(where.netloc, timeout=PATIENCE)) as idle:
+        idle.request("GET", "/health/live")
+        assert idle.getresponse().read()
+        assert server.end(signal.SIGTERM) == 0
+        assert "Traceback" not in server.log
+        assert idle.sock is not None
+        assert idle.sock.recv(1) == b"", "closed, not reset"

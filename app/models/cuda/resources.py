@@ -8,6 +8,7 @@ multiprocessor: how many programs run on it at once, and how many bytes of keys 
 it at least.
 """
 
+import argparse
 import re
 import subprocess
 import sys
@@ -173,7 +174,17 @@ def table(names: Collection[str]) -> Iterator[str]:
                 )
 
 
-if __name__ == "__main__":
-    for line in table(sys.argv[1:] or SHAPES):
+def main() -> None:
+    """Print the table for the layers that are named, or for all."""
+    parser = argparse.ArgumentParser(prog="python -m app.models.cuda.resources", description=__doc__)
+    parser.add_argument("layers", nargs="*", metavar="LAYER", help=f"default: all of {', '.join(SHAPES)}")
+    names = parser.parse_args().layers
+    if unknown := [name for name in names if name not in SHAPES]:
+        parser.error(f"unknown: {', '.join(unknown)}; choose from {', '.join(SHAPES)}")
+    for line in table(names or SHAPES):
         sys.stdout.write(line + "\n")
         sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -62,3 +62,14 @@ def test_kernels_fit_a_multiprocessor(tmp_path: Path) -> None:
 @pytest.mark.soak
 def test_kernels_of_all_layers_fit_a_multiprocessor(tmp_path: Path) -> None:
     check(compiled([], ["bfloat16", "float16", "float32"], tmp_path))
+
+
+def test_layers_that_are_not_known_are_refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from app.models.cuda.resources import main
+
+    monkeypatch.setattr(sys, "argv", ["resources", "nonsense"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "unknown: nonsense; choose from " in capsys.readouterr().err
