@@ -11,7 +11,7 @@ from app.models.attention.position_bias import RowDistances
 from app.models.attention.torch import RowBucket, TorchBackend, TorchLayout
 from app.models.packed_model import PackedModel
 
-WIDTH = 320  # slots of a row that fit
+WIDTH = 1024  # slots of a row, padding included
 
 
 class PaddedBackend(TorchBackend):

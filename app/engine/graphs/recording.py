@@ -17,7 +17,7 @@ from app.engine.memory.device import device_memory
 from app.engine.memory.exhaustion import forget_step, is_out_of_memory
 from app.engine.plan import PlanItem
 from app.engine.sampling.torch_sampler import greedy
-from app.models.attention.backend import GraphBackend
+from app.models.attention.backend import GraphBackend, Head
 from app.models.attention.kv_cache import PADDING_SLOT, TRASH_SLOT, KVCache
 from app.models.attention.metadata import PackedItem
 from app.models.backbone import Backbone
@@ -27,6 +27,8 @@ from app.models.weights import in_one_line
 from app.sites import Site
 
 _PRIME = 7919  # neighbouring rows of an example have distant tokens
+_FAR, _LONGEST = 411, 1000  # and contexts of other lengths, up to those that attention splits
+_SHARED = 512  # slots of a head
 
 Progress = Callable[[str], None]
 
@@ -95,7 +97,7 @@ def _record(graphs: DecodeGraphs, backbone: Backbone, cache: KVCache, size: int,
     graphs.inputs.fill([], None, size)  # what is recorded gives other logits than are compared
     graphs.record(size, capture, expected)
     replayed = graphs.replay(items, None)
-    assert replayed is not None, "an example is short"
+    assert replayed is not None, "an example fits"
     error = float((replayed.logits - expected).float().norm() / expected.float().norm())
     if not error <= WEIGHTS_TOLERANCE[backbone.dtype]:  # a NaN fails too
         raise NotRecorded(f"with {size} rows, logits differ by {error:.1e} from an eager step's")
@@ -104,19 +106,24 @@ def _record(graphs: DecodeGraphs, backbone: Backbone, cache: KVCache, size: int,
 
 
 def _example_item(backbone: Backbone, cache: KVCache, row: int, size: int) -> PlanItem:
-    """Return a token that sees the padding slot and itself. All rows differ in token, position and slot."""
+    """Return a token that sees the padding slot, again and again, and itself.
+
+    All rows differ in token, position and slot. Some contexts are long, and those share a head.
+    """
+    geometry = backbone.geometry
+    before = 1 + row * _FAR % max(1, min(_LONGEST, geometry.max_positions - 1))
     slots = []
     for group in cache.groups:
         if group.site is Site.DECODER_SELF:
             num_slots = len(cache.pools((group.site, group.layers[0]))[0])
             own = TRASH_SLOT + 1 + row % (num_slots - TRASH_SLOT - 1)
-            slots.append(np.array([PADDING_SLOT, own]))
+            slots.append(np.append(np.full(before, PADDING_SLOT), own))
         elif group.site is Site.DECODER_CROSS:
             slots.append(np.array([PADDING_SLOT]))
-    geometry = backbone.geometry
+    heads = (Head(0, _SHARED),) if before >= _SHARED else ()
     return PlanItem(
         id=row,
-        kv=PackedItem(1, 1, tuple(slots)),
+        kv=PackedItem(before, 1, tuple(slots), heads),
         position=row * geometry.max_positions // size,
         token_ids=(_PRIME * row % geometry.vocab_size,),
     )

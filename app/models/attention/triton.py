@@ -103,7 +103,7 @@ class TritonBackend:
             *(layout.query_rows, layout.slots, layout.partial_begin),
             *(sinks, position_bias, *query.stride()[:2]),
             0 if position_bias is None else position_bias.shape[1] // 2,
-            *(scaling, softcap or 0.0, self._window),
+            *(float(scaling), float(softcap or 0.0), self._window),
         )
         with torch.cuda.device_of(query):  # type: ignore[no-untyped-call]
             self._attend_rows(layout.row_items, query, keys, values, output, *partials, *given)

@@ -20,7 +20,7 @@ COLUMNS = tl.constexpr(8)  # app/models/attention/work_items.py: NUM_COLUMNS
 SEES_ALL = tl.constexpr(1 << 30)  # there too
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["furthest", "window"])
 def attend(
     items,  # [W, 8] int32
     query,  # [H, T, D], of any strides but 1 along D

@@ -73,3 +73,18 @@ def test_layers_that_are_not_known_are_refused(
     with pytest.raises(SystemExit):
         main()
     assert "unknown: nonsense; choose from " in capsys.readouterr().err
+
+
+def test_numbers_of_a_model_or_a_call_choose_no_other_kernel() -> None:
+    """What is compared at load is what serves: Triton would compile another one for multiples of 16."""
+    code = (
+        "from app.models.cuda.attention import attend; "
+        "print(*(each.name for each in attend.params if each.do_not_specialize))"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"TRITON_INTERPRET": "0"},
+        capture_output=True,
+        text=True,
+    )
+    assert found.stdout.split() == ["furthest", "window"], found.stderr
